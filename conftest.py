@@ -1,0 +1,31 @@
+"""Fixtures that every test directory shares: offline by construction, small SAEs, one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports a hub client or W&B: no test may reach a network or an account.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("sae_match", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("sae_match")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source checkout."""
+    return Path(__file__).parent

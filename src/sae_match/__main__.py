@@ -1,0 +1,5 @@
+"""`python -m sae_match`."""
+
+from sae_match.app import main
+
+main()

@@ -1,0 +1,81 @@
+"""Console command `sae-match`: Hydra composes, `run` works, errors are printed on one screen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.schema import Config
+from sae_match.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Hydra's task function: check, run, log the headline numbers."""
+    # Imported here so that --help, --cfg and configuration errors do not wait for torch.
+    from sae_match.experiment import run
+
+    checked = to_dataclass(cfg, Config)
+    result = run(checked, group=sweep_name())
+    logger.info("record: %s", result.directory)
+    for name in ("matching_score", "weight_mse/W_dec", "explained_variance/encode_permute_decode",
+                 "delta_loss/encode_permute_decode"):  # fmt: skip
+        if name in result.metrics:
+            logger.info("%-45s %.4f", name, result.metrics[name])
+    return result.metrics.get("matching_score")
+
+
+def sweep_name() -> str | None:
+    """Name of the sweep's directory, which groups its W&B runs; None for a single run."""
+    config = HydraConfig.get()
+    return Path(config.sweep.dir).name if config.mode is RunMode.MULTIRUN else None
+
+
+def main() -> None:
+    """Entry point of `sae-match` and `python -m sae_match`."""
+    register_schemas()
+    run_command(
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job)
+    )
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a Hydra command; a user's mistake becomes a short message and a non-zero exit code, without a traceback."""
+    # With this set Hydra raises instead of printing a trimmed traceback, so that what is shown is decided here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        command()
+    except UserError as error:
+        fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error.__context__
+        detail = f"\n{cause}" if isinstance(cause, OmegaConfBaseException | HydraException) else ""
+        fail(f"{error}{detail}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def fail(message: str) -> None:
+    """Print an error and leave."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Configuration: dataclass schema, composition and checks. Knows neither torch nor any other room."""

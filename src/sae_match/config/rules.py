@@ -1,0 +1,111 @@
+"""Rules across fields, checked before anything is loaded or downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sae_match.config.schema import (
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    EvaluationLevel,
+    LayersConfig,
+    ModelConfig,
+    ModelSource,
+    TrackingConfig,
+    TrainConfig,
+)
+from sae_match.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda")
+MAX_TAG = 64
+
+
+def check_config(cfg: Config) -> None:
+    """Refuse a `sae-match` configuration that cannot work.
+
+    Raises:
+        UserError: every broken rule, one per line.
+    """
+    problems = list(_layer_rules(cfg.layers, cfg.model, need_pair=True))
+    problems += _range_rule(cfg)
+    problems += _evaluation_rules(cfg.evaluation)
+    if cfg.evaluation.level is EvaluationLevel.full:
+        problems += _model_rules(cfg.model)
+        problems += _dataset_rules(cfg.dataset, "dataset")
+    problems += _common_rules(cfg.device, cfg.tracking)
+    _raise(problems)
+
+
+def check_train_config(cfg: TrainConfig) -> None:
+    """Refuse a `sae-match-train` configuration that cannot work.
+
+    Raises:
+        UserError: every broken rule, one per line.
+    """
+    problems = list(_layer_rules(cfg.layers, cfg.model, need_pair=False))
+    problems += _model_rules(cfg.model)
+    for name, dataset in cfg.datasets.items():
+        problems += _dataset_rules(dataset, f"datasets.{name}")
+    if not cfg.datasets:
+        problems.append("datasets: name at least one training text")
+    for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
+        if getattr(cfg.training, name) <= 0:
+            problems.append(f"training.{name}={getattr(cfg.training, name)}: must be positive")
+    problems += _common_rules(cfg.device, cfg.tracking)
+    _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _layer_rules(layers: LayersConfig, model: ModelConfig, need_pair: bool) -> Iterator[str]:
+    if layers.first < 0:
+        yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
+    if need_pair and layers.last <= layers.first:
+        yield f"layers.first={layers.first}, layers.last={layers.last}: a span needs at least two layers"
+    if layers.last < layers.first and not need_pair:
+        yield f"layers.first={layers.first}, layers.last={layers.last}: the span is empty"
+    if model.n_layers is not None and layers.last >= model.n_layers:
+        yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
+
+
+def _range_rule(cfg: Config) -> Iterator[str]:
+    if cfg.layers.first < cfg.sae.first_layer or cfg.layers.last > cfg.sae.last_layer:
+        yield (
+            f"layers.first={cfg.layers.first}, layers.last={cfg.layers.last}: the SAEs {cfg.sae.name} cover layers "
+            f"{cfg.sae.first_layer}..{cfg.sae.last_layer}"
+        )
+
+
+def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
+    for name, least in (("splice_documents", 0), ("batch_windows", 1), ("min_count", 1), ("bootstrap_samples", 1)):
+        value = getattr(evaluation, name)
+        if value < least:
+            yield f"evaluation.{name}={value}: must be at least {least}"
+
+
+def _model_rules(model: ModelConfig) -> Iterator[str]:
+    if model.dtype not in ("float32", "bfloat16", "float16"):
+        yield f"model.dtype={model.dtype}: must be float32, bfloat16 or float16"
+    if model.source is ModelSource.hub and not model.repo_id:
+        yield "model.repo_id is not set, and model.source=hub needs one"
+    if model.source is ModelSource.local and not model.path:
+        yield "model.path is not set, and model.source=local needs one"
+
+
+def _dataset_rules(dataset: DatasetConfig, where: str) -> Iterator[str]:
+    for name, least in (("documents", 0), ("window_tokens", 3), ("windows_per_document", 0)):
+        value = getattr(dataset, name)
+        if value < least:
+            yield f"{where}.{name}={value}: must be at least {least}"
+
+
+def _common_rules(device: str, tracking: TrackingConfig) -> Iterator[str]:
+    if device not in DEVICES:
+        yield f"device={device}: must be one of {', '.join(DEVICES)}"
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= MAX_TAG:
+            yield f"tracking.tags: W&B takes tags of 1 to {MAX_TAG} characters, got {len(tag)}: {tag[:20]}..."

@@ -1,0 +1,368 @@
+"""Dataclass schema of the `sae-match` configuration: one class per Hydra group.
+
+Nothing here imports torch: composing and checking a configuration must stay fast and side-effect free.
+Field docstrings are the reference that `sae-match --help` points to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Metric(str, Enum):
+    """Which parameters enter the matching cost (method: Eq. 3)."""
+
+    both = "both"
+    decoder = "decoder"
+    encoder = "encoder"
+
+
+class Folding(str, Enum):
+    """Whether thresholds are folded into the weights before matching (Eq. 4)."""
+
+    theta = "theta"
+    none = "none"
+
+
+class SpliceUnits(str, Enum):
+    """Units in which activations travel along the permutation when a residual is spliced."""
+
+    as_folding = "as_folding"
+    theta = "theta"
+    raw = "raw"
+
+
+class SolverName(str, Enum):
+    """Assignment solvers."""
+
+    dense = "dense"
+
+
+class Dialect(str, Enum):
+    """On-disk layout of SAE checkpoints."""
+
+    native = "native"
+    gemma_scope = "gemma_scope"
+
+
+class ModelSource(str, Enum):
+    """Where the language model comes from."""
+
+    embedded = "embedded"
+    hub = "hub"
+    local = "local"
+
+
+class Bos(str, Enum):
+    """Beginning-of-sequence handling of a tokenizer."""
+
+    auto = "auto"
+    required = "required"
+    none = "none"
+
+
+class DatasetSource(str, Enum):
+    """Where evaluation or training text comes from."""
+
+    embedded_wiki = "embedded_wiki"
+    embedded_news = "embedded_news"
+    embedded_code = "embedded_code"
+    hub = "hub"
+    local = "local"
+
+
+class Part(str, Enum):
+    """Which documents of a source are used; training and evaluation parts are disjoint."""
+
+    train = "train"
+    evaluation = "evaluation"
+    all = "all"
+
+
+class TrackingMode(str, Enum):
+    """Weights & Biases mode."""
+
+    offline = "offline"
+    online = "online"
+    none = "none"
+
+
+class EvaluationLevel(str, Enum):
+    """How much is evaluated."""
+
+    weights_only = "weights_only"
+    full = "full"
+
+
+@dataclass
+class GroupWeights:
+    """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
+
+    W_enc: float = 1.0
+    """Encoder columns."""
+    b_enc: float = 1.0
+    """Encoder biases."""
+    W_dec: float = 1.0
+    """Decoder rows."""
+
+
+@dataclass
+class MatchingConfig:
+    """What is compared when features are matched."""
+
+    metric: Metric = MISSING
+    """both | decoder | encoder."""
+    include_bias: bool = True
+    """Whether b_enc enters the cost where the metric covers the encoder (the paper: true)."""
+    weights: GroupWeights = field(default_factory=GroupWeights)
+    """Weights of the groups."""
+
+
+@dataclass
+class FoldingConfig:
+    """Whether and how features are rescaled before matching."""
+
+    name: Folding = MISSING
+    """theta | none."""
+
+
+@dataclass
+class SolverConfig:
+    """Assignment solver."""
+
+    name: SolverName = MISSING
+    """dense: scipy's exact solver on the full matrix."""
+    memory_limit_gib: float | None = None
+    """Refuse to start above this; null = what the machine has available now."""
+
+
+@dataclass
+class LayersConfig:
+    """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched."""
+
+    first: int = MISSING
+    """First layer (0-based; the residual stream after this block)."""
+    last: int = MISSING
+    """Last layer, inclusive."""
+
+
+@dataclass
+class SaeConfig:
+    """Which sparse autoencoders are matched."""
+
+    name: str = MISSING
+    """Short name used in records."""
+    dialect: Dialect = MISSING
+    """File layout."""
+    root: str | None = None
+    """Local directory in the hub's layout; read in place of the hub when set."""
+    repo_id: str | None = None
+    """Hub repository."""
+    revision: str | None = None
+    """Hub revision; null = main."""
+    width: str | None = None
+    """Gemma Scope width, such as 16k."""
+    l0: str | None = None
+    """Gemma Scope sparsity: canonical, paper, or a number that names average_l0_N."""
+    filename: str = "layer_{layer:02d}.safetensors"
+    """Native layout: file name per layer."""
+    ceiling_filename: str | None = None
+    """Native layout: file name of a second seed; where it exists the same-layer match is the ceiling."""
+    first_layer: int = 0
+    """First layer for which SAEs exist."""
+    last_layer: int = MISSING
+    """Last layer for which SAEs exist."""
+
+
+@dataclass
+class ModelConfig:
+    """The language model whose residual streams the SAEs read."""
+
+    name: str = MISSING
+    """Short name used in records."""
+    source: ModelSource = MISSING
+    """embedded (SmolLM2 from its wheel), hub, or local directory."""
+    repo_id: str | None = None
+    """Hub repository (source=hub)."""
+    revision: str | None = None
+    """Hub revision; null = main."""
+    path: str | None = None
+    """Model directory (source=local)."""
+    dtype: str = "float32"
+    """float32 | bfloat16 | float16."""
+    attn_implementation: str | None = None
+    """transformers attention implementation; null = the library's choice. Gemma 2 needs eager."""
+    bos: Bos = Bos.auto
+    """auto: prepend BOS exactly where the tokenizer defines and adds one."""
+    n_layers: int | None = None
+    """Number of blocks, where known before loading; lets span errors come early."""
+    d_model: int | None = None
+    """Residual width, where known before loading."""
+
+
+@dataclass
+class DatasetConfig:
+    """The text on which activations are compared."""
+
+    name: str = MISSING
+    """Short name used in records."""
+    source: DatasetSource = MISSING
+    """embedded_wiki | embedded_news | embedded_code | hub | local."""
+    repo_id: str | None = None
+    """Hub dataset (source=hub)."""
+    config_name: str | None = None
+    """Hub dataset configuration."""
+    revision: str | None = None
+    """Hub revision."""
+    split: str = "train"
+    """Hub split."""
+    path: str | None = None
+    """Local .txt, .jsonl or .parquet file (source=local)."""
+    column: str | None = None
+    """Text column; null = the first of text, content, code that exists."""
+    join_articles: bool = False
+    """WikiText: one line per row, joined into articles at ` = Title = ` headings."""
+    part: Part = Part.all
+    """Embedded texts are split by document into train and evaluation parts."""
+    documents: int = 100
+    """Number of documents sampled; 0 = every document that is long enough."""
+    window_tokens: int = 1024
+    """Tokens per window, BOS included."""
+    windows_per_document: int = 1
+    """Windows taken from each document's start; 0 = as many as fit."""
+    seed: int = 0
+    """Seed of the document sample."""
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured beside the permutation itself."""
+
+    level: EvaluationLevel = MISSING
+    """weights_only needs no model and no text."""
+    splice_documents: int = 0
+    """Delta loss uses the first n documents; 0 = all. The other metrics always use all."""
+    splice_units: SpliceUnits = SpliceUnits.as_folding
+    """Units of the activations carried along the permutation."""
+    batch_windows: int = 8
+    """Windows per forward pass."""
+    min_count: int = 10
+    """Per-feature matching scores average over features that fire at least this often."""
+    bootstrap_samples: int = 1000
+    """Resamples over documents for the 95 % intervals."""
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: TrackingMode = MISSING
+    """offline | online | none."""
+    project: str = "sae-match"
+    """W&B project."""
+    entity: str | None = None
+    """W&B entity; null = the account's default."""
+    group: str | None = None
+    """Run group; null = the sweep's directory name, or none for a single run."""
+    tags: list[str] = field(default_factory=list)
+    """Extra tags, at most 64 characters each."""
+
+
+@dataclass
+class PathsConfig:
+    """Where a job writes and what jobs share."""
+
+    output_dir: str = MISSING
+    """The job's record."""
+    cache_dir: str = MISSING
+    """Residual streams, tokens and converted models, shared by jobs."""
+
+
+@dataclass
+class Config:
+    """The whole configuration of one `sae-match` job."""
+
+    matching: MatchingConfig = MISSING
+    folding: FoldingConfig = MISSING
+    solver: SolverConfig = MISSING
+    sae: SaeConfig = MISSING
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    seed: int = 0
+    """Seed of the random control and the bootstrap."""
+    progress: bool | None = None
+    """Progress bars; null = only when standard error is a terminal."""
+
+
+@dataclass
+class TrainingConfig:
+    """Recipe of one JumpReLU SAE (Rajamanoharan et al. 2024, with a steered sparsity coefficient)."""
+
+    width: int = 1152
+    """Number of features F."""
+    target_l0: float = 32.0
+    """Mean number of active features per token that the controller steers to."""
+    tokens: int = 19_000_000
+    """Training tokens in all (epochs over the captured tokens)."""
+    batch_tokens: int = 2048
+    """Tokens per step."""
+    lr: float = 1e-3
+    """Adam learning rate of the weights."""
+    beta1: float = 0.9
+    """Adam's decay of the gradient mean."""
+    beta2: float = 0.999
+    """Adam's decay of the squared gradient."""
+    lr_log_threshold: float = 1e-2
+    """Adam learning rate of log theta."""
+    bandwidth: float = 0.1
+    """Kernel bandwidth of the straight-through estimator, in scaled activation units."""
+    topk_steps: int = 150
+    """BatchTopK steps that find the first threshold."""
+    warmup_steps: int = 200
+    """Linear learning-rate warm-up."""
+    decay_fraction: float = 0.5
+    """Share of the run, at its end, over which the learning rate decays to zero."""
+    clip_norm_factor: float = 4.0
+    """Training tokens with a norm above this multiple of the median are rescaled to it."""
+    controller_gain: float = 0.02
+    """Largest relative change of the sparsity coefficient per step."""
+    dead_tokens: int = 500_000
+    """A feature that fired on none of this many last tokens counts as dead and gets the auxiliary loss."""
+    aux_coefficient: float = 0.03125
+    """Weight of the auxiliary loss: dead features reconstruct what the others left over. 0 = none."""
+    fast_matmul: bool = True
+    """Let oneDNN choose the kernels of float32 products: exact float32 and twice MKL's speed on AMD processors;
+    processors with AMX multiply in bfloat16."""
+    checkpoint_seconds: int = 120
+    """Seconds between checkpoints."""
+    log_every_steps: int = 100
+    """Steps between logged points."""
+
+
+@dataclass
+class TrainConfig:
+    """The whole configuration of one `sae-match-train` job."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    model: ModelConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    datasets: dict[str, DatasetConfig] = MISSING
+    """Training texts by name; each is read with part=train."""
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    """One SAE per layer of the span."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    """Seed of initialisation and data order; each layer derives its own from it."""
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    progress: bool | None = None
+    """Progress bars; null = only when standard error is a terminal."""

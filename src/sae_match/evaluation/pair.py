@@ -1,0 +1,115 @@
+"""`evaluate_pair`: weights, co-activations and reconstructions of one layer pair as tidy rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_match.config.schema import SpliceUnits
+from sae_match.evaluation.activations import ActivationStatistics, collect_activations
+from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import splices_of_pair
+from sae_match.matching import Permutation
+from sae_match.metrics.bootstrap import Bootstrap, Estimate
+from sae_match.metrics.weight_distance import weight_distances
+from sae_match.saes import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class PairEvaluation:
+    """Metrics of a pair as rows, and the raw counts behind them."""
+
+    rows: list[MetricRow]
+    statistics: ActivationStatistics
+
+
+def weight_rows(
+    a: SparseAutoencoder, b: SparseAutoencoder, permutations: dict[str, Permutation], layer: int, layer_to: int
+) -> list[MetricRow]:
+    """weight_mse of each group, the mean decoder cosine and the share of pairs with cosine above 0.7."""
+    rows: list[MetricRow] = []
+    for variant, permutation in permutations.items():
+        distances = weight_distances(a, b, permutation)
+        cosine = distances.decoder_cosine.to(torch.float64)
+        values = {f"weight_mse/{group}": value for group, value in distances.means().items()}
+        values["decoder_cosine"] = float(cosine.mean())
+        values["decoder_cosine_above_0.7"] = float((cosine > 0.7).to(torch.float64).mean())
+        n = len(permutation.matched)
+        rows += [MetricRow(layer, layer_to, variant, metric, value, n) for metric, value in values.items()]
+    return rows
+
+
+def evaluate_pair(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: Permutation | dict[str, Permutation],
+    x_a: Float[Tensor, "windows tokens d"],
+    x_b: Float[Tensor, "windows tokens d"],
+    document: Int[Tensor, " windows"] | None = None,
+    *,
+    units: SpliceUnits = SpliceUnits.theta,
+    layers: tuple[int, int] = (0, 1),
+    min_count: int = 10,
+    bootstrap: Bootstrap | None = None,
+    batch_windows: int = 8,
+) -> PairEvaluation:
+    """All metrics of one layer pair that need no language model, only its residual streams.
+
+    Args:
+        a, b: SAEs of layers t and t+1.
+        permutations: one matching A -> B, or several by variant (`matched`, `random`, ...).
+        x_a, x_b: resid_post of both layers on the same tokens; position 0 of each window is left out.
+        document: 0-based document of each window, for the intervals; each window its own document if None.
+        units: units in which activations are carried along the permutation, `theta` or `raw`.
+        layers: layer numbers, for the rows.
+        min_count: per-feature scores average over features that fire at least this often.
+        bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
+
+    Raises:
+        UserError: shapes that do not fit together.
+    """
+    named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
+    document = torch.arange(len(x_a)) if document is None else document
+    bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
+    splices = splices_of_pair(a, b, named, units)
+    statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows)
+    rows = weight_rows(a, b, named, *layers)
+    rows += score_rows(statistics, bootstrap, layers, min_count)
+    rows += reconstruction_rows(statistics, bootstrap, layers)
+    return PairEvaluation(rows, statistics)
+
+
+def score_rows(
+    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int], min_count: int
+) -> list[MetricRow]:
+    """matching_score, matching_score_per_feature and matching_iou of every variant."""
+    rows: list[MetricRow] = []
+    for variant, counts in statistics.together.items():
+        estimates = {
+            "matching_score": counts.matching_score(statistics.a, bootstrap),
+            "matching_score_per_feature": counts.matching_score_per_feature(statistics.a, bootstrap, min_count),
+            "matching_iou": counts.matching_iou(statistics.a, statistics.b, bootstrap),
+        }
+        rows += [estimate_row(layers, variant, name, e, bootstrap) for name, e in estimates.items()]
+    return rows
+
+
+def reconstruction_rows(
+    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int]
+) -> list[MetricRow]:
+    """explained_variance and r2 of every splice."""
+    rows: list[MetricRow] = []
+    for name, sums in statistics.reconstruction.items():
+        rows.append(estimate_row(layers, name, "explained_variance", sums.explained_variance(bootstrap), bootstrap))
+        rows.append(estimate_row(layers, name, "r2", sums.r2(bootstrap), bootstrap))
+    return rows
+
+
+def estimate_row(
+    layers: tuple[int, int], variant: str, metric: str, estimate: Estimate, bootstrap: Bootstrap
+) -> MetricRow:
+    """A row with an interval; n is the number of documents."""
+    return MetricRow(*layers, variant, metric, estimate.value, bootstrap.n_documents, estimate)

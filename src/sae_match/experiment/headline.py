@@ -1,0 +1,60 @@
+"""The flat headline numbers of a job: the average over layer pairs, with intervals and paired differences."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
+from sae_match.metrics.bootstrap import Estimate
+
+COMPARED = ("encode_decode_previous", "encode_decode_current", "layer_drop", "encode_permute_decode_random")
+"""Splices from which encode_permute_decode's difference is reported with a paired interval."""
+
+
+def metric_name(row: MetricRow) -> str:
+    """`metric` for the matched variant, else `metric/variant`."""
+    return row.metric if row.variant == "matched" else f"{row.metric}/{row.variant}"
+
+
+def headline(rows: list[MetricRow]) -> dict[str, float]:
+    """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals, and paired differences.
+
+    The intervals are over documents: the layer pairs share their resamples, so the interval of the average keeps
+    their correlation. `objective` and `solver_seconds` are sums, `gap` is the largest.
+    """
+    grouped: dict[str, list[MetricRow]] = defaultdict(list)
+    for row in rows:
+        grouped[metric_name(row)].append(row)
+    numbers: dict[str, float] = {}
+    for name, group in grouped.items():
+        numbers[name] = _combine(name, [row.value for row in group])
+        _add_interval(numbers, name, _mean_estimate(group))
+    for metric in ("delta_loss", "explained_variance"):
+        ours = _mean_estimate(grouped.get(f"{metric}/{ENCODE_PERMUTE_DECODE}", []))
+        for other in COMPARED:
+            theirs = _mean_estimate(grouped.get(f"{metric}/{other}", []))
+            if ours is not None and theirs is not None:
+                difference = ours - theirs
+                name = f"{metric}_difference/{other}"
+                numbers[name] = difference.value
+                _add_interval(numbers, name, difference)
+    return numbers
+
+
+def _combine(name: str, values: list[float]) -> float:
+    if name in ("objective", "lower_bound", "solver_seconds", "dead_features/sae"):
+        return float(np.sum(values))
+    return float(np.max(values)) if name == "gap" else float(np.mean(values))
+
+
+def _mean_estimate(group: list[MetricRow]) -> Estimate | None:
+    estimates = [row.estimate for row in group if row.estimate is not None]
+    return Estimate.mean(estimates) if estimates and len(estimates) == len(group) else None
+
+
+def _add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
+    if estimate is not None:
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.interval

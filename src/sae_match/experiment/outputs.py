@@ -1,0 +1,66 @@
+"""What a job shows beside its numbers: per-feature activation columns, figures, and the W&B mirror."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.experiment.matching_step import PairMatching
+from sae_match.record.job import JobRecord
+from sae_match.record.mirror import Mirror
+from sae_match.record.pairs import layer_rows, read_pairs
+from sae_match.report import plot_layer_curves, plot_mse_histogram, plot_overview, plot_theta
+
+CURVES = ("matching_score", "explained_variance", "delta_loss", "l0")
+"""Metrics that get a figure of their own where they were measured."""
+THETA, NORM = "mean_threshold", "median_residual_norm"
+
+
+def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics) -> pd.DataFrame:
+    """The pair's feature table with token counts: how often feature and partner fire, alone and together."""
+    feature, partner = pair.features["feature"].to_numpy(), pair.features["partner"].to_numpy()
+    active_a = statistics.a.active.sum(dim=0).cpu().numpy()
+    active_b = statistics.b.active.sum(dim=0).cpu().numpy()
+    together = statistics.together["matched"]
+    return pair.features.assign(
+        active=active_a[feature],
+        partner_active=active_b[partner],
+        together=together.together.sum(dim=0).cpu().numpy()[feature],
+        matching_score=together.per_feature(statistics.a)[feature],
+    )
+
+
+def draw_figures(record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame) -> list[Path]:
+    """The record's figures: an overview, per-layer curves, the decoder MSE histogram, theta against the residual norm."""
+    measured = set(pairs["metric"])
+    paths = [plot_overview(pairs, record.figure_path("overview"))]
+    for metric in CURVES:
+        if metric in measured:
+            paths.append(plot_layer_curves(pairs, metric, record.figure_path(metric)))
+    paths.append(plot_mse_histogram({"matched": features["mse_W_dec"].to_numpy()}, record.figure_path("decoder_mse")))
+    if {THETA, NORM} <= measured:
+        paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM))
+    return paths
+
+
+def mirror_record(
+    mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float]
+) -> None:
+    """Send what the record holds, as it stands on disk, to the experiment tracker."""
+    stored = read_pairs(record.directory / "pairs.csv")
+    mirror.log_layers(layer_rows(stored))
+    mirror.log_pair_table(stored)
+    histograms = {
+        "mse_W_dec": features["mse_W_dec"].to_numpy(),
+        "decoder_cosine": features["decoder_cosine"].to_numpy(),
+    }
+    if "matching_score" in features:
+        scores = features["matching_score"].to_numpy()
+        histograms["matching_score"] = scores[np.isfinite(scores)]
+    mirror.log_histograms(histograms)
+    mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
+    mirror.log_permutations(record.permutations)
+    mirror.summary(metrics)

@@ -1,0 +1,151 @@
+"""One `sae-match` job as a plain function: configuration in, record on disk (and its W&B mirror) out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+
+from sae_match.config.rules import check_config
+from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment import evaluation_step
+from sae_match.experiment.headline import headline
+from sae_match.experiment.matching_step import PairMatching, match_span
+from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
+from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.language_model import resolve_device
+from sae_match.matching import make_solver
+from sae_match.record.job import JobRecord
+from sae_match.record.wandb_mirror import open_mirror
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job found.
+
+    Attributes:
+        directory: the record.
+        metrics: headline numbers, as in metrics.json.
+        pairs: tidy table of every metric, pair and variant, as in pairs.csv.
+        features: one row per matched feature, as in features.parquet.
+    """
+
+    directory: Path
+    metrics: dict[str, float]
+    pairs: pd.DataFrame
+    features: pd.DataFrame
+
+
+def run(cfg: Config, *, group: str | None = None) -> Result:
+    """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
+
+    Args:
+        cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
+        group: W&B group where the configuration names none; a sweep passes its directory's name.
+
+    Raises:
+        UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
+            and recorded in the job's status.
+    """
+    check_config(cfg)
+    device = resolve_device(cfg.device)
+    record = JobRecord(Path(cfg.paths.output_dir))
+    yaml_text = OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
+    record.write_config(yaml_text)
+    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    mirror = open_mirror(
+        record.directory,
+        mode=cfg.tracking.mode.value,
+        **_mirror_options(cfg, config, group),
+    )
+    with record.guard(), mirror:
+        result = _run(cfg, record, device)
+        mirror_record(mirror, record, result.features, result.metrics)
+    return result
+
+
+def _mirror_options(cfg: Config, config: object, group: str | None) -> dict[str, object]:
+    if cfg.tracking.mode.value == "none":
+        return {}
+    return {
+        "config": config,
+        "cache_dir": Path(cfg.paths.cache_dir),
+        "project": cfg.tracking.project,
+        "entity": cfg.tracking.entity,
+        "group": cfg.tracking.group or group,
+        "tags": cfg.tracking.tags,
+        "name": f"{cfg.matching.metric.value}-{cfg.folding.name.value}-{cfg.sae.name}-{cfg.dataset.name}",
+    }
+
+
+def _run(cfg: Config, record: JobRecord, device: str) -> Result:
+    progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
+    torch.manual_seed(cfg.seed)
+    solver = make_solver(cfg.solver.name, cfg.solver.memory_limit_gib)
+    saes = SpanSaes(cfg, device)
+    full = cfg.evaluation.level is EvaluationLevel.full
+    saes.preflight(solver, progress)
+    if full and cfg.model.d_model is not None:
+        saes.check_model(cfg.model.d_model, cfg.model.name)
+    # The model and the text come before the matching: what can fail on bad input fails before long work.
+    evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
+    matchings = match_span(cfg, saes, solver, record, progress)
+    rows = [row for pair in matchings for row in pair.rows]
+    features = pd.concat([pair.features for pair in matchings], ignore_index=True)
+    _write_tables(record, rows, features)
+    if evaluator is not None:
+        rows, features = _evaluate(evaluator, matchings, record)
+    table = _write_tables(record, rows, features)
+    metrics = headline(_defined(rows))
+    record.write_metrics(metrics)
+    draw_figures(record, table, features)
+    return Result(record.directory, metrics, table, features)
+
+
+def _evaluate(
+    evaluator: evaluation_step.Evaluator, matchings: list[PairMatching], record: JobRecord
+) -> tuple[list[MetricRow], pd.DataFrame]:
+    """All rows of the full evaluation; tables are written after the activation metrics and again at the end."""
+    rows: list[MetricRow] = [row for pair in matchings for row in pair.rows]
+    features: list[pd.DataFrame] = []
+    for pair in matchings:
+        found, statistics = evaluation_step.evaluate_span(evaluator, pair)
+        rows += found
+        rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
+        rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
+        features.append(add_activation_columns(pair, statistics))
+        if pair is matchings[-1]:
+            rows += evaluation_step.ceiling_rows(evaluator, pair.layer_to)
+            rows += evaluation_step.layer_rows(evaluator, pair.layer_to, statistics, second=True)
+    table = pd.concat(features, ignore_index=True)
+    _write_tables(record, rows, table)
+    for found in evaluation_step.delta_loss_rows(evaluator, matchings).values():
+        rows += found
+    return rows, table
+
+
+def _defined(rows: list[MetricRow]) -> list[MetricRow]:
+    """Rows whose value is a number; the others are reported, since a missing row must not look like an oversight."""
+    undefined = [row for row in rows if not math.isfinite(row.value)]
+    for row in undefined:
+        logger.warning(
+            "%s (%s) at layers %d -> %d is undefined (nothing to average) and left out",
+            row.metric, row.variant, row.layer, row.layer_to,
+        )  # fmt: skip
+    return [row for row in rows if math.isfinite(row.value)]
+
+
+def _write_tables(record: JobRecord, rows: list[MetricRow], features: pd.DataFrame) -> pd.DataFrame:
+    table = pd.DataFrame([row.as_dict() for row in rows if math.isfinite(row.value)])
+    record.write_pairs(table)
+    record.write_features(features)
+    return table

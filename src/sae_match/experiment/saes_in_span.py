@@ -1,0 +1,95 @@
+"""Reading the SAEs of a span: everything is checked before long work, then at most a few are held at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from sae_match.config.schema import Config
+from sae_match.errors import UserError
+from sae_match.matching.solution import Solver
+from sae_match.saes import SaeSource, SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """What the preflight keeps of an SAE."""
+
+    d_model: int
+    width: int
+    content_hash: str
+    mean_threshold: float
+
+
+class SpanSaes:
+    """The SAEs of layers first..last, loaded on demand and kept two at a time.
+
+    Args:
+        cfg: the job's configuration.
+        device: where loaded SAEs are put.
+    """
+
+    def __init__(self, cfg: Config, device: str) -> None:
+        self.cfg, self.device = cfg, device
+        self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
+        self.source = SaeSource(cfg.sae)
+        self.facts: dict[int, SaeFacts] = {}
+        self._held: OrderedDict[int, SparseAutoencoder] = OrderedDict()
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Adjacent pairs (t, t+1) of the span."""
+        return list(zip(self.layers[:-1], self.layers[1:], strict=True))
+
+    def preflight(self, solver: Solver, progress: bool) -> None:
+        """Locate and read every SAE once, so that a bad file is found before hours of work.
+
+        Raises:
+            UserError: missing or invalid files, SAEs over different residual streams or another model than
+                configured, or a problem that does not fit into memory.
+        """
+        self.source.locate(self.layers)
+        for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
+            sae = self.source.load(layer)
+            self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash, float(sae.threshold.mean()))
+        first = self.facts[self.layers[0]]
+        for layer, facts in self.facts.items():
+            if facts.d_model != first.d_model:
+                raise UserError(
+                    f"layer {layer} reads d_model={facts.d_model}, layer {self.layers[0]} {first.d_model}: "
+                    "these SAEs do not belong to one model"
+                )
+        for a, b in self.pairs:
+            solver.check_memory(self.facts[a].width, self.facts[b].width, self._problem_width(first.d_model))
+
+    def check_model(self, d_model: int, name: str) -> None:
+        """Refuse a model whose residual stream is not the one the SAEs read.
+
+        Raises:
+            UserError: different d_model.
+        """
+        read = self.facts[self.layers[0]].d_model
+        if read != d_model:
+            raise UserError(
+                f"the SAEs {self.cfg.sae.name} read d_model={read}, but the model {name} has d_model={d_model}: "
+                "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+            )
+
+    def load(self, layer: int) -> SparseAutoencoder:
+        """The SAE of one layer on the job's device."""
+        if layer not in self._held:
+            self._held[layer] = self.source.load(layer).to(self.device)
+            while len(self._held) > 2:
+                self._held.popitem(last=False)
+        self._held.move_to_end(layer)
+        return self._held[layer]
+
+    def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
+        """A second seed of one layer, if the configuration names one that exists."""
+        sae = self.source.load_ceiling(layer)
+        return None if sae is None else sae.to(self.device)
+
+    def _problem_width(self, d_model: int) -> int:
+        return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]

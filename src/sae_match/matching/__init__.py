@@ -1,0 +1,7 @@
+"""Matching: the assignment problem over SAE parameters, its solvers, and permutations."""
+
+from sae_match.matching.match import Matching, make_solver, match
+from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.problem import MatchingProblem, matching_problem
+
+__all__ = ["UNMATCHED", "Matching", "MatchingProblem", "Permutation", "make_solver", "match", "matching_problem"]

@@ -1,0 +1,139 @@
+"""A partial matching of the features of one SAE to those of another, and what produced it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_match.errors import UserError
+
+UNMATCHED = -1
+"""Index that marks a feature without a partner."""
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """Feature i of SAE A corresponds to feature `indices[i]` of SAE B (one-to-one; -1 = unmatched).
+
+    Args:
+        indices: [F_a], int64, values in 0..width_b-1 without repetition, or -1.
+        width_b: number of features of B; None = F_a.
+        provenance: JSON-able description of what produced it (SAE hashes, metric, folding, solver, objective...).
+
+    Raises:
+        UserError: wrong dtype or shape, an index out of range, or a feature of B used twice.
+    """
+
+    indices: Int[Tensor, " F_a"]
+    width_b: int | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        indices = self.indices
+        if indices.ndim != 1 or indices.dtype != torch.int64:
+            raise UserError(f"a permutation is int64 [F_a], got {indices.dtype} {tuple(indices.shape)}")
+        if self.width_b is None:
+            object.__setattr__(self, "width_b", len(indices))
+        used = indices[indices != UNMATCHED]
+        if len(used) and (int(used.min()) < 0 or int(used.max()) >= self.n_b):
+            raise UserError(f"permutation indices must be -1 or in 0..{self.n_b - 1}")
+        if len(used.unique()) != len(used):
+            raise UserError("a permutation uses a feature of B more than once")
+
+    @property
+    def n_a(self) -> int:
+        """Number of features of A."""
+        return len(self.indices)
+
+    @property
+    def n_b(self) -> int:
+        """Number of features of B."""
+        return self.n_a if self.width_b is None else self.width_b
+
+    @property
+    def matched(self) -> Int[Tensor, " M"]:
+        """Features of A that have a partner, ascending."""
+        return (self.indices != UNMATCHED).nonzero().flatten()
+
+    @classmethod
+    def identity(cls, n_a: int, n_b: int | None = None) -> Permutation:
+        """The vanilla control: feature i to feature i, as far as both SAEs have one."""
+        n_b = n_a if n_b is None else n_b
+        indices = torch.arange(n_a)
+        return cls(torch.where(indices < n_b, indices, UNMATCHED), n_b, {"solver": "vanilla"})
+
+    @classmethod
+    def random(cls, n_a: int, n_b: int | None = None, *, seed: int = 0) -> Permutation:
+        """The random control: a uniformly drawn one-to-one matching of min(n_a, n_b) features."""
+        n_b = n_a if n_b is None else n_b
+        # Its own generator on the CPU: the same draw on every device and whatever ran before.
+        order = torch.randperm(max(n_a, n_b), generator=torch.Generator().manual_seed(seed))[:n_a]
+        return cls(torch.where(order < n_b, order, UNMATCHED), n_b, {"solver": "random", "seed": seed})
+
+    def compose(self, after: Permutation) -> Permutation:
+        """This A -> B followed by `after`: B -> C, as one A -> C (method section 4). Unmatched stays unmatched.
+
+        Raises:
+            UserError: if `after` does not start at as many features as this one ends at.
+        """
+        if after.n_a != self.n_b:
+            raise UserError(f"cannot compose: the first ends at {self.n_b} features, the second starts at {after.n_a}")
+        through = after.indices[self.indices.clamp(min=0)]
+        indices = torch.where(self.indices == UNMATCHED, self.indices, through)
+        return Permutation(indices, after.n_b, {"composed": [self.provenance, after.provenance]})
+
+    def inverse(self) -> Permutation:
+        """The matching read from B to A."""
+        indices = torch.full((self.n_b,), UNMATCHED, dtype=torch.int64)
+        indices[self.indices[self.matched]] = self.matched
+        return Permutation(indices, self.n_a, {"inverse_of": self.provenance})
+
+    def apply(self, f: Float[Tensor, "*batch F_a"]) -> Float[Tensor, "*batch F_b"]:
+        """Activations of A's features, placed at their partners' positions; B's unmatched features get 0."""
+        matched = self.matched.to(f.device)
+        out = f.new_zeros((*f.shape[:-1], self.n_b))
+        out[..., self.indices.to(f.device)[matched]] = f[..., matched]
+        return out
+
+    def save(self, path: Path | str) -> None:
+        """Write to `path` as safetensors: tensor `permutation`, provenance as JSON in the header; atomic."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        metadata = {"width_b": str(self.n_b), "provenance": json.dumps(self.provenance, sort_keys=True)}
+        try:
+            save_file({"permutation": self.indices.contiguous()}, temporary, metadata=metadata)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: Path | str) -> Permutation:
+        """Read a file written by `save`.
+
+        Raises:
+            UserError: missing or corrupt file.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"permutation file not found: {path}")
+        try:
+            with safe_open(Path(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                indices = file.get_tensor("permutation")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a permutation file ({error})") from error
+        width_b = int(metadata.get("width_b", len(indices)))
+        return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")))

@@ -1,0 +1,100 @@
+"""The matching problem: which parameters of two SAEs are compared, as points in one Euclidean space (Eq. 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.config.schema import Folding, GroupWeights, Metric
+from sae_match.errors import UserError
+from sae_match.matching.permutation import Permutation
+from sae_match.saes import SparseAutoencoder, fold
+
+E = TypeVar("E", Metric, Folding)
+
+
+@dataclass(frozen=True)
+class MatchingProblem:
+    """Features of two SAEs as rows; the cost of pairing i with j is the squared distance of row i and row j.
+
+    The rows of a metric are its parameter groups side by side (W_enc columns, b_enc entries, W_dec rows), each
+    multiplied by the square root of its weight, so squared distances add up with those weights.
+    """
+
+    left: Float[Tensor, "F_a D"]
+    right: Float[Tensor, "F_b D"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(F_a, F_b)."""
+        return len(self.left), len(self.right)
+
+    def objective(self, permutation: Permutation) -> float:
+        """Sum over matched pairs of the squared distance, accumulated in float64."""
+        total = 0.0
+        matched = permutation.matched
+        for rows in matched.split(4096):
+            a = self.left[rows].to(torch.float64)
+            b = self.right[permutation.indices[rows]].to(torch.float64)
+            total += float((a - b).square().sum())
+        return total
+
+
+def feature_rows(
+    sae: SparseAutoencoder, metric: Metric, include_bias: bool, weights: GroupWeights
+) -> Float[Tensor, "F D"]:
+    """One row per feature with the parameter groups of `metric`, scaled by the roots of their weights."""
+    groups: list[Tensor] = []
+    if metric in (Metric.both, Metric.encoder):
+        groups.append(sae.W_enc.T * math.sqrt(weights.W_enc))
+        if include_bias:
+            groups.append(sae.b_enc[:, None] * math.sqrt(weights.b_enc))
+    if metric in (Metric.both, Metric.decoder):
+        groups.append(sae.W_dec * math.sqrt(weights.W_dec))
+    return torch.cat(groups, dim=1).contiguous()
+
+
+def matching_problem(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    *,
+    metric: Metric | str = Metric.both,
+    folding: Folding | str = Folding.theta,
+    include_bias: bool = True,
+    weights: GroupWeights | None = None,
+) -> MatchingProblem:
+    """The problem of matching `a`'s features to `b`'s.
+
+    Args:
+        metric: `both`, `decoder` or `encoder` (method section 3).
+        folding: `theta` folds both SAEs first (Eq. 4); `none` compares the parameters as stored.
+        include_bias: whether b_enc enters where the metric covers the encoder.
+        weights: weights of the groups' squared distances; all 1 if None, as in the paper.
+
+    Raises:
+        UserError: different d_model, an unknown name, a negative weight, or a threshold that cannot be folded.
+    """
+    metric, folding = _parse(Metric, metric, "metric"), _parse(Folding, folding, "folding")
+    weights = weights or GroupWeights()
+    for name in ("W_enc", "b_enc", "W_dec"):
+        value = getattr(weights, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"matching.weights.{name}={value}: must be a finite number >= 0")
+    if a.d_model != b.d_model:
+        raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
+    if folding is Folding.theta:
+        a, b = fold(a), fold(b)
+    left, right = (feature_rows(sae, metric, include_bias, weights).cpu() for sae in (a, b))
+    return MatchingProblem(left, right)
+
+
+def _parse(kind: type[E], value: E | str, name: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{name}={value}: must be one of {', '.join(m.value for m in kind)}") from None

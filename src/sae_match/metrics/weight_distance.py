@@ -1,0 +1,59 @@
+"""Distance of matched features' parameters, always in folded units so that runs compare (method sections 3, 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.matching.permutation import Permutation
+from sae_match.saes import SparseAutoencoder, fold
+
+
+@dataclass(frozen=True)
+class WeightDistances:
+    """Per matched pair, in the order of `Permutation.matched`: mean squared differences, folded units.
+
+    Attributes:
+        W_enc, W_dec: mean over d elements of the squared difference.
+        b_enc: squared difference.
+        decoder_cosine: cosine of the decoder rows (the same folded or not).
+    """
+
+    W_enc: Float[Tensor, " M"]
+    b_enc: Float[Tensor, " M"]
+    W_dec: Float[Tensor, " M"]
+    decoder_cosine: Float[Tensor, " M"]
+
+    def means(self) -> dict[str, float]:
+        """weight_mse of each group: the mean over pairs; NaN if there are none."""
+        groups = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec}
+        return {name: float(values.to(torch.float64).mean()) for name, values in groups.items()}
+
+
+def weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation) -> WeightDistances:
+    """Distances of A's features to their partners in B.
+
+    Args:
+        a, b: SAEs as loaded (unfolded); folding happens here.
+
+    Raises:
+        UserError: thresholds that cannot be folded.
+    """
+    return folded_weight_distances(fold(a), fold(b), permutation)
+
+
+def folded_weight_distances(
+    a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation
+) -> WeightDistances:
+    """`weight_distances` of SAEs that are folded already."""
+    rows = permutation.matched.to(a.device)
+    partners = permutation.indices.to(a.device)[rows]
+    return WeightDistances(
+        W_enc=(a.W_enc[:, rows] - b.W_enc[:, partners]).square().mean(dim=0),
+        b_enc=(a.b_enc[rows] - b.b_enc[partners]).square(),
+        W_dec=(a.W_dec[rows] - b.W_dec[partners]).square().mean(dim=1),
+        decoder_cosine=torch.nn.functional.cosine_similarity(a.W_dec[rows], b.W_dec[partners], dim=1),
+    )

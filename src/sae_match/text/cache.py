@@ -1,0 +1,71 @@
+"""Materialised token windows on disk: `<cache_dir>/tokens/<key>/{windows.safetensors,manifest.json}`.
+
+The key is a hash of the recipe; the manifest repeats the recipe and holds the hash of the content. It is written
+last, so an entry without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae_match.errors import UserError
+from sae_match.text.token_windows import TokenWindows
+
+_log = logging.getLogger(__name__)
+_TENSORS, _MANIFEST = "windows.safetensors", "manifest.json"
+
+
+def recipe_key(recipe: dict[str, Any]) -> str:
+    """SHA-256 of a recipe, in hexadecimal; the order of its fields does not matter."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def read_entry(cache_dir: Path, recipe: dict[str, Any]) -> TokenWindows | None:
+    """Return the windows stored for `recipe`, or None where there are none or they are damaged (with a warning)."""
+    entry = cache_dir / "tokens" / recipe_key(recipe)
+    if not (entry / _MANIFEST).exists():
+        return None
+    try:
+        manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
+        tensors = load_file(entry / _TENSORS)
+        windows = TokenWindows.build(tensors["ids"], tensors["document"], manifest["titles"], manifest["info"])
+        if windows.key != manifest["content_key"] or manifest["recipe"] != recipe:
+            raise ValueError("the content does not match the manifest")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        _log.warning("Cached tokens in %s are damaged (%s); they are built again.", entry, error)
+        return None
+    return windows
+
+
+def write_entry(cache_dir: Path, recipe: dict[str, Any], windows: TokenWindows) -> Path:
+    """Store windows under their recipe and return the entry's directory.
+
+    Raises UserError where the cache directory cannot be written.
+    """
+    entry = cache_dir / "tokens" / recipe_key(recipe)
+    manifest = {"recipe": recipe, "content_key": windows.key, "titles": windows.titles, "info": windows.info}
+    temporary = [entry / f".{name}.{os.getpid()}" for name in (_TENSORS, _MANIFEST)]
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        save_file({"ids": windows.ids, "document": windows.document}, temporary[0], {"content_key": windows.key})
+        temporary[1].write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary[0], entry / _TENSORS)
+        os.replace(temporary[1], entry / _MANIFEST)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"Token windows cannot be written to {entry}: {error}\n"
+            "Set paths.cache_dir to a directory that can be written and has room."
+        ) from error
+    finally:
+        for path in temporary:
+            if entry.is_dir():
+                path.unlink(missing_ok=True)
+    return entry

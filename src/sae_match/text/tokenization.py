@@ -1,0 +1,50 @@
+"""Tokenizer facts the windows depend on: its identity, and whether it begins a text with BOS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from sae_match.config.schema import Bos
+from sae_match.errors import UserError
+
+
+def bos_token(tokenizer: Any, bos: Bos) -> int | None:
+    """Return the id that each window begins with, or None.
+
+    auto: BOS where the tokenizer itself adds it (Gemma, Llama 3), none where it does not, even if it names a BOS
+    token (SmolLM2). required: BOS always. none: never. Raises UserError for `required` without a BOS token.
+    """
+    bos, token = Bos(bos), tokenizer.bos_token_id
+    if bos is Bos.required and token is None:
+        raise UserError(
+            "model.bos=required, but the tokenizer has no BOS token.\n"
+            "Use model.bos=auto (BOS where the tokenizer adds one) or model.bos=none."
+        )
+    if bos is Bos.none or token is None:
+        return None
+    if bos is Bos.required:
+        return int(token)
+    return int(token) if tokenizer("a", verbose=False)["input_ids"][:1] == [token] else None
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` alone: no special tokens are added, and none is recognised inside the text."""
+    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    return ids
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """SHA-256 of what decides a tokenizer's output: its serialised pipeline, or its class and vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        # Set by whoever called the tokenizer last, and never used here.
+        state.pop("truncation", None)
+        state.pop("padding", None)
+    else:
+        state = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
+    state["bos_token_id"] = tokenizer.bos_token_id
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""Small SAEs for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_match import SparseAutoencoder
+
+
+def random_sae(width: int = 24, d: int = 8, seed: int = 0) -> SparseAutoencoder:
+    """Unit decoder rows, tied-ish encoder, negative biases, thresholds in (0.3, 1.3)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    decoder = torch.nn.functional.normalize(normal(width, d), dim=1)
+    return SparseAutoencoder(
+        W_enc=decoder.T + 0.1 * normal(d, width),
+        b_enc=-0.3 * normal(width).abs(),
+        W_dec=decoder,
+        b_dec=0.1 * normal(d),
+        threshold=0.3 + torch.rand(width, generator=generator),
+        source=f"random seed {seed}",
+    )
+
+
+def permuted(sae: SparseAutoencoder, order: Tensor) -> SparseAutoencoder:
+    """The same SAE with feature `order[j]` at position j."""
+    return SparseAutoencoder(
+        W_enc=sae.W_enc[:, order],
+        b_enc=sae.b_enc[order],
+        W_dec=sae.W_dec[order],
+        b_dec=sae.b_dec,
+        threshold=sae.threshold[order],
+    )
+
+
+def identity_sae(d: int = 4) -> SparseAutoencoder:
+    """Reconstructs every input exactly: feature i fires on +e_i, feature d + i on -e_i."""
+    both_signs = torch.cat([torch.eye(d), -torch.eye(d)])
+    return SparseAutoencoder(
+        W_enc=both_signs.T.contiguous(),
+        b_enc=torch.zeros(2 * d),
+        W_dec=both_signs,
+        b_dec=torch.zeros(d),
+        threshold=torch.full((2 * d,), 1e-30),
+    )

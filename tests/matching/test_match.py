@@ -1,0 +1,169 @@
+"""Optimality against independent solvers, planted permutations, certificates, invariances."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from sae_match import SparseAutoencoder, UserError, fold, match
+from sae_match.config.schema import GroupWeights
+from sae_match.matching import matching_problem
+from sae_match.matching.dense import DenseSolver, dual_deficit, grid_cost
+from tests.builders import permuted, random_sae
+
+METRICS = ["both", "decoder", "encoder"]
+FOLDINGS = ["theta", "none"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("folding", FOLDINGS)
+def test_planted_permutation_is_recovered_exactly(metric: str, folding: str) -> None:
+    a = random_sae(width=200, d=16)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(7))
+    matching = match(a, permuted(a, order), metric, folding)
+    assert torch.equal(order[matching.permutation.indices], torch.arange(200))
+    assert matching.objective == 0.0
+    assert matching.gap == 0.0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("folding", FOLDINGS)
+def test_objective_equals_scipy_on_explicit_distances(metric: str, folding: str) -> None:
+    a, b = random_sae(width=40, seed=1), random_sae(width=40, seed=2)
+    sides = []
+    for sae in (a, b):
+        s = fold(sae) if folding == "theta" else sae
+        groups = {"both": [s.W_enc.T, s.b_enc[:, None], s.W_dec], "decoder": [s.W_dec],
+                  "encoder": [s.W_enc.T, s.b_enc[:, None]]}[metric]  # fmt: skip
+        sides.append(torch.cat(groups, dim=1).double().numpy())
+    distances = ((sides[0][:, None, :] - sides[1][None, :, :]) ** 2).sum(axis=2)
+    rows, columns = linear_sum_assignment(distances)
+    matching = match(a, b, metric, folding)
+    assert matching.objective == pytest.approx(distances[rows, columns].sum(), rel=1e-10)
+    assert matching.permutation.indices.tolist() == columns.tolist()
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 6), m=st.integers(1, 6))
+def test_optimal_among_all_assignments(seed: int, n: int, m: int) -> None:
+    a, b = random_sae(width=n, d=2, seed=seed), random_sae(width=m, d=2, seed=seed + 1)
+    problem = matching_problem(a, b)
+    cost = torch.cdist(problem.left.double(), problem.right.double()).square().numpy()
+    if n > m:
+        cost = cost.T
+    best = min(
+        sum(cost[i, j] for i, j in enumerate(columns))
+        for columns in itertools.permutations(range(cost.shape[1]), len(cost))
+    )
+    matching = match(a, b)
+    assert matching.objective == pytest.approx(best, rel=1e-9)
+    assert matching.lower_bound <= best + matching.tolerance
+    assert len(matching.permutation.matched) == min(n, m)
+    assert matching.gap <= 1e-9
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 30), extra=st.integers(0, 5))
+def test_dual_bound_never_exceeds_any_assignment(seed: int, n: int, extra: int) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.integers(-50, 50, size=(n, n + extra)).astype(np.float64)  # many ties
+    rows, best = linear_sum_assignment(cost)
+    assert dual_deficit(cost, best, block_rows=7) == 0.0  # the optimum is certified
+    arbitrary = rng.permutation(n + extra)[:n]
+    # For an arbitrary assignment the deficit is at least its true distance from the optimum.
+    worse = cost[rows, arbitrary].sum() - cost[rows, best].sum()
+    assert dual_deficit(cost, arbitrary, block_rows=4) >= worse
+
+
+def test_suboptimal_assignment_has_a_positive_deficit() -> None:
+    cost = np.array([[0.0, 5.0], [5.0, 0.0]])
+    assert dual_deficit(cost, np.array([0, 1]), block_rows=1) == 0.0
+    assert dual_deficit(cost, np.array([1, 0]), block_rows=1) >= 10.0
+
+
+def test_duplicated_features_are_ties_broken_by_index() -> None:
+    a = permuted(random_sae(width=6), torch.tensor([0, 0, 1, 1, 2, 2]))
+    b = permuted(random_sae(width=6), torch.tensor([2, 1, 0, 2, 1, 0]))
+    results = {tuple(match(a, b).permutation.indices.tolist()) for _ in range(3)}
+    assert len(results) == 1
+    assert match(a, b).objective == 0.0
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_permutation_for_any_block_size_and_thread_count(block_rows: int, threads: int) -> None:
+    a, b = random_sae(width=150, d=16, seed=1), random_sae(width=150, d=16, seed=2)
+    expected = match(a, b).permutation.indices
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = match(a, b, solver=DenseSolver(block_rows=block_rows)).permutation.indices
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+
+
+def test_rectangular_both_ways() -> None:
+    narrow, wide = random_sae(width=20, seed=1), random_sae(width=33, seed=2)
+    forward, backward = match(narrow, wide), match(wide, narrow)
+    assert forward.objective == pytest.approx(backward.objective, rel=1e-12)
+    assert torch.equal(forward.permutation.indices, backward.permutation.inverse().indices)
+    assert len(backward.permutation.matched) == 20
+
+
+def test_bias_and_weights_change_the_cost_as_stated() -> None:
+    a, b = random_sae(width=12, seed=1), random_sae(width=12, seed=2)
+    plain = matching_problem(a, b, metric="both", folding="none")
+    without = matching_problem(a, b, metric="both", folding="none", include_bias=False)
+    weighted = matching_problem(a, b, metric="both", folding="none", weights=GroupWeights(b_enc=4.0))
+    permutation = match(a, b).permutation
+    bias = float((a.b_enc - b.b_enc[permutation.indices]).double().square().sum())
+    assert plain.objective(permutation) - without.objective(permutation) == pytest.approx(bias, rel=1e-5)
+    assert weighted.objective(permutation) - without.objective(permutation) == pytest.approx(4 * bias, rel=1e-5)
+
+
+def test_unfolded_matching_ignores_thresholds() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    scaled = SparseAutoencoder(**{**a.parameters(), "threshold": a.threshold * 9})
+    assert match(a, b, folding="none").objective == match(scaled, b, folding="none").objective
+    assert match(a, b).objective != match(scaled, b).objective
+
+
+def test_provenance_names_both_saes_and_the_scheme() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    provenance = match(a, b, "decoder", "none").permutation.provenance
+    assert provenance["sae_a"] == a.content_hash
+    assert provenance["sae_b"] == b.content_hash
+    assert (provenance["metric"], provenance["folding"], provenance["solver"]) == ("decoder", "none", "dense")
+
+
+def test_grid_is_finer_than_float32() -> None:
+    problem = matching_problem(random_sae(seed=1), random_sae(seed=2))
+    cost, step = grid_cost(problem.left, problem.right, 5)
+    exact = -2 * problem.left.double() @ problem.right.double().T
+    assert float((torch.from_numpy(cost) * step - exact).abs().max()) <= step / 2 + 1e-12
+    assert step < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": "neither"}, "metric=neither: must be one of both, decoder, encoder"),
+        ({"folding": "yes"}, "folding=yes: must be one of theta, none"),
+        ({"solver": "fast"}, "solver=fast: must be one of dense"),
+        ({"solver": DenseSolver(memory_limit_gib=1e-6)}, r"solver=dense needs .* GiB for 24 x 24"),
+        ({"weights": GroupWeights(W_dec=-1.0)}, r"matching\.weights\.W_dec=-1\.0"),
+    ],
+)
+def test_refusals(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        match(random_sae(seed=1), random_sae(seed=2), **arguments)  # type: ignore[arg-type]
+
+
+def test_different_residual_streams_are_refused() -> None:
+    with pytest.raises(UserError, match="d_model 8 and 6"):
+        match(random_sae(), random_sae(d=6))

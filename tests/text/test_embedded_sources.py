@@ -1,0 +1,134 @@
+"""The embedded texts: markup stripping, which files count as code, the split, and a missing wheel."""
+
+from __future__ import annotations
+
+import bz2
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from sae_match.config.schema import DatasetConfig, DatasetSource, Part
+from sae_match.errors import UserError
+from sae_match.text import load_windows
+from sae_match.text.documents import in_part, is_evaluation
+from sae_match.text.sources import embedded, open_source
+from sae_match.text.sources.embedded import MIN_CODE_BYTES, standard_library_files
+from sae_match.text.sources.wikitext import article_prose
+
+MARKUP = """{{Infobox|name=x}}
+[[File:A.jpg|thumb|A caption with a [[link]]]]
+'''Alpha''' is the [[first letter|first]] ({{lang|grc|ἄλφα}}) letter ({{IPA|/a/}}),<ref name="a">{{cite book|x}}</ref>
+wrapped here, {{convert|5|to|6|km|mi}} long.
+
+{| class="wikitable"
+| cell {| nested
+|}
+|}
+==Empty==
+==History==
+===Early===
+* ''One''
+* Two [http://x.org site]
+== See also ==
+* [[Beta]]
+==After==
+The end&nbsp;({{cn}}).
+<gallery>
+File:B.jpg|B
+</gallery>
+"""
+PROSE = """Alpha is the first (ἄλφα) letter, wrapped here, 5 to 6 km long.
+
+History
+
+Early
+
+- One
+- Two site
+
+After
+
+The end."""
+
+
+def test_markup_becomes_prose() -> None:
+    pytest.importorskip("gensim")
+    assert article_prose(MARKUP) == PROSE
+
+
+def page(title: str, text: str, namespace: int = 0, redirect: str = "") -> str:
+    return f"<page><title>{title}</title><ns>{namespace}</ns>{redirect}<revision><text>{text}</text></revision></page>"
+
+
+def test_redirects_and_other_namespaces_are_dropped(tmp_path: Path) -> None:
+    pytest.importorskip("gensim")
+    pages = [
+        page("A", "Prose of A."),
+        page("B", "#REDIRECT [[A]]"),
+        page("C", "x", redirect='<redirect title="A"/>'),
+        page("Wikipedia:D", "About.", namespace=4),
+        page("E", "Prose of E."),
+    ]
+    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{"".join(pages)}</mediawiki>'
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(bz2.compress(dump.encode()))
+    documents = list(embedded._read_wiki(path))
+    assert [(document.id, document.text) for document in documents] == [
+        ("A", "A\n\nProse of A.\n"),
+        ("E", "E\n\nProse of E.\n"),
+    ]
+
+
+def test_code_leaves_out_tests_tables_packages_and_short_files(tmp_path: Path) -> None:
+    for name in ("b.py", "a/c.py", "test/t.py", "a/tests/t.py", "site-packages/p.py", "encodings/e.py", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("#" * MIN_CODE_BYTES, encoding="utf-8")
+    (tmp_path / "_sysconfigdata_linux.py").write_text("#" * MIN_CODE_BYTES, encoding="utf-8")
+    (tmp_path / "short.py").write_text("#" * (MIN_CODE_BYTES - 1), encoding="utf-8")
+    assert standard_library_files(tmp_path) == [tmp_path / "a/c.py", tmp_path / "b.py"]
+
+
+def test_the_standard_library_is_read(tmp_path: Path) -> None:
+    source = open_source(DatasetConfig(name="code", source=DatasetSource.embedded_code))
+    documents = {document.id: document.text for document in source.read()}
+    expected = (Path(sysconfig.get_path("stdlib")) / "textwrap.py").read_text(encoding="utf-8")
+    assert documents["textwrap.py"] == expected
+    assert list(documents) == sorted(documents) and len(documents) > 100
+    assert source.identity["python"] in source.note
+
+
+def test_a_library_without_sources_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match="No Python sources"):
+        open_source(DatasetConfig(name="code", source=DatasetSource.embedded_code))
+
+
+@pytest.mark.parametrize("source", [DatasetSource.embedded_wiki, DatasetSource.embedded_news])
+def test_a_missing_wheel_names_the_installation(source: DatasetSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    with pytest.raises(UserError, match="pip install gensim"):
+        open_source(DatasetConfig(name="x", source=source))
+
+
+def test_news_splits_into_disjoint_parts_that_never_change(tmp_path: Path, make_tokenizer) -> None:
+    pytest.importorskip("gensim")
+    parts = {}
+    for part in Part:
+        cfg = DatasetConfig(name="news", source=DatasetSource.embedded_news, part=part, documents=0, window_tokens=32)
+        parts[part] = set(load_windows(cfg, make_tokenizer(), tmp_path).titles)
+    assert parts[Part.train].isdisjoint(parts[Part.evaluation])
+    assert parts[Part.train] | parts[Part.evaluation] == parts[Part.all]
+    assert (len(parts[Part.train]), len(parts[Part.evaluation])) == (234, 66)
+
+
+def test_the_split_rule_is_frozen() -> None:
+    # SAEs were trained on the train part: these answers must hold for good.
+    evaluation = [i for i in range(1, 21) if is_evaluation("embedded_news", str(i))]
+    assert evaluation == [5, 6, 7, 12, 17]
+    assert is_evaluation("embedded_wiki", "Altruism") and not is_evaluation("embedded_wiki", "Anarchism")
+    assert in_part("embedded_wiki", "Altruism", Part.all) and not in_part("embedded_wiki", "Altruism", Part.train)

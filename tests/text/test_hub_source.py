@@ -1,0 +1,135 @@
+"""Hub datasets, with a stand-in for `load_dataset`: nothing here touches the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from sae_match.config.schema import DatasetConfig, DatasetSource
+from sae_match.errors import UserError
+from sae_match.text.documents import Document
+from sae_match.text.sources import hub, open_source
+from sae_match.text.sources.hub import MIN_POOL, PARQUET_FALLBACKS, POOL_FACTOR
+
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+    """Make load_dataset answer its calls with the given data or errors, in turn; returns the list of calls."""
+
+    def install(*answers: dict[str, list[Any]] | Exception) -> Calls:
+        calls: Calls = []
+
+        def load_dataset(*args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
+            answer = answers[len(calls) - 1]
+            if isinstance(answer, Exception):
+                raise answer
+            return Dataset.from_dict(answer).to_iterable_dataset()
+
+        monkeypatch.setattr(hub, "_load_dataset", lambda: load_dataset)
+        return calls
+
+    return install
+
+
+def config(**changes: Any) -> DatasetConfig:
+    return DatasetConfig(**({"name": "x", "source": DatasetSource.hub, "repo_id": "owner/name"} | changes))
+
+
+def read(**changes: Any) -> list[Document]:
+    return list(open_source(config(**changes)).read())
+
+
+def test_rows_are_streamed_with_the_configured_names(serve) -> None:
+    calls = serve({"id": [1, 2], "content": ["a", "b"]})
+    documents = read(config_name="raw", revision="abc", split="test")
+    assert [(document.id, document.text) for document in documents] == [("1", "a"), ("2", "b")]
+    assert calls == [(("owner/name", "raw"), {"split": "test", "revision": "abc", "streaming": True})]
+
+
+def test_only_the_first_documents_of_the_stream_are_the_pool(serve) -> None:
+    serve({"text": [str(i) for i in range(MIN_POOL + 500)]}, {"text": [str(i) for i in range(MIN_POOL + 500)]})
+    assert len(read(documents=1)) == MIN_POOL
+    assert len(read(documents=(MIN_POOL + 200) // POOL_FACTOR)) == MIN_POOL + 200
+
+
+def test_wikitext_lines_become_articles(serve) -> None:
+    serve({"text": ["", " = A = \n", "", " a \n", "", " = B = \n", "", " b \n"]})
+    assert [article.title for article in read(join_articles=True)] == ["A", "B"]
+
+
+@pytest.mark.parametrize("column", [None, "body"])
+def test_a_wrong_column_lists_the_columns(serve, column: str | None) -> None:
+    serve({"id": [1], "prose": ["a"]})
+    with pytest.raises(UserError, match="Its columns: id, prose"):
+        read(column=column)
+
+
+def test_openwebtext_falls_back_to_its_parquet_revision(serve, caplog) -> None:
+    (repo_id, fallback), *_ = PARQUET_FALLBACKS.items()
+    calls = serve(RuntimeError("Dataset scripts are no longer supported"), {"text": ["a"]})
+    assert [document.text for document in read(repo_id=repo_id)] == ["a"]
+    assert calls[1] == (("parquet",), {"data_files": fallback, "split": "train", "streaming": True})
+    assert "loading script" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{}, {"repo_id": next(iter(PARQUET_FALLBACKS)), "revision": "pinned"}])
+def test_other_loading_scripts_are_refused_with_advice(serve, changes: dict[str, str]) -> None:
+    calls = serve(RuntimeError("Dataset scripts are no longer supported"))
+    with pytest.raises(UserError, match="refs/convert/parquet"):
+        read(**changes)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ConnectionError("Couldn't reach 'owner/name' on the Hub"), "Check the network"),
+        (DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub"), "Check dataset.repo_id"),
+        (DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub"), "HF_TOKEN"),
+        (ValueError("Bad split: x. Available splits: ['train']"), "Available splits"),
+    ],
+)
+def test_a_failing_hub_is_explained(serve, error: Exception, advice: str) -> None:
+    serve(error)
+    with pytest.raises(UserError, match=advice) as caught:
+        read()
+    assert "owner/name" in str(caught.value)
+
+
+def test_a_programming_error_is_not_disguised(serve) -> None:
+    serve(TypeError("ours"))
+    with pytest.raises(TypeError, match="ours"):
+        read()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"revision": "r"},
+        {"config_name": "c"},
+        {"split": "s"},
+        {"column": "t"},
+        {"join_articles": True},
+        {"documents": MIN_POOL},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_field_changes_the_identity_and_nothing_is_loaded(serve, changes: dict[str, Any]) -> None:
+    calls = serve()
+    assert open_source(config(**changes)).identity != open_source(config()).identity
+    assert open_source(config(repo_id="a/b")).identity != open_source(config()).identity
+    assert not calls
+
+
+def test_no_repository_and_every_document_are_refused() -> None:
+    with pytest.raises(UserError, match=r"needs dataset\.repo_id"):
+        open_source(config(repo_id=None))
+    with pytest.raises(UserError, match=r"dataset\.documents"):
+        open_source(config(documents=0))

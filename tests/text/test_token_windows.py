@@ -1,0 +1,64 @@
+"""TokenWindows: its invariants, its key, its prefix and its concatenation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_match.errors import UserError
+from sae_match.text import TokenWindows
+
+
+def make(document: list[int], start: int = 0, tokens: int = 3) -> TokenWindows:
+    ids = torch.arange(start, start + len(document) * tokens).reshape(len(document), tokens)
+    titles = [f"{start}:{i}" for i in range(max(document) + 1)]
+    return TokenWindows.build(ids, torch.tensor(document), titles, {"start": start})
+
+
+def test_key_is_a_hash_of_the_content_alone() -> None:
+    windows = make([0, 0, 1])
+    assert TokenWindows.build(windows.ids.clone(), windows.document, ["a", "b"], {}).key == windows.key
+    assert make([0, 1, 1]).key != windows.key
+    changed = windows.ids.clone()
+    changed[2, 1] += 1
+    assert TokenWindows.build(changed, windows.document, windows.titles, {}).key != windows.key
+    transposed = TokenWindows.build(windows.ids.reshape(1, 9), torch.tensor([0]), ["a"], {})
+    assert transposed.key != windows.key
+
+
+def test_first_documents_takes_their_windows() -> None:
+    windows = make([0, 0, 1, 2])
+    first = windows.first_documents(2)
+    assert first.ids.tolist() == windows.ids[:3].tolist()
+    assert (first.n_documents, first.n_windows, first.titles) == (2, 3, windows.titles[:2])
+    assert windows.first_documents(0) is windows and windows.first_documents(3) is windows
+    for n in (-1, 4):
+        with pytest.raises(UserError, match="there are 3"):
+            windows.first_documents(n)
+
+
+def test_concatenate_renumbers_documents() -> None:
+    first, second = make([0, 0, 1]), make([0, 1, 1], start=50)
+    joined = TokenWindows.concatenate([first, second])
+    assert joined.document.tolist() == [0, 0, 1, 2, 3, 3]
+    assert joined.titles == first.titles + second.titles
+    assert torch.equal(joined.ids, torch.cat([first.ids, second.ids]))
+    assert joined.first_documents(2).key == first.key
+
+
+def test_concatenate_refuses_different_lengths_and_nothing() -> None:
+    with pytest.raises(UserError, match="one length"):
+        TokenWindows.concatenate([make([0]), make([0], tokens=4)])
+    with pytest.raises(UserError, match="none at all"):
+        TokenWindows.concatenate([])
+
+
+@pytest.mark.parametrize("document", [[1, 1, 2], [0, 2, 2], [0, 1, 0], [0, 1]])
+def test_wrong_numbering_is_refused(document: list[int]) -> None:
+    with pytest.raises(ValueError, match="from 0"):
+        TokenWindows.build(torch.zeros(3, 2, dtype=torch.int64), torch.tensor(document), ["a", "b"], {})
+
+
+def test_wrong_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match="int64"):
+        TokenWindows.build(torch.zeros(1, 2, dtype=torch.int32), torch.tensor([0]), ["a"], {})
