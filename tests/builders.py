@@ -45,5 +45,5 @@ def identity_sae(d: int = 4) -> SparseAutoencoder:
         b_enc=torch.zeros(2 * d),
         W_dec=both_signs,
         b_dec=torch.zeros(d),
-        threshold=torch.full((2 * d,), 1e-30),
+        threshold=torch.full((2 * d,), 1e-12),
     )

@@ -65,7 +65,9 @@ def run_command(command: Callable[[], object]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error.__context__
         detail = f"\n{cause}" if isinstance(cause, OmegaConfBaseException | HydraException) else ""
-        fail(f"{error}{detail}")
+        # Hydra advises to add unknown keys with +, which the schema then refuses.
+        lines = [line for line in f"{error}{detail}".splitlines() if not line.startswith("To append to your config")]
+        fail("\n".join(lines))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -12,6 +12,7 @@ from sae_match.config.schema import (
     LayersConfig,
     ModelConfig,
     ModelSource,
+    Part,
     TrackingConfig,
     TrainConfig,
 )
@@ -19,6 +20,13 @@ from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 MAX_TAG = 64
+EVALUATION_MINIMA = {
+    "splice_documents": 0,
+    "splice_windows_per_document": 0,
+    "batch_windows": 1,
+    "min_count": 1,
+    "bootstrap_samples": 1,
+}
 
 
 def check_config(cfg: Config) -> None:
@@ -47,8 +55,12 @@ def check_train_config(cfg: TrainConfig) -> None:
     problems += _model_rules(cfg.model)
     for name, dataset in cfg.datasets.items():
         problems += _dataset_rules(dataset, f"datasets.{name}")
-    if not cfg.datasets:
-        problems.append("datasets: name at least one training text")
+    for name, dataset in cfg.held_out.items():
+        problems += _dataset_rules(dataset, f"held_out.{name}")
+    for group in ("datasets", "held_out"):
+        if not getattr(cfg, group):
+            problems.append(f"{group}: name at least one text")
+    problems += _disjoint_rule(cfg)
     for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
         if getattr(cfg.training, name) <= 0:
             problems.append(f"training.{name}={getattr(cfg.training, name)}: must be positive")
@@ -81,7 +93,7 @@ def _range_rule(cfg: Config) -> Iterator[str]:
 
 
 def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
-    for name, least in (("splice_documents", 0), ("batch_windows", 1), ("min_count", 1), ("bootstrap_samples", 1)):
+    for name, least in EVALUATION_MINIMA.items():
         value = getattr(evaluation, name)
         if value < least:
             yield f"evaluation.{name}={value}: must be at least {least}"
@@ -90,6 +102,8 @@ def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
 def _model_rules(model: ModelConfig) -> Iterator[str]:
     if model.dtype not in ("float32", "bfloat16", "float16"):
         yield f"model.dtype={model.dtype}: must be float32, bfloat16 or float16"
+    if model.sink_positions < 1:
+        yield f"model.sink_positions={model.sink_positions}: must be at least 1 (position 0 is never counted)"
     if model.source is ModelSource.hub and not model.repo_id:
         yield "model.repo_id is not set, and model.source=hub needs one"
     if model.source is ModelSource.local and not model.path:
@@ -101,6 +115,22 @@ def _dataset_rules(dataset: DatasetConfig, where: str) -> Iterator[str]:
         value = getattr(dataset, name)
         if value < least:
             yield f"{where}.{name}={value}: must be at least {least}"
+
+
+def _disjoint_rule(cfg: TrainConfig) -> Iterator[str]:
+    """Training and held-out parts of one text must not share documents."""
+    for name, held_out in cfg.held_out.items():
+        for other, dataset in cfg.datasets.items():
+            same = _identity(held_out) == _identity(dataset)
+            if same and {held_out.part, dataset.part} != {Part.train, Part.evaluation}:
+                yield (
+                    f"held_out.{name}.part={held_out.part.value}, datasets.{other}.part={dataset.part.value}: "
+                    "one must be train and the other evaluation, else the report is not on held-out text"
+                )
+
+
+def _identity(dataset: DatasetConfig) -> tuple[object, ...]:
+    return dataset.source, dataset.repo_id, dataset.config_name, dataset.split, dataset.path
 
 
 def _common_rules(device: str, tracking: TrackingConfig) -> Iterator[str]:

@@ -197,6 +197,9 @@ class ModelConfig:
     """transformers attention implementation; null = the library's choice. Gemma 2 needs eager."""
     bos: Bos = Bos.auto
     """auto: prepend BOS exactly where the tokenizer defines and adds one."""
+    sink_positions: int = 1
+    """Attention sinks at each window's start: never replaced, never counted, never trained on. 1 = position 0;
+    a model without BOS can carry the sink on to position 1, then 2."""
     n_layers: int | None = None
     """Number of blocks, where known before loading; lets span errors come early."""
     d_model: int | None = None
@@ -220,15 +223,15 @@ class DatasetConfig:
     split: str = "train"
     """Hub split."""
     path: str | None = None
-    """Local .txt, .jsonl or .parquet file (source=local)."""
+    """Local .txt, .jsonl or .parquet file, or a directory of .txt files (source=local)."""
     column: str | None = None
     """Text column; null = the first of text, content, code that exists."""
     join_articles: bool = False
     """WikiText: one line per row, joined into articles at ` = Title = ` headings."""
     part: Part = Part.all
-    """Embedded texts are split by document into train and evaluation parts."""
+    """Every source is split by document (a hash of its name) into disjoint train and evaluation parts."""
     documents: int = 100
-    """Number of documents sampled; 0 = every document that is long enough."""
+    """Number of documents sampled; 0 = every document that is long enough (not offered for hub datasets)."""
     window_tokens: int = 1024
     """Tokens per window, BOS included."""
     windows_per_document: int = 1
@@ -244,7 +247,10 @@ class EvaluationConfig:
     level: EvaluationLevel = MISSING
     """weights_only needs no model and no text."""
     splice_documents: int = 0
-    """Delta loss uses the first n documents; 0 = all. The other metrics always use all."""
+    """Delta loss, which needs a forward pass per splice, uses the first n documents; 0 = all. The other metrics
+    always use all."""
+    splice_windows_per_document: int = 0
+    """Delta loss uses the first n windows of each of those documents; 0 = all."""
     splice_units: SpliceUnits = SpliceUnits.as_folding
     """Units of the activations carried along the permutation."""
     batch_windows: int = 8
@@ -356,7 +362,9 @@ class TrainConfig:
     model: ModelConfig = MISSING
     tracking: TrackingConfig = MISSING
     datasets: dict[str, DatasetConfig] = MISSING
-    """Training texts by name; each is read with part=train."""
+    """Training texts by name."""
+    held_out: dict[str, DatasetConfig] = MISSING
+    """Texts for the held-out report, by name; an embedded text must name a part that is not trained on."""
     layers: LayersConfig = field(default_factory=LayersConfig)
     """One SAE per layer of the span."""
     paths: PathsConfig = field(default_factory=PathsConfig)

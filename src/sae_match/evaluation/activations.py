@@ -12,7 +12,6 @@ from sae_match.errors import UserError
 from sae_match.evaluation.splices import PairActivations, Splice
 from sae_match.matching import Permutation
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
-from sae_match.metrics.delta_loss import FIRST_COUNTED
 from sae_match.metrics.reconstruction import ReconstructionStatistics
 from sae_match.saes import SparseAutoencoder
 
@@ -42,8 +41,9 @@ def collect_activations(
     permutations: dict[str, Permutation],
     splices: dict[str, Splice],
     batch_windows: int = 8,
+    sink_positions: int = 1,
 ) -> ActivationStatistics:
-    """One pass over the tokens of a pair; position 0 of every window is left out.
+    """One pass over the tokens of a pair; the sink positions of every window are left out.
 
     Args:
         a, b: SAEs of layers t and t+1, on the device on which to compute.
@@ -51,11 +51,13 @@ def collect_activations(
         document: 0-based document of each window.
         permutations: matchings A -> B by variant.
         splices: reconstructions of x_b by name.
+        sink_positions: positions at each window's start that are not counted (1 = position 0).
 
     Raises:
         UserError: residuals of different shapes or of another width than the SAEs.
     """
-    _check_residuals(a, b, x_a, x_b, document)
+    _check_residuals(a, b, x_a, x_b, document, sink_positions)
+    x_a, x_b = x_a[:, sink_positions:], x_b[:, sink_positions:]
     n_documents, device = int(document.max()) + 1, a.device
     statistics = ActivationStatistics(
         a=ActivationCounts(n_documents, a.width, device),
@@ -79,7 +81,6 @@ def _update(
     document: Tensor,
     splices: dict[str, Splice],
 ) -> None:
-    x_a, x_b = x_a[:, FIRST_COUNTED:], x_b[:, FIRST_COUNTED:]
     pair = PairActivations(x_a=x_a, x_b=x_b, f_a=a.encode(x_a), f_b=b.encode(x_b))
     active_a, active_b = pair.f_a > 0, pair.f_b > 0
     statistics.a.update(active_a, document)
@@ -91,15 +92,15 @@ def _update(
 
 
 def _check_residuals(
-    a: SparseAutoencoder, b: SparseAutoencoder, x_a: Tensor, x_b: Tensor, document: Tensor
+    a: SparseAutoencoder, b: SparseAutoencoder, x_a: Tensor, x_b: Tensor, document: Tensor, sink_positions: int
 ) -> None:
     if x_a.shape != x_b.shape or x_a.ndim != 3 or len(document) != len(x_a):
         raise UserError(
             f"residuals must be [windows, tokens, d] on the same tokens: got {tuple(x_a.shape)} and "
             f"{tuple(x_b.shape)} with {len(document)} document indices"
         )
-    if x_a.shape[1] <= FIRST_COUNTED:
-        raise UserError("windows need at least two tokens: position 0 is never counted")
+    if x_a.shape[1] <= sink_positions:
+        raise UserError(f"windows of {x_a.shape[1]} tokens are too short: the first {sink_positions} are never counted")
     for sae, x in ((a, x_a), (b, x_b)):
         if sae.d_model != x.shape[2]:
             raise UserError(f"{sae.source} reads d_model={sae.d_model}, but the residual stream has {x.shape[2]}")

@@ -55,17 +55,19 @@ def evaluate_pair(
     min_count: int = 10,
     bootstrap: Bootstrap | None = None,
     batch_windows: int = 8,
+    sink_positions: int = 1,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
     Args:
         a, b: SAEs of layers t and t+1.
         permutations: one matching A -> B, or several by variant (`matched`, `random`, ...).
-        x_a, x_b: resid_post of both layers on the same tokens; position 0 of each window is left out.
+        x_a, x_b: resid_post of both layers on the same tokens; sink positions are left out.
         document: 0-based document of each window, for the intervals; each window its own document if None.
         units: units in which activations are carried along the permutation, `theta` or `raw`.
         layers: layer numbers, for the rows.
         min_count: per-feature scores average over features that fire at least this often.
+        sink_positions: positions at each window's start that are not counted (1 = position 0).
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
 
     Raises:
@@ -75,7 +77,7 @@ def evaluate_pair(
     document = torch.arange(len(x_a)) if document is None else document
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units)
-    statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows)
+    statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
     rows = weight_rows(a, b, named, *layers)
     rows += score_rows(statistics, bootstrap, layers, min_count)
     rows += reconstruction_rows(statistics, bootstrap, layers)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.evaluation.splices import PairActivations, Splice
-from sae_match.metrics.delta_loss import FIRST_COUNTED
 from sae_match.saes import SparseAutoencoder
 
 
@@ -50,14 +49,16 @@ def splice_losses(
     ids: Int[Tensor, "windows tokens"],
     splices: dict[str, Splice],
     batch_windows: int,
+    sink_positions: int = 1,
     tick: Callable[[int], object] = lambda n: None,
 ) -> dict[str, Float[Tensor, "windows predictions"]]:
-    """Losses with block `layer`'s output replaced by each splice; position 0 keeps its own residual.
+    """Losses with block `layer`'s output replaced by each splice; sink positions keep their residual.
 
     Args:
         layer: t+1, the block whose output is replaced; blocks up to it are not computed.
         saes: SAEs of layers t and t+1.
         residuals: resid_post of layers t and t+1.
+        sink_positions: positions at each window's start that are not replaced.
         tick: called with the number of windows done, once per batch and splice.
     """
     (a, b), (x_a, x_b) = saes, residuals
@@ -68,7 +69,7 @@ def splice_losses(
         pair = PairActivations(x_a=batch_a, x_b=batch_b, f_a=a.encode(batch_a), f_b=b.encode(batch_b))
         for name, splice in splices.items():
             replaced = batch_b.clone()
-            replaced[:, FIRST_COUNTED:] = splice(pair)[:, FIRST_COUNTED:]
+            replaced[:, sink_positions:] = splice(pair)[:, sink_positions:]
             losses[name].append(model.token_losses_from(layer, replaced, ids[rows]).cpu())
             tick(len(ids[rows]))
     return {name: torch.cat(parts) for name, parts in losses.items()}

@@ -22,7 +22,7 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import Bootstrap
-from sae_match.metrics.delta_loss import FIRST_COUNTED, delta_loss
+from sae_match.metrics.delta_loss import delta_loss
 from sae_match.record.cache import ResultCache
 from sae_match.record.provenance import content_key
 from sae_match.text import TokenWindows, load_windows
@@ -36,7 +36,8 @@ class Evaluator:
 
     Attributes:
         windows: all evaluation windows; residual streams and activation metrics cover these.
-        splice_windows: the first documents, on which token losses are computed.
+        splice_rows: marks the windows on which token losses are computed.
+        splice_windows: those windows.
     """
 
     cfg: Config
@@ -44,6 +45,7 @@ class Evaluator:
     solver: Solver
     model: LanguageModel
     windows: TokenWindows
+    splice_rows: Tensor
     splice_windows: TokenWindows
     streams: ResidualStreams
     cache: ResultCache
@@ -56,6 +58,11 @@ class Evaluator:
         """Units in which activations travel, resolved."""
         return resolve_units(self.cfg.evaluation.splice_units, self.cfg.folding.name)
 
+    def splice_residual(self, layer: int) -> Tensor:
+        """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
+        residual = self.streams.layer(layer)
+        return residual if bool(self.splice_rows.all()) else residual[self.splice_rows]
+
 
 def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: bool) -> Evaluator:
     """Load model and text, and capture the span's residual streams (or find them in the cache)."""
@@ -63,8 +70,8 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     model = load_language_model(cfg.model, device, cache_dir)
     saes.check_model(model.d_model, model.name)
     windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
-    n_splice = cfg.evaluation.splice_documents or windows.n_documents
-    splice_windows = windows.first_documents(min(n_splice, windows.n_documents))
+    splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
+    splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress)
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
@@ -73,6 +80,7 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
         solver=solver,
         model=model,
         windows=windows,
+        splice_rows=splice_rows,
         splice_windows=splice_windows,
         streams=streams,
         cache=ResultCache(cache_dir / "splice_losses"),
@@ -97,6 +105,7 @@ def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[Metric
         min_count=evaluator.cfg.evaluation.min_count,
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
+        sink_positions=evaluator.cfg.model.sink_positions,
     )
     weight_metrics = {row.metric for row in pair.rows}
     rows = [row for row in evaluation.rows if row.metric not in weight_metrics]
@@ -122,6 +131,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         min_count=evaluator.cfg.evaluation.min_count,
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
+        sink_positions=evaluator.cfg.model.sink_positions,
     )
     return [row for row in evaluation.rows if row.variant == "ceiling"]
 
@@ -134,7 +144,7 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     """
     counts = statistics.b if second else statistics.a
     facts = evaluator.saes.facts[layer]
-    norms = evaluator.streams.layer(layer)[:, FIRST_COUNTED:].norm(dim=-1)
+    norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
     n = norms.numel()
     return [
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
@@ -160,7 +170,7 @@ def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
     key = _loss_key(evaluator, "original", last, {})
     losses = _cached(evaluator, key)
     if losses is None:
-        residual = evaluator.streams.layer(last)
+        residual = evaluator.splice_residual(last)
         losses = original_losses(evaluator.model, last, residual, ids, evaluator.cfg.evaluation.batch_windows, bar.update)
         evaluator.cache.put(key, {"losses": losses.numpy()})
     else:
@@ -184,21 +194,20 @@ def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor,
             evaluator.model,
             pair.layer_to,
             (a, b),
-            (evaluator.streams.layer(pair.layer), evaluator.streams.layer(pair.layer_to)),
+            (evaluator.splice_residual(pair.layer), evaluator.splice_residual(pair.layer_to)),
             evaluator.splice_windows.ids,
             todo,
             evaluator.cfg.evaluation.batch_windows,
+            evaluator.cfg.model.sink_positions,
             bar.update,
         )
         for name, values in computed.items():
             evaluator.cache.put(keys[name], {"losses": values.numpy()})
         losses |= computed
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
-    layers = (pair.layer, pair.layer_to)
-    return [
-        estimate_row(layers, name, "delta_loss", delta_loss(losses[name], original, document, bootstrap), bootstrap)
-        for name in splices
-    ]
+    sinks, layers = evaluator.cfg.model.sink_positions, (pair.layer, pair.layer_to)
+    estimates = {name: delta_loss(losses[name], original, document, bootstrap, sinks) for name in splices}
+    return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
 
 
 def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
@@ -225,6 +234,7 @@ def _loss_key(evaluator: Evaluator, kind: str, layer: int, depends: dict[str, ob
             "layer": layer,
             "model": evaluator.model.key,
             "dtype": evaluator.cfg.model.dtype,
+            "sink_positions": evaluator.cfg.model.sink_positions,
             "windows": evaluator.splice_windows.key,
             **depends,
         }

@@ -55,5 +55,10 @@ def folded_weight_distances(
         W_enc=(a.W_enc[:, rows] - b.W_enc[:, partners]).square().mean(dim=0),
         b_enc=(a.b_enc[rows] - b.b_enc[partners]).square(),
         W_dec=(a.W_dec[rows] - b.W_dec[partners]).square().mean(dim=1),
-        decoder_cosine=torch.nn.functional.cosine_similarity(a.W_dec[rows], b.W_dec[partners], dim=1),
+        decoder_cosine=(_unit(a.W_dec[rows]) * _unit(b.W_dec[partners])).sum(dim=1),
     )
+
+
+def _unit(rows: Float[Tensor, "M d"]) -> Float[Tensor, "M d"]:
+    """Rows of unit norm; folded rows can be tiny, so torch's default epsilon of 1e-12 would bend the result."""
+    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_match.errors import UserError
@@ -62,6 +62,22 @@ class TokenWindows:
     def n_documents(self) -> int:
         """Number of documents."""
         return len(self.titles)
+
+    def leading(self, documents: int, windows_per_document: int) -> Bool[Tensor, "windows"]:
+        """Mark the first windows of the first documents (0 = all of them, either way)."""
+        _, counts = torch.unique_consecutive(self.document, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        position = torch.arange(self.n_windows) - starts[self.document]
+        mark = torch.ones(self.n_windows, dtype=torch.bool)
+        if documents:
+            mark &= self.document < documents
+        return mark & (position < windows_per_document) if windows_per_document else mark
+
+    def subset(self, keep: Bool[Tensor, "windows"]) -> TokenWindows:
+        """The marked windows, their documents numbered anew."""
+        kept, document = torch.unique_consecutive(self.document[keep], return_inverse=True)
+        titles = [self.titles[i] for i in kept.tolist()]
+        return TokenWindows.build(self.ids[keep], document, titles, self.info | {"subset_of": self.key})
 
     def first_documents(self, n: int) -> TokenWindows:
         """Return the windows of the first `n` documents (0 = all).

@@ -1,0 +1,163 @@
+"""One pass of text through a language model, into the shared cache of residual streams.
+
+A capture that is killed leaves `layer_XX.safetensors.partial` files and `progress.json`; the next call goes on from
+there. A file lock makes a second process wait for the first and then reuse its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+from filelock import FileLock
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_match.errors import UserError
+from sae_match.language_model.language_model import LanguageModel
+from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path, write_manifest
+
+FORMAT = "residual streams 1"
+_CHECKPOINT_SECONDS = 20.0
+
+_log = logging.getLogger(__name__)
+
+
+class Windows(Protocol):
+    """The part of `TokenWindows` that a capture needs."""
+
+    ids: Int[Tensor, "windows tokens"]
+    key: str
+
+
+def capture(
+    model: LanguageModel,
+    windows: Windows,
+    layers: Sequence[int],
+    cache_dir: Path,
+    batch_windows: int = 8,
+    progress: bool = False,
+) -> ResidualStreams:
+    """Residual streams after the blocks `layers` for all windows, captured in one pass where not cached yet.
+
+    Args:
+        model: the language model.
+        windows: token windows; their `key` and the model's make the cache key.
+        layers: 0-based blocks; those already in the cache entry are not captured again.
+        cache_dir: shared cache; the entry is `<cache_dir>/residual_streams/<key>`.
+        batch_windows: windows per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        All layers of the entry (those asked for and any captured before).
+
+    Raises:
+        UserError: a layer does not exist, there are no windows, or the disk is too full.
+    """
+    model.check_layers(layers)
+    manifest = _manifest(model, windows)
+    directory = Path(cache_dir) / "residual_streams" / manifest.key
+    directory.mkdir(parents=True, exist_ok=True)
+    if _missing(directory, layers):
+        with FileLock(directory / "capture.lock"):
+            missing = _missing(directory, layers)  # another process may have captured them while this one waited
+            if missing:
+                write_manifest(directory, manifest)
+                _PartialCapture(directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
+    return ResidualStreams(directory)
+
+
+def _manifest(model: LanguageModel, windows: Windows) -> Manifest:
+    n_windows, window_tokens = windows.ids.shape
+    if n_windows == 0:
+        raise UserError("there are no token windows to capture: check the dataset's documents and window_tokens")
+    key = hashlib.sha256(json.dumps([FORMAT, model.key, windows.key]).encode()).hexdigest()[:32]
+    return Manifest(key, model.key, model.name, windows.key, n_windows, window_tokens, model.d_model)
+
+
+def _missing(directory: Path, layers: Sequence[int]) -> list[int]:
+    return sorted(layer for layer in set(layers) if not layer_path(directory, layer).is_file())
+
+
+class _PartialCapture:
+    """The unfinished files of some layers, and how many windows each of them holds."""
+
+    def __init__(self, directory: Path, manifest: Manifest, layers: list[int]) -> None:
+        self.directory, self.manifest, self.layers = directory, manifest, layers
+        self.record = directory / "progress.json"
+        done = json.loads(self.record.read_text()) if self.record.is_file() else {}
+        self.windows_done = {int(layer): int(n) for layer, n in done.items() if self._path(int(layer)).is_file()}
+
+    def run(self, model: LanguageModel, ids: Int[Tensor, "windows tokens"], batch: int, progress: bool) -> None:
+        """Captures what is missing, then gives the files their final names."""
+        start = min(self.windows_done.get(layer, 0) for layer in self.layers)
+        self._require_space()
+        bar = tqdm(total=len(ids), initial=start, desc="residual streams", unit="window", disable=not progress)
+        with ExitStack() as stack:
+            stack.enter_context(bar)
+            files = {layer: stack.enter_context(self._open(layer, start)) for layer in self.layers}
+            saved_at = time.monotonic()
+            for first in range(start, len(ids), batch):
+                streams = model.resid_post(ids[first : first + batch], self.layers)
+                for layer, file in files.items():
+                    file.write(streams[layer].to("cpu", torch.float32).contiguous().numpy().data)
+                bar.update(len(streams[self.layers[0]]))
+                if time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                    self._checkpoint(files, min(first + batch, len(ids)))
+                    saved_at = time.monotonic()
+            self._checkpoint(files, len(ids))
+        self._finish()
+
+    def _path(self, layer: int) -> Path:
+        return self.directory / f"layer_{layer:02d}.safetensors.partial"
+
+    def _open(self, layer: int, start: int) -> BinaryIO:
+        """The layer's partial file, positioned where window `start` begins."""
+        path, header = self._path(layer), self.manifest.header(layer)
+        if layer not in self.windows_done:
+            path.write_bytes(header)
+        file = path.open("r+b")
+        file.seek(len(header) + start * (self.manifest.layer_bytes // self.manifest.n_windows))
+        return file
+
+    def _checkpoint(self, files: dict[int, BinaryIO], windows: int) -> None:
+        """Makes the files durable first: the record must never claim more than the disk holds."""
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.windows_done |= {layer: max(windows, self.windows_done.get(layer, 0)) for layer in files}
+        self._write_record()
+
+    def _finish(self) -> None:
+        for layer in self.layers:
+            os.replace(self._path(layer), layer_path(self.directory, layer))
+            del self.windows_done[layer]
+        self._write_record()
+
+    def _write_record(self) -> None:
+        if not self.windows_done:
+            self.record.unlink(missing_ok=True)
+            return
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.windows_done))
+        os.replace(temporary, self.record)
+
+    def _require_space(self) -> None:
+        per_window = self.manifest.layer_bytes // self.manifest.n_windows
+        left = sum(self.manifest.n_windows - self.windows_done.get(layer, 0) for layer in self.layers)
+        free = shutil.disk_usage(self.directory).free
+        if left * per_window > free:
+            raise UserError(
+                f"{self.directory}: residual streams of layers {self.layers} need {left * per_window / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free. Use fewer documents or layers, or another paths.cache_dir."
+            )

@@ -1,0 +1,122 @@
+"""Captured residual streams on disk: one memory-mapped safetensors file per layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.errors import UserError
+
+TENSOR_NAME = "resid_post"
+_FILE_PATTERN = "layer_[0-9][0-9]*.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an entry of the cache holds; equal for all of its layers."""
+
+    key: str
+    model_key: str
+    model_name: str
+    windows_key: str
+    n_windows: int
+    window_tokens: int
+    d_model: int
+    dtype: str = "float32"
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one layer's data."""
+        return 4 * self.n_windows * self.window_tokens * self.d_model
+
+    def header(self, layer: int) -> bytes:
+        """Head of the layer's safetensors file, length prefix included; the data follows it directly."""
+        shape = [self.n_windows, self.window_tokens, self.d_model]
+        metadata = {"layer": str(layer), "key": self.key, "model": self.model_name, "windows": self.windows_key}
+        tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, self.layer_bytes]}
+        text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}).encode()
+        text += b" " * (-len(text) % 8)  # safetensors wants aligned data
+        return struct.pack("<Q", len(text)) + text
+
+
+def layer_path(directory: Path, layer: int) -> Path:
+    """Path of one layer's finished file."""
+    return directory / f"layer_{layer:02d}.safetensors"
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`, atomically."""
+    temporary = directory / f".manifest-{os.getpid()}.json"
+    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    os.replace(temporary, directory / "manifest.json")
+
+
+class ResidualStreams:
+    """Residual streams of all windows, per layer, read from disk as they are touched.
+
+    Position 0 of every window is stored too; leaving it out is the readers' duty.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Opens an entry of the cache.
+
+        Raises:
+            UserError: there is no readable manifest.
+        """
+        self.directory = Path(directory)
+        path = self.directory / "manifest.json"
+        try:
+            self.manifest = Manifest(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a residual-stream cache ({error}); delete the directory and rerun") from None
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """Layers that are complete, ascending."""
+        return sorted(int(path.stem.removeprefix("layer_")) for path in self.directory.glob(_FILE_PATTERN))
+
+    @property
+    def key(self) -> str:
+        """Content hash of model and windows."""
+        return self.manifest.key
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return self.manifest.n_windows
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens per window, position 0 included."""
+        return self.manifest.window_tokens
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.manifest.d_model
+
+    def layer(self, layer: int) -> Float[Tensor, "windows tokens d"]:
+        """Residual stream after block `layer`, float32, memory-mapped (writes to it never reach the file).
+
+        Raises:
+            UserError: the layer was not captured, or its file is damaged.
+        """
+        path = layer_path(self.directory, layer)
+        header = self.manifest.header(layer)
+        if not path.is_file():
+            raise UserError(f"{self.directory}: layer {layer} is not captured (there are {self.layers})")
+        with path.open("rb") as file:
+            intact = file.read(len(header)) == header
+        if not intact or path.stat().st_size != len(header) + self.manifest.layer_bytes:
+            raise UserError(f"{path}: damaged; delete this file and rerun to capture the layer again")
+        shape = (self.n_windows, self.window_tokens, self.d_model)
+        return torch.from_numpy(np.memmap(path, dtype="<f4", mode="c", offset=len(header), shape=shape))

@@ -1,0 +1,237 @@
+"""The record of one job: everything it leaves on disk, written atomically as it goes along."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+
+from ..errors import UserError
+from .atomic import atomic_path, write_json, write_text
+from .metrics import plain_metrics, undefined
+from .pairs import undefined_rows, write_pairs
+from .provenance import git_state, versions
+from .termination import sigterm_raises
+
+log = logging.getLogger(__name__)
+
+State = Literal["running", "done", "failed", "killed"]
+
+CONFIG, STATUS, METRICS, PAIRS = "config.yaml", "status.json", "metrics.json", "pairs.csv"
+FEATURES, TRACEBACK = "features.parquet", "error.log"
+PERMUTATIONS, FIGURES = "permutations", "figures"
+
+_NOT_SCIENCE = ("paths", "tracking", "progress")
+"""Top-level configuration keys that may change without making it another job."""
+
+
+class JobRecord:
+    """The directory of one job.
+
+    Creating it makes the directory and proves that it can be written to, before any long work.
+    Typical use:
+
+        record = JobRecord(directory)
+        record.write_config(yaml_text)
+        with record.guard():
+            ...
+            record.write_metrics({...})
+
+    Args:
+        directory: where the job writes; created with its parents.
+        overwrite: allow replacing the finished record of a job with a different configuration.
+
+    Raises:
+        UserError: the directory cannot be created or written to.
+    """
+
+    def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
+        self.directory = Path(directory)
+        self._overwrite = overwrite
+        self._status: dict[str, Any] = {}
+        self._clock = time.monotonic()
+        try:
+            with atomic_path(self.directory / ".writable") as probe:
+                probe.write_bytes(b"")
+            (self.directory / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the output directory {self.directory}: {error.strerror or error}. "
+                "Choose another one with paths.output_dir=DIR."
+            ) from error
+
+    # -- state -------------------------------------------------------------------------------------------
+
+    def write_config(self, yaml_text: str) -> None:
+        """Store the resolved configuration as config.yaml.
+
+        Raises:
+            UserError: the directory holds the finished record of another configuration (and
+                `overwrite` is false). Where results go and how they are tracked does not count.
+        """
+        if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
+            raise UserError(
+                f"{self.directory} holds the finished record of a job with another configuration. "
+                "Choose another paths.output_dir, or remove that directory first."
+            )
+        write_text(self.directory / CONFIG, yaml_text)
+
+    def running(self) -> None:
+        """Mark the job as started. What an earlier attempt left in this directory is removed, so that
+        a record never mixes two attempts."""
+        if (self.directory / STATUS).exists():
+            self._remove_results()
+        self._clock = time.monotonic()
+        git = git_state()
+        self._status = {
+            "state": "running",
+            "error": None,
+            "started": _now(),
+            "ended": None,
+            "seconds": None,
+            "versions": versions(),
+            "git_sha": git.sha,
+            "git_dirty": git.dirty,
+        }
+        write_json(self.directory / STATUS, self._status)
+
+    def finish(self, state: State, error: BaseException | None = None) -> None:
+        """Write the job's final state, its duration, and the error's type and message if there is one.
+
+        Raises:
+            RuntimeError: the job was never marked as running.
+        """
+        if not self._status:
+            raise RuntimeError("JobRecord.finish called before running()")
+        described = None if error is None else {"type": type(error).__name__, "message": str(error)}
+        seconds = round(time.monotonic() - self._clock, 3)
+        self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds}
+        write_json(self.directory / STATUS, self._status)
+
+    @contextmanager
+    def guard(self) -> Iterator[JobRecord]:
+        """Mark the job as running; at the end as done, or on any exception as failed (killed where it
+        was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. The exception
+        goes on. `finish` may be called inside to end in another state without raising."""
+        with sigterm_raises():
+            try:
+                self.running()
+                yield self
+                if self._status["state"] == "running":
+                    self.finish("done")
+            except BaseException as error:
+                self._record_failure(error)
+                raise
+
+    def _record_failure(self, error: BaseException) -> None:
+        try:
+            self.write_traceback(error)
+            self.finish("killed" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", error)
+        except (OSError, RuntimeError):
+            # The job's own error is the one worth raising; a full disk must not hide it.
+            log.exception("could not record the failure in %s", self.directory)
+
+    def write_traceback(self, error: BaseException | None = None) -> None:
+        """Write error.log: the traceback of `error`, or of the exception being handled."""
+        text = traceback.format_exc() if error is None else "".join(traceback.format_exception(error))
+        write_text(self.directory / TRACEBACK, text)
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    def write_metrics(self, metrics: Mapping[str, object]) -> None:
+        """Write metrics.json: flat, sorted. None stands for "not measured" and is stored as null.
+
+        Raises:
+            TypeError: a value is not a scalar.
+            ValueError: a value is NaN or infinite. The file is written all the same, with null in their
+                place: a number that went wrong is an error, but does not take the others with it.
+        """
+        wrong = undefined(metrics)
+        plain = plain_metrics({name: None if name in wrong else value for name, value in metrics.items()})
+        write_json(self.directory / METRICS, plain)
+        if wrong:
+            raise ValueError(f"metrics that are not finite (stored as null in {METRICS}): {', '.join(wrong)}")
+
+    def write_pairs(self, pairs: pd.DataFrame) -> None:
+        """Write pairs.csv (columns: `record.pairs.PAIR_COLUMNS`), floats in full precision.
+
+        Raises:
+            ValueError: the table breaks the contract, or a value is NaN (an empty cell in the file,
+                which is written all the same).
+        """
+        write_pairs(self.directory / PAIRS, pairs)
+        if wrong := undefined_rows(pairs):
+            raise ValueError(f"pair values that are not a number (empty in {PAIRS}): {', '.join(wrong)}")
+
+    def write_features(self, features: pd.DataFrame) -> None:
+        """Write features.parquet, one row per matched feature."""
+        with atomic_path(self.directory / FEATURES) as temporary:
+            features.to_parquet(temporary, index=False, compression="zstd")
+
+    def figure_path(self, name: str) -> Path:
+        """Path of figures/`name`.png; the folder exists.
+
+        Raises:
+            ValueError: the name is not a plain file name.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"figure name {name!r}: use letters, digits, '.', '_' and '-'")
+        return self._folder(FIGURES) / f"{name.removesuffix('.png')}.png"
+
+    def permutation_path(self, a: int, b: int) -> Path:
+        """Path of the permutation from layer `a` to layer `b`; the folder exists."""
+        return self.permutations / f"layer_{a:02d}_to_{b:02d}.safetensors"
+
+    @property
+    def permutations(self) -> Path:
+        """The folder of permutations; it exists."""
+        return self._folder(PERMUTATIONS)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.directory / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    # -- an earlier record in the same place -------------------------------------------------------------
+
+    def _finished(self) -> bool:
+        try:
+            status = json.loads((self.directory / STATUS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(status, dict) and status.get("state") == "done"
+
+    def _old_science(self) -> Any:
+        try:
+            return _science((self.directory / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            return None
+
+    def _remove_results(self) -> None:
+        # Only names that a record writes: the directory may hold logs and W&B runs beside them.
+        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, TRACEBACK)]
+        results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
+        results += (self.directory / FIGURES).glob("*.png")
+        for path in results:
+            path.unlink(missing_ok=True)
+
+
+def _science(yaml_text: str) -> Any:
+    config = yaml.safe_load(yaml_text)
+    if not isinstance(config, dict):
+        return config
+    return {key: value for key, value in config.items() if key not in _NOT_SCIENCE}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

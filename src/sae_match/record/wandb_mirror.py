@@ -1,0 +1,229 @@
+"""One Weights & Biases run per job, holding what the record on disk holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import wandb
+
+from ..errors import UserError
+from .factors import flat_config
+from .metrics import plain_metrics, undefined
+from .mirror import Histogram, Mirror, NullMirror
+from .pairs import tidy_pairs, undefined_rows
+from .wandb_settings import INIT_TIMEOUT_SECONDS, artifact_name, checked_tags, environment, wandb_directories
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["offline", "online", "none"]
+
+LAYER = "layer"
+PER_LAYER = "per_layer/"
+_BINS, _MAX_BINS = 64, 512
+
+
+def open_mirror(directory: Path, *, mode: Mode, **options: Any) -> Mirror:
+    """The mirror for a tracking mode: `WandbMirror(directory, mode=..., **options)`, or `NullMirror` for "none".
+
+    Raises:
+        UserError: the mode is unknown, or an option is wrong.
+    """
+    if mode == "none":
+        return NullMirror()
+    return WandbMirror(directory, mode=mode, **options)
+
+
+class WandbMirror:
+    """Context manager around one W&B run; see `Mirror` for the methods.
+
+    Args:
+        directory: the job's directory; the run goes to its `wandb/` folder.
+        mode: "offline" (no network, no account; upload later with `wandb sync`) or "online".
+        config: the resolved configuration as nested plain dicts; stored flat, factors at the top.
+        cache_dir: where W&B's own cache goes.
+        project, entity, group, job_type, name, tags: as in `wandb.init`.
+        run_id: a stable id; an online run of the same id is replaced.
+
+    Raises:
+        UserError: a tag is too long, the mode is unknown; on entering, no run could be started.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        mode: Mode,
+        config: Mapping[str, Any],
+        cache_dir: Path,
+        project: str = "sae-match",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str = "match",
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        run_id: str | None = None,
+    ) -> None:
+        if mode not in ("offline", "online"):
+            raise UserError(f"tracking.mode={mode!r} is unknown; choose offline, online or none")
+        self._directory, self._mode = Path(directory), mode
+        self._environment = wandb_directories(self._directory, Path(cache_dir), mode)
+        self._arguments: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "name": name,
+            "tags": checked_tags(tags),
+            "id": run_id,
+            "config": flat_config(config),
+        }
+        self._stack = ExitStack()
+        self._run: wandb.Run | None = None
+
+    # -- the run -----------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> wandb.Run:
+        """The open run.
+
+        Raises:
+            RuntimeError: the mirror is not entered.
+        """
+        if self._run is None:
+            raise RuntimeError("the W&B run is not open: use the mirror as a context manager")
+        return self._run
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(environment(self._environment))
+        try:
+            self._run = self._start()
+            # summary="none": without it the last layer's number would pass for a headline number.
+            self._run.define_metric(LAYER, summary="none")
+            self._run.define_metric(f"{PER_LAYER}*", step_metric=LAYER, summary="none")
+        except BaseException:
+            self.__exit__(RuntimeError, None, None)
+            raise
+        return self
+
+    def _start(self) -> wandb.Run:
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,  # W&B would store a patch of uncommitted code; the record has the commit.
+            save_code=False,
+            init_timeout=INIT_TIMEOUT_SECONDS,
+        )
+        for folder in self._environment.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            # Asking first, without a prompt: in a sweep nobody is there to answer one.
+            if self._mode == "online" and not wandb.login(prompt=False, verify=False):
+                raise UserError(_ADVICE.format(reason="not logged in (`wandb login`), or WANDB_MODE is offline"))
+            return wandb.init(
+                dir=str(self._directory),
+                mode=self._mode,
+                reinit="finish_previous",  # The default would merge the jobs of a sweep into one run.
+                settings=settings,
+                **self._arguments,
+            )
+        except wandb.errors.Error as error:
+            raise UserError(_ADVICE.format(reason=str(error).splitlines()[0])) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run, self._run = self._run, None
+        with self._stack:
+            if run is None:
+                return
+            try:
+                run.finish(exit_code=0 if kind is None else 1)
+            except Exception:
+                # The record is complete without W&B; losing the upload must neither fail the job nor
+                # hide the error that ended it.
+                folder = Path(run.dir).parent
+                log.warning("closing the W&B run failed; `wandb sync %s` uploads it", folder, exc_info=True)
+
+    # -- content -----------------------------------------------------------------------------------------
+
+    def log_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One step per layer; every row has an int `layer`, each layer occurs once."""
+        layers = [row.get(LAYER) for row in rows]
+        if any(not isinstance(layer, (int, np.integer)) for layer in layers) or len(set(layers)) != len(layers):
+            raise ValueError(f"per-layer rows need distinct integer layers, got {layers}")
+        steps = []
+        for row in rows:
+            numbers = {f"{PER_LAYER}{name}": value for name, value in row.items() if name != LAYER}
+            steps.append({LAYER: int(row[LAYER]), **_measured(numbers)})
+        for step in steps:
+            self.run.log(step)
+
+    def log_pair_table(self, pairs: pd.DataFrame) -> None:
+        """The whole pairs.csv as a table; empty cells allowed for low, high and n only."""
+        table = tidy_pairs(pairs)
+        if wrong := undefined_rows(table):
+            raise ValueError(f"pair values that are not a number: {', '.join(wrong)}")
+        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
+        self.run.log({"pairs": wandb.Table(columns=list(table.columns), data=cells)})
+
+    def log_histograms(self, histograms: Mapping[str, np.ndarray | Histogram]) -> None:
+        """Raw values (binned here, 64 bins) or ready histograms (at most 512 bins), by name."""
+        binned = {f"histograms/{name}": _binned(name, data) for name, data in histograms.items()}
+        if binned:
+            self.run.log({name: wandb.Histogram(np_histogram=data) for name, data in binned.items()})
+
+    def log_figures(self, paths: Sequence[Path]) -> None:
+        """Image files, named by their stem."""
+        stems = [path.stem for path in paths]
+        if len(set(stems)) != len(stems):
+            raise ValueError(f"figures share a name: {sorted(stems)}")
+        if paths:
+            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    def log_permutations(self, directory: Path) -> None:
+        """Every safetensors file of a folder as one artifact `permutations-<run id>`."""
+        files = sorted(Path(directory).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"no permutations in {directory}")
+        artifact = wandb.Artifact(artifact_name(f"permutations-{self.run.id}"), type="permutations")
+        for path in files:
+            artifact.add_file(str(path), name=path.name)
+        self.run.log_artifact(artifact)
+
+    def summary(self, numbers: Mapping[str, Any]) -> None:
+        """Headline numbers."""
+        self.run.summary.update(_measured(numbers))
+
+
+_ADVICE = (
+    "could not start an online W&B run: {reason}. "
+    "Use tracking=wandb_offline (upload later with `wandb sync`) or tracking=none."
+)
+
+
+def _measured(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain scalars without None.
+
+    Raises:
+        ValueError: a number is NaN or infinite (W&B would store it in silence).
+    """
+    if wrong := undefined(numbers):
+        raise ValueError(f"not finite, and so not logged: {', '.join(wrong)}")
+    return {name: value for name, value in plain_metrics(numbers).items() if value is not None}
+
+
+def _binned(name: str, data: np.ndarray | Histogram) -> Histogram:
+    parts = data if isinstance(data, tuple) else (np.asarray(data),)
+    if not all(np.isfinite(part).all() for part in parts):
+        raise ValueError(f"histogram {name}: not finite")
+    counts, edges = data if isinstance(data, tuple) else np.histogram(data, bins=_BINS)
+    if len(edges) != len(counts) + 1 or len(counts) > _MAX_BINS:
+        raise ValueError(f"histogram {name}: {len(counts)} counts and {len(edges)} edges; at most {_MAX_BINS} bins")
+    return counts, edges

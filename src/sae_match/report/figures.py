@@ -1,0 +1,154 @@
+"""The figures of a record. Every function writes one PNG and returns its path.
+
+Tables are tidy, with the columns `layer`, `layer_to`, `variant`, `metric`, `value`, `low`, `high`; bands and
+bars are the 95 % intervals of `low` and `high`, and are left out where these are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, legend_below, new_figure, paper_style, save
+from .panels import draw_groups, draw_histogram, draw_layer_curves, draw_relative
+from .style import BLUE, VERMILION, Style, quantity, references, styles
+
+WEIGHT_GROUPS = ("weight_mse/W_enc", "weight_mse/b_enc", "weight_mse/W_dec")
+
+
+def plot_layer_curves(
+    table: pd.DataFrame, metric: str, path: Path, title: str | None = None, variants: Sequence[str] | None = None
+) -> Path:
+    """One metric over layer pairs, one line per variant (all of them, or those named).
+
+    Raises:
+        ValueError: the table has no value of the metric.
+    """
+    with paper_style():
+        figure = new_figure()
+        ax = figure.subplots()
+        draw_layer_curves(ax, table, metric, variants)
+        _finish(figure, ax, title)
+        return save(figure, path)
+
+
+def plot_mse_histogram(
+    values: Mapping[str, Float[np.ndarray, " features"]],
+    path: Path,
+    title: str | None = None,
+    xlabel: str = "decoder MSE of a feature and its partner [folded units²]",
+) -> Path:
+    """Per-feature decoder MSE by variant (matched against random, say).
+
+    Raises:
+        ValueError: no values, or a value is not finite.
+    """
+    with paper_style():
+        figure = new_figure()
+        ax = figure.subplots()
+        draw_histogram(ax, values)
+        ax.set_xlabel(xlabel)
+        _finish(figure, ax, title)
+        return save(figure, path)
+
+
+def plot_theta(
+    table: pd.DataFrame,
+    path: Path,
+    title: str | None = None,
+    theta: str = "mean_theta",
+    norm: str = "residual_norm",
+) -> Path:
+    """Mean threshold and median residual norm per layer (metrics named `theta` and `norm`), both relative to the first
+    layer: the question is whether one tracks the other, which two scales on two axes can always be made to show.
+
+    Raises:
+        ValueError: one of the two has no values.
+    """
+    looks = {
+        theta: Style(BLUE, "o", "-", quantity("mean_theta").title),
+        norm: Style(VERMILION, "s", "--", quantity("residual_norm").title),
+    }
+    with paper_style():
+        figure = new_figure()
+        ax = figure.subplots()
+        draw_relative(ax, table, looks)
+        _finish(figure, ax, title)
+        return save(figure, path)
+
+
+def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None) -> Path:
+    """The job on one page: matching score against its ceiling, explained variance and delta loss of every splice,
+    and the weight MSE of each group by variant. A panel without values is left out (`evaluation=weights_only`
+    leaves the last one).
+
+    Raises:
+        ValueError: the table has none of these metrics.
+    """
+    present = set(table.loc[table["value"].notna(), "metric"])
+    curves = [name for name in ("matching_score", "explained_variance", "delta_loss") if name in present]
+    groups = [name for name in WEIGHT_GROUPS if name in present]
+    panels = len(curves) + bool(groups)
+    if not panels:
+        raise ValueError(f"nothing for an overview: the table has {sorted(present)}")
+    rows, columns = -(-panels // 2), min(panels, 2)
+    size = PAGE_INCHES if rows == 2 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
+    with paper_style():
+        figure = new_figure(size)
+        parts = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel()
+        for letter, part, metric in zip("abcd", parts, [*curves, *([None] if groups else [])], strict=False):
+            ax = part.subplots()
+            if metric is not None:
+                draw_layer_curves(ax, table, metric)
+            else:
+                draw_groups(ax, table, groups)
+                ax.set_ylabel("weight MSE [folded units²]")
+            legend_below(part, ax)
+            if panels > 1:
+                ax.set_title(f"({letter})", loc="left", fontweight="bold")
+        if title:
+            figure.suptitle(title)
+        return save(figure, path)
+
+
+def plot_overlay(
+    tables: Mapping[str, pd.DataFrame],
+    metric: str,
+    variant: str,
+    path: Path,
+    *,
+    title: str | None = None,
+    common: pd.DataFrame | None = None,
+) -> Path:
+    """The same metric and variant of several jobs (label -> table) over layer pairs; variants that are the
+    same in all of them (`common`) once, in grey.
+
+    Raises:
+        ValueError: no job has a value.
+    """
+    frames = [
+        table[(table["metric"] == metric) & (table["variant"] == variant)].assign(variant=label)
+        for label, table in tables.items()
+    ]
+    look = styles([label for label, frame in zip(tables, frames, strict=True) if len(frame)])
+    if common is not None:
+        frames.append(common)
+        look |= references(list(common["variant"].unique()))
+    with paper_style():
+        figure = new_figure(OVERLAY_INCHES)
+        ax = figure.subplots()
+        draw_layer_curves(ax, pd.concat(frames, ignore_index=True), metric, style=look)
+        _finish(figure, ax, title, wide=42)
+        return save(figure, path)
+
+
+def _finish(figure: Figure, ax: Axes, title: str | None, wide: int = 24) -> None:
+    legend_below(figure, ax, wide)
+    if title:
+        ax.set_title(title)

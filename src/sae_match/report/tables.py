@@ -1,0 +1,127 @@
+"""Tables of records: pure functions, the same records give the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .compare import comparison_keys, setting, shared
+from .records import BAD_STATES, Record
+
+HEADLINE = (
+    "matching_score",
+    "matching_score/random",
+    "matching_score/vanilla",
+    "matching_score/ceiling",
+    "weight_mse/W_dec",
+    "weight_mse/W_enc",
+    "weight_mse/b_enc",
+    "explained_variance/encode_permute_decode",
+    "explained_variance/encode_decode_current",
+    "explained_variance/encode_decode_previous",
+    "explained_variance/layer_drop",
+    "delta_loss/encode_permute_decode",
+    "delta_loss/encode_decode_current",
+    "delta_loss/encode_decode_previous",
+    "delta_loss/layer_drop",
+)
+"""Columns of a summary, as far as any record has them."""
+
+ABSENT = "–"
+
+
+def format_value(value: Any, low: Any = None, high: Any = None) -> str:
+    """Three or four significant digits; with an interval, `value [low, high]`, all to as many decimals.
+
+    Numbers below 1e-3 or from 1e5 up are written with an exponent.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ABSENT
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) and low is None:
+        return str(value)
+    size = max(abs(number) for number in (value, low, high) if number is not None)
+    if size and not 1e-3 <= size < 1e5:
+        pattern = "{:.3e}"
+    else:
+        magnitude = math.floor(math.log10(size)) if size else 0
+        pattern = f"{{:.{max(0, 3 - magnitude) if magnitude >= 0 else 2 - magnitude}f}}"
+    text = pattern.format(value)
+    return text if low is None or high is None else f"{text} [{pattern.format(low)}, {pattern.format(high)}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """A pipe table, columns padded so that the source reads well; the columns named in `right` align right."""
+    cells = [[_cell(text) for text in row] for row in (header, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+    rule = ["-" * (width - 1) + (":" if name in right else "-") for name, width in zip(header, widths, strict=True)]
+    lines = [cells[0], rule, *cells[1:]]
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded) + "\n"
+
+
+def summary_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
+    """Markdown: one row per job with the settings that vary and the headline metrics as `value [low, high]`.
+
+    What is the same in every job (settings, and metrics of every finished job) stands once, above the
+    table. Jobs that did not finish keep their row, with their state in bold.
+
+    Args:
+        metrics: names from metrics.json, in column order; default `HEADLINE`.
+    """
+    keys = comparison_keys(records)
+    finished = [record for record in records if record.state == "done"]
+    names = [name for name in metrics or HEADLINE if any(record.metrics.get(name) is not None for record in records)]
+    common = shared([_shown(record.metrics, names) for record in finished]) if len(finished) > 1 else {}
+    names = [name for name in names if name not in common]
+    header = ["job", "state", *keys, *names, "seconds"]
+    rows = [_row(record, keys, names) for record in records]
+    return _preamble(records, common) + markdown_table(header, rows, right=[*names, "seconds"])
+
+
+def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Everything as one wide table: job, state, error, seconds, the factors, every metric (sorted by name)."""
+    rows = [
+        {
+            "job": record.name,
+            "state": record.state,
+            "error": record.error,
+            "seconds": record.seconds,
+            **{key: setting(record, key) for key in [*record.factors, *comparison_keys(records)]},
+        }
+        for record in records
+    ]
+    metrics = sorted({name for record in records for name in record.metrics})
+    numbers = pd.DataFrame([{name: record.metrics.get(name) for name in metrics} for record in records])
+    return pd.concat([pd.DataFrame(rows), numbers.reindex(columns=metrics)], axis=1)
+
+
+def _row(record: Record, keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    state = f"**{record.state}**" if record.state in BAD_STATES else record.state
+    settings = [str(setting(record, key)) if record.config else ABSENT for key in keys]
+    seconds = ABSENT if record.seconds is None else f"{record.seconds:.1f}"
+    return [record.name, state, *settings, *(_shown(record.metrics, [name])[name] for name in names), seconds]
+
+
+def _shown(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    return {
+        name: format_value(metrics.get(name), metrics.get(f"{name}_low"), metrics.get(f"{name}_high")) for name in names
+    }
+
+
+def _preamble(records: Sequence[Record], common: Mapping[str, str]) -> str:
+    settings = shared([record.factors for record in records if record.config])
+    lines = []
+    if settings:
+        lines.append("Settings of every job: " + ", ".join(f"`{key}={value}`" for key, value in settings.items()) + ".")
+    if common:
+        lines.append("Same in every finished job: " + ", ".join(f"{key} {text}" for key, text in common.items()) + ".")
+    return "".join(f"{line}\n\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

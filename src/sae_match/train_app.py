@@ -1,0 +1,37 @@
+"""Console command `sae-match-train`: the same configuration system, for training SAEs."""
+
+from __future__ import annotations
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from sae_match.app import run_command
+from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.rules import check_train_config
+from sae_match.config.schema import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+def job(cfg: DictConfig) -> None:
+    """Hydra's task function: check, train, log one line per layer."""
+    checked = to_dataclass(cfg, TrainConfig)
+    check_train_config(checked)
+    from sae_match.training.run import run_training
+
+    for entry in run_training(checked):
+        logger.info(
+            "layer %(layer)s: L0 %(held_out_l0).1f, FVU %(held_out_fvu).3f, dead %(dead_fraction).2f, %(tokens)s tokens", entry
+        )
+
+
+def main() -> None:
+    """Entry point of `sae-match-train`."""
+    register_schemas()
+    run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="train")(job))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The real command in a subprocess: weights-only jobs and sweeps over small SAEs, and every kind of user error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae_match import load_sae, match
+from sae_match.saes import save_native
+from tests.builders import permuted, random_sae
+
+
+def run_cli(cwd: Path, *arguments: str, module: str = "sae_match", timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SAE_MATCH_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def sae_directory(tmp_path: Path) -> Path:
+    """Layers 0..2: layer 1 is layer 0 permuted, layer 2 is independent."""
+    root = tmp_path / "saes"
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(5))
+    for layer, sae in enumerate([random_sae(seed=1), permuted(random_sae(seed=1), order), random_sae(seed=2)]):
+        save_native(sae, root / f"layer_{layer:02d}.safetensors")
+    return root
+
+
+def weights_only(root: Path, *more: str) -> list[str]:
+    return ["sae=native", f"sae.root={root}", "layers.first=0", "layers.last=2", "evaluation=weights_only", *more]
+
+
+def test_one_job_writes_a_complete_record(tmp_path: Path, sae_directory: Path) -> None:
+    done = run_cli(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out", "matching=decoder"))
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+    stored = load_file(out / "permutations" / "layer_01_to_02.safetensors")["permutation"]
+    a, b = (load_sae(sae_directory / f"layer_{i:02d}.safetensors") for i in (1, 2))
+    matching = match(a, b, "decoder")
+    assert torch.equal(stored, matching.permutation.indices)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["objective"] == pytest.approx(matching.objective)  # the planted pair costs nothing
+    assert metrics["gap"] == 0.0
+    for name in ("config.yaml", "pairs.csv", "features.parquet", "figures/overview.png", "figures/decoder_mse.png"):
+        assert (out / name).stat().st_size > 0, name
+    assert not (out / "wandb").exists()
+    assert (tmp_path / "multirun" / "single").is_dir()
+
+
+def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_directory: Path) -> None:
+    done = run_cli(tmp_path, "-m", *weights_only(sae_directory, "matching=both,decoder,encoder", "folding=theta"))
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
+    jobs = sorted(p.parent for p in sweep.glob("*/status.json"))
+    assert [job.name for job in jobs] == ["0", "1", "2"]
+    runs = [list(job.glob("wandb/offline-run-*/run-*.wandb")) for job in jobs]
+    assert [len(found) for found in runs] == [1, 1, 1]
+    assert len({found[0].name for found in runs}) == 3
+    records = [(job / "config.yaml").read_text() for job in jobs]
+    assert ["metric: both", "metric: decoder", "metric: encoder"] == [
+        next(line.strip() for line in text.splitlines() if "metric:" in line) for text in records
+    ]
+
+
+def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_directory: Path) -> None:
+    arguments = weights_only(sae_directory, "tracking=none")
+    arguments[3] = "layers.last=7,2"  # layer 7 has no file
+    done = run_cli(tmp_path, "-m", *arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "no SAE for layer 3" in done.stderr
+    states = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "multirun").rglob("status.json")}
+    assert {name: status["state"] for name, status in states.items()} == {"0": "failed", "1": "done"}
+    assert states["0"]["error"]["type"] == "UserError"
+    report = run_cli(tmp_path, "multirun", "--output", "report", module="sae_match.report.cli")
+    assert report.returncode == 1
+    assert "failed" in report.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["matching.foo=1"], "Key 'foo' not in 'MatchingConfig'"),
+        (["+matching.foo=1"], "unknown configuration key: matching.foo"),
+        (["++foo=1"], "unknown configuration key: foo"),
+        (["matching=neither"], "Available options in 'matching'"),
+        (["matching.metric=neither"], "neither"),
+        (["layers.last=40", "model=smollm2_135m"], "blocks 0..29"),
+        (["sae.root=absent"], "absent/layer_00.safetensors does not exist"),
+        (["solver.memory_limit_gib=1e-9"], "solver=dense needs"),
+        (["device=cuda"], "cuda"),
+        (["paths.output_dir=file/out"], "cannot write to the output directory"),
+    ],
+)
+def test_mistakes_get_one_screen_and_a_non_zero_exit(
+    tmp_path: Path, sae_directory: Path, change: list[str], message: str
+) -> None:
+    if torch.cuda.is_available() and change == ["device=cuda"]:
+        pytest.skip("this machine has the GPU that the test expects to be missing")
+    (tmp_path / "file").write_text("in the way")
+    done = run_cli(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out"), *change)
+    assert done.returncode not in (0, None)
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.splitlines()) < 25
+
+
+def test_span_beyond_the_saes_at_hand(tmp_path: Path) -> None:
+    done = run_cli(tmp_path, "layers.first=3", "tracking=none")
+    assert done.returncode == 2
+    assert "cover layers 11..18" in done.stderr
+
+
+def test_help_is_grouped_and_shows_the_sweep() -> None:
+    done = run_cli(Path.cwd(), "--help")
+    assert done.returncode == 0
+    for part in ("matching: both, decoder, encoder", "folding: none, theta", "evaluation: full, weights_only",
+                 "-m matching=both,decoder,encoder folding=theta,none", "sae.root=DIR"):  # fmt: skip
+        assert part in done.stdout
+
+
+def test_training_help() -> None:
+    done = run_cli(Path.cwd(), "--help", module="sae_match.train_app")
+    assert done.returncode == 0
+    assert "target_l0" in done.stdout

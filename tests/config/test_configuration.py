@@ -1,0 +1,151 @@
+"""Composition, the schema, unknown keys and cross-field rules; every YAML option composes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sae_match import UserError
+from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.rules import check_config, check_train_config
+from sae_match.config.schema import Config, EvaluationLevel, Folding, Metric, TrainConfig
+
+PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
+
+
+def composed(*overrides: str) -> Config:
+    register_schemas()
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return to_dataclass(without_hydra(compose("config", [*PATHS, *overrides])), Config)
+
+
+def composed_training(*overrides: str) -> TrainConfig:
+    register_schemas()
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return to_dataclass(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
+
+
+def without_hydra(cfg):  # type: ignore[no-untyped-def]
+    """Composition outside a job carries no `hydra` node; this only documents that."""
+    assert "hydra" not in cfg
+    return cfg
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (config_directory() / group).glob("*.yaml"))
+
+
+def test_the_default_is_the_embedded_demo() -> None:
+    cfg = composed()
+    check_config(cfg)
+    assert (cfg.layers.first, cfg.layers.last) == (11, 18)
+    assert cfg.matching.metric is Metric.both
+    assert cfg.folding.name is Folding.theta
+    assert cfg.evaluation.level is EvaluationLevel.full
+    assert (cfg.sae.name, cfg.model.name, cfg.tracking.mode.value) == ("smollm2_135m", "smollm2_135m", "offline")
+
+
+GROUPS = ["matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "tracking"]
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
+def test_every_option_composes_and_keeps_its_name(group: str, option: str) -> None:
+    cfg = composed(f"{group}={option}")
+    chosen = getattr(cfg, group)
+    name = getattr(chosen, "name", None)
+    if group in ("sae", "model", "dataset"):
+        assert name == option
+    elif group in ("folding", "solver"):
+        assert name.value == option
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    check_config(composed(f"experiment={experiment}"))
+
+
+def test_the_gemma_setting_is_the_papers() -> None:
+    cfg = composed("sae=gemma_scope_2b", "model=gemma_2_2b", "dataset=openwebtext")
+    check_config(cfg)
+    assert (cfg.layers.first, cfg.layers.last) == (0, 25)
+    assert (cfg.dataset.documents, cfg.dataset.window_tokens) == (100, 1024)
+    assert cfg.model.attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("key", ["matching.foo=1", "foo=1", "matching.weights.W_decoder=2"])
+def test_plain_unknown_keys_are_refused(key: str) -> None:
+    with pytest.raises(HydraException):
+        composed(key)
+
+
+@pytest.mark.parametrize("prefix", ["+", "++"])
+@pytest.mark.parametrize("key", ["matching.foo", "foo", "matching.weights.W_decoder", "sae._target_", "_target_"])
+def test_added_unknown_keys_are_refused_and_named(prefix: str, key: str) -> None:
+    with pytest.raises(UserError, match=f"unknown configuration key: {key}"):
+        composed(f"{prefix}{key}=1")
+
+
+@pytest.mark.parametrize(
+    "override", ["matching.metric=neither", "seed=x", "matching=neither", "folding.name=yes", "evaluation.min_count=1.5"]
+)
+def test_bad_values_are_refused(override: str) -> None:
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)):
+        composed(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["layers.last=30"], "smollm2_135m has blocks 0..29"),
+        (["layers.first=10"], r"cover layers 11\.\.18"),
+        (["layers.first=13", "layers.last=13"], "at least two layers"),
+        (["layers.first=-1"], "must be 0 or more"),
+        (["device=tpu"], "device=tpu: must be one of auto, cpu, cuda"),
+        (["model.dtype=int8"], "model.dtype=int8"),
+        (["dataset.window_tokens=2"], "dataset.window_tokens=2: must be at least 3"),
+        (["dataset.documents=-1"], "dataset.documents=-1"),
+        (["evaluation.bootstrap_samples=0"], "evaluation.bootstrap_samples=0"),
+        ([f"tracking.tags=[{'x' * 65}]"], "1 to 64 characters"),
+        (["model=local"], "model.path is not set"),
+    ],
+)
+def test_cross_field_rules(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(composed(*overrides))
+
+
+def test_every_broken_rule_is_reported_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        check_config(composed("device=tpu", "layers.last=30", "evaluation.min_count=0"))
+    for part in ("device=tpu", "layers.last=30", "evaluation.min_count=0"):
+        assert part in str(error.value)
+
+
+def test_weights_only_asks_nothing_of_model_and_text() -> None:
+    check_config(composed("evaluation=weights_only", "model=local", "dataset.documents=-1"))
+
+
+def test_training_configuration() -> None:
+    cfg = composed_training()
+    check_train_config(cfg)
+    assert (cfg.layers.first, cfg.layers.last) == (11, 18)
+    assert list(cfg.datasets) == ["wiki", "news", "code"]
+    with pytest.raises(UserError, match=r"training\.width=0"):
+        check_train_config(composed_training("training.width=0"))
+    with pytest.raises(UserError, match=r"datasets\.wiki\.window_tokens=1"):
+        check_train_config(composed_training("datasets.wiki.window_tokens=1"))
+    with pytest.raises(UserError, match=r"unknown configuration key: datasets\.wiki\.foo"):
+        composed_training("+datasets.wiki.foo=1")
+
+
+def test_no_yaml_file_names_a_target_or_a_resolver_that_runs_code() -> None:
+    files = list(Path(config_directory()).rglob("*.yaml"))
+    assert len(files) > 20
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert "_target_" not in text, path
+        assert "eval:" not in text, path

@@ -1,0 +1,134 @@
+"""`evaluate_pair` and splices: closed forms, position 0, batch invariance, splice definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_match import Permutation, UserError, match
+from sae_match.config.schema import Folding, SpliceUnits
+from sae_match.evaluation import PairEvaluation, evaluate_pair
+from sae_match.evaluation.splice_losses import original_losses, splice_losses
+from sae_match.evaluation.splices import PairActivations, resolve_units, splices_of_pair
+from sae_match.matching import UNMATCHED
+from tests.builders import identity_sae, permuted, random_sae
+
+
+def values(evaluation: PairEvaluation) -> dict[tuple[str, str], float]:
+    return {(row.metric, row.variant): row.value for row in evaluation.rows}
+
+
+def test_identity_saes_of_equal_layers_are_perfect() -> None:
+    a = identity_sae(4)
+    order = torch.tensor([5, 2, 0, 7, 1, 3, 6, 4])
+    b = permuted(a, order)
+    x = torch.randn(6, 10, 4)
+    found = values(evaluate_pair(a, b, match(a, b).permutation, x, x))
+    for splice in ("encode_permute_decode", "encode_decode_current", "encode_decode_previous", "layer_drop"):
+        assert found["explained_variance", splice] == pytest.approx(1.0)
+        assert found["r2", splice] == pytest.approx(1.0)
+    assert found["matching_score", "matched"] == 1.0
+    assert found["matching_score_per_feature", "matched"] == 1.0
+    assert found["matching_iou", "matched"] == 1.0
+    assert found["weight_mse/W_dec", "matched"] == 0.0
+    assert found["decoder_cosine_above_0.7", "matched"] == 1.0
+
+
+def test_position_zero_is_never_counted() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    x_a, x_b = torch.randn(5, 7, 8), torch.randn(5, 7, 8)
+    permutation = match(a, b).permutation
+    plain = values(evaluate_pair(a, b, permutation, x_a, x_b))
+    x_a[:, 0], x_b[:, 0] = 1e4, -1e4
+    assert values(evaluate_pair(a, b, permutation, x_a, x_b)) == plain
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_any_batch_size_gives_the_same_numbers(batch: int) -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    x_a, x_b = torch.randn(7, 6, 8), torch.randn(7, 6, 8)
+    document = torch.tensor([0, 0, 1, 1, 1, 2, 3])
+    permutations = {"matched": match(a, b).permutation, "random": Permutation.random(24, seed=1)}
+    whole = evaluate_pair(a, b, permutations, x_a, x_b, document, batch_windows=7)
+    parts = evaluate_pair(a, b, permutations, x_a, x_b, document, batch_windows=batch)
+    for one, other in zip(whole.rows, parts.rows, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-6)
+        if one.estimate is not None and other.estimate is not None:
+            assert one.estimate.interval == pytest.approx(other.estimate.interval, rel=1e-6)
+
+
+def test_splices_by_definition() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    permutation = match(a, b).permutation
+    x_a, x_b = torch.randn(3, 8), torch.randn(3, 8)
+    pair = PairActivations(x_a, x_b, a.encode(x_a), b.encode(x_b))
+    raw = splices_of_pair(a, b, {"matched": permutation}, SpliceUnits.raw)
+    theta = splices_of_pair(a, b, {"matched": permutation}, SpliceUnits.theta)
+    moved, scaled = torch.zeros(3, 24), torch.zeros(3, 24)
+    for i, j in enumerate(permutation.indices.tolist()):
+        moved[:, j] = pair.f_a[:, i]
+        scaled[:, j] = pair.f_a[:, i] / a.threshold[i] * b.threshold[j]
+    torch.testing.assert_close(raw["encode_permute_decode"](pair), moved @ b.W_dec + b.b_dec)
+    torch.testing.assert_close(theta["encode_permute_decode"](pair), scaled @ b.W_dec + b.b_dec)
+    assert torch.equal(raw["layer_drop"](pair), x_a)
+    torch.testing.assert_close(raw["encode_decode_current"](pair), b(x_b))
+    torch.testing.assert_close(raw["encode_decode_previous"](pair), a(x_a))
+    assert not torch.allclose(raw["encode_permute_decode"](pair), theta["encode_permute_decode"](pair))
+
+
+def test_unmatched_features_are_dropped_from_the_splice() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    nothing = Permutation(torch.full((24,), UNMATCHED), 24)
+    x = torch.randn(3, 8)
+    pair = PairActivations(x, x, a.encode(x), b.encode(x))
+    splice = splices_of_pair(a, b, {"matched": nothing}, SpliceUnits.raw)["encode_permute_decode"]
+    torch.testing.assert_close(splice(pair), b.b_dec.expand(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("units", "folding", "resolved"),
+    [
+        (SpliceUnits.as_folding, Folding.theta, SpliceUnits.theta),
+        (SpliceUnits.as_folding, Folding.none, SpliceUnits.raw),
+        (SpliceUnits.raw, Folding.theta, SpliceUnits.raw),
+        (SpliceUnits.theta, Folding.none, SpliceUnits.theta),
+    ],
+)
+def test_units(units: SpliceUnits, folding: Folding, resolved: SpliceUnits) -> None:
+    assert resolve_units(units, folding) is resolved
+
+
+class RecordingModel:
+    """Loss = sum of the residual over dimensions; remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.residuals: list[torch.Tensor] = []
+
+    def token_losses_from(self, layer: int, residual: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        self.residuals.append(residual)
+        return residual.sum(dim=-1)[:, :-1]
+
+
+def test_splice_losses_keep_position_zero_and_replace_the_rest() -> None:
+    a = b = identity_sae(4)
+    x_a, x_b = torch.randn(5, 6, 4), torch.randn(5, 6, 4)
+    model, ids, ticks = RecordingModel(), torch.zeros(5, 6, dtype=torch.int64), []
+    splices = splices_of_pair(a, b, {}, SpliceUnits.raw)
+    losses = splice_losses(model, 3, (a, b), (x_a, x_b), ids, splices, 2, ticks.append)
+    expected = torch.cat([x_b[:, :1], x_a[:, 1:]], dim=1).sum(dim=-1)[:, :-1]
+    torch.testing.assert_close(losses["layer_drop"], expected)
+    original = original_losses(model, 3, x_b, ids, 2)
+    torch.testing.assert_close(losses["encode_decode_current"], original)  # a perfect SAE costs nothing
+    assert sum(ticks) == 3 * 5
+    assert not torch.equal(x_b[:, 1:], x_a[:, 1:])  # inputs stay as they were
+
+
+def test_refusals() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    permutation = Permutation.identity(24)
+    with pytest.raises(UserError, match="same tokens"):
+        evaluate_pair(a, b, permutation, torch.randn(2, 5, 8), torch.randn(2, 4, 8))
+    with pytest.raises(UserError, match="d_model=8, but the residual stream has 7"):
+        evaluate_pair(a, b, permutation, torch.randn(2, 5, 7), torch.randn(2, 5, 7))
+    with pytest.raises(UserError, match="at least two tokens"):
+        evaluate_pair(a, b, permutation, torch.randn(2, 1, 8), torch.randn(2, 1, 8))

@@ -1,0 +1,224 @@
+"""The W&B mirror: what an offline run holds, read back with W&B's own inspector, equals the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import wandb
+from matplotlib.figure import Figure
+
+from sae_match.errors import UserError
+from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
+from sae_match.record.wandb_settings import artifact_name, checked_tags
+
+METRICS = ("both", "decoder", "encoder")
+SUMMARY = {
+    "matching_score": 1 / 3,
+    "matching_score_low": 0.25,
+    "pairs_matched": 2,
+    "certified": True,
+    "solver": "dense",
+}
+
+
+def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cache: Path) -> None:
+    record.write_pairs(pairs)
+    record.write_metrics({**SUMMARY, "not_measured": None})
+    record.permutation_path(11, 12).write_bytes(b"a permutation")
+    Figure().savefig(record.figure_path("overview"))
+    with open_mirror(
+        record.directory, mode="offline", config=config, cache_dir=cache, group="sweep-1", tags=["demo"]
+    ) as mirror:
+        mirror.log_layers(layer_rows(pairs))
+        mirror.log_pair_table(pairs)
+        mirror.log_histograms({"mse/11_to_12": np.arange(128.0), "ready": np.histogram(np.arange(9.0), bins=3)})
+        mirror.log_figures([record.figure_path("overview")])
+        mirror.log_permutations(record.permutations)
+        mirror.summary({**SUMMARY, "not_measured": None})
+
+
+def inspect(job: Path) -> dict[str, list[Any]]:
+    """Records of the job's one run by type."""
+    (path,) = job.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found: dict[str, list[Any]] = {}
+    for line in done.stdout.splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["type"], []).append(entry[entry["type"]])
+    return found
+
+
+def test_three_jobs_in_one_process_are_three_runs_that_equal_their_records(
+    tmp_path: Path, config: dict[str, Any], pairs: pd.DataFrame, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configs = [{**config, "matching": {**config["matching"], "metric": metric}} for metric in METRICS]
+    shifted = [pairs.assign(value=pairs["value"] + 0.01 * job) for job in range(3)]
+    for job in range(3):
+        log_job(JobRecord(tmp_path / str(job)), configs[job], shifted[job], tmp_path / "cache")
+    assert capfd.readouterr() == ("", "")
+
+    runs = [inspect(tmp_path / str(job)) for job in range(3)]
+    assert len({run["run"][0]["run_id"] for run in runs}) == 3
+    for job, run in enumerate(runs):
+        check_identity(run, configs[job])
+        check_history(run, shifted[job])
+        check_content(run, tmp_path / str(job), shifted[job])
+
+
+def check_identity(run: dict[str, list[Any]], config: dict[str, Any]) -> None:
+    (header,) = run["run"]
+    assert header["run_group"] == "sweep-1" and header["job_type"] == "match" and header["tags"] == ["demo"]
+    stored = {key: value for key, value in header["config"]["update"].items() if key != "_wandb"}
+    assert stored == flat_config(config)
+    assert [entry["exit_code"] for entry in run["exit"]] == [0]
+    by_layer = {entry.get("name", entry.get("glob_name")): entry.get("step_metric") for entry in run["metric"]}
+    assert by_layer == {"layer": None, "per_layer/*": "layer"}
+
+
+def check_history(run: dict[str, list[Any]], pairs: pd.DataFrame) -> None:
+    steps = [entry["item"] for entry in run["history"]]
+    logged = [{k: v for k, v in step.items() if not k.startswith("_")} for step in steps if "layer" in step]
+    expected = [
+        {key if key == "layer" else f"per_layer/{key}": value for key, value in row.items()}
+        for row in layer_rows(pairs)
+    ]
+    assert logged == expected
+    histogram = next(step for step in steps if "histograms/ready._type" in step)
+    assert histogram["histograms/ready.values"] == [3, 3, 3] and histogram["histograms/ready.bins"] == pytest.approx(
+        [0, 8 / 3, 16 / 3, 8]
+    )
+    assert histogram["histograms/mse/11_to_12.values"] == [2] * 64
+
+
+def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> None:
+    summary: dict[str, Any] = {}
+    for entry in run["summary"]:
+        summary |= entry.get("update", {})
+    numbers = {
+        key: value for key, value in summary.items() if not key.startswith(("_", "pairs.", "histograms/", "figures/"))
+    }
+    record = json.loads((job / "metrics.json").read_text())
+    assert numbers == {key: value for key, value in record.items() if value is not None} == SUMMARY
+
+    files = next(iter(job.glob("wandb/offline-run-*/files")))
+    table = json.loads((files / summary["pairs.path"]).read_text())
+    stored = pd.DataFrame(table["data"], columns=table["columns"]).astype({"n": "Int64"})
+    written = pd.read_csv(job / "pairs.csv", float_precision="round_trip").astype({"n": "Int64"})
+    pd.testing.assert_frame_equal(stored, written, check_exact=True, check_dtype=False)
+
+    assert (files / summary["figures/overview.path"]).read_bytes() == (job / "figures" / "overview.png").read_bytes()
+    artifact = next(entry for entry in run["artifact"] if entry["type"] == "permutations")
+    assert artifact["name"] == f"permutations-{run['run'][0]['run_id']}"
+    (content,) = artifact["manifest"]["contents"]
+    assert content["path"] == "layer_11_to_12.safetensors"
+    # `wandb sync` reads the staged copy: it must lie with the job, not in a cache.
+    assert Path(content["local_path"]).is_relative_to(job)
+    assert Path(content["local_path"]).read_bytes() == b"a permutation"
+
+
+def test_a_failed_job_closes_its_run_as_failed_and_restores_the_environment(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_CACHE_DIR", "/the/users/own")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    with (
+        pytest.raises(ZeroDivisionError),
+        WandbMirror(tmp_path / "job", mode="offline", config=config, cache_dir=tmp_path, run_id="stable-id") as mirror,
+    ):
+        assert Path(os.environ["WANDB_DATA_DIR"]).is_relative_to(tmp_path / "job")
+        mirror.log_layers([{"layer": 0, "a": 1.0}])
+        raise ZeroDivisionError
+    assert wandb.run is None
+    assert os.environ["WANDB_CACHE_DIR"] == "/the/users/own" and "WANDB_DATA_DIR" not in os.environ
+    run = inspect(tmp_path / "job")
+    assert [entry["exit_code"] for entry in run["exit"]] == [1]
+    assert run["run"][0]["run_id"] == "stable-id"
+
+    # What is not a number never gets there, and a refused call logs none of its rows.
+    assert [entry["item"]["layer"] for entry in run["history"]] == [0]
+
+
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
+    tmp_path: Path, config: dict[str, Any], pairs: pd.DataFrame
+) -> None:
+    nan = float("nan")
+    with WandbMirror(tmp_path, mode="offline", config=config, cache_dir=tmp_path / "c") as mirror:
+        with pytest.raises(ValueError, match="per_layer/score"):
+            mirror.log_layers([{"layer": 0, "score": 0.1}, {"layer": 1, "score": nan}])
+        with pytest.raises(ValueError, match="delta_loss"):
+            mirror.summary({"ok": 1.0, "delta_loss": np.float64("inf")})
+        with pytest.raises(ValueError, match="matching_score/ceiling"):
+            mirror.log_pair_table(pairs.assign(value=pairs["value"].where(pairs["variant"] != "ceiling")))
+        with pytest.raises(ValueError, match="mse"):
+            mirror.log_histograms({"mse": np.array([0.1, nan])})
+        with pytest.raises(ValueError, match="distinct"):
+            mirror.log_layers([{"layer": 0, "score": 0.1}, {"layer": 0, "score": 0.2}])
+        with pytest.raises(ValueError, match="no permutations"):
+            mirror.log_permutations(tmp_path / "none")
+    run = inspect(tmp_path)
+    assert "history" not in run
+    assert not any("ok" in entry.get("update", {}) for entry in run["summary"])
+
+
+def test_tags() -> None:
+    assert checked_tags(["b", "a", "b", "x" * 64]) == ("b", "a", "x" * 64)
+    for wrong in ("x" * 65, ""):
+        with pytest.raises(UserError, match=r"tracking\.tags.*64"):
+            checked_tags(["fine", wrong])
+
+
+def test_artifact_names_are_legal() -> None:
+    assert artifact_name("permutations-a/b c:d") == "permutations-a-b-c-d"
+    assert len(artifact_name("x" * 500)) == 128
+    assert artifact_name("///") == "artifact"
+
+
+def test_no_account_is_the_users_to_mend(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb, "login", lambda **_: False)
+    mirror = open_mirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
+    with pytest.raises(UserError, match="tracking=wandb_offline"), mirror:
+        pytest.fail("must not start")
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_no_network_is_the_users_to_mend(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(**_: object) -> None:
+        raise wandb.errors.CommError("Timed out: no such host\nConsider increasing the init_timeout setting")
+
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    mirror = open_mirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=r"no such host\. Use tracking=wandb_offline"), mirror:
+        pytest.fail("must not start")
+
+
+def test_an_unknown_mode_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="offline, online or none"):
+        open_mirror(tmp_path, mode="of", config=config, cache_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_tracking_none_takes_everything_and_writes_nothing(tmp_path: Path, pairs: pd.DataFrame) -> None:
+    with open_mirror(tmp_path, mode="none") as mirror:
+        assert isinstance(mirror, NullMirror)
+        mirror.log_layers([{"layer": 0}])
+        mirror.log_pair_table(pairs)
+        mirror.log_histograms({"a": np.zeros(1)})
+        mirror.log_figures([tmp_path / "a.png"])
+        mirror.log_permutations(tmp_path)
+        mirror.summary({"a": 1})
+    assert list(tmp_path.iterdir()) == []
+    public = {name for name in vars(WandbMirror) if not name.startswith("_")} - {"run"}
+    assert public == {name for name in vars(NullMirror) if not name.startswith("_")}
