@@ -49,9 +49,7 @@ def sweep_name() -> str | None:
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
     register_schemas()
-    run_command(
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job)
-    )
+    run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))
 
 
 def run_command(command: Callable[[], object]) -> None:

@@ -22,9 +22,7 @@ def job(cfg: DictConfig) -> None:
     from sae_match.training.run import run_training
 
     for entry in run_training(checked):
-        logger.info(
-            "layer %(layer)s: L0 %(held_out_l0).1f, FVU %(held_out_fvu).3f, dead %(dead_fraction).2f, %(tokens)s tokens", entry
-        )
+        logger.info("layer %(layer)s: L0 %(held_out_l0).1f, FVU %(held_out_fvu).3f, dead %(dead_fraction).2f", entry)
 
 
 def main() -> None:

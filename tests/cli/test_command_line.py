@@ -17,10 +17,14 @@ from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
 
 
-def run_cli(cwd: Path, *arguments: str, module: str = "sae_match", timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    cwd: Path, *arguments: str, module: str = "sae_match", timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SAE_MATCH_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 @pytest.fixture
@@ -65,8 +69,10 @@ def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_director
     assert [len(found) for found in runs] == [1, 1, 1]
     assert len({found[0].name for found in runs}) == 3
     records = [(job / "config.yaml").read_text() for job in jobs]
-    assert ["metric: both", "metric: decoder", "metric: encoder"] == [
-        next(line.strip() for line in text.splitlines() if "metric:" in line) for text in records
+    assert [next(line.strip() for line in text.splitlines() if "metric:" in line) for text in records] == [
+        "metric: both",
+        "metric: decoder",
+        "metric: encoder",
     ]
 
 

@@ -90,7 +90,8 @@ def test_added_unknown_keys_are_refused_and_named(prefix: str, key: str) -> None
 
 
 @pytest.mark.parametrize(
-    "override", ["matching.metric=neither", "seed=x", "matching=neither", "folding.name=yes", "evaluation.min_count=1.5"]
+    "override",
+    ["matching.metric=neither", "seed=x", "matching=neither", "folding.name=yes", "evaluation.min_count=1.5"],
 )
 def test_bad_values_are_refused(override: str) -> None:
     with pytest.raises((UserError, HydraException, OmegaConfBaseException)):

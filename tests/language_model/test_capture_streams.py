@@ -74,7 +74,9 @@ def test_nothing_after_the_last_layer_is_computed(model: LanguageModel, ids: Ten
     def fail(*_: object) -> None:
         raise AssertionError("computed for nothing")
 
-    handles = [module.register_forward_pre_hook(fail) for module in (*model.blocks[2:], model.hf.get_output_embeddings())]
+    handles = [
+        module.register_forward_pre_hook(fail) for module in (*model.blocks[2:], model.hf.get_output_embeddings())
+    ]
     assert set(model.resid_post(ids, [1])) == {1}
     for handle in handles:
         handle.remove()
@@ -208,7 +210,7 @@ def test_damaged_files_are_refused(llama: LanguageModel, windows: SimpleNamespac
     content = path.read_bytes()
     for damaged in (content[:-4], content + b"1234", b"\x00" + content[1:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="layer_00.safetensors: damaged"):
+        with pytest.raises(UserError, match=r"layer_00\.safetensors: damaged"):
             streams.layer(0)
     with pytest.raises(UserError, match="layer 2 is not captured"):
         streams.layer(2)

@@ -108,9 +108,7 @@ def test_right_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert embedded.find_gguf() == tmp_path / "w.gguf"
 
 
-def test_converted_once_with_the_same_weights(
-    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = ModelConfig(name="tiny", source=ModelSource.embedded)
     model = load_language_model(cfg, "cpu", tmp_path / "cache")
     direct = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf_file.name, dtype=torch.float32)

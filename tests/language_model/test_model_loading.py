@@ -79,7 +79,9 @@ def test_absent_weights_are_not_filled_with_random_numbers(saved: Path, tmp_path
 
 
 def test_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path) -> None:
-    (saved / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}')
+    (saved / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}'
+    )
     (saved / "own.py").write_text("raise SystemExit('was run')")
     with pytest.raises(UserError, match="trust_remote_code"):
         load_language_model(local(saved), "cpu", tmp_path)
@@ -133,7 +135,9 @@ def test_blocks_are_the_one_list_of_the_right_length() -> None:
     assert find_blocks(fake(decoder, 4)) is decoder.layers
 
 
-@pytest.mark.parametrize("decoder, found", [(_Stack(layers=3), "none"), (_Stack(a=4, b=4), r"\['a', 'b'\]"), (None, "no decoder")])
+@pytest.mark.parametrize(
+    "decoder, found", [(_Stack(layers=3), "none"), (_Stack(a=4, b=4), r"\['a', 'b'\]"), (None, "no decoder")]
+)
 def test_unknown_layouts_are_refused(decoder: nn.Module | None, found: str) -> None:
     with pytest.raises(UserError, match=found):
         find_blocks(fake(decoder, 4))

@@ -13,7 +13,9 @@ from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, losses
 
 
-def reference_losses(model: LanguageModel, ids: Tensor, layer: int | None = None, residual: Tensor | None = None) -> Tensor:
+def reference_losses(
+    model: LanguageModel, ids: Tensor, layer: int | None = None, residual: Tensor | None = None
+) -> Tensor:
     """A full forward pass of the untouched transformers model, with a plain hook on one block."""
     hooks = []
     if layer is not None:
@@ -123,7 +125,10 @@ def test_nothing_stays_behind_after_an_exception(
         raise ArithmeticError("in the last block")
 
     handle = next(model.blocks[-1].children()).register_forward_pre_hook(fail)
-    for call in (lambda: model.token_losses_from(0, other_residual(model, ids), ids), lambda: model.resid_post(ids, [2])):
+    for call in (
+        lambda: model.token_losses_from(0, other_residual(model, ids), ids),
+        lambda: model.resid_post(ids, [2]),
+    ):
         with pytest.raises(ArithmeticError):
             call()
     handle.remove()

@@ -56,11 +56,14 @@ def test_an_interrupted_job_counts_as_killed(tmp_path: Path, error: BaseExceptio
 
 
 def test_sigterm_is_recorded_and_the_old_handler_comes_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, JobRecord(tmp_path).guard():
-        os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as caught, JobRecord(tmp_path).guard():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
     assert status(tmp_path)["state"] == "killed"
     assert status(tmp_path)["error"] == {"type": "Terminated", "message": "received SIGTERM"}
 

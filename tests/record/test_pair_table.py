@@ -28,6 +28,12 @@ def test_rows_are_sorted_and_columns_in_order(tmp_path: Path, pairs: pd.DataFram
     ]
 
 
+def test_variants_sort_before_metrics(tmp_path: Path, pairs: pd.DataFrame) -> None:
+    write_pairs(tmp_path / "a.csv", pd.concat([pairs, pairs.assign(metric="l0")]))
+    first = read_pairs(tmp_path / "a.csv").query("layer == 12")
+    assert list(first["variant"]) == ["matched", "matched", "random", "random"]
+
+
 def test_row_order_does_not_change_the_file(tmp_path: Path, pairs: pd.DataFrame) -> None:
     write_pairs(tmp_path / "a.csv", pairs)
     write_pairs(tmp_path / "b.csv", pairs.sample(frac=1, random_state=1))

@@ -82,6 +82,9 @@ def test_git_state_follows_the_checkout(tmp_path: Path) -> None:
     assert git_state(package) == (None, None)
 
     git(tmp_path, "init", "-q")
+    (tmp_path / "other").write_text("")
+    git(tmp_path, "add", "other")
+    git(tmp_path, "commit", "-q", "-m", "other")
     git_state.cache_clear()
     # Inside a repository, but not under its version control (a virtual environment, say).
     assert git_state(package) == (None, None)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from sae_match.errors import UserError
+from sae_match.record.pairs import read_pairs, write_pairs
 from sae_match.report import find_records, read_record
 from sae_match.report.cli import main, report
 from sae_match.report.overlay import write_overlays
@@ -116,24 +117,41 @@ def test_a_record_reads_back_what_the_job_wrote(sweep: Path) -> None:
     assert record.pairs is not None and set(record.pairs["variant"]) >= {"matched", "random", "ceiling"}
 
 
-def test_overlays_draw_each_job_once_and_shared_curves_once(sweep: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def overlays(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], set[str]]]:
+    """What `plot_overlay` was asked for: "metric:variant" -> (labels, common variants)."""
     drawn: dict[str, tuple[list[str], set[str]]] = {}
 
     def spy(tables: dict[str, pd.DataFrame], metric: str, variant: str, path: Path, **rest: Any) -> Path:
         drawn[f"{metric}:{variant}"] = (list(tables), set(rest["common"]["variant"]))
         return path
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sae_match.report.overlay.plot_overlay", spy)
-        write_overlays(find_records([sweep]), tmp_path)
+    monkeypatch.setattr("sae_match.report.overlay.plot_overlay", spy)
+    return drawn
+
+
+def test_overlays_draw_each_job_once_and_shared_curves_once(
+    sweep: Path, tmp_path: Path, overlays: dict[str, tuple[list[str], set[str]]]
+) -> None:
+    write_overlays(find_records([sweep]), tmp_path)
     jobs = ["metric=both, folding=theta", "metric=both, folding=none", "metric=decoder, folding=theta"]
-    assert drawn["matching_score:matched"] == (jobs, {"random", "ceiling"})
-    assert drawn["delta_loss:encode_permute_decode"] == (
+    assert overlays["matching_score:matched"] == (jobs, {"random", "ceiling"})
+    assert overlays["delta_loss:encode_permute_decode"] == (
         jobs,
         {"encode_decode_current", "encode_decode_previous", "layer_drop"},
     )
     # The same in every job: drawn as one curve, not as an overlay of the jobs.
-    assert not any(name.startswith("mean_theta") for name in drawn) and (tmp_path / "mean_theta.png").exists()
+    assert not any(name.startswith("mean_theta") for name in overlays) and (tmp_path / "mean_theta.png").exists()
+
+
+def test_a_control_that_differs_between_jobs_is_not_passed_off_as_common(
+    sweep: Path, tmp_path: Path, overlays: dict[str, tuple[list[str], set[str]]]
+) -> None:
+    pairs = read_pairs(sweep / "1" / "pairs.csv")
+    pairs.loc[(pairs["variant"] == "random") & (pairs["layer"] == 12), "value"] *= 1.01
+    write_pairs(sweep / "1" / "pairs.csv", pairs)
+    write_overlays(find_records([sweep]), tmp_path)
+    assert overlays["matching_score:matched"][1] == {"ceiling"}
 
 
 def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,11 @@ def test_identity_sae_reconstructs_exactly() -> None:
         ("W_dec", torch.zeros(2, 3), "W_dec has shape (2, 3), expected (3, 2)"),
         ("b_enc", torch.zeros(2), "b_enc has shape (2,), expected (3,)"),
         ("threshold", torch.ones(3, dtype=torch.int64), "threshold must be a floating-point tensor"),
-        ("W_enc", torch.tensor([[1.0, 2.0, float("nan")], [0.0, 0.0, 0.0]]), "W_enc holds NaN or infinity at feature 2"),
+        (
+            "W_enc",
+            torch.tensor([[1.0, 2.0, float("nan")], [0.0, 0.0, 0.0]]),
+            "W_enc holds NaN or infinity at feature 2",
+        ),
         ("W_dec", torch.tensor([[1.0, 0], [float("inf"), 0], [0, 1]]), "W_dec holds NaN or infinity at feature 1"),
         ("b_dec", torch.tensor([0.0, float("nan")]), "b_dec holds NaN or infinity at dimension 1"),
     ],

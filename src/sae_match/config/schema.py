@@ -7,12 +7,12 @@ Field docstrings are the reference that `sae-match --help` points to.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from omegaconf import MISSING
 
 
-class Metric(str, Enum):
+class Metric(StrEnum):
     """Which parameters enter the matching cost (method: Eq. 3)."""
 
     both = "both"
@@ -20,14 +20,14 @@ class Metric(str, Enum):
     encoder = "encoder"
 
 
-class Folding(str, Enum):
+class Folding(StrEnum):
     """Whether thresholds are folded into the weights before matching (Eq. 4)."""
 
     theta = "theta"
     none = "none"
 
 
-class SpliceUnits(str, Enum):
+class SpliceUnits(StrEnum):
     """Units in which activations travel along the permutation when a residual is spliced."""
 
     as_folding = "as_folding"
@@ -35,20 +35,20 @@ class SpliceUnits(str, Enum):
     raw = "raw"
 
 
-class SolverName(str, Enum):
+class SolverName(StrEnum):
     """Assignment solvers."""
 
     dense = "dense"
 
 
-class Dialect(str, Enum):
+class Dialect(StrEnum):
     """On-disk layout of SAE checkpoints."""
 
     native = "native"
     gemma_scope = "gemma_scope"
 
 
-class ModelSource(str, Enum):
+class ModelSource(StrEnum):
     """Where the language model comes from."""
 
     embedded = "embedded"
@@ -56,7 +56,7 @@ class ModelSource(str, Enum):
     local = "local"
 
 
-class Bos(str, Enum):
+class Bos(StrEnum):
     """Beginning-of-sequence handling of a tokenizer."""
 
     auto = "auto"
@@ -64,7 +64,7 @@ class Bos(str, Enum):
     none = "none"
 
 
-class DatasetSource(str, Enum):
+class DatasetSource(StrEnum):
     """Where evaluation or training text comes from."""
 
     embedded_wiki = "embedded_wiki"
@@ -74,7 +74,7 @@ class DatasetSource(str, Enum):
     local = "local"
 
 
-class Part(str, Enum):
+class Part(StrEnum):
     """Which documents of a source are used; training and evaluation parts are disjoint."""
 
     train = "train"
@@ -82,7 +82,7 @@ class Part(str, Enum):
     all = "all"
 
 
-class TrackingMode(str, Enum):
+class TrackingMode(StrEnum):
     """Weights & Biases mode."""
 
     offline = "offline"
@@ -90,7 +90,7 @@ class TrackingMode(str, Enum):
     none = "none"
 
 
-class EvaluationLevel(str, Enum):
+class EvaluationLevel(StrEnum):
     """How much is evaluated."""
 
     weights_only = "weights_only"

@@ -73,5 +73,3 @@ def splice_losses(
             losses[name].append(model.token_losses_from(layer, replaced, ids[rows]).cpu())
             tick(len(ids[rows]))
     return {name: torch.cat(parts) for name, parts in losses.items()}
-
-

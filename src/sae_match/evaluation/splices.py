@@ -36,9 +36,7 @@ def resolve_units(units: SpliceUnits, folding: Folding) -> SpliceUnits:
     return SpliceUnits.theta if folding is Folding.theta else SpliceUnits.raw
 
 
-def permuted_splice(
-    a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation, units: SpliceUnits
-) -> Splice:
+def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation, units: SpliceUnits) -> Splice:
     """Eq. 5: Dec_B(P Enc_A(x_a)); block t+1 is never evaluated.
 
     Args:

@@ -1,5 +1,5 @@
 """One job: from a checked configuration to a record on disk. Nothing below this room knows Hydra or W&B."""
 
-from sae_match.experiment.run import Result, run
+from sae_match.experiment.job import Result, run
 
 __all__ = ["Result", "run"]

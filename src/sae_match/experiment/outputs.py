@@ -34,7 +34,7 @@ def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics)
 
 
 def draw_figures(record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame) -> list[Path]:
-    """The record's figures: an overview, per-layer curves, the decoder MSE histogram, theta against the residual norm."""
+    """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm."""
     measured = set(pairs["metric"])
     paths = [plot_overview(pairs, record.figure_path("overview"))]
     for metric in CURVES:
@@ -46,9 +46,7 @@ def draw_figures(record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame)
     return paths
 
 
-def mirror_record(
-    mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float]
-) -> None:
+def mirror_record(mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float]) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker."""
     stored = read_pairs(record.directory / "pairs.csv")
     mirror.log_layers(layer_rows(stored))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sae_match.errors import UserError
 
 
-class StopForward(Exception):
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass from inside a hook; never leaves this package."""
 
 

@@ -92,8 +92,8 @@ class LanguageModel:
     ) -> Float[Tensor, "B T-1"]:
         """Next-token losses as in `token_losses` when `residual` replaces the residual stream after block `layer`.
 
-        Blocks up to and including `layer` are not computed. With the model's own residual stream the losses are those of
-        `token_losses`.
+        Blocks up to and including `layer` are not computed. With the model's own residual stream the losses equal those
+        of `token_losses`.
 
         Args:
             layer: 0-based block whose output is replaced; the last block is allowed.

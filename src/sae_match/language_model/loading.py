@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
@@ -81,15 +81,17 @@ def _source(cfg: ModelConfig, cache_dir: Path) -> tuple[str, dict[str, Any]]:
     return cfg.repo_id, {"revision": cfg.revision or "main"}
 
 
-def _load(cfg: ModelConfig, source: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def _load(cfg: ModelConfig, source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The transformers model (typed loosely: its `to` is wrapped beyond type checkers) and the tokenizer."""
     try:
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=_DTYPES[cfg.dtype],
             attn_implementation=cfg.attn_implementation,
             output_loading_info=True,
             **options,
         )
+        hf, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except _LOAD_ERRORS as error:
         raise UserError(f"model {cfg.name}: cannot load {source}.\n{error}\n{_advice(cfg)}") from error
@@ -106,9 +108,9 @@ def _load(cfg: ModelConfig, source: str, options: dict[str, Any]) -> tuple[PreTr
 def _advice(cfg: ModelConfig) -> str:
     if cfg.source == ModelSource.hub:
         return (
-            "Check model.repo_id, model.revision and the network. A gated model (Gemma, Llama) needs its licence accepted "
-            "on its hub page and a token: `hf auth login`, or HF_TOKEN in the environment. Without network use "
-            "model=smollm2, or a downloaded copy with model.source=local model.path=DIR."
+            "Check model.repo_id, model.revision and the network. A gated model (Gemma, Llama) needs its licence "
+            "accepted on its hub page and a token: `hf auth login`, or HF_TOKEN in the environment. Without network "
+            "use model=smollm2_135m, or a downloaded copy with model.source=local model.path=DIR."
         )
     if cfg.source == ModelSource.local:
         return f"Check that {cfg.path} holds config.json, *.safetensors and tokenizer files of a causal language model."

@@ -32,7 +32,7 @@ def next_token_losses(
         output: what the decoder returned for `ids`; its `last_hidden_state` is taken after the final norm.
         ids: the token ids on the model's device.
     """
-    states = output.last_hidden_state[:, :-1].flatten(0, 1)
+    states = output["last_hidden_state"][:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
     chunk = max(1, _CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
     losses = [

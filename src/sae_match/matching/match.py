@@ -73,9 +73,7 @@ def match(
     started = time.perf_counter()
     weights = weights or GroupWeights()
     chosen = make_solver(solver) if isinstance(solver, str) else solver
-    problem = matching_problem(
-        a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights
-    )
+    problem = matching_problem(a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights)
     solution = chosen.solve(problem)
     seconds = time.perf_counter() - started
     provenance = {

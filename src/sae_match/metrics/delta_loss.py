@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
 
+
 def delta_loss(
     spliced: Float[Tensor, "windows predictions"],
     original: Float[Tensor, "windows predictions"],

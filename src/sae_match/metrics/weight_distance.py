@@ -45,9 +45,7 @@ def weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Pe
     return folded_weight_distances(fold(a), fold(b), permutation)
 
 
-def folded_weight_distances(
-    a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation
-) -> WeightDistances:
+def folded_weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation) -> WeightDistances:
     """`weight_distances` of SAEs that are folded already."""
     rows = permutation.matched.to(a.device)
     partners = permutation.indices.to(a.device)[rows]

@@ -28,7 +28,9 @@ class Normalisation:
     scale: float
 
 
-def drop_sink_positions(activations: Float[Tensor, "windows tokens d"], sink_positions: int = 1) -> Float[Tensor, "n d"]:
+def drop_sink_positions(
+    activations: Float[Tensor, "windows tokens d"], sink_positions: int = 1
+) -> Float[Tensor, "n d"]:
     """All tokens but the first `sink_positions` of each window, attention sinks, as one writable matrix (a copy).
 
     Raises UserError when no token is left.
@@ -39,7 +41,9 @@ def drop_sink_positions(activations: Float[Tensor, "windows tokens d"], sink_pos
             f"got shape {tuple(activations.shape)}"
         )
     windows, length, d = activations.shape
-    tokens = torch.empty(windows, length - sink_positions, d)  # filled in place: a layer is gigabytes, one copy is enough
+    tokens = torch.empty(
+        windows, length - sink_positions, d
+    )  # filled in place: a layer is gigabytes, one copy is enough
     tokens.copy_(activations[:, sink_positions:])
     return tokens.view(-1, d)
 

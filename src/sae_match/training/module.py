@@ -94,7 +94,7 @@ class JumpReluTraining(L.LightningModule):
         return dead if bool(dead.any()) else None
 
     def _auxiliary_loss(self, batch: Tensor, error: Tensor, dead: Bool[Tensor, "features"]) -> Float[Tensor, ""]:
-        """Dead features, the strongest few per token, reconstruct the error (Gao et al. 2024, arXiv 2406.04093, A.2)."""
+        """Dead features, the strongest few per token, reconstruct the error (Gao et al. 2024, A.2)."""
         pre = F.linear(batch, self.W_enc[dead], self.b_enc[dead]).relu()
         top = pre.topk(min(pre.shape[1], round(self.cfg.target_l0)), dim=1)
         sparse = torch.zeros_like(pre).scatter(1, top.indices, top.values)

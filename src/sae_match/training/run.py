@@ -93,9 +93,7 @@ def _span(cfg: TrainConfig) -> list[int]:
     return list(range(first, last + 1))
 
 
-def _windows(
-    datasets: dict[str, DatasetConfig], cfg: TrainConfig, model: LanguageModel, cache: Path
-) -> TokenWindows:
+def _windows(datasets: dict[str, DatasetConfig], cfg: TrainConfig, model: LanguageModel, cache: Path) -> TokenWindows:
     """The texts in the order in which the configuration names them."""
     return TokenWindows.concatenate(
         [load_windows(dataset, model.tokenizer, cache, cfg.model.bos) for dataset in datasets.values()]
@@ -127,5 +125,14 @@ def _train_layer(
     directory = output / "checkpoints" / f"layer_{layer:02d}"
     directory.mkdir(parents=True, exist_ok=True)
     return train_sae(
-        train.layer(layer), held_out.layer(layer), cfg.training, cfg.seed, layer, directory, device, progress, logger, cfg.model.sink_positions
+        train.layer(layer),
+        held_out.layer(layer),
+        cfg.training,
+        cfg.seed,
+        layer,
+        directory,
+        device,
+        progress,
+        logger,
+        cfg.model.sink_positions,
     )

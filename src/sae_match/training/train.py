@@ -63,9 +63,9 @@ def train_sae(
 ) -> TrainedSae:
     """Train, evaluate on held-out activations and fold the normalisation back.
 
-    Checkpoints go to `directory/last.ckpt`; if one is there, training continues from it. The same seed gives the same SAE,
-    interrupted or not. The first `sink_positions` tokens of every window are dropped. Raises UserError for unusable activations or
-    settings, and for a checkpoint of another recipe.
+    Checkpoints go to `directory/last.ckpt`; if one is there, training continues from it. The same seed gives the same
+    SAE, interrupted or not. The first `sink_positions` tokens of every window are dropped. Raises UserError for
+    unusable activations or settings, and for a checkpoint of another recipe.
     """
     check_config(cfg)
     tokens = drop_sink_positions(activations, sink_positions)

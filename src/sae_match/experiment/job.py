@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
-from sae_match.experiment import evaluation_step
+from sae_match.experiment import delta_loss_step, evaluation_step
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, match_span
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
@@ -128,7 +128,7 @@ def _evaluate(
             rows += evaluation_step.layer_rows(evaluator, pair.layer_to, statistics, second=True)
     table = pd.concat(features, ignore_index=True)
     _write_tables(record, rows, table)
-    for found in evaluation_step.delta_loss_rows(evaluator, matchings).values():
+    for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
     return rows, table
 

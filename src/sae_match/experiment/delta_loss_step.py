@@ -1,0 +1,112 @@
+"""Delta loss of every splice of every pair; token losses are shared between jobs through the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_match.evaluation.pair import estimate_row
+from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splice_losses import original_losses, splice_losses
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, splices_of_pair
+from sae_match.experiment.evaluation_step import Evaluator
+from sae_match.experiment.matching_step import PairMatching
+from sae_match.metrics.delta_loss import delta_loss
+from sae_match.record.provenance import content_key
+
+
+def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
+    """delta_loss of every splice of every pair; losses are shared between jobs through the cache."""
+    total = len(pairs) * (len(pairs[0].permutations) + 3) + 1
+    with tqdm(
+        total=total * len(evaluator.splice_windows.ids), desc="splicing", unit="window", disable=not evaluator.progress
+    ) as bar:
+        original = _original(evaluator, bar)
+        return {(pair.layer, pair.layer_to): _pair_delta_loss(evaluator, pair, original, bar) for pair in pairs}
+
+
+def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
+    """Losses of the unchanged model, resumed after the span's last layer."""
+    last, ids = evaluator.saes.layers[-1], evaluator.splice_windows.ids
+    key = _loss_key(evaluator, "original", last, {})
+    losses = _cached(evaluator, key)
+    if losses is None:
+        residual = evaluator.splice_residual(last)
+        batch = evaluator.cfg.evaluation.batch_windows
+        losses = original_losses(evaluator.model, last, residual, ids, batch, bar.update)
+        evaluator.cache.put(key, {"losses": losses.numpy()})
+    else:
+        bar.update(len(ids))
+    return losses
+
+
+def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor, bar: tqdm) -> list[MetricRow]:
+    a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
+    splices = splices_of_pair(a, b, pair.permutations, evaluator.units)
+    keys = {name: _splice_key(evaluator, pair, name) for name in splices}
+    losses: dict[str, Tensor] = {}
+    for name, key in keys.items():
+        found = _cached(evaluator, key)
+        if found is not None:
+            losses[name] = found
+            bar.update(len(evaluator.splice_windows.ids))
+    todo: dict[str, Splice] = {name: splice for name, splice in splices.items() if name not in losses}
+    if todo:
+        computed = splice_losses(
+            evaluator.model,
+            pair.layer_to,
+            (a, b),
+            (evaluator.splice_residual(pair.layer), evaluator.splice_residual(pair.layer_to)),
+            evaluator.splice_windows.ids,
+            todo,
+            evaluator.cfg.evaluation.batch_windows,
+            evaluator.cfg.model.sink_positions,
+            bar.update,
+        )
+        for name, values in computed.items():
+            evaluator.cache.put(keys[name], {"losses": values.numpy()})
+        losses |= computed
+    bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
+    sinks, layers = evaluator.cfg.model.sink_positions, (pair.layer, pair.layer_to)
+    estimates = {name: delta_loss(losses[name], original, document, bootstrap, sinks) for name in splices}
+    return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
+
+
+def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
+    """Content key of one splice: only what its value depends on, so that jobs share the baselines."""
+    facts = evaluator.saes.facts
+    layer_a, layer_b = facts[pair.layer].content_hash, facts[pair.layer_to].content_hash
+    permuted = name.startswith(ENCODE_PERMUTE_DECODE)
+    depends: dict[str, object] = {"layer_a": pair.layer}
+    if permuted:
+        variant = name.removeprefix(ENCODE_PERMUTE_DECODE).removeprefix("_") or "matched"
+        indices = pair.permutations[variant].indices.tolist()
+        depends |= {"sae_a": layer_a, "sae_b": layer_b, "indices": content_key(indices), "units": evaluator.units.value}
+    elif name == "encode_decode_current":
+        depends = {"sae_b": layer_b}
+    elif name == "encode_decode_previous":
+        depends |= {"sae_a": layer_a}
+    return _loss_key(evaluator, ENCODE_PERMUTE_DECODE if permuted else name, pair.layer_to, depends)
+
+
+def _loss_key(evaluator: Evaluator, kind: str, layer: int, depends: dict[str, object]) -> str:
+    return content_key(
+        {
+            "kind": kind,
+            "layer": layer,
+            "model": evaluator.model.key,
+            "dtype": evaluator.cfg.model.dtype,
+            "sink_positions": evaluator.cfg.model.sink_positions,
+            "windows": evaluator.splice_windows.key,
+            **depends,
+        }
+    )
+
+
+def _cached(evaluator: Evaluator, key: str) -> Tensor | None:
+    payload = evaluator.cache.get(key)
+    if payload is None or not isinstance(payload.get("losses"), np.ndarray):
+        return None
+    return torch.from_numpy(payload["losses"])

@@ -1,0 +1,187 @@
+"""`run`, the whole job in one process: closed forms, sharing, intervals, failure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import sae_match.evaluation.splice_losses as splice_losses_module
+from sae_match import Permutation, UserError, load_sae
+from sae_match.config.schema import Config
+from sae_match.evaluation import evaluate_pair
+from sae_match.experiment import Result, delta_loss_step, evaluation_step, run
+from sae_match.language_model import LanguageModel, load_language_model
+from sae_match.record.pairs import read_pairs
+
+Configured = Callable[..., Config]
+
+
+def value(result: Result, layer: int, variant: str, metric: str) -> float:
+    table = result.pairs
+    found = table[(table.layer == layer) & (table.variant == variant) & (table.metric == metric)]
+    assert len(found) == 1, (layer, variant, metric)
+    return float(found["value"].iloc[0])
+
+
+def test_perfect_saes_explain_everything_and_cost_nothing(configured: Configured, perfect_saes: Path) -> None:
+    result = run(configured(perfect_saes))
+    for layer in range(3):
+        assert value(result, layer, "encode_decode_current", "explained_variance") == pytest.approx(1.0, abs=1e-9)
+        assert value(result, layer, "encode_decode_current", "r2") == pytest.approx(1.0, abs=1e-9)
+        assert value(result, layer, "encode_decode_current", "delta_loss") == pytest.approx(0.0, abs=1e-5)
+        # The planted permutation carries layer t's residual over unchanged: the same as dropping the block.
+        assert value(result, layer, "matched", "weight_mse/W_dec") == 0.0
+        for metric in ("explained_variance", "delta_loss"):
+            carried = value(result, layer, "encode_permute_decode", metric)
+            assert carried == pytest.approx(value(result, layer, "layer_drop", metric), abs=1e-5)
+    assert result.metrics["gap"] == 0.0
+    assert result.metrics["l0/sae"] == pytest.approx(8.0)  # every dimension has one of its two signs
+
+
+def test_record_holds_what_was_returned(configured: Configured, random_saes: Path) -> None:
+    result = run(configured(random_saes))
+    assert json.loads((result.directory / "metrics.json").read_text()) == pytest.approx(result.metrics)
+    stored = read_pairs(result.directory / "pairs.csv")
+    assert len(stored) == len(result.pairs)
+    features = pd.read_parquet(result.directory / "features.parquet")
+    assert list(features.groupby("layer").size()) == [24, 24, 24]
+    assert (features["together"] <= features["active"]).all()
+    pooled = features.groupby("layer")[["together", "active"]].sum()
+    for layer, row in pooled.iterrows():
+        expected = value(result, int(layer), "matched", "matching_score")
+        assert row["together"] / row["active"] == pytest.approx(expected)
+    permutation = Permutation.load(result.directory / "permutations" / "layer_01_to_02.safetensors")
+    assert permutation.provenance["layer_a"] == 1
+    assert permutation.indices.tolist() == features[features.layer == 1]["partner"].tolist()
+
+
+def test_delta_loss_equals_a_plain_hook(configured: Configured, random_saes: Path) -> None:
+    """The pipeline's layer_drop and encode_decode_current against full forward passes with an ordinary hook."""
+    cfg = configured(random_saes, "dataset.windows_per_document=1")
+    result = run(cfg)
+    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    residual = model.resid_post(windows.ids, [1, 2])
+    sae = load_sae(random_saes / "layer_02.safetensors")
+    for name, stand_in in (("layer_drop", residual[1]), ("encode_decode_current", sae(residual[2]))):
+        replaced = stand_in.clone()
+        replaced[:, 0] = residual[2][:, 0]
+        spliced = hooked_losses(model, 2, replaced, windows.ids)
+        delta = (spliced - model.token_losses(windows.ids))[:, 1:].double().mean()
+        assert value(result, 1, name, "delta_loss") == pytest.approx(float(delta), abs=1e-5)
+
+
+def hooked_losses(model: LanguageModel, layer: int, residual: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    handle = model.blocks[layer].register_forward_hook(lambda *_: residual)
+    try:
+        logits = model.hf(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        len(ids), -1
+    )
+
+
+def test_ceiling_is_the_same_layer_match_of_two_seeds(configured: Configured, random_saes: Path) -> None:
+    cfg = configured(random_saes)
+    result = run(cfg)
+    table = result.pairs
+    ceiling = table[table.variant == "ceiling"]
+    assert set(ceiling.layer) == {1}
+    assert set(ceiling.layer_to) == {1}
+    assert {"matching_score", "weight_mse/W_dec", "decoder_cosine_above_0.7"} <= set(ceiling.metric)
+
+
+def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(configured(random_saes))
+    calls: list[str] = []
+    inner = splice_losses_module.splice_losses
+
+    def counting(*arguments: object, **options: object) -> object:
+        calls.extend(arguments[5])  # type: ignore[arg-type]
+        return inner(*arguments, **options)  # type: ignore[arg-type]
+
+    def no_forward(*_: object) -> None:
+        raise AssertionError("residual streams were captured again")
+
+    monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
+    monkeypatch.setattr(LanguageModel, "resid_post", no_forward)
+    again = run(configured(random_saes, output="again"))
+    assert calls == []
+    assert again.metrics == {**first.metrics, "solver_seconds": again.metrics["solver_seconds"]}
+    run(configured(random_saes, "matching=decoder", output="decoder"))
+    assert set(calls) == {"encode_permute_decode"}  # the baselines do not depend on the matching
+
+
+def test_splice_units_change_only_the_permuted_splices(configured: Configured, random_saes: Path) -> None:
+    theta = run(configured(random_saes, "evaluation.splice_units=theta", output="theta"))
+    raw = run(configured(random_saes, "evaluation.splice_units=raw", output="raw"))
+    keys = ["layer", "layer_to", "variant", "metric"]
+    both = theta.pairs.merge(raw.pairs, on=keys, suffixes=("_theta", "_raw"))
+    changed = both[(both.value_theta != both.value_raw) & (both.metric != "solver_seconds")]
+    assert set(changed.metric) <= {"explained_variance", "r2", "delta_loss"}
+    assert set(changed.variant) == {
+        "encode_permute_decode", "encode_permute_decode_random", "encode_permute_decode_vanilla"
+    }  # fmt: skip
+
+
+def test_intervals_enclose_their_values(configured: Configured, random_saes: Path) -> None:
+    table = run(configured(random_saes)).pairs.dropna(subset=["low"])
+    assert len(table) > 30
+    assert (table.low <= table.high).all()
+    per_feature = table.metric == "matching_score_per_feature"  # a biased statistic: its interval may miss it
+    inside = (table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9)
+    assert inside[~per_feature].mean() > 0.95
+
+
+def test_weights_only_needs_neither_model_nor_text(configured: Configured, random_saes: Path) -> None:
+    result = run(configured(random_saes, "evaluation=weights_only", "model.path=/absent", "dataset.path=/absent"))
+    assert "matching_score" not in result.metrics
+    assert math.isfinite(result.metrics["weight_mse/W_dec"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.d_model=9"], "read d_model=8, but the model local has d_model=9"),
+        (["dataset.documents=11"], "10"),
+        (["dataset.path=/absent"], "/absent"),
+        (["model.path=/absent"], "/absent"),
+        (["dataset.window_tokens=31"], "31"),
+    ],
+)
+def test_bad_input_fails_before_matching_and_is_recorded(
+    configured: Configured, random_saes: Path, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_matching(*_: object) -> None:
+        raise AssertionError("matching began")
+
+    monkeypatch.setattr("sae_match.experiment.job.match_span", no_matching)
+    cfg = configured(random_saes, *overrides)
+    with pytest.raises(UserError, match=message):
+        run(cfg)
+    status = json.loads((Path(cfg.paths.output_dir) / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert message in status["error"]["message"]
+
+
+def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_saes: Path) -> None:
+    cfg = configured(random_saes)
+    result = run(cfg)
+    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    x = model.resid_post(windows.ids, [0, 1])
+    a, b = (load_sae(random_saes / f"layer_{i:02d}.safetensors") for i in (0, 1))
+    permutation = Permutation.load(result.directory / "permutations" / "layer_00_to_01.safetensors")
+    evaluation = evaluate_pair(a, b, permutation, x[0], x[1], windows.document)
+    found = {(row.metric, row.variant): row.value for row in evaluation.rows}
+    for metric, variant in (("matching_score", "matched"), ("explained_variance", "encode_permute_decode")):
+        assert found[metric, variant] == pytest.approx(value(result, 0, variant, metric), abs=1e-6)
