@@ -1,12 +1,47 @@
 """sae_match: follow sparse-autoencoder features through a language model by matching them across layers.
 
-The library face: `load_sae`, `fold`, `match`, `Permutation`, `SparseAutoencoder`, `evaluate_pair`.
+The library face: `load_sae`, `fold`, `match`, `evaluate_pair`, `Permutation`, `SparseAutoencoder`. They are imported on
+first use, so that the command line can print its help and check a configuration without loading torch.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sae_match.errors import UserError
-from sae_match.matching import Matching, Permutation, match
-from sae_match.saes import SparseAutoencoder, fold, load_sae
+
+if TYPE_CHECKING:
+    from sae_match.evaluation import evaluate_pair
+    from sae_match.matching import Matching, Permutation, match
+    from sae_match.saes import SparseAutoencoder, fold, load_sae
 
 __version__ = "0.1.0"
 
-__all__ = ["Matching", "Permutation", "SparseAutoencoder", "UserError", "fold", "load_sae", "match"]
+__all__ = [
+    "Matching",
+    "Permutation",
+    "SparseAutoencoder",
+    "UserError",
+    "evaluate_pair",
+    "fold",
+    "load_sae",
+    "match",
+]
+
+_HOMES = {
+    "Matching": "sae_match.matching",
+    "Permutation": "sae_match.matching",
+    "SparseAutoencoder": "sae_match.saes",
+    "evaluate_pair": "sae_match.evaluation",
+    "fold": "sae_match.saes",
+    "load_sae": "sae_match.saes",
+    "match": "sae_match.matching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sae_match' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from sae_match.atomic import atomic_path, write_text
 from sae_match.errors import UserError
 from sae_match.record import JobRecord
-from sae_match.record.atomic import atomic_path, write_text
 
 
 def status(directory: Path) -> dict[str, Any]:

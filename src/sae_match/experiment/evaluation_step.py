@@ -143,6 +143,6 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     return [
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
         MetricRow(layer, layer, "sae", "dead_features", counts.dead(), facts.width),
-        MetricRow(layer, layer, "sae", "mean_threshold", facts.mean_threshold, facts.width),
-        MetricRow(layer, layer, "model", "median_residual_norm", float(norms.median()), n),
+        MetricRow(layer, layer, "sae", "mean_theta", facts.mean_threshold, facts.width),
+        MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
     ]

@@ -57,7 +57,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
             and recorded in the job's status.
     """
     check_config(cfg)
-    device = resolve_device(cfg.device)
+    device = str(resolve_device(cfg.device))
     record = JobRecord(Path(cfg.paths.output_dir))
     yaml_text = OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
     record.write_config(yaml_text)

@@ -16,7 +16,7 @@ from sae_match.report import plot_layer_curves, plot_mse_histogram, plot_overvie
 
 CURVES = ("matching_score", "explained_variance", "delta_loss", "l0")
 """Metrics that get a figure of their own where they were measured."""
-THETA, NORM = "mean_threshold", "median_residual_norm"
+THETA, NORM = "mean_theta", "residual_norm"
 
 
 def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics) -> pd.DataFrame:

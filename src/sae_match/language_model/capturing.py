@@ -36,8 +36,13 @@ _log = logging.getLogger(__name__)
 class Windows(Protocol):
     """The part of `TokenWindows` that a capture needs."""
 
-    ids: Int[Tensor, "windows tokens"]
-    key: str
+    @property
+    def ids(self) -> Int[Tensor, "windows tokens"]:
+        """Token ids."""
+
+    @property
+    def key(self) -> str:
+        """Content hash of the windows."""
 
 
 def capture(

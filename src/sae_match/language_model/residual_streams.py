@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_match.atomic import write_json
 from sae_match.errors import UserError
 
 TENSOR_NAME = "resid_post"
@@ -55,9 +55,7 @@ def layer_path(directory: Path, layer: int) -> Path:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes `manifest.json`, atomically."""
-    temporary = directory / f".manifest-{os.getpid()}.json"
-    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    os.replace(temporary, directory / "manifest.json")
+    write_json(directory / "manifest.json", asdict(manifest))
 
 
 class ResidualStreams:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_match.atomic import atomic_path
 from sae_match.errors import UserError
 
 UNMATCHED = -1
@@ -107,18 +106,9 @@ class Permutation:
 
     def save(self, path: Path | str) -> None:
         """Write to `path` as safetensors: tensor `permutation`, provenance as JSON in the header; atomic."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
         metadata = {"width_b": str(self.n_b), "provenance": json.dumps(self.provenance, sort_keys=True)}
-        try:
+        with atomic_path(Path(path)) as temporary:
             save_file({"permutation": self.indices.contiguous()}, temporary, metadata=metadata)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: Path | str) -> Permutation:

@@ -14,7 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .atomic import atomic_path
+from sae_match.atomic import atomic_path
+
 from .metrics import Scalar, plain_scalar
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
+from sae_match.atomic import atomic_path, write_json, write_text
+
 from ..errors import UserError
-from .atomic import atomic_path, write_json, write_text
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from ..record.atomic import atomic_path
+from sae_match.atomic import atomic_path
 
 COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sae_match.atomic import atomic_path, write_text
+
 from ..errors import UserError
-from ..record.atomic import atomic_path, write_text
 from .overlay import write_overlays
 from .records import BAD_STATES, Record, find_records
 from .tables import comparison_frame, summary_table

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sae_match.atomic import atomic_path
 from sae_match.errors import UserError
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 from sae_match.saes.validation import validate_loaded
@@ -27,17 +26,9 @@ def save_native(
         dtype: storage dtype; bfloat16 halves the file and reads back as float32.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to("cpu", dtype).contiguous() for name, t in sae.parameters().items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={**(metadata or {}), "format": FORMAT})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_native(path: Path | str, layer: int | None = None) -> SparseAutoencoder:

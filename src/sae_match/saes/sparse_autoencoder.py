@@ -108,7 +108,7 @@ class SparseAutoencoder:
         digest = hashlib.sha256()
         for name, tensor in self.parameters().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.cpu().numpy()).cast("B"))
+            digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:

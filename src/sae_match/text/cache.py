@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sae_match.atomic import atomic_path, write_json
 from sae_match.errors import UserError
 from sae_match.text.token_windows import TokenWindows
 
@@ -52,20 +52,13 @@ def write_entry(cache_dir: Path, recipe: dict[str, Any], windows: TokenWindows) 
     """
     entry = cache_dir / "tokens" / recipe_key(recipe)
     manifest = {"recipe": recipe, "content_key": windows.key, "titles": windows.titles, "info": windows.info}
-    temporary = [entry / f".{name}.{os.getpid()}" for name in (_TENSORS, _MANIFEST)]
     try:
-        entry.mkdir(parents=True, exist_ok=True)
-        save_file({"ids": windows.ids, "document": windows.document}, temporary[0], {"content_key": windows.key})
-        temporary[1].write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary[0], entry / _TENSORS)
-        os.replace(temporary[1], entry / _MANIFEST)
+        with atomic_path(entry / _TENSORS) as temporary:
+            save_file({"ids": windows.ids, "document": windows.document}, temporary, {"content_key": windows.key})
+        write_json(entry / _MANIFEST, manifest)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Token windows cannot be written to {entry}: {error}\n"
             "Set paths.cache_dir to a directory that can be written and has room."
         ) from error
-    finally:
-        for path in temporary:
-            if entry.is_dir():
-                path.unlink(missing_ok=True)
     return entry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
+from sae_match.atomic import write_json
 from sae_match.config.schema import DatasetConfig, TrainConfig
 from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
@@ -75,9 +75,7 @@ def read_report(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _write_report(path: Path, entries: dict[int, dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps([entries[layer] for layer in sorted(entries)], indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, [entries[layer] for layer in sorted(entries)])
 
 
 def _is_finished(output: Path, entries: dict[int, dict[str, Any]], layer: int) -> bool:

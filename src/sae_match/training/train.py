@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_match.atomic import atomic_path
 from sae_match.config.schema import TrainingConfig
 from sae_match.errors import UserError
 from sae_match.training.data import ActivationData, Normalisation, drop_sink_positions, normalise_
@@ -28,6 +28,7 @@ from sae_match.training.module import JumpReluTraining
 log = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "last.ckpt"
+MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 # fields that may change between an interrupted run and its continuation: they do not touch the result
 _FREE_FIELDS = ("checkpoint_seconds", "log_every_steps", "fast_matmul")
 
@@ -204,9 +205,8 @@ class _RunCompanion(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.bar.update()
         if time.monotonic() - self.saved >= self.checkpoint_seconds:
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            trainer.save_checkpoint(temporary)
-            os.replace(temporary, self.path)
+            with atomic_path(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
             self.saved = time.monotonic()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -222,13 +222,13 @@ class _RunCompanion(Callback):
 @contextmanager
 def _fast_matmul(enabled: bool) -> Iterator[None]:
     """Route float32 products to oneDNN for the duration (see `TrainingConfig.fast_matmul`)."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = MATMUL.fp32_precision
     try:
         if enabled:
-            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+            MATMUL.fp32_precision = "bf16"
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        MATMUL.fp32_precision = before
 
 
 @contextmanager
