@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sae_match import load_sae, match
 from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
+from tests.wandb_reader import inspect
 
 
 def run_cli(
@@ -65,15 +66,21 @@ def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_director
     (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
     jobs = sorted(p.parent for p in sweep.glob("*/status.json"))
     assert [job.name for job in jobs] == ["0", "1", "2"]
-    runs = [list(job.glob("wandb/offline-run-*/run-*.wandb")) for job in jobs]
-    assert [len(found) for found in runs] == [1, 1, 1]
-    assert len({found[0].name for found in runs}) == 3
-    records = [(job / "config.yaml").read_text() for job in jobs]
-    assert [next(line.strip() for line in text.splitlines() if "metric:" in line) for text in records] == [
-        "metric: both",
-        "metric: decoder",
-        "metric: encoder",
-    ]
+    runs = [inspect(job) for job in jobs]
+    headers = [run["run"][0] for run in runs]
+    assert len({header["run_id"] for header in headers}) == 3
+    assert {header["run_group"] for header in headers} == {sweep.name}
+    for job, run, header, metric in zip(jobs, runs, headers, ("both", "decoder", "encoder"), strict=True):
+        config = header["config"]["update"]
+        assert (config["metric"], config["folding"], config["layers_last"]) == (metric, "theta", 2)
+        assert f"metric: {metric}" in (job / "config.yaml").read_text()
+        summary: dict[str, object] = {}
+        for entry in run["summary"]:
+            summary |= entry.get("update", {})
+        record = json.loads((job / "metrics.json").read_text())
+        assert {name: summary[name] for name in record} == record
+        layers = [entry["item"]["layer"] for entry in run["history"] if "layer" in entry["item"]]
+        assert layers == [0, 1]
 
 
 def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_directory: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 from sae_match.errors import UserError
 from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
 from sae_match.record.wandb_settings import artifact_name, checked_tags
+from tests.wandb_reader import inspect
 
 METRICS = ("both", "decoder", "encoder")
 SUMMARY = {
@@ -43,18 +42,6 @@ def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cach
         mirror.log_figures([record.figure_path("overview")])
         mirror.log_permutations(record.permutations)
         mirror.summary({**SUMMARY, "not_measured": None})
-
-
-def inspect(job: Path) -> dict[str, list[Any]]:
-    """Records of the job's one run by type."""
-    (path,) = job.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    found: dict[str, list[Any]] = {}
-    for line in done.stdout.splitlines():
-        entry = json.loads(line)
-        found.setdefault(entry["type"], []).append(entry[entry["type"]])
-    return found
 
 
 def test_three_jobs_in_one_process_are_three_runs_that_equal_their_records(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from sae_match.config.schema import Config, SpliceUnits
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.pair import estimate_row, evaluate_pair
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import resolve_units
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, resolve_units
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
@@ -127,7 +127,8 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
     )
-    return [row for row in evaluation.rows if row.variant == "ceiling"]
+    names = {"ceiling", f"{ENCODE_PERMUTE_DECODE}_ceiling"}
+    return [replace(row, variant="ceiling") for row in evaluation.rows if row.variant in names]
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
@@ -107,7 +108,7 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     table = _write_tables(record, rows, features)
     metrics = headline(_defined(rows))
     record.write_metrics(metrics)
-    draw_figures(record, table, features)
+    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]))
     return Result(record.directory, metrics, table, features)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
@@ -30,6 +32,7 @@ class PairMatching:
         permutations: `matched`, `vanilla` and `random`.
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
+        random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
     """
 
     layer: int
@@ -37,6 +40,7 @@ class PairMatching:
     permutations: dict[str, Permutation]
     rows: list[MetricRow]
     features: pd.DataFrame
+    random_mse: npt.NDArray[np.float32]
 
 
 def match_span(cfg: Config, saes: SpanSaes, solver: Solver, record: JobRecord, progress: bool) -> list[PairMatching]:
@@ -51,7 +55,8 @@ def match_span(cfg: Config, saes: SpanSaes, solver: Solver, record: JobRecord, p
         permutations = with_controls(matched, seed=cfg.seed + layer)
         rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
         features = feature_table(a, b, matched, layer, layer_to)
-        results.append(PairMatching(layer, layer_to, permutations, rows, features))
+        random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
+        results.append(PairMatching(layer, layer_to, permutations, rows, features, random_mse))
         logger.info(
             "layers %d -> %d: objective %.6g, gap %.1e, %.2f s",
             layer, layer_to, matching.objective, matching.gap, matching.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from sae_match.evaluation.activations import ActivationStatistics
@@ -33,14 +34,17 @@ def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics)
     )
 
 
-def draw_figures(record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame) -> list[Path]:
+def draw_figures(
+    record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame, random_mse: npt.NDArray[np.float32]
+) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm."""
     measured = set(pairs["metric"])
     paths = [plot_overview(pairs, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
             paths.append(plot_layer_curves(pairs, metric, record.figure_path(metric)))
-    paths.append(plot_mse_histogram({"matched": features["mse_W_dec"].to_numpy()}, record.figure_path("decoder_mse")))
+    mse = {"matched": features["mse_W_dec"].to_numpy(), "random": random_mse}
+    paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
         paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM))
     return paths
