@@ -106,7 +106,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["++foo=1"], "unknown configuration key: foo"),
         (["matching=neither"], "Available options in 'matching'"),
         (["matching.metric=neither"], "neither"),
-        (["layers.last=40", "model=smollm2_135m"], "blocks 0..29"),
+        (["layers.last=40", "evaluation.level=full"], "blocks 0..29"),
         (["sae.root=absent"], "absent/layer_00.safetensors does not exist"),
         (["solver.memory_limit_gib=1e-9"], "solver=dense needs"),
         (["device=cuda"], "cuda"),

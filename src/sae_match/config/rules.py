@@ -35,11 +35,11 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    problems = list(_layer_rules(cfg.layers, cfg.model, need_pair=True))
+    problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
     problems += _evaluation_rules(cfg.evaluation)
     if cfg.evaluation.level is EvaluationLevel.full:
-        problems += _model_rules(cfg.model)
+        problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset")
     problems += _common_rules(cfg.device, cfg.tracking)
     _raise(problems)
@@ -51,8 +51,8 @@ def check_train_config(cfg: TrainConfig) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    problems = list(_layer_rules(cfg.layers, cfg.model, need_pair=False))
-    problems += _model_rules(cfg.model)
+    problems = list(_layer_rules(cfg.layers, need_pair=False))
+    problems += _model_rules(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():
         problems += _dataset_rules(dataset, f"datasets.{name}")
     for name, dataset in cfg.held_out.items():
@@ -73,15 +73,13 @@ def _raise(problems: list[str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _layer_rules(layers: LayersConfig, model: ModelConfig, need_pair: bool) -> Iterator[str]:
+def _layer_rules(layers: LayersConfig, need_pair: bool) -> Iterator[str]:
     if layers.first < 0:
         yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
     if need_pair and layers.last <= layers.first:
         yield f"layers.first={layers.first}, layers.last={layers.last}: a span needs at least two layers"
     if layers.last < layers.first and not need_pair:
         yield f"layers.first={layers.first}, layers.last={layers.last}: the span is empty"
-    if model.n_layers is not None and layers.last >= model.n_layers:
-        yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
 
 
 def _range_rule(cfg: Config) -> Iterator[str]:
@@ -99,7 +97,9 @@ def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
             yield f"evaluation.{name}={value}: must be at least {least}"
 
 
-def _model_rules(model: ModelConfig) -> Iterator[str]:
+def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:
+    if model.n_layers is not None and layers.last >= model.n_layers:
+        yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
     if model.dtype not in ("float32", "bfloat16", "float16"):
         yield f"model.dtype={model.dtype}: must be float32, bfloat16 or float16"
     if model.sink_positions < 1:

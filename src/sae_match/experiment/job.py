@@ -57,28 +57,22 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    check_config(cfg)
-    device = str(resolve_device(cfg.device))
     record = JobRecord(Path(cfg.paths.output_dir))
-    yaml_text = OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
-    record.write_config(yaml_text)
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    mirror = open_mirror(
-        record.directory,
-        mode=cfg.tracking.mode.value,
-        **_mirror_options(cfg, config, group),
-    )
-    with record.guard(), mirror:
-        result = _run(cfg, record, device)
-        mirror_record(mirror, record, result.features, result.metrics)
+    record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
+    with record.guard():
+        check_config(cfg)
+        device = resolve_device(cfg.device).type
+        with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
+            result = _run(cfg, record, device)
+            mirror_record(mirror, record, result.features, result.metrics)
     return result
 
 
-def _mirror_options(cfg: Config, config: object, group: str | None) -> dict[str, object]:
+def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
     return {
-        "config": config,
+        "config": OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,

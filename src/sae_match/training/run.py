@@ -17,6 +17,7 @@ from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.text import TokenWindows, load_windows
+from sae_match.training.tracking import tracked
 from sae_match.training.train import TrainedSae, check_config, train_sae
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 REPORT_NAME = "training_report.json"
 
 
-def run_training(cfg: TrainConfig, logger: Logger | None = None) -> list[dict[str, Any]]:
+def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     """Train one SAE per layer of `cfg.layers` and write them to `cfg.paths.output_dir`.
 
     Writes `layer_{L:02d}.safetensors` (bfloat16) and `training_report.json`, one entry per layer, replaced after
@@ -42,11 +43,13 @@ def run_training(cfg: TrainConfig, logger: Logger | None = None) -> list[dict[st
         progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
         model = load_language_model(cfg.model, cfg.device, cache)
         train, held_out = _streams(cfg, model, missing, cache, progress)
-        device = str(model.device)
+        device = model.device.type
         del model  # its memory is better used for activations
         for layer in missing:
-            sae = _train_layer(cfg, layer, train, held_out, output, device, progress, logger)
-            entries[layer] = save_layer(sae, output, layer, cfg)
+            with tracked(cfg, layer) as tracking:
+                sae = _train_layer(cfg, layer, train, held_out, output, device, progress, tracking.logger)
+                entries[layer] = save_layer(sae, output, layer, cfg)
+                tracking.summary(entries[layer])
             _write_report(output / REPORT_NAME, entries)
     return [entries[layer] for layer in layers]
 

@@ -1,0 +1,51 @@
+"""One W&B run per trained layer: its loss curves while it trains, its held-out report as the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import OmegaConf
+
+from sae_match.config.schema import TrackingMode, TrainConfig
+from sae_match.record.wandb_mirror import WandbMirror
+
+
+@dataclass(frozen=True)
+class LayerTracking:
+    """Where one layer's training is tracked.
+
+    Attributes:
+        logger: Lightning logger for the curves, None without tracking.
+        summary: takes the numbers of the held-out report.
+    """
+
+    logger: Logger | None
+    summary: Callable[[Mapping[str, object]], None]
+
+
+@contextmanager
+def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
+    """A W&B run for one layer, closed whatever happens; nothing with tracking=none."""
+    if cfg.tracking.mode is TrackingMode.none:
+        yield LayerTracking(None, lambda _: None)
+        return
+    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    mirror = WandbMirror(
+        Path(cfg.paths.output_dir),
+        mode="online" if cfg.tracking.mode is TrackingMode.online else "offline",
+        config={**config, "layer": layer},
+        cache_dir=Path(cfg.paths.cache_dir),
+        project=cfg.tracking.project,
+        entity=cfg.tracking.entity,
+        group=cfg.tracking.group,
+        tags=cfg.tracking.tags,
+        job_type="train",
+        name=f"train-{cfg.model.name}-layer-{layer}-seed-{cfg.seed}",
+    )
+    with mirror:
+        yield LayerTracking(WandbLogger(experiment=mirror.run), mirror.summary)

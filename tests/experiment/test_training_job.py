@@ -1,0 +1,100 @@
+"""`run_training`, the whole training job on the tiny model: files, report, W&B runs, skipping what is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from sae_match import load_sae
+from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.rules import check_train_config
+from sae_match.config.schema import TrainConfig
+from sae_match.training import run as run_module
+from sae_match.training.run import run_training
+from tests.wandb_reader import inspect
+
+TrainConfigured = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def training(model_directory: Path, text_directory: Path, tmp_path: Path) -> TrainConfigured:
+    """A maker of training configurations over the tiny model and local text."""
+
+    def make(*overrides: str, output: str = "saes") -> TrainConfig:
+        register_schemas()
+        texts = []
+        for group, part in (("datasets", "train"), ("held_out", "evaluation")):
+            text = (
+                f"{{name: local, source: local, path: {text_directory}, part: {part}, documents: 0, "
+                "window_tokens: 10, windows_per_document: 0}"
+            )
+            texts += [f"~{group}.news", f"~{group}.code", f"{group}.wiki={text}"]
+        fixed = [
+            *texts, "model=local", f"model.path={model_directory}", "layers.first=1", "layers.last=2",
+            "training.width=12", "training.target_l0=3", "training.tokens=2048", "training.batch_tokens=32",
+            "training.topk_steps=10", "training.warmup_steps=5", "training.log_every_steps=10", "device=cpu",
+            f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",
+        ]  # fmt: skip
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            cfg = to_dataclass(compose("train", [*fixed, *overrides]), TrainConfig)
+        check_train_config(cfg)
+        return cfg
+
+    return make
+
+
+def test_every_layer_gets_a_file_and_an_entry(training: TrainConfigured) -> None:
+    cfg = training()
+    entries = run_training(cfg)
+    output = Path(cfg.paths.output_dir)
+    assert [entry["layer"] for entry in entries] == [1, 2]
+    assert json.loads((output / "training_report.json").read_text()) == entries
+    saes = [load_sae(output / "layer_{layer:02d}.safetensors", layer) for layer in (1, 2)]
+    assert {(sae.d_model, sae.width) for sae in saes} == {(8, 12)}
+    assert load_file(output / "layer_01.safetensors")["W_dec"].dtype == torch.bfloat16
+    # Independent initialisation: no feature of one layer starts from the other's.
+    assert float((saes[0].W_dec * saes[1].W_dec).sum(dim=1).mean()) < 0.7
+
+
+def test_finished_layers_are_not_trained_again(training: TrainConfigured, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_training(training("layers.last=1"))
+    trained: list[int] = []
+    inner = run_module.train_sae
+
+    def counting(*arguments: object) -> object:
+        trained.append(arguments[4])  # type: ignore[arg-type]
+        return inner(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "train_sae", counting)
+    assert [entry["layer"] for entry in run_training(training())] == [1, 2]
+    assert trained == [2]
+
+
+def test_same_seed_same_sae_other_seed_another(training: TrainConfigured) -> None:
+    hashes = []
+    for output, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_training(training("layers.last=1", f"seed={seed}", output=output))
+        root = Path(training(output=output).paths.output_dir)
+        hashes.append(load_sae(root / "layer_01.safetensors").content_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_one_tracked_run_per_layer_with_curves_and_report(training: TrainConfigured, tmp_path: Path) -> None:
+    cfg = training("tracking=wandb_offline", "layers.last=1")
+    (entry,) = run_training(cfg)
+    run = inspect(tmp_path / "saes")
+    header = run["run"][0]
+    assert header["job_type"] == "train"
+    assert header["config"]["update"]["layer"] == 1
+    summary: dict[str, object] = {}
+    for update in run["summary"]:
+        summary |= update.get("update", {})
+    assert summary["held_out_fvu"] == entry["held_out_fvu"]
+    logged = [item["item"] for item in run["history"]]
+    assert len([item for item in logged if "train/l0" in item]) >= 5
