@@ -44,7 +44,7 @@ def test_layer_curves_put_pairs_between_their_layers(ax: Axes, table: pd.DataFra
     assert [text.get_text() for text in ax.get_xticklabels()] == ["11→12", "12→13", "13→14"]
     assert list(ax.get_xticks()) == [11.5, 12.5, 13.5]
     assert ax.get_xlabel() == "layer pair" and ax.get_ylabel() == "matching score [probability]"
-    assert labels_of(ax) == ["matched", "random", "ceiling (two seeds, same layer), layer 12"]
+    assert labels_of(ax) == ["matched", "random", "two seeds of one layer, layer 12"]
 
 
 def test_the_band_is_the_interval(ax: Axes, table: pd.DataFrame) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.metrics.delta_loss import delta_loss
 from sae_match.record.provenance import content_key
+
+logger = logging.getLogger(__name__)
 
 
 def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
@@ -68,6 +72,7 @@ def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor,
         for name, values in computed.items():
             evaluator.cache.put(keys[name], {"losses": values.numpy()})
         losses |= computed
+    logger.info("layers %d -> %d: token losses of %d splices", pair.layer, pair.layer_to, len(splices))
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
     sinks, layers = evaluator.cfg.model.sink_positions, (pair.layer, pair.layer_to)
     estimates = {name: delta_loss(losses[name], original, document, bootstrap, sinks) for name in splices}

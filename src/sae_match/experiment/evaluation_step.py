@@ -67,6 +67,10 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress)
+    logger.info(
+        "%d windows of %d documents; token losses on %d of them",
+        windows.n_windows, windows.n_documents, splice_windows.n_windows,
+    )  # fmt: skip
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
         cfg=cfg,

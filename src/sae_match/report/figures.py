@@ -42,7 +42,7 @@ def plot_mse_histogram(
     values: Mapping[str, Float[np.ndarray, " features"]],
     path: Path,
     title: str | None = None,
-    xlabel: str = "decoder MSE of a feature and its partner [folded units²]",
+    xlabel: str = "decoder MSE of a pair [folded units²]",
 ) -> Path:
     """Per-feature decoder MSE by variant (matched against random, say).
 

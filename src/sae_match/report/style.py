@@ -40,7 +40,7 @@ VARIANTS: dict[str, Style] = {
     "matched": Style(BLUE, "o", "-", "matched"),
     "vanilla": Style(VERMILION, "s", "-", "vanilla (identity)"),
     "random": Style(ORANGE, "v", "-", "random"),
-    "ceiling": Style(BLACK, "D", "--", "ceiling (two seeds, same layer)"),
+    "ceiling": Style(BLACK, "D", "--", "two seeds of one layer"),
     "encode_permute_decode": Style(BLUE, "o", "-", "encode-permute-decode (matched)"),
     "encode_decode_previous": Style(GREEN, "^", "-", "encode-decode previous"),
     "encode_decode_current": Style(BLACK, "D", "--", "encode-decode current (SAE's own error)"),
