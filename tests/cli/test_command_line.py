@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -81,6 +82,22 @@ def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_director
         assert {name: summary[name] for name in record} == record
         layers = [entry["item"]["layer"] for entry in run["history"] if "layer" in entry["item"]]
         assert layers == [0, 1]
+
+
+def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
+    """Gemma Scope files and nothing else: no model, no text, no network."""
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(6))
+    saes = {10: random_sae(seed=1), 11: permuted(random_sae(seed=1), order), 12: random_sae(seed=2)}
+    for (layer, sae), l0 in zip(saes.items(), (77, 80, 82), strict=True):
+        folder = tmp_path / "scope" / f"layer_{layer}" / "width_16k" / f"average_l0_{l0}"
+        folder.mkdir(parents=True)
+        np.savez(folder / "params.npz", **{name: t.numpy() for name, t in sae.parameters().items()})
+    span = ["layers.first=10", "layers.last=12", "evaluation=weights_only", "tracking=none", "paths.output_dir=out"]
+    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", *span)
+    assert done.returncode == 0, done.stderr
+    planted = load_file(tmp_path / "out" / "permutations" / "layer_10_to_11.safetensors")["permutation"]
+    assert torch.equal(order[planted], torch.arange(24))
+    assert (tmp_path / "out" / "permutations" / "layer_11_to_12.safetensors").is_file()
 
 
 def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_directory: Path) -> None:

@@ -58,7 +58,12 @@ def save_layer(sae: TrainedSae, output: Path, layer: int, cfg: TrainConfig) -> d
     """Write one SAE as bfloat16 safetensors with its report as metadata; returns the report's entry."""
     entry: dict[str, Any] = {**sae.report, "width": cfg.training.width, "model": cfg.model.name}
     metadata = {name: str(value) for name, value in entry.items()}
-    save_native(SparseAutoencoder(**sae.weights), sae_path(output, layer), metadata, torch.bfloat16)
+    save_native(
+        SparseAutoencoder(**sae.weights, source=f"trained layer {layer}"),
+        sae_path(output, layer),
+        metadata,
+        torch.bfloat16,
+    )
     return entry
 
 
