@@ -43,6 +43,20 @@ def test_position_zero_is_never_counted() -> None:
     assert values(evaluate_pair(a, b, permutation, x_a, x_b)) == plain
 
 
+def test_more_sink_positions_can_be_left_out() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    x_a, x_b = torch.randn(5, 9, 8), torch.randn(5, 9, 8)
+    permutation = match(a, b).permutation
+    skipped = values(evaluate_pair(a, b, permutation, x_a, x_b, sink_positions=3))
+    shifted = values(evaluate_pair(a, b, permutation, x_a[:, 2:], x_b[:, 2:]))
+    assert skipped == pytest.approx(shifted)
+    assert skipped != pytest.approx(values(evaluate_pair(a, b, permutation, x_a, x_b)))
+    model, ids = RecordingModel(), torch.zeros(5, 9, dtype=torch.int64)
+    splices = {"layer_drop": splices_of_pair(a, b, {}, SpliceUnits.raw)["layer_drop"]}
+    splice_losses(model, 1, (a, b), (x_a, x_b), ids, splices, 5, sink_positions=3)
+    assert torch.equal(model.residuals[0], torch.cat([x_b[:, :3], x_a[:, 3:]], dim=1))
+
+
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_any_batch_size_gives_the_same_numbers(batch: int) -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
@@ -114,7 +128,7 @@ def test_splice_losses_keep_position_zero_and_replace_the_rest() -> None:
     x_a, x_b = torch.randn(5, 6, 4), torch.randn(5, 6, 4)
     model, ids, ticks = RecordingModel(), torch.zeros(5, 6, dtype=torch.int64), []
     splices = splices_of_pair(a, b, {}, SpliceUnits.raw)
-    losses = splice_losses(model, 3, (a, b), (x_a, x_b), ids, splices, 2, ticks.append)
+    losses = splice_losses(model, 3, (a, b), (x_a, x_b), ids, splices, 2, tick=ticks.append)
     expected = torch.cat([x_b[:, :1], x_a[:, 1:]], dim=1).sum(dim=-1)[:, :-1]
     torch.testing.assert_close(losses["layer_drop"], expected)
     original = original_losses(model, 3, x_b, ids, 2)
@@ -130,5 +144,5 @@ def test_refusals() -> None:
         evaluate_pair(a, b, permutation, torch.randn(2, 5, 8), torch.randn(2, 4, 8))
     with pytest.raises(UserError, match="d_model=8, but the residual stream has 7"):
         evaluate_pair(a, b, permutation, torch.randn(2, 5, 7), torch.randn(2, 5, 7))
-    with pytest.raises(UserError, match="at least two tokens"):
+    with pytest.raises(UserError, match="too short: the first 1 are never counted"):
         evaluate_pair(a, b, permutation, torch.randn(2, 1, 8), torch.randn(2, 1, 8))

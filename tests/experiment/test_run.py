@@ -129,7 +129,7 @@ def test_splice_units_change_only_the_permuted_splices(configured: Configured, r
     changed = both[(both.value_theta != both.value_raw) & (both.metric != "solver_seconds")]
     assert set(changed.metric) <= {"explained_variance", "r2", "delta_loss"}
     assert set(changed.variant) == {
-        "encode_permute_decode", "encode_permute_decode_random", "encode_permute_decode_vanilla"
+        "encode_permute_decode", "encode_permute_decode_random", "encode_permute_decode_vanilla", "ceiling",
     }  # fmt: skip
 
 

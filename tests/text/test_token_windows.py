@@ -62,3 +62,15 @@ def test_wrong_numbering_is_refused(document: list[int]) -> None:
 def test_wrong_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="int64"):
         TokenWindows.build(torch.zeros(1, 2, dtype=torch.int32), torch.tensor([0]), ["a"], {})
+
+
+def test_leading_windows_of_leading_documents() -> None:
+    ids = torch.arange(12).reshape(6, 2)
+    windows = TokenWindows.build(ids, torch.tensor([0, 0, 0, 1, 2, 2]), ["a", "b", "c"], {})
+    assert windows.leading(0, 0).all()
+    assert windows.leading(2, 0).tolist() == [True, True, True, True, False, False]
+    assert windows.leading(0, 1).tolist() == [True, False, False, True, True, False]
+    assert windows.leading(2, 2).tolist() == [True, True, False, True, False, False]
+    kept = windows.subset(torch.tensor([False, False, False, True, False, True]))
+    assert (kept.ids.tolist(), kept.document.tolist(), kept.titles) == ([[6, 7], [10, 11]], [0, 1], ["b", "c"])
+    assert windows.subset(windows.leading(0, 0)).key == windows.key
