@@ -66,9 +66,30 @@ def run_command(command: Callable[[], object]) -> None:
         # Hydra advises to add unknown keys with +, which the schema then refuses.
         lines = [line for line in f"{error}{detail}".splitlines() if not line.startswith("To append to your config")]
         fail("\n".join(lines))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(
+            f"{error.filename}: {error.strerror}. Choose other paths.output_dir, paths.cache_dir or working directory."
+        )
+    except MemoryError as error:
+        fail(out_of_memory(error))
+    except RuntimeError as error:
+        # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        fail(out_of_memory(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to do when memory ran out on the way."""
+    detail = str(error).splitlines()[0] if str(error) else "out of memory"
+    return (
+        f"{detail}\nLower evaluation.batch_windows, shorten the layer span, or use device=cpu; finished work is kept."
+    )
 
 
 def fail(message: str) -> None:

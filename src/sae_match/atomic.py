@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sae_match.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -25,6 +27,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(directory: Path, key: str) -> None:
+    """Create `directory` and prove that it can be written to.
+
+    Args:
+        key: the configuration key that names it, for the message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = directory / f".writable.{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {directory} ({error.strerror or error}). Choose another directory with {key}=DIR."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,11 +107,15 @@ def test_bad_values_are_refused(override: str) -> None:
         (["layers.first=-1"], "must be 0 or more"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu, cuda"),
         (["model.dtype=int8"], "model.dtype=int8"),
-        (["dataset.window_tokens=2"], "dataset.window_tokens=2: must be at least 3"),
+        (["dataset.window_tokens=2"], "dataset.window_tokens=2: must be at least 4"),
         (["dataset.documents=-1"], "dataset.documents=-1"),
         (["evaluation.bootstrap_samples=0"], "evaluation.bootstrap_samples=0"),
         ([f"tracking.tags=[{'x' * 65}]"], "1 to 64 characters"),
         (["model=local"], "model.path is not set"),
+        (["seed=-1"], "seed=-1: must be 0 or more"),
+        (["matching.weights.W_enc=-2"], "matching.weights.W_enc=-2"),
+        (["matching=decoder", "matching.weights.W_dec=0"], "nothing would be compared"),
+        (["model.sink_positions=0"], "must be at least 1"),
     ],
 )
 def test_cross_field_rules(overrides: list[str], message: str) -> None:

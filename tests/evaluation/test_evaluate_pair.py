@@ -146,3 +146,14 @@ def test_refusals() -> None:
         evaluate_pair(a, b, permutation, torch.randn(2, 5, 7), torch.randn(2, 5, 7))
     with pytest.raises(UserError, match="too short: the first 1 are never counted"):
         evaluate_pair(a, b, permutation, torch.randn(2, 1, 8), torch.randn(2, 1, 8))
+
+
+def test_units_by_name() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    permutation, x_a, x_b = match(a, b).permutation, torch.randn(4, 40, 8), torch.randn(4, 40, 8)
+    by_name = {u: values(evaluate_pair(a, b, permutation, x_a, x_b, units=u)) for u in ("theta", "raw")}
+    assert by_name["theta"] == values(evaluate_pair(a, b, permutation, x_a, x_b, units=SpliceUnits.theta))
+    assert by_name["theta"] != by_name["raw"]
+    for wrong in ("Theta", "as_folding", SpliceUnits.as_folding):
+        with pytest.raises(UserError, match="must be theta or raw"):
+            evaluate_pair(a, b, permutation, x_a, x_b, units=wrong)

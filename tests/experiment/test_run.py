@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_splice_units_change_only_the_permuted_splices(configured: Configured, r
     keys = ["layer", "layer_to", "variant", "metric"]
     both = theta.pairs.merge(raw.pairs, on=keys, suffixes=("_theta", "_raw"))
     changed = both[(both.value_theta != both.value_raw) & (both.metric != "solver_seconds")]
-    assert set(changed.metric) <= {"explained_variance", "r2", "delta_loss"}
+    assert set(changed.metric) <= {"explained_variance", "r2", "fvu", "delta_loss"}
     assert set(changed.variant) == {
         "encode_permute_decode", "encode_permute_decode_random", "encode_permute_decode_vanilla", "ceiling",
     }  # fmt: skip
@@ -156,6 +157,8 @@ def test_weights_only_needs_neither_model_nor_text(configured: Configured, rando
         (["dataset.path=/absent"], "/absent"),
         (["model.path=/absent"], "/absent"),
         (["dataset.window_tokens=31"], "31"),
+        (["dataset.window_tokens=65"], "context of local is 64 tokens"),
+        (["paths.cache_dir=/proc/absent"], "paths.cache_dir=DIR"),
     ],
 )
 def test_bad_input_fails_before_matching_and_is_recorded(
@@ -185,3 +188,32 @@ def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_
     found = {(row.metric, row.variant): row.value for row in evaluation.rows}
     for metric, variant in (("matching_score", "matched"), ("explained_variance", "encode_permute_decode")):
         assert found[metric, variant] == pytest.approx(value(result, 0, variant, metric), abs=1e-6)
+
+
+def test_a_failed_second_attempt_keeps_the_first_results(configured: Configured, random_saes: Path) -> None:
+    cfg = configured(random_saes, "evaluation=weights_only")
+    first = run(cfg)
+    path = random_saes / "layer_02.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="not a readable safetensors"):
+        run(cfg)
+    assert json.loads((first.directory / "metrics.json").read_text()) == first.metrics
+    assert len(list((first.directory / "permutations").iterdir())) == 3
+
+
+def test_a_second_seed_must_be_another_sae(configured: Configured, random_saes: Path) -> None:
+    shutil.copy(random_saes / "layer_01.safetensors", random_saes / "layer_01_seed_1.safetensors")
+    with pytest.raises(UserError, match="no second seed"):
+        run(configured(random_saes))
+
+
+def test_a_broken_tracker_does_not_fail_a_finished_job(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("sae_match.experiment.job.mirror_record", broken)
+    result = run(configured(random_saes, "evaluation=weights_only"))
+    assert json.loads((result.directory / "status.json").read_text())["state"] == "done"
+    assert "the W&B run is incomplete" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from sae_match import load_sae
+from sae_match import UserError, load_sae
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_train_config
 from sae_match.config.schema import TrainConfig
@@ -98,3 +98,10 @@ def test_one_tracked_run_per_layer_with_curves_and_report(training: TrainConfigu
     assert summary["held_out_fvu"] == entry["held_out_fvu"]
     logged = [item["item"] for item in run["history"]]
     assert len([item for item in logged if "train/l0" in item]) >= 5
+
+
+def test_another_recipe_is_not_passed_off_as_finished(training: TrainConfigured) -> None:
+    run_training(training("layers.last=1"))
+    for change in ("seed=1", "training.width=13", "datasets.wiki.window_tokens=9"):
+        with pytest.raises(UserError, match=r"layer_01.safetensors was trained with another seed"):
+            run_training(training("layers.last=1", change))

@@ -154,7 +154,9 @@ def test_a_new_attempt_starts_without_the_old_results(tmp_path: Path, config: di
     old.permutation_path(3, 4).write_bytes(b"old")
     old.figure_path("old").write_bytes(b"old")
     (tmp_path / "figures" / "notes.txt").write_text("the user's own")
-    with JobRecord(tmp_path).guard():
+    with JobRecord(tmp_path).guard() as record:
+        assert (tmp_path / "metrics.json").exists()  # until the new attempt's input is known to be good
+        record.clear_results()
         assert not (tmp_path / "metrics.json").exists()
         assert not old.permutation_path(3, 4).exists()
         assert not old.figure_path("old").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from sae_match.config.schema import (
@@ -10,6 +11,7 @@ from sae_match.config.schema import (
     EvaluationConfig,
     EvaluationLevel,
     LayersConfig,
+    Metric,
     ModelConfig,
     ModelSource,
     Part,
@@ -37,10 +39,11 @@ def check_config(cfg: Config) -> None:
     """
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
+    problems += _matching_rules(cfg)
     problems += _evaluation_rules(cfg.evaluation)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += _model_rules(cfg.model, cfg.layers)
-        problems += _dataset_rules(cfg.dataset, "dataset")
+        problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)
     problems += _common_rules(cfg.device, cfg.tracking)
     _raise(problems)
 
@@ -54,9 +57,9 @@ def check_train_config(cfg: TrainConfig) -> None:
     problems = list(_layer_rules(cfg.layers, need_pair=False))
     problems += _model_rules(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():
-        problems += _dataset_rules(dataset, f"datasets.{name}")
+        problems += _dataset_rules(dataset, f"datasets.{name}", cfg.model.sink_positions)
     for name, dataset in cfg.held_out.items():
-        problems += _dataset_rules(dataset, f"held_out.{name}")
+        problems += _dataset_rules(dataset, f"held_out.{name}", cfg.model.sink_positions)
     for group in ("datasets", "held_out"):
         if not getattr(cfg, group):
             problems.append(f"{group}: name at least one text")
@@ -90,6 +93,20 @@ def _range_rule(cfg: Config) -> Iterator[str]:
         )
 
 
+def _matching_rules(cfg: Config) -> Iterator[str]:
+    weights = {name: getattr(cfg.matching.weights, name) for name in ("W_enc", "b_enc", "W_dec")}
+    for name, value in weights.items():
+        if not (math.isfinite(value) and value >= 0):
+            yield f"matching.weights.{name}={value}: must be a finite number >= 0"
+    used = {Metric.decoder: ["W_dec"], Metric.encoder: ["W_enc", "b_enc"]}.get(cfg.matching.metric, list(weights))
+    if not cfg.matching.include_bias:
+        used = [name for name in used if name != "b_enc"]
+    if all(weights[name] == 0 for name in used):
+        yield f"matching.weights: {', '.join(used)} are all 0, so nothing would be compared"
+    if cfg.seed < 0:
+        yield f"seed={cfg.seed}: must be 0 or more"
+
+
 def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
     for name, least in EVALUATION_MINIMA.items():
         value = getattr(evaluation, name)
@@ -110,8 +127,9 @@ def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:
         yield "model.path is not set, and model.source=local needs one"
 
 
-def _dataset_rules(dataset: DatasetConfig, where: str) -> Iterator[str]:
-    for name, least in (("documents", 0), ("window_tokens", 3), ("windows_per_document", 0)):
+def _dataset_rules(dataset: DatasetConfig, where: str, sink_positions: int) -> Iterator[str]:
+    # One counted prediction needs the sink positions, one more position and its target.
+    for name, least in (("documents", 0), ("window_tokens", sink_positions + 2), ("windows_per_document", 0)):
         value = getattr(dataset, name)
         if value < least:
             yield f"{where}.{name}={value}: must be at least {least}"

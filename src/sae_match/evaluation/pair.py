@@ -50,7 +50,7 @@ def evaluate_pair(
     x_b: Float[Tensor, "windows tokens d"],
     document: Int[Tensor, " windows"] | None = None,
     *,
-    units: SpliceUnits = SpliceUnits.theta,
+    units: SpliceUnits | str = SpliceUnits.theta,
     layers: tuple[int, int] = (0, 1),
     min_count: int = 10,
     bootstrap: Bootstrap | None = None,
@@ -102,11 +102,13 @@ def score_rows(
 def reconstruction_rows(
     statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int]
 ) -> list[MetricRow]:
-    """explained_variance and r2 of every splice."""
+    """explained_variance, r2 and fvu of every splice."""
     rows: list[MetricRow] = []
     for name, sums in statistics.reconstruction.items():
         rows.append(estimate_row(layers, name, "explained_variance", sums.explained_variance(bootstrap), bootstrap))
-        rows.append(estimate_row(layers, name, "r2", sums.r2(bootstrap), bootstrap))
+        r2 = sums.r2(bootstrap)
+        rows.append(estimate_row(layers, name, "r2", r2, bootstrap))
+        rows.append(estimate_row(layers, name, "fvu", Estimate(1 - r2.value, 1 - r2.replicates), bootstrap))
     return rows
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.config.schema import Folding, SpliceUnits
+from sae_match.errors import UserError
 from sae_match.matching import Permutation
 from sae_match.saes import SparseAutoencoder
 
@@ -36,6 +37,17 @@ def resolve_units(units: SpliceUnits, folding: Folding) -> SpliceUnits:
     return SpliceUnits.theta if folding is Folding.theta else SpliceUnits.raw
 
 
+def parse_units(units: SpliceUnits | str) -> SpliceUnits:
+    """`theta` or `raw` as the enumeration.
+
+    Raises:
+        UserError: anything else; `as_folding` must be resolved first (`resolve_units`).
+    """
+    if units not in (SpliceUnits.theta, SpliceUnits.raw):
+        raise UserError(f"units={units}: must be theta or raw")
+    return SpliceUnits(units)
+
+
 def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation, units: SpliceUnits) -> Splice:
     """Eq. 5: Dec_B(P Enc_A(x_a)); block t+1 is never evaluated.
 
@@ -53,7 +65,7 @@ def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Per
 
 
 def splices_of_pair(
-    a: SparseAutoencoder, b: SparseAutoencoder, permutations: dict[str, Permutation], units: SpliceUnits
+    a: SparseAutoencoder, b: SparseAutoencoder, permutations: dict[str, Permutation], units: SpliceUnits | str
 ) -> dict[str, Splice]:
     """All splices of a pair by name.
 
@@ -62,6 +74,7 @@ def splices_of_pair(
             `encode_permute_decode_V`.
         units: `theta` or `raw`.
     """
+    units = parse_units(units)
     splices: dict[str, Splice] = {}
     for variant, permutation in permutations.items():
         name = ENCODE_PERMUTE_DECODE if variant == "matched" else f"{ENCODE_PERMUTE_DECODE}_{variant}"

@@ -20,6 +20,9 @@ from sae_match.record.provenance import content_key
 
 logger = logging.getLogger(__name__)
 
+LOSS_VERSION = 1
+"""To be raised when the meaning of a cached loss changes."""
+
 
 def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
     """delta_loss of every splice of every pair; losses are shared between jobs through the cache."""
@@ -97,8 +100,14 @@ def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
 
 
 def _loss_key(evaluator: Evaluator, kind: str, layer: int, depends: dict[str, object]) -> str:
+    cfg = evaluator.cfg
+    # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
+    batch = None if cfg.model.dtype == "float32" else cfg.evaluation.batch_windows
     return content_key(
         {
+            "version": LOSS_VERSION,
+            "device": evaluator.model.device.type,
+            "batch_windows": batch,
             "kind": kind,
             "layer": layer,
             "model": evaluator.model.key,

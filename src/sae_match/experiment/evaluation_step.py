@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sae_match.config.schema import Config, SpliceUnits
+from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.pair import estimate_row, evaluate_pair
 from sae_match.evaluation.rows import MetricRow
@@ -63,6 +64,11 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     cache_dir = Path(cfg.paths.cache_dir)
     model = load_language_model(cfg.model, device, cache_dir)
     saes.check_model(model.d_model, model.name)
+    context = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and cfg.dataset.window_tokens > context:
+        raise UserError(
+            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
+        )
     windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
+from sae_match.atomic import check_writable, write_json
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
@@ -24,6 +26,7 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import resolve_device
 from sae_match.matching import make_solver
 from sae_match.record.job import JobRecord
+from sae_match.record.mirror import Mirror
 from sae_match.record.wandb_mirror import open_mirror
 
 logger = logging.getLogger(__name__)
@@ -61,11 +64,20 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     with record.guard():
         check_config(cfg)
+        check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
         device = resolve_device(cfg.device).type
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, device)
-            mirror_record(mirror, record, result.features, result.metrics)
+            _mirror(mirror, record, result, cfg.evaluation.min_count)
     return result
+
+
+def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -> None:
+    try:
+        mirror_record(mirror, record, result.features, result.metrics, min_count)
+    except Exception:
+        # The record on disk is complete: a tracker's trouble must not turn hours of work into a failure.
+        logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
 
 
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
@@ -93,6 +105,9 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
         saes.check_model(cfg.model.d_model, cfg.model.name)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
+    record.clear_results()
+    if evaluator is not None:
+        write_json(record.directory / "text.json", {"key": evaluator.windows.key, **evaluator.windows.info})
     matchings = match_span(cfg, saes, solver, record, progress)
     rows = [row for pair in matchings for row in pair.rows]
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
@@ -109,10 +124,11 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
 def _evaluate(
     evaluator: evaluation_step.Evaluator, matchings: list[PairMatching], record: JobRecord
 ) -> tuple[list[MetricRow], pd.DataFrame]:
-    """All rows of the full evaluation; tables are written after the activation metrics and again at the end."""
+    """All rows of the full evaluation; tables are written after every pair and again at the end."""
     rows: list[MetricRow] = [row for pair in matchings for row in pair.rows]
     features: list[pd.DataFrame] = []
-    for pair in matchings:
+    for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
+        logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
         found, statistics = evaluation_step.evaluate_span(evaluator, pair)
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
@@ -121,8 +137,8 @@ def _evaluate(
         if pair is matchings[-1]:
             rows += evaluation_step.ceiling_rows(evaluator, pair.layer_to)
             rows += evaluation_step.layer_rows(evaluator, pair.layer_to, statistics, second=True)
-    table = pd.concat(features, ignore_index=True)
-    _write_tables(record, rows, table)
+        table = pd.concat(features, ignore_index=True)
+        _write_tables(record, rows, table)
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
     return rows, table

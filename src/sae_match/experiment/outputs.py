@@ -50,7 +50,9 @@ def draw_figures(
     return paths
 
 
-def mirror_record(mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float]) -> None:
+def mirror_record(
+    mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float], min_count: int
+) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker."""
     stored = read_pairs(record.directory / "pairs.csv")
     mirror.log_layers(layer_rows(stored))
@@ -60,8 +62,10 @@ def mirror_record(mirror: Mirror, record: JobRecord, features: pd.DataFrame, met
         "decoder_cosine": features["decoder_cosine"].to_numpy(),
     }
     if "matching_score" in features:
-        scores = features["matching_score"].to_numpy()
-        histograms["matching_score"] = scores[np.isfinite(scores)]
+        # The features that matching_score_per_feature averages.
+        counted = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
+        if len(counted):
+            histograms["matching_score"] = counted
     mirror.log_histograms(histograms)
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
     mirror.log_permutations(record.permutations)

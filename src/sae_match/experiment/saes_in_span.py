@@ -54,6 +54,7 @@ class SpanSaes:
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
             sae = self.source.load(layer)
             self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash, float(sae.threshold.mean()))
+            self._check_ceiling(layer, self.source.load_ceiling(layer), solver)
         first = self.facts[self.layers[0]]
         for layer, facts in self.facts.items():
             if facts.d_model != first.d_model:
@@ -90,6 +91,17 @@ class SpanSaes:
         """A second seed of one layer, if the configuration names one that exists."""
         sae = self.source.load_ceiling(layer)
         return None if sae is None else sae.to(self.device)
+
+    def _check_ceiling(self, layer: int, second: SparseAutoencoder | None, solver: Solver) -> None:
+        """Refuse a second seed that is not one: the same SAE would make a perfect ceiling."""
+        if second is None:
+            return
+        own = self.facts[layer]
+        if second.d_model != own.d_model:
+            raise UserError(f"{second.source}: d_model {second.d_model}, but layer {layer}'s SAE reads {own.d_model}")
+        if second.content_hash == own.content_hash:
+            raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
+        solver.check_memory(own.width, second.width, self._problem_width(own.d_model))
 
     def _problem_width(self, d_model: int) -> int:
         return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]

@@ -2,7 +2,8 @@
 
 The cost matrix is rounded to a grid of 2^-40 of its scale and held as whole numbers of grid steps in float64. Every
 sum and difference that the solver and the certificate form is then exact, so the outcome depends on the rounded
-matrix alone and ties are true ties, broken by index.
+matrix alone and ties in it are true ties, broken by index. Blocking and threads can move a float64 product across a
+rounding boundary, by one grid step: only assignments that tie within `Solution.tolerance` could differ.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ class DenseSolver:
         block_rows: rows computed at a time; changes memory use, not the result.
     """
 
+    name = "dense"
+
     def __init__(self, memory_limit_gib: float | None = None, block_rows: int = BLOCK_ROWS) -> None:
         self.memory_limit_gib = memory_limit_gib
         self.block_rows = block_rows
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a solve: the float64 matrix, both sides in float64, and one block of temporaries."""
+        """Peak memory of a match: the float64 matrix, the rows in float64 and float32 with the SAEs and their folded
+        copies behind them, and one block of temporaries."""
         n, m = sorted((n_a, n_b))
-        return 8 * (n * m + (n + m) * d + 2 * min(self.block_rows, n) * m)
+        return 8 * (n * m + 2 * min(self.block_rows, n) * m) + (8 + 3 * 4) * (n + m) * d
 
     def check_memory(self, n_a: int, n_b: int, d: int) -> None:
         """Raise UserError where a problem of this size does not fit; nothing is allocated."""

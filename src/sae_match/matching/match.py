@@ -83,7 +83,7 @@ def match(
         "folding": Folding(folding).value,
         "include_bias": include_bias,
         "weights": asdict(weights),
-        "solver": solver if isinstance(solver, str) else type(chosen).__name__,
+        "solver": chosen.name,
         "objective": solution.objective,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,

@@ -35,6 +35,10 @@ class Solution:
 class Solver(Protocol):
     """An assignment solver."""
 
+    @property
+    def name(self) -> str:
+        """Name in provenance."""
+
     def check_memory(self, n_a: int, n_b: int, d: int) -> None:
         """Raise UserError, before anything is allocated, where a problem of this size does not fit."""
 

@@ -88,10 +88,7 @@ class JobRecord:
         write_text(self.directory / CONFIG, yaml_text)
 
     def running(self) -> None:
-        """Mark the job as started. What an earlier attempt left in this directory is removed, so that
-        a record never mixes two attempts."""
-        if (self.directory / STATUS).exists():
-            self._remove_results()
+        """Mark the job as started; results of an earlier attempt stay until `clear_results`."""
         self._clock = time.monotonic()
         git = git_state()
         self._status = {
@@ -218,7 +215,11 @@ class JobRecord:
         except (OSError, yaml.YAMLError):
             return None
 
-    def _remove_results(self) -> None:
+    def clear_results(self) -> None:
+        """Remove what an earlier attempt left in this directory, so that a record never mixes two attempts.
+
+        To be called when the new attempt's input has been checked: until then the old results stay.
+        """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
         results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, TRACEBACK)]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")

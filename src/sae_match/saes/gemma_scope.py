@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,8 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
                 value = arrays[key]
                 if value.dtype.kind != "f":
                     raise UserError(f"{path}: {key} has dtype {value.dtype}, expected a floating-point array")
-                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(value)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(value.astype(np.float32))
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({error}). Pickled files are refused; "
             "if the download broke off, delete the file and fetch it again."

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
 
-from sae_match.atomic import write_json
+from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import DatasetConfig, TrainConfig
 from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
+from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.text import TokenWindows, load_windows
 from sae_match.training.tracking import tracked
-from sae_match.training.train import TrainedSae, check_config, train_sae
+from sae_match.training.train import FREE_FIELDS, TrainedSae, check_config, train_sae
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     check_config(cfg.training)
     layers = _span(cfg)
     output = Path(cfg.paths.output_dir)
+    check_writable(output, "paths.output_dir")
+    check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
     entries = read_report(output / REPORT_NAME)
-    missing = [layer for layer in layers if not _is_finished(output, entries, layer)]
+    missing = [layer for layer in layers if not _is_finished(output, entries, layer, cfg)]
     if missing:
         cache = Path(cfg.paths.cache_dir)
         progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
@@ -56,7 +60,12 @@ def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
 
 def save_layer(sae: TrainedSae, output: Path, layer: int, cfg: TrainConfig) -> dict[str, Any]:
     """Write one SAE as bfloat16 safetensors with its report as metadata; returns the report's entry."""
-    entry: dict[str, Any] = {**sae.report, "width": cfg.training.width, "model": cfg.model.name}
+    entry: dict[str, Any] = {
+        **sae.report,
+        "width": cfg.training.width,
+        "model": cfg.model.name,
+        "recipe": recipe_key(cfg),
+    }
     metadata = {name: str(value) for name, value in entry.items()}
     save_native(
         SparseAutoencoder(**sae.weights, source=f"trained layer {layer}"),
@@ -86,8 +95,22 @@ def _write_report(path: Path, entries: dict[int, dict[str, Any]]) -> None:
     write_json(path, [entries[layer] for layer in sorted(entries)])
 
 
-def _is_finished(output: Path, entries: dict[int, dict[str, Any]], layer: int) -> bool:
-    return layer in entries and sae_path(output, layer).is_file()
+def recipe_key(cfg: TrainConfig) -> str:
+    """Hash of everything that a trained SAE depends on: recipe, seed, model and texts."""
+    recipe = {name: value for name, value in asdict(cfg.training).items() if name not in FREE_FIELDS}
+    texts = {name: asdict(text) for name, text in cfg.datasets.items()}
+    return content_key({"recipe": recipe, "seed": cfg.seed, "model": asdict(cfg.model), "texts": texts})
+
+
+def _is_finished(output: Path, entries: dict[int, dict[str, Any]], layer: int, cfg: TrainConfig) -> bool:
+    if layer not in entries or not sae_path(output, layer).is_file():
+        return False
+    if entries[layer].get("recipe") != recipe_key(cfg):
+        raise UserError(
+            f"{sae_path(output, layer)} was trained with another seed, recipe, model or text. "
+            "Choose another paths.output_dir, or delete that file to train it again."
+        )
+    return True
 
 
 def _span(cfg: TrainConfig) -> list[int]:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_NAME = "last.ckpt"
 MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 # fields that may change between an interrupted run and its continuation: they do not touch the result
-_FREE_FIELDS = ("checkpoint_seconds", "log_every_steps", "fast_matmul")
+FREE_FIELDS = ("checkpoint_seconds", "log_every_steps", "fast_matmul")
 
 
 @dataclass
@@ -152,7 +152,7 @@ def existing_checkpoint(directory: Path, recipe: dict[str, Any]) -> Path | None:
 def _recipe(
     cfg: TrainingConfig, seed: int, layer: int, tokens: Tensor, normalisation: Normalisation
 ) -> dict[str, float | int | bool]:
-    fields = {name: value for name, value in asdict(cfg).items() if name not in _FREE_FIELDS}
+    fields = {name: value for name, value in asdict(cfg).items() if name not in FREE_FIELDS}
     data = {"distinct_tokens": tokens.shape[0], "d_model": tokens.shape[1], "scale": normalisation.scale}
     return {**fields, **data, "seed": seed, "layer": layer}
 
