@@ -30,8 +30,13 @@ def job(cfg: DictConfig) -> float | None:
     # Imported here so that --help, --cfg and configuration errors do not wait for torch.
     from sae_match.experiment import run
 
-    checked = to_dataclass(cfg, Config)
-    result = run(checked, group=sweep_name())
+    try:
+        result = run(to_dataclass(cfg, Config), group=sweep_name())
+    except Exception as error:
+        # Hydra reports only the first failed job of a sweep, at its end; each one says so in its own log as well.
+        if sweep_name() is not None:
+            logger.error("job %s failed: %s", HydraConfig.get().job.num, error)
+        raise
     logger.info("record: %s", result.directory)
     for name in ("matching_score", "weight_mse/W_dec", "explained_variance/encode_permute_decode",
                  "delta_loss/encode_permute_decode"):  # fmt: skip

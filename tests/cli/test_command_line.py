@@ -110,6 +110,8 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
     states = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "multirun").rglob("status.json")}
     assert {name: status["state"] for name, status in states.items()} == {"0": "failed", "1": "done"}
     assert states["0"]["error"]["type"] == "UserError"
+    (log,) = (tmp_path / "multirun").rglob("0/sae_match.log")
+    assert "job 0 failed: no SAE for layer 3" in log.read_text()
     report = run_cli(tmp_path, "multirun", "--output", "report", module="sae_match.report.cli")
     assert report.returncode == 1
     assert "failed" in report.stdout
