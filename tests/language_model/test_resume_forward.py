@@ -150,7 +150,7 @@ def test_a_head_that_skips_the_decoder_is_refused(
         logits = torch.zeros(1, 27, 61)
 
     monkeypatch.setattr(type(llama.hf), "forward", forward)
-    with pytest.raises(NotImplementedError, match="decoder"):
+    with pytest.raises(UserError, match="decoder"):
         llama.token_losses(ids)
 
 

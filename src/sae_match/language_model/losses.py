@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from sae_match.errors import UserError
 from sae_match.language_model.resume import replaced_forward
 
 _CHUNK_ELEMENTS = 2**25
@@ -56,5 +57,8 @@ def _logits(
     with replaced_forward(decoder, give_states):
         logits = model(input_ids=placeholder, use_cache=False).logits[0]
     if calls != 1:
-        raise NotImplementedError(f"{type(model).__name__} does not run its decoder once per forward pass")
+        raise UserError(
+            f"{type(model).__name__} does not run its decoder once per forward pass, so its losses cannot be resumed "
+            "from a residual stream: choose another model, or evaluation=weights_only"
+        )
     return logits
