@@ -11,7 +11,7 @@ from torch import Tensor
 def held_out_report(
     weights: dict[str, Tensor], held_out: Float[Tensor, "n d"], clip_norm_factor: float, chunk_tokens: int = 4096
 ) -> dict[str, float | int]:
-    """Sparsity and reconstruction on raw residuals (position 0 already dropped).
+    """Sparsity and reconstruction on raw residuals (sink positions already dropped).
 
     `weights` are in method.md's shapes and raw units. Tokens with a norm above `clip_norm_factor` times the median are
     left out and counted: now and then a window has a second attention sink, and ten such tokens in 75,000 were
