@@ -56,6 +56,7 @@ def evaluate_pair(
     bootstrap: Bootstrap | None = None,
     batch_windows: int = 8,
     sink_positions: int = 1,
+    weights: bool = True,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
@@ -68,6 +69,7 @@ def evaluate_pair(
         layers: layer numbers, for the rows.
         min_count: per-feature scores average over features that fire at least this often.
         sink_positions: positions at each window's start that are not counted (1 = position 0).
+        weights: also give the weight metrics, which need no residual streams.
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
 
     Raises:
@@ -78,7 +80,7 @@ def evaluate_pair(
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units)
     statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
-    rows = weight_rows(a, b, named, *layers)
+    rows = weight_rows(a, b, named, *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)
     rows += reconstruction_rows(statistics, bootstrap, layers)
     return PairEvaluation(rows, statistics)

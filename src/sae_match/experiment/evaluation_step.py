@@ -110,10 +110,9 @@ def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[Metric
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
+        weights=False,  # the matching step has them already
     )
-    weight_metrics = {row.metric for row in pair.rows}
-    rows = [row for row in evaluation.rows if row.metric not in weight_metrics]
-    return rows, evaluation.statistics
+    return evaluation.rows, evaluation.statistics
 
 
 def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
