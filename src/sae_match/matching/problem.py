@@ -47,7 +47,7 @@ class MatchingProblem:
         n_a, n_b = self.shape
         if min(n_a, n_b) == 0:
             raise UserError(f"nothing to match: {n_a} and {n_b} features are left on the two sides")
-        if not bool(torch.isfinite(self.left).all() and torch.isfinite(self.right).all()):
+        if not all(math.isfinite(float(end)) for side in (self.left, self.right) for end in torch.aminmax(side)):
             raise UserError("the matching problem holds NaN or infinity; check the SAEs' parameters")
         if self.rejection_cost is not None and self.n_pairs is not None:
             raise UserError("rejection_cost and n_pairs both limit the pairs: give one of them")

@@ -92,7 +92,8 @@ def _comfortable(
     left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"], float]:
     """Both sides times a power of two where their squares would leave float32's range, and that factor."""
-    largest = max(float(torch.linalg.vector_norm(side, ord=math.inf)) for side in (left, right))
+    # aminmax reads a side once and allocates nothing.
+    largest = max(abs(float(end)) for side in (left, right) for end in torch.aminmax(side))
     if largest == 0 or COMFORTABLE[0] <= largest <= COMFORTABLE[1]:
         return left, right, 1.0
     factor = 2.0 ** -math.floor(math.log2(largest))

@@ -71,18 +71,6 @@ def quantise(similarity: Float32, out: Int16, scale: Float32) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def column_minima(
-    quantised: Int16, scale: Float32, row_cost: Float32, low: int, high: int, out: Float32
-) -> None:
-    """out_j = min(out_j, min_i row_cost_i - 2 <i, j>) for the columns low..high-1."""
-    least = out[low:high]
-    for i in range(quantised.shape[0]):
-        row, twice, own = quantised[i, low:high], np.float32(2) * scale[i], row_cost[i]
-        for j in range(row.shape[0]):
-            least[j] = min(least[j], own - twice * np.float32(row[j]))
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
 def scan_minimum(
     row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, low: int, high: int
 ) -> float:

@@ -67,6 +67,14 @@ class Similarity:
         first, last = int(rows[0]), int(rows[-1]) + 1
         self._product(self.left[first:last], self.quantised[first:last], self.scale[first:last])
 
+    def products(self, rows: Int64) -> Float32:
+        """Inner products of some rows in float32."""
+        if self.cached:
+            return self.quantised[rows] * self.scale[rows, None]
+        block = torch.mm(self.left[torch.from_numpy(rows)].to(self.device), self._columns).cpu()
+        self.rows_computed += len(rows)
+        return block.numpy()
+
     def get(self, rows: Int64) -> tuple[Int16, Float32, Int64]:
         """Quantised rows, their steps, and where each of `rows` is among them."""
         if self.cached:

@@ -99,6 +99,7 @@ class CertifiedSolver:
         started = time.monotonic()
         cached = self.use_cache(*problem.shape, problem.left.shape[1])
         problem.check()
+        begun = time.perf_counter()
         turned = problem.shape[0] > problem.shape[1]
         threads = torch.get_num_threads()
         grid = grid_problem(*((problem.right, problem.left) if turned else (problem.left, problem.right)), threads)
@@ -106,10 +107,12 @@ class CertifiedSolver:
             grid.left, grid.right, self.device, cached, self.block_rows, threads, grid.costs.gamma
         )  # fmt: skip
 
+        set_up = time.perf_counter() - begun
+
         def attempt(rejection: int | None) -> tuple[LazyAssignment, Proof]:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid))
-            lazy.progress = self.progress
+            lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             stopped = lazy.run()
             return lazy, prove(lazy, self.verify) if stopped is None else complete(lazy, stopped)
 
