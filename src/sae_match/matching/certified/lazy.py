@@ -80,7 +80,7 @@ STRIPE = 1024
 """Columns whose quantiles are found together."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved
     """The search ended before the optimum; the message says why."""
 
 
@@ -204,28 +204,34 @@ class LazyAssignment:
 
     def remake(self, rows: Int64, wanted: Int64) -> None:
         """Remake the lists of `rows` at today's prices, in as many threads as there are."""
-        quantised, scale, local = self.similarity.get(rows)
+        source = self.similarity.get(rows)
+        local = source[2]
         while len(rows):
-            needed = np.zeros(len(rows), np.int64)
-            free: SimpleQueue[Scratch] = SimpleQueue()
-            for scratch in self.scratch:
-                free.put(scratch)
-
-            def work(low: int, high: int) -> None:
-                part = slice(low, high)
-                scratch = free.get()
-                make_lists(
-                    rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists,
-                    scratch, needed[part],
-                )  # fmt: skip
-                free.put(scratch)
-
-            split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
+            needed = self._make(rows, wanted, (source[0], source[1], local))
             short = needed > 0
             for i, slots in zip(rows[short].tolist(), needed[short].tolist(), strict=True):
                 while not move_list(i, 2 * slots, self.lists):
                     self.grow(2 * slots)
             rows, local, wanted = rows[short], local[short], wanted[short]
+
+    def _make(self, rows: Int64, wanted: Int64, source: tuple[Int16, Float32, Int64]) -> Int64:
+        """`make_lists` in threads; returns the slots that the lists which did not fit would need."""
+        quantised, scale, local = source
+        needed = np.zeros(len(rows), np.int64)
+        free: SimpleQueue[Scratch] = SimpleQueue()
+        for scratch in self.scratch:
+            free.put(scratch)
+
+        def work(low: int, high: int) -> None:
+            part, scratch = slice(low, high), free.get()
+            make_lists(
+                rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
+                needed[part],
+            )  # fmt: skip
+            free.put(scratch)
+
+        split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
+        return needed
 
     def renew_pending(self) -> Int64:
         """Remake the lists of the pending rows, longer where prices have not moved since; returns these rows."""
@@ -402,5 +408,3 @@ class LazyAssignment:
                     row = np.array([search.state[ROW]], np.int64)
                     self.lengthen(row, self.lists.bound[row].copy())
                 self.check_time()
-
-

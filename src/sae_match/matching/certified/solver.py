@@ -1,4 +1,4 @@
-"""The certified solver: exact one-to-one matching with a proof, in memory that grows with F x k or a quarter of F x F."""
+"""The certified solver: exact one-to-one matching with a proof, in a quarter of the dense matrix's memory or less."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def _solution(
     objective = problem.objective(permutation)
     lower_bound = 0.0 if proof.deficit is None else max(0.0, objective - proof.deficit * grid.step)
     if proof.stopped:
-        logger.warning("the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped)
+        logger.warning(
+            "the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped
+        )
     statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
     statistics |= {
         "seconds/total": time.monotonic() - started,
