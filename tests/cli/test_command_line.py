@@ -127,7 +127,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["matching.metric=neither"], "neither"),
         (["layers.last=40", "evaluation.level=full"], "blocks 0..29"),
         (["sae.root=absent"], "absent/layer_00.safetensors does not exist"),
-        (["solver.memory_limit_gib=1e-9"], "solver=dense needs"),
+        (["solver.memory_limit_gib=1e-9"], "solver=certified needs"),
         (["device=cuda"], "cuda"),
         (["paths.output_dir=file/out"], "cannot write to the output directory"),
     ],

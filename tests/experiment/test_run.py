@@ -117,9 +117,15 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
     monkeypatch.setattr(LanguageModel, "resid_post", no_forward)
     again = run(configured(random_saes, output="again"))
     assert calls == []
-    assert again.metrics == {**first.metrics, "solver_seconds": again.metrics["solver_seconds"]}
+    assert repeatable(again.metrics) == repeatable(first.metrics)
+    assert "solver/row_remakes" in repeatable(first.metrics)
     run(configured(random_saes, "matching=decoder", output="decoder"))
     assert set(calls) == {"encode_permute_decode"}  # the baselines do not depend on the matching
+
+
+def repeatable(metrics: dict[str, float]) -> dict[str, float]:
+    """Without what depends on the machine's mood."""
+    return {name: x for name, x in metrics.items() if "seconds" not in name and name != "solver/peak_memory_gib"}
 
 
 def test_splice_units_change_only_the_permuted_splices(configured: Configured, random_saes: Path) -> None:
@@ -127,7 +133,7 @@ def test_splice_units_change_only_the_permuted_splices(configured: Configured, r
     raw = run(configured(random_saes, "evaluation.splice_units=raw", output="raw"))
     keys = ["layer", "layer_to", "variant", "metric"]
     both = theta.pairs.merge(raw.pairs, on=keys, suffixes=("_theta", "_raw"))
-    changed = both[(both.value_theta != both.value_raw) & (both.metric != "solver_seconds")]
+    changed = both[(both.value_theta != both.value_raw) & ~both.metric.str.startswith("solver")]
     assert set(changed.metric) <= {"explained_variance", "r2", "fvu", "delta_loss"}
     assert set(changed.variant) == {
         "encode_permute_decode", "encode_permute_decode_random", "encode_permute_decode_vanilla", "ceiling",

@@ -138,7 +138,7 @@ def test_provenance_names_both_saes_and_the_scheme() -> None:
     provenance = match(a, b, "decoder", "none").permutation.provenance
     assert provenance["sae_a"] == a.content_hash
     assert provenance["sae_b"] == b.content_hash
-    assert (provenance["metric"], provenance["folding"], provenance["solver"]) == ("decoder", "none", "dense")
+    assert (provenance["metric"], provenance["folding"], provenance["solver"]) == ("decoder", "none", "certified")
 
 
 def test_grid_is_finer_than_float32() -> None:
@@ -154,7 +154,7 @@ def test_grid_is_finer_than_float32() -> None:
     [
         ({"metric": "neither"}, "metric=neither: must be one of both, decoder, encoder"),
         ({"folding": "yes"}, "folding=yes: must be one of theta, none"),
-        ({"solver": "fast"}, "solver=fast: must be one of dense"),
+        ({"solver": "fast"}, "solver=fast: must be one of certified, dense, vanilla"),
         ({"solver": DenseSolver(memory_limit_gib=1e-6)}, r"solver=dense needs .* GiB for 24 x 24"),
         ({"weights": GroupWeights(W_dec=-1.0)}, r"matching\.weights\.W_dec=-1\.0"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sae_match.config.schema import (
     Config,
     DatasetConfig,
+    DeadFeatures,
     EvaluationConfig,
     EvaluationLevel,
     LayersConfig,
@@ -15,6 +16,8 @@ from sae_match.config.schema import (
     ModelConfig,
     ModelSource,
     Part,
+    SolverConfig,
+    SolverName,
     TrackingConfig,
     TrainConfig,
 )
@@ -29,6 +32,33 @@ EVALUATION_MINIMA = {
     "min_count": 1,
     "bootstrap_samples": 1,
 }
+BLOCKWISE = (
+    SolverName.certified,
+    SolverName.cosine,
+    SolverName.dense,
+    SolverName.greedy,
+    SolverName.nearest,
+    SolverName.mutual,
+)
+SOLVER_OPTIONS = {
+    "block_rows": BLOCKWISE,
+    "time_limit_s": (SolverName.certified, SolverName.cosine),
+    "verify": (SolverName.certified,),
+    "cache": (SolverName.certified, SolverName.cosine),
+    "regularisation": (SolverName.soft,),
+    "max_iterations": (SolverName.soft,),
+    "marginal_error": (SolverName.soft,),
+    "rounding": (SolverName.soft,),
+}
+"""The solvers that an option means something to; memory_limit_gib means something to all."""
+POSITIVE_OPTIONS = (
+    "memory_limit_gib",
+    "block_rows",
+    "time_limit_s",
+    "regularisation",
+    "max_iterations",
+    "marginal_error",
+)
 
 
 def check_config(cfg: Config) -> None:
@@ -40,6 +70,8 @@ def check_config(cfg: Config) -> None:
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
     problems += _matching_rules(cfg)
+    problems += _partial_rules(cfg)
+    problems += _solver_rules(cfg.solver)
     problems += _evaluation_rules(cfg.evaluation)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += _model_rules(cfg.model, cfg.layers)
@@ -105,6 +137,36 @@ def _matching_rules(cfg: Config) -> Iterator[str]:
         yield f"matching.weights: {', '.join(used)} are all 0, so nothing would be compared"
     if cfg.seed < 0:
         yield f"seed={cfg.seed}: must be 0 or more"
+
+
+def _partial_rules(cfg: Config) -> Iterator[str]:
+    matching = cfg.matching
+    for name in ("rejection_cost", "n_pairs"):
+        if getattr(matching, name) is not None and cfg.solver.name is not SolverName.certified:
+            yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
+    if matching.rejection_cost is not None and matching.n_pairs is not None:
+        yield "matching.rejection_cost and matching.n_pairs both limit the pairs: give one of them"
+    cost = matching.rejection_cost
+    if cost is not None and not (math.isfinite(cost) and cost >= 0):
+        yield f"matching.rejection_cost={cost}: must be a finite number >= 0"
+    if matching.n_pairs is not None and matching.n_pairs < 1:
+        yield f"matching.n_pairs={matching.n_pairs}: must be at least 1"
+    if matching.dead_features is DeadFeatures.aside and cfg.evaluation.level is not EvaluationLevel.full:
+        yield (
+            "matching.dead_features=aside needs activations to know which features are dead, and "
+            f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
+        )
+
+
+def _solver_rules(solver: SolverConfig) -> Iterator[str]:
+    defaults = SolverConfig(name=solver.name)
+    for name, solvers in SOLVER_OPTIONS.items():
+        if getattr(solver, name) != getattr(defaults, name) and solver.name not in solvers:
+            yield f"solver.{name} means nothing to solver={solver.name}; it belongs to {', '.join(solvers)}"
+    for name in POSITIVE_OPTIONS:
+        value = getattr(solver, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            yield f"solver.{name}={value}: must be a positive number"
 
 
 def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_match.errors import UserError
@@ -69,6 +69,17 @@ def collect_activations(
         rows = slice(start, start + batch_windows)
         _update(statistics, a, b, x_a[rows].to(device), x_b[rows].to(device), document[rows].to(device), splices)
     return statistics
+
+
+@torch.no_grad()
+def never_active(
+    sae: SparseAutoencoder, x: Float[Tensor, "windows tokens d"], batch_windows: int = 8, sink_positions: int = 1
+) -> Bool[Tensor, " F"]:
+    """Which features fire on no token of these windows, sink positions left out; on the CPU."""
+    fired = torch.zeros(sae.width, dtype=torch.bool, device=sae.device)
+    for part in x[:, sink_positions:].split(batch_windows):
+        fired |= (sae.encode(part.to(sae.device)) > 0).any(dim=(0, 1))
+    return ~fired.cpu()
 
 
 @torch.no_grad()

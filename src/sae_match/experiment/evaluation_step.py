@@ -6,11 +6,13 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jaxtyping import Bool
 from torch import Tensor
+from tqdm import tqdm
 
-from sae_match.config.schema import Config, SpliceUnits
+from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
 from sae_match.errors import UserError
-from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.evaluation.activations import ActivationStatistics, never_active
 from sae_match.evaluation.pair import estimate_row, evaluate_pair
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, resolve_units
@@ -20,6 +22,7 @@ from sae_match.language_model import LanguageModel, ResidualStreams, capture, lo
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.record.cache import ResultCache
+from sae_match.saes import SparseAutoencoder
 from sae_match.text import TokenWindows, load_windows
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,20 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     )
 
 
+def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:
+    """Which features of each layer fire on no counted token of the evaluation text."""
+    layers = tqdm(evaluator.saes.layers, desc="finding dead features", disable=not evaluator.progress)
+    dead = {layer: _dead(evaluator, layer, evaluator.saes.load(layer)) for layer in layers}
+    for layer, mask in dead.items():
+        logger.info("layer %d: %d of %d features are dead and set aside", layer, int(mask.sum()), len(mask))
+    return dead
+
+
+def _dead(evaluator: Evaluator, layer: int, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
+    cfg = evaluator.cfg
+    return never_active(sae, evaluator.streams.layer(layer), cfg.evaluation.batch_windows, cfg.model.sink_positions)
+
+
 def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[MetricRow], ActivationStatistics]:
     """All text metrics of one pair, and the activation counts behind its per-feature columns."""
     a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
@@ -120,8 +137,10 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     a, second = evaluator.saes.load(layer), evaluator.saes.load_ceiling(layer)
     if second is None:
         return []
-    permutation = match_configured(evaluator.cfg, a, second, evaluator.solver).permutation
     x = evaluator.streams.layer(layer)
+    aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
+    excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
+    permutation = match_configured(evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
     evaluation = evaluate_pair(
         a,
         second,

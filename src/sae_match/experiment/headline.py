@@ -13,6 +13,11 @@ from sae_match.metrics.bootstrap import Estimate
 COMPARED = ("encode_decode_previous", "encode_decode_current", "layer_drop", "encode_permute_decode_random")
 """Splices from which encode_permute_decode's difference is reported with a paired interval."""
 
+SUMMED = ("objective", "lower_bound", "tolerance", "matched_pairs", "solver_seconds", "dead_features/sae",
+          "features_aside/sae")  # fmt: skip
+"""Numbers that are added up over pairs or layers, as is what solvers count (solver/...)."""
+LARGEST = ("gap", "solver/peak_memory_gib", "solver/cosine_gap", "solver/marginal_error")
+
 
 def metric_name(row: MetricRow) -> str:
     """`metric` for the matched variant, else `metric/variant`."""
@@ -23,7 +28,7 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
     """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals, and paired differences.
 
     The intervals are over documents: the layer pairs share their resamples, so the interval of the average keeps
-    their correlation. `objective` and `solver_seconds` are sums, `gap` is the largest.
+    their correlation. `objective`, the solver's seconds and counts are sums; `gap` is the largest.
     """
     grouped: dict[str, list[MetricRow]] = defaultdict(list)
     for row in rows:
@@ -45,9 +50,9 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
 
 
 def _combine(name: str, values: list[float]) -> float:
-    if name in ("objective", "lower_bound", "solver_seconds", "dead_features/sae"):
-        return float(np.sum(values))
-    return float(np.max(values)) if name == "gap" else float(np.mean(values))
+    if name in LARGEST:
+        return float(np.max(values))
+    return float(np.sum(values) if name in SUMMED or name.startswith("solver/") else np.mean(values))
 
 
 def _mean_estimate(group: list[MetricRow]) -> Estimate | None:

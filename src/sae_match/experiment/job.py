@@ -16,15 +16,14 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step
 from sae_match.experiment.headline import headline
-from sae_match.experiment.matching_step import PairMatching, match_span
+from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import resolve_device
-from sae_match.matching import make_solver
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
 from sae_match.record.wandb_mirror import open_mirror
@@ -90,14 +89,16 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "entity": cfg.tracking.entity,
         "group": cfg.tracking.group or group,
         "tags": cfg.tracking.tags,
-        "name": f"{cfg.matching.metric.value}-{cfg.folding.name.value}-{cfg.sae.name}-{cfg.dataset.name}",
+        "name": "-".join(
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+        ),
     }
 
 
 def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
-    solver = make_solver(cfg.solver.name, cfg.solver.memory_limit_gib)
+    solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.level is EvaluationLevel.full
     saes.preflight(solver, progress)
@@ -108,12 +109,15 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     record.clear_results()
     if evaluator is not None:
         write_json(record.directory / "text.json", {"key": evaluator.windows.key, **evaluator.windows.info})
-    matchings = match_span(cfg, saes, solver, record, progress)
-    rows = [row for pair in matchings for row in pair.rows]
+    aside: dict[int, torch.Tensor] = {}
+    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
+        aside = evaluation_step.dead_features(evaluator)
+    matchings = match_span(cfg, saes, solver, record, progress, aside)
+    rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
     if evaluator is not None:
-        rows, features = _evaluate(evaluator, matchings, record)
+        rows, features = _evaluate(evaluator, matchings, rows, record)
     table = _write_tables(record, rows, features)
     metrics = headline(_defined(rows))
     record.write_metrics(metrics)
@@ -122,10 +126,10 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
 
 
 def _evaluate(
-    evaluator: evaluation_step.Evaluator, matchings: list[PairMatching], record: JobRecord
+    evaluator: evaluation_step.Evaluator, matchings: list[PairMatching], known: list[MetricRow], record: JobRecord
 ) -> tuple[list[MetricRow], pd.DataFrame]:
-    """All rows of the full evaluation; tables are written after every pair and again at the end."""
-    rows: list[MetricRow] = [row for pair in matchings for row in pair.rows]
+    """The known rows and those of the full evaluation; tables are written after every pair and again at the end."""
+    rows = list(known)
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)

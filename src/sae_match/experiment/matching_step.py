@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.config.schema import Config
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import Matching, Permutation, match
+from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.record.job import JobRecord
@@ -29,7 +33,7 @@ class PairMatching:
 
     Attributes:
         layer, layer_to: layers t and t+1.
-        permutations: `matched`, `vanilla` and `random`.
+        permutations: `matched`, `vanilla` and `random`, all without the features set aside.
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
         random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
@@ -43,29 +47,65 @@ class PairMatching:
     random_mse: npt.NDArray[np.float32]
 
 
-def match_span(cfg: Config, saes: SpanSaes, solver: Solver, record: JobRecord, progress: bool) -> list[PairMatching]:
-    """Match all adjacent pairs, saving each permutation into the record when it is found."""
-    results: list[PairMatching] = []
-    for layer, layer_to in tqdm(saes.pairs, desc="matching layer pairs", disable=not progress):
-        a, b = saes.load(layer), saes.load(layer_to)
-        matching = match_configured(cfg, a, b, solver)
-        provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
-        matched = replace(matching.permutation, provenance=provenance)
-        matched.save(record.permutation_path(layer, layer_to))
-        permutations = with_controls(matched, seed=cfg.seed + layer)
-        rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
-        features = feature_table(a, b, matched, layer, layer_to)
-        random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
-        results.append(PairMatching(layer, layer_to, permutations, rows, features, random_mse))
-        logger.info(
-            "layers %d -> %d: objective %.6g, gap %.1e, %.2f s",
-            layer, layer_to, matching.objective, matching.gap, matching.seconds,
-        )  # fmt: skip
-    return results
+def match_span(
+    cfg: Config,
+    saes: SpanSaes,
+    solver: Solver,
+    record: JobRecord,
+    progress: bool,
+    aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
+) -> list[PairMatching]:
+    """Match all adjacent pairs, saving each permutation into the record when it is found.
+
+    Args:
+        aside: features to leave unmatched, by layer; none where a layer is missing.
+    """
+    pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
 
 
-def match_configured(cfg: Config, a: SparseAutoencoder, b: SparseAutoencoder, solver: Solver) -> Matching:
-    """`match` with the configuration's metric, folding, bias and weights."""
+def match_pair(
+    cfg: Config,
+    saes: SpanSaes,
+    solver: Solver,
+    record: JobRecord,
+    layers: tuple[int, int],
+    aside: Mapping[int, Bool[Tensor, " F"]],
+) -> PairMatching:
+    """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
+    layer, layer_to = layers
+    a, b = saes.load(layer), saes.load(layer_to)
+    excluded = aside.get(layer), aside.get(layer_to)
+    matching = match_configured(cfg, a, b, solver, *excluded)
+    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
+    matched = replace(matching.permutation, provenance=provenance)
+    matched.save(record.permutation_path(layer, layer_to))
+    permutations = with_controls(matched, cfg.seed + layer, *excluded)
+    rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
+    features = feature_table(a, b, matched, layer, layer_to)
+    random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
+    logger.info(
+        "layers %d -> %d: objective %.6g, %s, %.2f s",
+        layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",
+        matching.seconds,
+    )  # fmt: skip
+    return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
+    """The solver that the configuration names, with its options."""
+    return make_solver(cfg.solver, device=device, seed=cfg.seed, progress=progress)
+
+
+def match_configured(
+    cfg: Config,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    solver: Solver,
+    exclude_a: Bool[Tensor, " F_a"] | None = None,
+    exclude_b: Bool[Tensor, " F_b"] | None = None,
+) -> Matching:
+    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs."""
     return match(
         a,
         b,
@@ -74,29 +114,50 @@ def match_configured(cfg: Config, a: SparseAutoencoder, b: SparseAutoencoder, so
         solver=solver,
         include_bias=cfg.matching.include_bias,
         weights=cfg.matching.weights,
+        rejection_cost=cfg.matching.rejection_cost,
+        n_pairs=cfg.matching.n_pairs,
+        exclude_a=exclude_a,
+        exclude_b=exclude_b,
     )
 
 
-def with_controls(matched: Permutation, seed: int) -> dict[str, Permutation]:
-    """The matching beside its two controls of the same shape."""
+def with_controls(
+    matched: Permutation,
+    seed: int,
+    exclude_a: Bool[Tensor, " F_a"] | None = None,
+    exclude_b: Bool[Tensor, " F_b"] | None = None,
+) -> dict[str, Permutation]:
+    """The matching beside its two controls of the same shape, without the same features."""
     n_a, n_b = matched.n_a, matched.n_b
+    gone_a, gone_b = (
+        torch.zeros(n, dtype=torch.bool) if gone is None else gone for n, gone in ((n_a, exclude_a), (n_b, exclude_b))
+    )
+    vanilla = Permutation.identity(n_a, n_b)
+    partner_gone = gone_b[vanilla.indices.clamp(min=0)]
+    kept_a, kept_b = ((~gone).nonzero().flatten() for gone in (gone_a, gone_b))
+    random = Permutation.random(len(kept_a), len(kept_b), seed=seed)
     return {
         "matched": matched,
-        "vanilla": Permutation.identity(n_a, n_b),
-        "random": Permutation.random(n_a, n_b, seed=seed),
+        "vanilla": replace(vanilla, indices=vanilla.indices.masked_fill(gone_a | partner_gone, UNMATCHED)),
+        "random": random.embedded(kept_a, kept_b, n_a, n_b),
     }
 
 
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:
-    """Objective, lower bound, gap and time of the solver."""
-    values = {
-        "objective": matching.objective,
-        "lower_bound": matching.lower_bound,
-        "gap": matching.gap,
-        "solver_seconds": matching.seconds,
-    }
+    """Objective, number of pairs, time and what the solver counted; bound, gap and tolerance where it gives a bound."""
     n = len(matching.permutation.matched)
+    values = {"objective": matching.objective, "matched_pairs": float(n), "solver_seconds": matching.seconds}
+    if matching.lower_bound is not None and matching.gap is not None:
+        values |= {"lower_bound": matching.lower_bound, "gap": matching.gap, "tolerance": matching.tolerance}
+    values |= {f"solver/{name}": value for name, value in matching.statistics.items()}
     return [MetricRow(layer, layer_to, "matched", name, value, n) for name, value in values.items()]
+
+
+def aside_rows(aside: Mapping[int, Bool[Tensor, " F"]]) -> list[MetricRow]:
+    """How many features of each layer were set aside."""
+    return [
+        MetricRow(layer, layer, "sae", "features_aside", float(mask.sum()), len(mask)) for layer, mask in aside.items()
+    ]
 
 
 def feature_table(

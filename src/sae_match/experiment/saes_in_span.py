@@ -62,6 +62,7 @@ class SpanSaes:
                     f"layer {layer} reads d_model={facts.d_model}, layer {self.layers[0]} {first.d_model}: "
                     "these SAEs do not belong to one model"
                 )
+        self._check_pairs()
         for a, b in self.pairs:
             solver.check_memory(self.facts[a].width, self.facts[b].width, self._problem_width(first.d_model))
 
@@ -102,6 +103,13 @@ class SpanSaes:
         if second.content_hash == own.content_hash:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
         solver.check_memory(own.width, second.width, self._problem_width(own.d_model))
+
+    def _check_pairs(self) -> None:
+        """Refuse more pairs than the narrowest SAE has features."""
+        layer, facts = min(self.facts.items(), key=lambda item: item[1].width)
+        n_pairs = self.cfg.matching.n_pairs
+        if n_pairs is not None and n_pairs > facts.width:
+            raise UserError(f"matching.n_pairs={n_pairs}: layer {layer}'s SAE has only {facts.width} features")
 
     def _problem_width(self, d_model: int) -> int:
         return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]

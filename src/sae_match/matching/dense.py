@@ -12,11 +12,10 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.errors import UserError
+from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -25,7 +24,6 @@ GRID_BITS = 40
 """Resolution of the cost matrix: 2^-40 of its largest possible entry, about 1e-12."""
 BLOCK_ROWS = 1024
 """Rows of the cost matrix computed or scanned at a time."""
-GIB = 2**30
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,25 +50,18 @@ class DenseSolver:
 
     def check_memory(self, n_a: int, n_b: int, d: int) -> None:
         """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        needed = self.required_bytes(n_a, n_b, d) / GIB
-        available = psutil.virtual_memory().available / GIB
-        limit = available if self.memory_limit_gib is None else self.memory_limit_gib
-        if needed > limit:
-            raise UserError(
-                f"solver=dense needs {needed:.1f} GiB for {n_a} x {n_b} features, but only {limit:.1f} GiB are "
-                "available. Use narrower SAEs or a machine with more memory (or raise solver.memory_limit_gib)."
-            )
+        advice = "solver=certified, narrower SAEs or a machine with more memory"
+        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), advice)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """Optimal matching and its lower bound.
 
         Raises:
-            UserError: too little memory, or NaN and infinity in the problem.
+            UserError: too little memory, NaN or infinity in the problem, a rejection cost or a number of pairs.
         """
         n_a, n_b = problem.shape
+        problem.check_complete(self.name)
         self.check_memory(n_a, n_b, problem.left.shape[1])
-        if not bool(torch.isfinite(problem.left).all() and torch.isfinite(problem.right).all()):
-            raise UserError("the matching problem holds NaN or infinity; check the SAEs' parameters")
         rows, columns = (problem.left, problem.right) if n_a <= n_b else (problem.right, problem.left)
         cost, step = grid_cost(rows, columns, self.block_rows)
         _, assigned = linear_sum_assignment(cost)

@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from sae_match.config.schema import Folding, GroupWeights, Metric, SolverName
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_match.config.schema import Folding, GroupWeights, Metric, SolverConfig, SolverName
 from sae_match.errors import UserError
-from sae_match.matching.dense import DenseSolver
+from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import matching_problem
-from sae_match.matching.solution import Solver
+from sae_match.matching.problem import MatchingProblem, matching_problem
+from sae_match.matching.solution import Solution, Solver
 from sae_match.saes import SparseAutoencoder
 
 
 @dataclass(frozen=True)
 class Matching:
-    """A permutation with its cost and proof.
+    """A permutation with its cost and, from the exact solvers, its proof.
 
     Attributes:
         permutation: feature i of A -> feature of B, with provenance.
-        objective: sum of squared distances of the matched pairs, in the units in which they were matched.
-        lower_bound: no one-to-one matching costs less (up to `tolerance`).
-        gap: (objective - lower_bound) / objective.
+        objective: sum of squared distances of the matched pairs, in the units in which they were matched, and of
+            rejections' costs.
+        lower_bound: no one-to-one matching costs less (up to `tolerance`); None from a baseline, which claims none.
+        gap: (objective - lower_bound) / objective; None where there is no bound.
         tolerance: absolute rounding uncertainty of the bound.
         seconds: wall time of building and solving the problem.
+        statistics: what the solver did: seconds per phase, counts, peak memory.
     """
 
     permutation: Permutation
     objective: float
-    lower_bound: float
-    gap: float
+    lower_bound: float | None
+    gap: float | None
     tolerance: float
     seconds: float
-
-
-def make_solver(name: SolverName | str, memory_limit_gib: float | None = None) -> Solver:
-    """The solver of that name.
-
-    Raises:
-        UserError: unknown name; the message lists the valid ones.
-    """
-    if name == SolverName.dense:
-        return DenseSolver(memory_limit_gib)
-    raise UserError(f"solver={name}: must be one of {', '.join(s.value for s in SolverName)}")
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 def match(
@@ -51,10 +47,14 @@ def match(
     b: SparseAutoencoder,
     metric: Metric | str = "both",
     folding: Folding | str = "theta",
-    solver: Solver | SolverName | str = "dense",
+    solver: Solver | SolverConfig | SolverName | str = "certified",
     *,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
+    rejection_cost: float | None = None,
+    n_pairs: int | None = None,
+    exclude_a: Bool[Tensor, " F_a"] | None = None,
+    exclude_b: Bool[Tensor, " F_b"] | None = None,
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
@@ -63,18 +63,26 @@ def match(
             one is matched).
         metric: `both` (the paper's main scheme), `decoder` or `encoder`.
         folding: `theta` (fold thresholds first, Eq. 4) or `none`.
-        solver: `dense`, or a solver object.
+        solver: a name (`certified` is exact at any width; see `SolverName`), its options, or a solver object.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the parameter groups; all 1 if None.
+        rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
+        n_pairs: match exactly this many pairs.
+        exclude_a, exclude_b: features to set aside (dead ones, say); they stay unmatched.
 
     Raises:
-        UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, or too little memory.
+        UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
+            that the solver does not know, or too little memory.
     """
     started = time.perf_counter()
     weights = weights or GroupWeights()
-    chosen = make_solver(solver) if isinstance(solver, str) else solver
-    problem = matching_problem(a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights)
-    solution = chosen.solve(problem)
+    chosen = make_solver(solver) if isinstance(solver, (str, SolverConfig)) else solver
+    kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
+    problem = matching_problem(
+        a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,
+        rejection_cost=rejection_cost, n_pairs=n_pairs,
+    )  # fmt: skip
+    solution = _solve(chosen, problem, kept_a, kept_b)
     seconds = time.perf_counter() - started
     provenance = {
         "sae_a": a.content_hash,
@@ -84,6 +92,10 @@ def match(
         "include_bias": include_bias,
         "weights": asdict(weights),
         "solver": chosen.name,
+        "rejection_cost": rejection_cost,
+        "n_pairs": n_pairs,
+        "excluded_a": a.width - len(kept_a),
+        "excluded_b": b.width - len(kept_b),
         "objective": solution.objective,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,
@@ -96,4 +108,23 @@ def match(
         gap=solution.gap,
         tolerance=solution.tolerance,
         seconds=seconds,
+        statistics=solution.statistics,
     )
+
+
+def _kept(excluded: Tensor | None, width: int, name: str) -> Tensor:
+    """Features that are matched, ascending."""
+    if excluded is None:
+        return torch.arange(width)
+    if excluded.dtype != torch.bool or excluded.shape != (width,):
+        raise UserError(f"{name} is a bool mask [{width}], got {excluded.dtype} {tuple(excluded.shape)}")
+    return (~excluded).nonzero().flatten().cpu()
+
+
+def _solve(solver: Solver, problem: MatchingProblem, kept_a: Tensor, kept_b: Tensor) -> Solution:
+    """Solve the problem of the kept features, in the numbers of the whole SAEs."""
+    n_a, n_b = problem.shape
+    if (len(kept_a), len(kept_b)) == (n_a, n_b):
+        return solver.solve(problem)
+    solution = solver.solve(problem.part(kept_a, kept_b))
+    return replace(solution, permutation=solution.permutation.embedded(kept_a, kept_b, n_a, n_b))

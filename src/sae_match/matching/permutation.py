@@ -28,6 +28,7 @@ class Permutation:
         indices: [F_a], int64, values in 0..width_b-1 without repetition, or -1.
         width_b: number of features of B; None = F_a.
         provenance: JSON-able description of what produced it (SAE hashes, metric, folding, solver, objective...).
+        many_to_one: a feature of B may be the partner of several features of A.
 
     Raises:
         UserError: wrong dtype or shape, an index out of range, or a feature of B used twice.
@@ -36,6 +37,7 @@ class Permutation:
     indices: Int[Tensor, " F_a"]
     width_b: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    many_to_one: bool = False
 
     def __post_init__(self) -> None:
         indices = self.indices
@@ -46,7 +48,7 @@ class Permutation:
         used = indices[indices != UNMATCHED]
         if len(used) and (int(used.min()) < 0 or int(used.max()) >= self.n_b):
             raise UserError(f"permutation indices must be -1 or in 0..{self.n_b - 1}")
-        if len(used.unique()) != len(used):
+        if not self.many_to_one and len(used.unique()) != len(used):
             raise UserError("a permutation uses a feature of B more than once")
 
     @property
@@ -89,24 +91,52 @@ class Permutation:
             raise UserError(f"cannot compose: the first ends at {self.n_b} features, the second starts at {after.n_a}")
         through = after.indices[self.indices.clamp(min=0)]
         indices = torch.where(self.indices == UNMATCHED, self.indices, through)
-        return Permutation(indices, after.n_b, {"composed": [self.provenance, after.provenance]})
+        many_to_one = self.many_to_one or after.many_to_one
+        return Permutation(indices, after.n_b, {"composed": [self.provenance, after.provenance]}, many_to_one)
 
     def inverse(self) -> Permutation:
-        """The matching read from B to A."""
+        """The matching read from B to A.
+
+        Raises:
+            UserError: a many-to-one matching, which has no inverse.
+        """
+        if self.many_to_one:
+            raise UserError("a many-to-one matching has no inverse: match the SAEs the other way round instead")
         indices = torch.full((self.n_b,), UNMATCHED, dtype=torch.int64)
         indices[self.indices[self.matched]] = self.matched
         return Permutation(indices, self.n_a, {"inverse_of": self.provenance})
 
     def apply(self, f: Float[Tensor, "*batch F_a"]) -> Float[Tensor, "*batch F_b"]:
-        """Activations of A's features, placed at their partners' positions; B's unmatched features get 0."""
+        """Activations of A's features, placed at their partners' positions; B's unmatched features get 0.
+
+        Where several features of A share a partner, their activations add up.
+        """
         matched = self.matched.to(f.device)
+        partners = self.indices.to(f.device)[matched]
         out = f.new_zeros((*f.shape[:-1], self.n_b))
-        out[..., self.indices.to(f.device)[matched]] = f[..., matched]
+        if self.many_to_one:
+            return out.index_add_(-1, partners, f[..., matched])
+        out[..., partners] = f[..., matched]
         return out
+
+    def embedded(self, kept_a: Int[Tensor, " F_a"], kept_b: Int[Tensor, " F_b"], n_a: int, n_b: int) -> Permutation:
+        """This matching between parts of two SAEs as one between the whole SAEs; the other features are unmatched.
+
+        Args:
+            kept_a, kept_b: which features of the whole SAEs the parts consist of.
+            n_a, n_b: widths of the whole SAEs.
+        """
+        indices = torch.full((n_a,), UNMATCHED, dtype=torch.int64)
+        indices[kept_a[self.matched]] = kept_b[self.indices[self.matched]]
+        return Permutation(indices, n_b, self.provenance, self.many_to_one)
 
     def save(self, path: Path | str) -> None:
         """Write to `path` as safetensors: tensor `permutation`, provenance as JSON in the header; atomic."""
-        metadata = {"width_b": str(self.n_b), "provenance": json.dumps(self.provenance, sort_keys=True)}
+        metadata = {
+            "width_b": str(self.n_b),
+            "many_to_one": json.dumps(self.many_to_one),
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+        }
         with atomic_path(Path(path)) as temporary:
             save_file({"permutation": self.indices.contiguous()}, temporary, metadata=metadata)
 
@@ -126,4 +156,5 @@ class Permutation:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a permutation file ({error})") from error
         width_b = int(metadata.get("width_b", len(indices)))
-        return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")))
+        many_to_one = metadata.get("many_to_one") == "true"
+        return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")), many_to_one)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import Folding, GroupWeights, Metric
@@ -30,12 +30,21 @@ class MatchingProblem:
         right: one row per feature of B.
         rejection_cost: a feature of the narrower side may stay unmatched at this cost; None = all are matched.
         n_pairs: match exactly this many pairs; None = as many as the narrower side has.
+        features_a, features_b: [F_a], [F_b] which features of the SAEs the rows are; None = 0, 1, 2, ...
     """
 
     left: Float[Tensor, "F_a D"]
     right: Float[Tensor, "F_b D"]
     rejection_cost: float | None = None
     n_pairs: int | None = None
+    features_a: Int[Tensor, " F_a"] | None = None
+    features_b: Int[Tensor, " F_b"] | None = None
+
+    def part(self, kept_a: Int[Tensor, " K_a"], kept_b: Int[Tensor, " K_b"]) -> MatchingProblem:
+        """The problem of matching only these features of a whole problem."""
+        return replace(
+            self, left=self.left[kept_a], right=self.right[kept_b], features_a=kept_a, features_b=kept_b
+        )  # fmt: skip
 
     def check(self) -> None:
         """Refuse what no solver can answer.
@@ -57,15 +66,15 @@ class MatchingProblem:
             raise UserError(f"n_pairs={self.n_pairs}: must be in 1..{min(n_a, n_b)}, the narrower side's features")
 
     def check_complete(self, solver: str) -> None:
-        """Refuse partial matching on behalf of a solver that always matches the whole narrower side.
+        """Refuse limits to the pairs on behalf of a solver that knows none.
 
         Raises:
-            UserError: rejection_cost or n_pairs is set.
+            UserError: rejection_cost or n_pairs is set, or what `check` refuses.
         """
         self.check()
         if self.rejection_cost is not None or self.n_pairs is not None:
             raise UserError(
-                f"solver={solver} matches every feature of the narrower SAE; rejection_cost and n_pairs need "
+                f"solver={solver} cannot be told how many features to match; rejection_cost and n_pairs need "
                 "solver=certified"
             )
 
@@ -108,6 +117,8 @@ def matching_problem(
     folding: Folding | str = Folding.theta,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
+    rejection_cost: float | None = None,
+    n_pairs: int | None = None,
 ) -> MatchingProblem:
     """The problem of matching `a`'s features to `b`'s.
 
@@ -116,6 +127,7 @@ def matching_problem(
         folding: `theta` folds both SAEs first (Eq. 4); `none` compares the parameters as stored.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the groups' squared distances; all 1 if None, as in the paper.
+        rejection_cost, n_pairs: limits to the pairs, as in `MatchingProblem`.
 
     Raises:
         UserError: different d_model, an unknown name, a negative weight, or a threshold that cannot be folded.
@@ -131,7 +143,7 @@ def matching_problem(
     if folding is Folding.theta:
         a, b = fold(a), fold(b)
     left, right = (feature_rows(sae, metric, include_bias, weights).cpu() for sae in (a, b))
-    return MatchingProblem(left, right)
+    return MatchingProblem(left, right, rejection_cost, n_pairs)
 
 
 def _parse(kind: type[E], value: E | str, name: str) -> E:

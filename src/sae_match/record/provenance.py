@@ -22,6 +22,8 @@ RECORDED_LIBRARIES = (
     "datasets",
     "numpy",
     "scipy",
+    "numba",
+    "POT",
     "pandas",
     "safetensors",
     "hydra-core",

@@ -1,0 +1,148 @@
+"""Soft matching: entropic optimal transport between the features, and its hard rounding."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sae_match.config.schema import SoftRounding
+from sae_match.matching.memory import problem_bytes, refuse_above
+from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.solution import Solution
+
+logger = logging.getLogger(__name__)
+
+ADVICE = "solver=certified, narrower SAEs or a machine with more memory"
+BYTES_PER_PAIR = 28
+"""Six float32 matrices of the library at its widest, and room for rounding: measured at 4,096 x 4,096."""
+
+
+class TransportPlan(NamedTuple):
+    """An entropic transport plan between uniform marginals.
+
+    Attributes:
+        log_plan: [n, m] logarithm of the mass that goes from i to j; the masses add up to 1.
+        cost: [n, m] squared distances.
+        marginal_error: how far the column sums are from uniform (relative, Euclidean); row sums are exact.
+        iterations: Sinkhorn iterations.
+    """
+
+    log_plan: Float[Tensor, "n m"]
+    cost: Float[Tensor, "n m"]
+    marginal_error: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class SoftSolver:
+    """Entropic optimal transport with uniform marginals (Cuturi 2013), rounded to a one-to-one matching.
+
+    The transport cost of the soft plan, times the number of features of the narrower SAE so that it compares with
+    objectives, is the statistic `transport_cost`: for SAEs of one width it is at least the optimal objective, and
+    tends to it as the entropy vanishes.
+
+    Args:
+        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
+        device: where the iterations run.
+        regularisation: strength of the entropy, in units of the median cost.
+        max_iterations: most Sinkhorn iterations; a warning says if they did not suffice.
+        marginal_error: relative error of the column sums at which the iterations stop.
+        rounding: `plan`: the matching with the most mass of the plan on its pairs. `log_plan`: with the largest sum
+            of log masses; as each log mass is minus a cost plus one number per row and one per column, that is the
+            exact matching whatever the entropy, where every row and column gets a partner (SAEs of one width).
+    """
+
+    memory_limit_gib: float | None = None
+    device: str = "cpu"
+    regularisation: float = 0.05
+    max_iterations: int = 1000
+    marginal_error: float = 1e-3
+    rounding: SoftRounding = SoftRounding.plan
+    name = "soft"
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """Peak memory of a match: the problem and several dense matrices."""
+        return problem_bytes(n_a, n_b, d) + BYTES_PER_PAIR * n_a * n_b
+
+    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
+        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
+        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
+
+    def solve(self, problem: MatchingProblem) -> Solution:
+        """The rounded plan, with the plan's own cost among the statistics.
+
+        Raises:
+            UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
+        """
+        problem.check_complete(self.name)
+        self.check_memory(*problem.shape, problem.left.shape[1])
+        started = time.monotonic()
+        found = self.transport(problem)
+        transported = time.monotonic()
+        narrower = min(problem.shape)
+        mass = found.log_plan.exp()
+        transport_cost = narrower * float((mass * found.cost).sum(dtype=torch.float64))
+        values = mass if self.rounding is SoftRounding.plan else found.log_plan
+        rows, columns = linear_sum_assignment(values.cpu().numpy(), maximize=True)
+        indices = torch.full((problem.shape[0],), UNMATCHED, dtype=torch.int64)
+        indices[torch.from_numpy(rows)] = torch.from_numpy(columns).to(torch.int64)
+        permutation = Permutation(indices, problem.shape[1])
+        statistics = {
+            "transport_cost": transport_cost,
+            "mass_on_pairs": float(mass.cpu()[rows, columns].sum(dtype=torch.float64)) * max(problem.shape) / narrower,
+            "marginal_error": found.marginal_error,
+            "iterations": float(found.iterations),
+            "seconds/transport": transported - started,
+            "seconds/rounding": time.monotonic() - transported,
+        }
+        return Solution(permutation, problem.objective(permutation), statistics=statistics)
+
+    def transport(self, problem: MatchingProblem) -> TransportPlan:
+        """The entropic plan, by Sinkhorn's iterations in the log domain (library POT, float32)."""
+        import ot  # takes seconds
+
+        cost = squared_distances(problem.left, problem.right).to(self.device)
+        n, m = cost.shape
+        rows, columns = (torch.full((k,), 1.0 / k, device=cost.device) for k in (n, m))
+        stop = self.marginal_error / math.sqrt(m)
+        _, log = ot.sinkhorn(
+            rows, columns, cost / (self.regularisation * _unit(cost)), 1.0, method="sinkhorn_log",
+            numItermax=self.max_iterations, stopThr=stop, log=True, warn=False,
+        )  # fmt: skip
+        log_plan = log["log_u"][:, None] + log["log_v"][None, :] - cost / (self.regularisation * _unit(cost))
+        error = float((log_plan.exp().sum(dim=0) - columns).norm()) * math.sqrt(m)
+        if not error <= self.marginal_error:
+            logger.warning(
+                "soft matching: column sums are off by %.1e after %d iterations (solver.marginal_error=%.1e); raise "
+                "solver.max_iterations or solver.regularisation",
+                error, self.max_iterations, self.marginal_error,
+            )  # fmt: skip
+        return TransportPlan(log_plan, cost, error, int(log["niter"]) + 1)
+
+
+def squared_distances(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]) -> Float[Tensor, "n m"]:
+    """Squared distances of all pairs, computed in float64 blocks and kept in float32."""
+    b = right.to(torch.float64)
+    norms = b.square().sum(dim=1)
+    out = torch.empty(len(left), len(right), dtype=torch.float32)
+    for start in range(0, len(left), 1024):
+        a = left[start : start + 1024].to(torch.float64)
+        block = torch.addmm(norms[None, :] + a.square().sum(dim=1)[:, None], a, b.T, alpha=-2.0)
+        out[start : start + 1024] = block.clamp_min_(0.0)
+    return out
+
+
+def _unit(cost: Float[Tensor, "n m"]) -> float:
+    """The median cost; the mean where more than half of the pairs cost nothing, and 1 where all do."""
+    median = float(cost.median())
+    mean = median or float(cost.mean(dtype=torch.float64))
+    return mean or 1.0
