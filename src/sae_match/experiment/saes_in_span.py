@@ -81,9 +81,10 @@ class SpanSaes:
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer on the job's device."""
         if layer not in self._held:
-            self._held[layer] = self.source.load(layer).to(self.device)
-            while len(self._held) > 2:
+            # Before reading: a third SAE would otherwise be in memory while the oldest is still held.
+            while len(self._held) > 1:
                 self._held.popitem(last=False)
+            self._held[layer] = self.source.load(layer).to(self.device)
         self._held.move_to_end(layer)
         return self._held[layer]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -70,10 +70,24 @@ class LanguageModel:
         Raises:
             UserError: a layer does not exist.
         """
-        self.check_layers(layers)
-        with recording(self.blocks, layers) as outputs, suppress(StopForward):
-            self.decoder(input_ids=ids.to(self.device), use_cache=False)
+        outputs: dict[int, Tensor] = {}
+        self.stream_resid_post(ids, layers, outputs.__setitem__)
         return {layer: outputs[layer] for layer in layers}
+
+    @torch.no_grad()
+    def stream_resid_post(
+        self, ids: Int[Tensor, "B T"], layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
+    ) -> None:
+        """As `resid_post`, but each residual stream is handed to `consume(layer, residual)` as soon as it exists.
+
+        Layers come in ascending order; memory does not grow with their number.
+
+        Raises:
+            UserError: a layer does not exist.
+        """
+        self.check_layers(layers)
+        with recording(self.blocks, layers, consume), suppress(StopForward):
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
 
     @torch.no_grad()
     def token_losses(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
