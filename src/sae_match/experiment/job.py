@@ -21,6 +21,7 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, match_span
+from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import resolve_device
@@ -100,9 +101,11 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     solver = make_solver(cfg.solver.name, cfg.solver.memory_limit_gib)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.level is EvaluationLevel.full
+    # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
+    d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress)
-    if full and cfg.model.d_model is not None:
-        saes.check_model(cfg.model.d_model, cfg.model.name)
+    if d_model is not None:
+        saes.check_model(d_model, cfg.model.name)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()
