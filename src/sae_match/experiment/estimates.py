@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sae_match.config.schema import Metric
+from sae_match.language_model.size import ModelSize
 
 FLOAT = 4
 """Bytes of a float32: SAEs, residual streams and feature activations."""
@@ -25,34 +26,6 @@ VARIANTS = 3
 """Permutation variants of a pair: matched, vanilla, random."""
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
 """How often each SAE is read: checked, matched; then for activations, and for delta loss."""
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What of a language model decides memory and time.
-
-    Attributes:
-        parameters: all weights, tied ones once.
-        block_parameters: weights of one block.
-        d_ff: width of a block's feed-forward layer.
-        itemsize: bytes per weight in the dtype in which it is loaded.
-        eager: whether attention scores are held as a whole.
-    """
-
-    parameters: int
-    block_parameters: int
-    n_layers: int
-    d_model: int
-    heads: int
-    d_ff: int
-    vocabulary: int
-    itemsize: int
-    eager: bool
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the loaded weights."""
-        return self.parameters * self.itemsize
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,22 @@ def check_model_facts(cfg: Config) -> int | None:
     logger.info(
         "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
     )
+    check_facts(cfg, facts)
+    return facts.d_model
+
+
+def check_facts(cfg: Config, facts: ModelFacts) -> None:
+    """Refuse a layer span or a window that the model does not have.
+
+    Raises:
+        UserError: the first of them.
+    """
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
             f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks 0..{facts.n_layers - 1}. "
             "Set layers.first and layers.last within them, or choose the model that the SAEs were trained on"
         )
     check_window(cfg, facts)
-    return facts.d_model
 
 
 def check_window(cfg: Config, facts: ModelFacts) -> None:

@@ -31,11 +31,14 @@ class GemmaScope:
         """
         if cfg.root is not None:
             return _locate_local(cfg, Path(cfg.root).expanduser(), layer)
+        return download(cfg.repo_id or "", self.names(cfg, layer)[0], cfg.revision)
+
+    def names(self, cfg: SaeConfig, layer: int) -> tuple[str, ...]:
+        """The layer's one file inside the repository."""
         if cfg.repo_id is None:
             raise UserError("sae.repo_id is not set, and neither is sae.root: name a hub repository or a directory")
         l0 = choose_l0(cfg.repo_id, _width(cfg), layer, cfg.l0 or "canonical")
-        name = f"layer_{layer}/width_{_width(cfg)}/average_l0_{l0}/params.npz"
-        return download(cfg.repo_id, name, cfg.revision)
+        return (f"layer_{layer}/width_{_width(cfg)}/average_l0_{l0}/params.npz",)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one `params.npz`; never unpickles.
