@@ -32,8 +32,9 @@ def check_model_facts(cfg: Config) -> int | None:
     )
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
-            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks 0..{facts.n_layers - 1}. "
-            "Set layers.first and layers.last within them, or choose the model that the SAEs were trained on"
+            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
+            f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
+            "were trained on"
         )
     check_window(cfg, facts)
     return facts.d_model
@@ -47,5 +48,6 @@ def check_window(cfg: Config, facts: ModelFacts) -> None:
     """
     if facts.context is not None and cfg.dataset.window_tokens > facts.context:
         raise UserError(
-            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is {facts.context} tokens"
+            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is "
+            f"{facts.context} tokens"
         )
