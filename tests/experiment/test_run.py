@@ -152,9 +152,9 @@ def test_weights_only_needs_neither_model_nor_text(configured: Configured, rando
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.d_model=9"], "model.d_model=9, but .*config.json says 8"),
-        (["model.n_layers=5"], "model.n_layers=5, but .*config.json says 4"),
-        (["layers.last=4"], r"layers.last=4: local \(LlamaForCausalLM\) has blocks 0..3"),
+        (["model.d_model=9"], "config.json says 8: correct it"),
+        (["model.n_layers=5"], "config.json says 4: correct it"),
+        (["layers.last=4"], "has blocks 0..3. Set layers.first"),
         (["dataset.documents=11"], "10"),
         (["dataset.path=/absent"], "/absent"),
         (["model.path=/absent"], "/absent"),

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 
-from sae_match import hub as hub_room
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
+from sae_match.hub import verify
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.facts import ModelFacts, is_gated, model_facts
 from tests.hub_server import Hub, set_offline
@@ -233,6 +233,6 @@ def test_small_files_carry_no_checksum(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     for name in ("0" * 40, "0" * 64):
         (tmp_path / "blobs" / name).write_bytes(b"x")
-    hub_room.verify(tmp_path / "blobs" / ("0" * 40))
+    verify(tmp_path / "blobs" / ("0" * 40))
     with pytest.raises(UserError, match="announced"):
-        hub_room.verify(tmp_path / "blobs" / ("0" * 64))
+        verify(tmp_path / "blobs" / ("0" * 64))

@@ -42,8 +42,9 @@ def check_facts(cfg: Config, facts: ModelFacts) -> None:
     """
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
-            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks 0..{facts.n_layers - 1}. "
-            "Set layers.first and layers.last within them, or choose the model that the SAEs were trained on"
+            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
+            f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
+            "were trained on"
         )
     check_window(cfg, facts)
 
@@ -56,5 +57,6 @@ def check_window(cfg: Config, facts: ModelFacts) -> None:
     """
     if facts.context is not None and cfg.dataset.window_tokens > facts.context:
         raise UserError(
-            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is {facts.context} tokens"
+            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is "
+            f"{facts.context} tokens"
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers import AutoConfig
 
-from sae_match import hub
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
+from sae_match.hub import explained, is_offline
 from sae_match.language_model.files import model_repository, small_files
 
 
@@ -84,7 +84,7 @@ def is_gated(cfg: ModelConfig) -> bool | None:
     if cfg.source is not ModelSource.hub:
         return False
     repository = model_repository(cfg)
-    if hub.is_offline():
+    if is_offline():
         return None
-    with hub.explained(repository):
+    with explained(repository):
         return bool(HfApi().model_info(repository.repo_id, revision=cfg.revision).gated)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sae_match import hub
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
+from sae_match.hub import snapshot, verify
+from sae_match.hub_errors import Repository
 from sae_match.language_model.embedded import embedded_model_dir
 from sae_match.language_model.gguf import converted_gguf
 
@@ -31,7 +32,7 @@ def model_files(cfg: ModelConfig, cache_dir: Path) -> Path:
     for name in _WEIGHTS:
         wanted = _shards(directory, name)
         if wanted == [name]:  # without an index only the hub, or a look into the cache, says whether it is there
-            directory = hub.snapshot(repository, [name])
+            directory = snapshot(repository, [name])
         if wanted != [name] or (directory / name).is_file():
             return _with_weights(repository, wanted)
     raise UserError(
@@ -49,13 +50,13 @@ def small_files(cfg: ModelConfig, cache_dir: Path) -> Path:
     if cfg.source != ModelSource.hub:
         return model_files(cfg, cache_dir)
     repository = model_repository(cfg)
-    directory = hub.snapshot(repository, SMALL, skip=["*/*"])
+    directory = snapshot(repository, SMALL, skip=["*/*"])
     if not (directory / "config.json").is_file():
         raise UserError(f"{repository.label}: it holds no config.json, so it is no transformers model")
     return directory
 
 
-def model_repository(cfg: ModelConfig) -> hub.Repository:
+def model_repository(cfg: ModelConfig) -> Repository:
     """The hub repository that a configuration names.
 
     Raises:
@@ -66,7 +67,7 @@ def model_repository(cfg: ModelConfig) -> hub.Repository:
     elsewhere = (
         "use a downloaded copy (model.source=local model.path=DIR), or evaluation=weights_only, which needs none"
     )
-    return hub.Repository(cfg.repo_id, cfg.revision, "model", elsewhere)
+    return Repository(cfg.repo_id, cfg.revision, "model", elsewhere)
 
 
 def _local(cfg: ModelConfig, cache_dir: Path) -> Path:
@@ -93,8 +94,8 @@ def _shards(directory: Path, name: str) -> list[str]:
         raise UserError(f"{index}: not an index of weights ({error}); delete it and run again") from error
 
 
-def _with_weights(repository: hub.Repository, names: list[str]) -> Path:
-    directory = hub.snapshot(repository, names)
+def _with_weights(repository: Repository, names: list[str]) -> Path:
+    directory = snapshot(repository, names)
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise UserError(
@@ -102,5 +103,5 @@ def _with_weights(repository: hub.Repository, names: list[str]) -> Path:
             "repository or, where the hub cannot be reached, in the local cache"
         )
     for name in names:
-        hub.verify(directory / name)
+        verify(directory / name)
     return directory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_match import hub
+from sae_match.hub import download as download_from
+from sae_match.hub_errors import Repository
 
 ELSEWHERE = "point sae.root at a local copy in the hub's layout"
 
@@ -15,4 +16,4 @@ def download(repo_id: str, filename: str, revision: str | None = None) -> Path:
     Raises:
         UserError: gated or unknown repository, unknown revision or file, no network, or a damaged file; with the mend.
     """
-    return hub.download(hub.Repository(repo_id, revision, "sae", ELSEWHERE), filename)
+    return download_from(Repository(repo_id, revision, "sae", ELSEWHERE), filename)
