@@ -3,8 +3,8 @@
     python -m tests.benchmarks.gemma_scope_scale --layers 26 --width 16384 --d 2304 --out DIR
     python -m tests.benchmarks.gemma_scope_scale --out DIR --compare RECORD
 
-Files have the hub's layout, layer_{L}/width_16k/average_l0_{N}/params.npz with the N of the paper's Table 1, so that DIR
-can be published as google/gemma-scope-2b-pt-res. Every layer is the previous one with its features in another order,
+Files have the hub's layout, layer_{L}/width_16k/average_l0_{N}/params.npz with the N of the paper's Table 1: DIR can
+be published as google/gemma-scope-2b-pt-res. Every layer is the previous one with its features in another order,
 drifted, and with a share of them replaced by new ones; `planted/` keeps the order. At most two layers are in memory.
 """
 

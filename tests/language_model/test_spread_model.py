@@ -35,7 +35,11 @@ def spread(path: Path, cache: Path) -> LanguageModel:
 
 def _config(path: Path, **changes: object) -> ModelConfig:
     return ModelConfig(
-        name="tiny", source=ModelSource.local, path=str(path), attn_implementation="eager", **changes  # type: ignore[arg-type]
+        name="tiny",
+        source=ModelSource.local,
+        path=str(path),
+        attn_implementation="eager",
+        **changes,  # type: ignore[arg-type]
     )
 
 
@@ -50,9 +54,7 @@ def test_offloaded_blocks_give_the_same_streams_and_losses(saved: Path, ids: tor
         assert torch.equal(ours[layer], theirs[layer])
     other = torch.randn(*ids.shape, whole.d_model, generator=torch.Generator().manual_seed(1))
     for layer in range(3):
-        assert torch.equal(
-            model.token_losses_from(layer, other, ids), whole.token_losses_from(layer, other, ids)
-        )
+        assert torch.equal(model.token_losses_from(layer, other, ids), whole.token_losses_from(layer, other, ids))
     assert torch.equal(model.token_losses(ids), whole.token_losses(ids)), "the model is as it was"
 
 
@@ -67,7 +69,7 @@ def test_residuals_follow_their_block(llama: LanguageModel) -> None:
         execution_device: object = 1
 
     class Chain:
-        hooks = [object(), Hook()]
+        hooks = (object(), Hook())
 
     block = nn.Linear(2, 2)
     assert execution_device(block) == torch.device("cpu")

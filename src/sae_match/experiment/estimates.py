@@ -7,15 +7,17 @@ are alive at once at the peak of each step, not every temporary; `base` memory (
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sae_match.config.schema import Metric
+from sae_match.language_model.residual_streams import layer_bytes
 from sae_match.language_model.size import ModelSize
 
 FLOAT = 4
 """Bytes of a float32: SAEs, residual streams and feature activations."""
 LIVE_ACTIVATIONS = 6
-"""[tokens, F] float32 arrays alive at the peak of a splice: two encodings with their masks, and three on the way through
-the permutation."""
+"""[tokens, F] float32 arrays alive at the peak of a splice: two encodings with their masks, and three on the way
+through the permutation."""
 LIVE_DIRECTIONS = 4
 """[F, d] float32 arrays that comparing the weights of a pair holds beside the SAEs and their folded copies."""
 LOGIT_ELEMENTS = 2**25
@@ -85,15 +87,9 @@ def sae_bytes(d_model: int, width: int) -> int:
     return FLOAT * (2 * d_model * width + 2 * width + d_model)
 
 
-def problem_width(metric: Metric, d_model: int, include_bias: bool = True) -> int:
+def problem_width(metric: Metric, d_model: int) -> int:
     """Numbers per feature that enter the matching cost (Eq. 3)."""
-    encoder = d_model + int(include_bias)
-    return {Metric.both: encoder + d_model, Metric.encoder: encoder, Metric.decoder: d_model}[metric]
-
-
-def stream_bytes(windows: int, window_tokens: int, d_model: int) -> int:
-    """Bytes of one layer's residual stream on disk (float32, sink positions included)."""
-    return FLOAT * windows * window_tokens * d_model
+    return {Metric.both: 2 * d_model + 1, Metric.encoder: d_model + 1, Metric.decoder: d_model}[metric]
 
 
 def forward_bytes(model: ModelSize, batch_windows: int, window_tokens: int) -> int:
@@ -151,7 +147,7 @@ def _subset(shape: JobShape) -> dict[str, int]:
     """Token losses on some windows only copy those out of the memory-mapped streams of both layers."""
     if shape.splice_windows == shape.windows:
         return {}
-    return {"chosen windows": 2 * stream_bytes(shape.splice_windows, shape.window_tokens, shape.d_model)}
+    return {"chosen windows": 2 * layer_bytes(shape.splice_windows, shape.window_tokens, shape.d_model)}
 
 
 def _placed(name: str, ram: dict[str, int], device: dict[str, int], on_gpu: bool) -> Phase:
@@ -159,7 +155,7 @@ def _placed(name: str, ram: dict[str, int], device: dict[str, int], on_gpu: bool
 
 
 def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int) -> float:
-    """Floating-point operations of one pass over all windows up to block `last`: 2 per weight and token, and attention."""
+    """Operations of one pass over all windows up to block `last`: 2 per weight and token, and attention."""
     per_token = (last + 1) * (2 * model.block_parameters + 4 * window_tokens * model.d_model)
     return float(windows * window_tokens * per_token)
 
@@ -195,4 +191,4 @@ def cost_flops(widths: tuple[int, ...], rows: int) -> float:
 
 
 def _pairs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    return list(zip(widths[:-1], widths[1:], strict=True))
+    return list(pairwise(widths))

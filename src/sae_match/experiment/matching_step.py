@@ -14,7 +14,7 @@ from sae_match.config.schema import Config
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import Matching, Permutation, match
+from sae_match.matching import Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.record.job import JobRecord
@@ -67,6 +67,11 @@ def match_pair(
         layer, layer_to, matching.objective, matching.gap, matching.seconds,
     )  # fmt: skip
     return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def configured_solver(cfg: Config) -> Solver:
+    """The solver that the configuration names."""
+    return make_solver(cfg.solver.name, cfg.solver.memory_limit_gib)
 
 
 def match_configured(cfg: Config, a: SparseAutoencoder, b: SparseAutoencoder, solver: Solver) -> Matching:

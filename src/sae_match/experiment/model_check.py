@@ -30,15 +30,16 @@ def check_model_facts(cfg: Config) -> int | None:
     logger.info(
         "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
     )
-    check_facts(cfg, facts)
+    check_span(cfg, facts)
+    check_window(cfg, facts)
     return facts.d_model
 
 
-def check_facts(cfg: Config, facts: ModelFacts) -> None:
-    """Refuse a layer span or a window that the model does not have.
+def check_span(cfg: Config, facts: ModelFacts) -> None:
+    """Refuse layers that the model does not have.
 
     Raises:
-        UserError: the first of them.
+        UserError: they do not exist.
     """
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
@@ -46,7 +47,6 @@ def check_facts(cfg: Config, facts: ModelFacts) -> None:
             f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
             "were trained on"
         )
-    check_window(cfg, facts)
 
 
 def check_window(cfg: Config, facts: ModelFacts) -> None:

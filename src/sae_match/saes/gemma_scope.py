@@ -105,7 +105,9 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
                 value = arrays[key]
                 if value.dtype.kind != "f":
                     raise UserError(f"{path}: {key} has dtype {value.dtype}, expected a floating-point array")
-                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(value.astype(np.float32, copy=False))
+                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(
+                    value.astype(np.float32, copy=False)
+                )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({error}). Pickled files are refused; "

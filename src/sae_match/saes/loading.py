@@ -131,7 +131,7 @@ class SaeSource:
                 with safe_open(path, framework="pt") as tensors:
                     d_model, width = tensors.get_slice("W_enc").get_shape()
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
-            raise UserError(f"{path}: not a readable {path.suffix} file with W_enc [d, F] ({error})") from error
+            raise UserError(f"{path}: not a readable {path.suffix[1:]} file with W_enc [d, F] ({error})") from error
         return SaeHeader(d_model, width)
 
     def load(self, layer: int) -> SparseAutoencoder:
