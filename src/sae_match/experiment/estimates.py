@@ -92,14 +92,18 @@ def problem_width(metric: Metric, d_model: int) -> int:
     return {Metric.both: 2 * d_model + 1, Metric.encoder: d_model + 1, Metric.decoder: d_model}[metric]
 
 
-def forward_bytes(model: ModelSize, batch_windows: int, window_tokens: int) -> int:
-    """Peak of a forward pass beside the weights: hidden states, the feed-forward layer or attention, and the logits."""
+def forward_bytes(model: ModelSize, batch_windows: int, window_tokens: int, losses: bool = True) -> int:
+    """Peak of a forward pass beside the weights: hidden states, and the feed-forward layer, attention or logits.
+
+    Args:
+        losses: whether the head is computed.
+    """
     tokens = batch_windows * window_tokens
     hidden = 4 * tokens * model.d_model * model.itemsize
     feed_forward = 3 * tokens * model.d_ff * model.itemsize
     # Scores in the model's dtype, once more soft-capped or masked, and their softmax in float32.
     scores = batch_windows * model.heads * window_tokens**2 * (2 * model.itemsize + FLOAT) if model.eager else 0
-    logits = min(LOGIT_ELEMENTS, tokens * model.vocabulary) * (2 * model.itemsize + 2 * FLOAT)
+    logits = min(LOGIT_ELEMENTS, tokens * model.vocabulary) * (2 * model.itemsize + 2 * FLOAT) if losses else 0
     return hidden + max(feed_forward, scores, logits)
 
 
@@ -127,10 +131,11 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
     model = {"model": held} if held else {}
     steps = [_placed("check SAEs", {"one SAE being read": one_sae}, {}, on_gpu)]
     if shape.model is not None:
-        forward = {"forward pass": forward_bytes(shape.model, shape.batch_windows, shape.window_tokens)}
+        sizes = shape.model, shape.batch_windows, shape.window_tokens
+        capturing, forward = ({"forward pass": forward_bytes(*sizes, losses=losses)} for losses in (False, True))
         if on_gpu and held:
             steps.append(Phase("load the model", {"weights on their way": held}, dict(model)))
-        steps.append(_placed("capture residual streams", {}, model | forward, on_gpu))
+        steps.append(_placed("capture residual streams", {}, model | capturing, on_gpu))
     solving = {"solver, with SAEs and folded copies": shape.solver_bytes}
     steps.append(_placed("match a pair", solving, model | ({"two SAEs, folded": 2 * pair} if on_gpu else {}), on_gpu))
     steps.append(_placed("compare weights", {}, model | {"two SAEs, folded": 2 * pair, "rows": weights - pair}, on_gpu))
@@ -163,7 +168,7 @@ def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int)
 def activation_flops(shape: JobShape) -> float:
     """Operations of encoding every pair's tokens with both SAEs and decoding every splice."""
     decodes = VARIANTS + SPLICES_BESIDE_MATCHING - 1
-    per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in _pairs(shape.widths)]
+    per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in pairs(shape.widths)]
     return float(shape.windows * shape.window_tokens * sum(per_token))
 
 
@@ -177,18 +182,10 @@ def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
     block = 2 * model.block_parameters + 4 * shape.window_tokens * model.d_model
     resumed = [(model.n_layers - 1 - layer) * block + head for layer in layers[1:]]
     splices = VARIANTS + SPLICES_BESIDE_MATCHING
-    sae = [2 * shape.d_model * (a + b + splices * b) for a, b in _pairs(shape.widths)]
+    sae = [2 * shape.d_model * (a + b + splices * b) for a, b in pairs(shape.widths)]
     return float(shape.splice_windows * shape.window_tokens * (splices * sum(resumed) + resumed[-1] + sum(sae)))
 
 
-def cost_flops(widths: tuple[int, ...], rows: int) -> float:
-    """Operations of one pass over every pair's cost matrix.
-
-    Args:
-        rows: numbers per feature (`problem_width`).
-    """
-    return float(sum(2 * a * b * rows for a, b in _pairs(widths)))
-
-
-def _pairs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
+def pairs(widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Widths of each adjacent pair."""
     return list(pairwise(widths))

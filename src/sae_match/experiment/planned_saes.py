@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import zipfile
 from dataclasses import dataclass
+from typing import IO
 
-from huggingface_hub import HfApi, constants
-from safetensors import SafetensorError, safe_open
+import numpy as np
+from huggingface_hub import HfApi, HfFileSystem, constants
+from safetensors import safe_open
 
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
@@ -16,7 +20,10 @@ from sae_match.hub_lookup import HubFile, HubRefusalError, Lookup
 from sae_match.saes import SaeSource
 from sae_match.saes.hub import ELSEWHERE
 
-_HEADER_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
+logger = logging.getLogger(__name__)
+
+REMOTE_BLOCK = 2**14
+"""Bytes of an archive at the hub that are asked for at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,7 @@ def plan_saes(cfg: Config, lookup: Lookup, d_model: int | None, problems: list[s
     if cfg.sae.root is not None:
         return PlannedSaes([], _local_shapes(source, layers, problems))
     files = _hub_files(cfg, source, layers, lookup, problems)
-    shapes = {}
-    for layer, found in files.items():
-        shape = _shape_on_hub(cfg, found, d_model)
-        if shape is not None:
-            shapes[layer] = shape
-    return PlannedSaes([file for found in files.values() for file in found], shapes)
+    return PlannedSaes([file for found in files.values() for file in found], _shapes_on_hub(files, d_model))
 
 
 def _local_shapes(source: SaeSource, layers: list[int], problems: list[str]) -> dict[int, SaeShape]:
@@ -96,54 +98,67 @@ def _hub_files(
     return files
 
 
-def _shape_on_hub(cfg: Config, files: list[HubFile], d_model: int | None) -> SaeShape | None:
-    """Shape of one SAE from a safetensors header, else from the size of its weights' file."""
-    weights = max(files, key=lambda file: file.size or 0)
-    if weights.filename.endswith(".safetensors"):
-        return _safetensors_shape(weights)
-    if weights.size is None:
-        return None
-    if cfg.sae.width is not None and (width := width_of(cfg.sae.width)) is not None:
-        return SaeShape(d_of(weights.size, width), width, f"sae.width={cfg.sae.width} and the file's size")
-    if d_model is not None:
-        return SaeShape(d_model, width_from(weights.size, d_model), "the model's d_model and the file's size")
-    return None
+def _shapes_on_hub(files: dict[int, list[HubFile]], d_model: int | None) -> dict[int, SaeShape]:
+    """Shapes from the headers of the weights' files; files of one size are of one shape, so each size is asked once."""
+    by_size: dict[int | None, SaeShape | None] = {}
+    shapes = {}
+    for layer, found in files.items():
+        weights = max(found, key=lambda file: file.size or 0)
+        if weights.size not in by_size:
+            by_size[weights.size] = _shape(weights, d_model)
+        shape = by_size[weights.size]
+        if shape is not None:
+            shapes[layer] = shape
+    return shapes
 
 
-def _safetensors_shape(file: HubFile) -> SaeShape | None:
-    """From the header, in the cache or at the hub (a request for its first bytes)."""
+def _shape(file: HubFile, d_model: int | None) -> SaeShape | None:
     try:
-        if file.cached is not None:
-            with safe_open(file.cached, framework="pt") as tensors:
-                shapes = [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        if file.filename.endswith(".safetensors"):
+            matrices = _safetensors_shapes(file)
+        elif file.filename.endswith(".npz"):
+            matrices = _npz_shapes(file)
+        elif file.size is not None and d_model is not None:
+            return SaeShape(d_model, width_from(file.size, d_model), "the model's d_model and the file's size")
         else:
-            header = HfApi(endpoint=constants.ENDPOINT).parse_safetensors_file_metadata(
-                file.repository.repo_id, file.filename, revision=file.repository.revision
-            )
-            shapes = [tuple(tensor.shape) for tensor in header.tensors.values()]
-    except _HEADER_ERRORS:
-        return None  # an estimate less: the file is judged when it is read
-    matrices = [shape for shape in shapes if len(shape) == 2]
-    if not matrices:
+            return None
+    except Exception:
+        # Headers serve the estimates only; whatever is wrong with the file is said when it is read.
+        logger.debug("no header of %s", file.filename, exc_info=True)
         return None
     # Encoder and decoder are the largest, and an SAE has more features than its stream has dimensions.
-    largest = max(matrices, key=math.prod)
-    return SaeShape(min(largest), max(largest), "the file's header")
+    largest = max((shape for shape in matrices if len(shape) == 2), key=math.prod, default=None)
+    return None if largest is None else SaeShape(min(largest), max(largest), "the file's header")
 
 
-def width_of(name: str) -> int | None:
-    """Number of features that a Gemma Scope width such as 16k or 1m names: the nearest power of two."""
-    digits, unit = name.removeprefix("width_")[:-1], name[-1:].lower()
-    if unit not in ("k", "m") or not digits.isdigit() or int(digits) == 0:
-        return None
-    return 2 ** round(math.log2(int(digits) * {"k": 1_000, "m": 1_000_000}[unit]))
+def _safetensors_shapes(file: HubFile) -> list[tuple[int, ...]]:
+    if file.cached is not None:
+        with safe_open(file.cached, framework="pt") as tensors:
+            return [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+    header = HfApi(endpoint=constants.ENDPOINT).parse_safetensors_file_metadata(
+        file.repository.repo_id, file.filename, revision=file.repository.revision
+    )
+    return [tuple(tensor.shape) for tensor in header.tensors.values()]
 
 
-def d_of(size: int, width: int) -> int:
-    """d_model of a float32 SAE of known width from its file's bytes (headers are smaller than the rounding)."""
-    return max(1, round((size / FLOAT - 2 * width) / (2 * width + 1)))
+def _npz_shapes(file: HubFile) -> list[tuple[int, ...]]:
+    """Shapes of an archive's arrays; of one at the hub some kilobytes are read."""
+    if file.cached is not None:
+        opened: IO[bytes] = file.cached.open("rb")
+    else:
+        name, revision = f"{file.repository.repo_id}/{file.filename}", file.repository.revision
+        files = HfFileSystem(endpoint=constants.ENDPOINT)
+        opened = files.open(name, revision=revision, block_size=REMOTE_BLOCK)
+    shapes = []
+    with opened, zipfile.ZipFile(opened) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shapes.append(tuple(read(array)[0]))
+    return shapes
 
 
 def width_from(size: int, d_model: int) -> int:
-    """Number of features of a float32 SAE of known d_model from its file's bytes."""
+    """Number of features of a float32 SAE of known d_model from its file's bytes (headers are within the rounding)."""
     return max(1, round((size / FLOAT - d_model) / (2 * d_model + 2)))
