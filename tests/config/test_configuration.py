@@ -116,6 +116,10 @@ def test_bad_values_are_refused(override: str) -> None:
         (["matching.weights.W_enc=-2"], "matching.weights.W_enc=-2"),
         (["matching=decoder", "matching.weights.W_dec=0"], "nothing would be compared"),
         (["model.sink_positions=0"], "must be at least 1"),
+        (["model.device_map=everywhere"], "must be null or one of auto, balanced"),
+        (["+model.max_memory.cpu=10GiB"], "needs model.device_map"),
+        (["model.device_map=auto", "+model.max_memory.gpu=10GiB"], "gpu is neither cpu nor the number of a GPU"),
+        (["model.device_map=auto", "+model.max_memory.0=much"], "model.max_memory.0=much: must be a size"),
     ],
 )
 def test_cross_field_rules(overrides: list[str], message: str) -> None:

@@ -96,7 +96,8 @@ def _on_hub(cfg: Config, lookup: Lookup) -> PlannedModel:
 
 
 def _described(cfg: ModelConfig, files: list[HubFile], directory: Path, kept: bool) -> PlannedModel:
-    facts, size = read_facts(cfg, directory), model_size(cfg, directory)
+    where = f"{CONFIG} of {cfg.repo_id}"
+    facts, size = read_facts(cfg, directory, where), model_size(cfg, directory, where)
     return PlannedModel(files, facts, size, directory if kept else None)
 
 
