@@ -52,6 +52,17 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights(
     assert not published.asked("safetensors|owner/text")
 
 
+def test_gemma_does_not_fit_into_float16(
+    published: Hub, configured: Configured, random_saes: Path, tmp_path: Path
+) -> None:
+    shape = {"num_hidden_layers": 4, "hidden_size": 8, "num_attention_heads": 2, "head_dim": 4}
+    config = transformers.Gemma3TextConfig(**shape, architectures=["Gemma3ForCausalLM"])
+    config.save_pretrained(tmp_path / "other")
+    published.publish("owner/model", tmp_path / "other")
+    with pytest.raises(UserError, match=r"float16: Gemma's residual stream overflows it"):
+        run(configured(random_saes, *FROM_THE_HUB, "model.dtype=float16"))
+
+
 def test_a_wrong_column_is_told_before_matching(published: Hub, configured: Configured, random_saes: Path) -> None:
     cfg = configured(random_saes, *FROM_THE_HUB, "dataset.column=body")
     with pytest.raises(UserError, match=r"no column 'body'\. Its columns: text"):

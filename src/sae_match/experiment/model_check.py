@@ -36,6 +36,9 @@ def check_model_facts(cfg: Config) -> int | None:
             f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
             "were trained on"
         )
+    if facts.architecture.startswith("Gemma") and cfg.model.dtype == "float16":
+        # Gemma 3 270M: the residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
+        raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
     check_window(cfg, facts)
     return facts.d_model
 
