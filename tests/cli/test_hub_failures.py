@@ -95,7 +95,7 @@ def test_a_job_from_a_gated_hub_and_then_without_it(
     hub.publish("owner/text", published / "text", kind="dataset")
     text = refused(command(), tmp_path / "out")
     assert "https://huggingface.co/google/tiny" in text and "HF_TOKEN is not set" in text
-    assert not hub.asked("owner/text"), "the model is met before anything else is downloaded"
+    assert not hub.asked("resolve"), "the gate is met before anything is downloaded"
     done = command(token=TOKEN)
     assert done.returncode == 0, done.stderr
     windows = json.loads((tmp_path / "out" / "text.json").read_text())

@@ -114,7 +114,7 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
         raise AssertionError("residual streams were captured again")
 
     monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
-    monkeypatch.setattr(LanguageModel, "resid_post", no_forward)
+    monkeypatch.setattr(LanguageModel, "stream_resid_post", no_forward)
     again = run(configured(random_saes, output="again"))
     assert calls == []
     assert again.metrics == {**first.metrics, "solver_seconds": again.metrics["solver_seconds"]}

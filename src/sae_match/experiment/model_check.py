@@ -30,17 +30,24 @@ def check_model_facts(cfg: Config) -> int | None:
     logger.info(
         "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
     )
+    check_span(cfg, facts)
+    check_window(cfg, facts)
+    check_dtype(cfg, facts)
+    return facts.d_model
+
+
+def check_span(cfg: Config, facts: ModelFacts) -> None:
+    """Refuse layers that the model does not have.
+
+    Raises:
+        UserError: they do not exist.
+    """
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
             f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
             f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
             "were trained on"
         )
-    if facts.architecture.startswith("Gemma") and cfg.model.dtype == "float16":
-        # Gemma 3 270M: the residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
-        raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
-    check_window(cfg, facts)
-    return facts.d_model
 
 
 def check_window(cfg: Config, facts: ModelFacts) -> None:
@@ -54,3 +61,15 @@ def check_window(cfg: Config, facts: ModelFacts) -> None:
             f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is "
             f"{facts.context} tokens"
         )
+
+
+def check_dtype(cfg: Config, facts: ModelFacts) -> None:
+    """Refuse float16 for Gemma.
+
+    Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
+
+    Raises:
+        UserError: the model is a Gemma in float16.
+    """
+    if facts.architecture.startswith("Gemma") and cfg.model.dtype == "float16":
+        raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
+from sae_match.experiment.estimates import problem_width
 from sae_match.matching.solution import Solver
 from sae_match.saes import SaeSource, SparseAutoencoder
 
@@ -55,15 +56,10 @@ class SpanSaes:
             sae = self.source.load(layer)
             self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash, float(sae.threshold.mean()))
             self._check_ceiling(layer, self.source.load_ceiling(layer), solver)
-        first = self.facts[self.layers[0]]
-        for layer, facts in self.facts.items():
-            if facts.d_model != first.d_model:
-                raise UserError(
-                    f"layer {layer} reads d_model={facts.d_model}, layer {self.layers[0]} {first.d_model}: "
-                    "these SAEs do not belong to one model"
-                )
+        check_one_stream({layer: facts.d_model for layer, facts in self.facts.items()})
+        d_model = self.facts[self.layers[0]].d_model
         for a, b in self.pairs:
-            solver.check_memory(self.facts[a].width, self.facts[b].width, self._problem_width(first.d_model))
+            check_pair(self.cfg, solver, self.facts[a].width, self.facts[b].width, d_model)
 
     def check_model(self, d_model: int, name: str) -> None:
         """Refuse a model whose residual stream is not the one the SAEs read.
@@ -71,19 +67,15 @@ class SpanSaes:
         Raises:
             UserError: different d_model.
         """
-        read = self.facts[self.layers[0]].d_model
-        if read != d_model:
-            raise UserError(
-                f"the SAEs {self.cfg.sae.name} read d_model={read}, but the model {name} has d_model={d_model}: "
-                "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
-            )
+        check_same_stream(self.cfg.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer on the job's device."""
         if layer not in self._held:
-            self._held[layer] = self.source.load(layer).to(self.device)
-            while len(self._held) > 2:
+            # Before reading: a third SAE would otherwise be in memory while the oldest is still held.
+            while len(self._held) > 1:
                 self._held.popitem(last=False)
+            self._held[layer] = self.source.load(layer).to(self.device)
         self._held.move_to_end(layer)
         return self._held[layer]
 
@@ -101,7 +93,44 @@ class SpanSaes:
             raise UserError(f"{second.source}: d_model {second.d_model}, but layer {layer}'s SAE reads {own.d_model}")
         if second.content_hash == own.content_hash:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
-        solver.check_memory(own.width, second.width, self._problem_width(own.d_model))
+        check_pair(self.cfg, solver, own.width, second.width, own.d_model)
 
-    def _problem_width(self, d_model: int) -> int:
-        return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]
+
+def check_one_stream(d_models: dict[int, int]) -> None:
+    """Refuse SAEs of different models in one span.
+
+    Args:
+        d_models: by layer.
+
+    Raises:
+        UserError: they differ.
+    """
+    first = min(d_models)
+    for layer, d_model in d_models.items():
+        if d_model != d_models[first]:
+            raise UserError(
+                f"layer {layer} reads d_model={d_model}, layer {first} {d_models[first]}: "
+                "these SAEs do not belong to one model"
+            )
+
+
+def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
+    """Refuse a model whose residual stream is not the one the SAEs read.
+
+    Raises:
+        UserError: different d_model.
+    """
+    if d_sae != d_model:
+        raise UserError(
+            f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
+            "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+        )
+
+
+def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+    """Refuse a pair that the solver has no memory for.
+
+    Raises:
+        UserError: from the solver.
+    """
+    solver.check_memory(width_a, width_b, problem_width(cfg.matching.metric, d_model))

@@ -40,7 +40,16 @@ def model_facts(cfg: ModelConfig, cache_dir: Path) -> ModelFacts:
         UserError: the source is missing, gated or unreachable, config.json is unreadable or describes no language
             model, or the configuration states another n_layers or d_model.
     """
-    directory = small_files(cfg, Path(cache_dir))
+    return read_facts(cfg, small_files(cfg, Path(cache_dir)))
+
+
+def read_facts(cfg: ModelConfig, directory: Path) -> ModelFacts:
+    """The facts in a directory that holds at least the model's config.json.
+
+    Raises:
+        UserError: config.json is unreadable or describes no language model, or the configuration states another
+            n_layers or d_model.
+    """
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config(decoder=True)

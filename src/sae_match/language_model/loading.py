@@ -38,10 +38,11 @@ def load_language_model(cfg: ModelConfig, device: str, cache_dir: Path) -> Langu
         raise UserError(f"model.dtype={cfg.dtype}: choose one of {', '.join(_DTYPES)}")
     target = resolve_device(device)
     directory = model_files(cfg, Path(cache_dir))
+    placement = placement_options(cfg, Path(cache_dir))
     with without_progress_bars():
-        hf, tokenizer = _load(cfg, directory)
+        hf, tokenizer = _load(cfg, directory, placement)
     try:
-        return LanguageModel(hf.to(target), tokenizer, cfg.name)
+        return LanguageModel(hf if placement else hf.to(target), tokenizer, cfg.name)
     except torch.OutOfMemoryError as error:
         raise UserError(f"model {cfg.name} does not fit on {target}: {error}\nTry model.dtype=bfloat16") from error
 
@@ -63,7 +64,16 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _load(cfg: ModelConfig, directory: Path) -> tuple[Any, Any]:
+def placement_options(cfg: ModelConfig, cache_dir: Path) -> dict[str, Any]:
+    """What `from_pretrained` needs to spread a model with accelerate; nothing where `device_map` is null."""
+    if cfg.device_map is None:
+        return {}
+    # accelerate numbers accelerators.
+    most = {int(place) if place.isdigit() else place: size for place, size in cfg.max_memory.items()}
+    return {"device_map": cfg.device_map, "max_memory": most or None, "offload_folder": str(cache_dir / "offload")}
+
+
+def _load(cfg: ModelConfig, directory: Path, placement: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers model (typed loosely: its `to` is wrapped beyond type checkers) and the tokenizer."""
     source = f"{cfg.repo_id} ({directory})" if cfg.source == ModelSource.hub else str(directory)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -73,6 +83,7 @@ def _load(cfg: ModelConfig, directory: Path) -> tuple[Any, Any]:
             dtype=_DTYPES[cfg.dtype],
             attn_implementation=cfg.attn_implementation,
             output_loading_info=True,
+            **placement,
             **options,
         )
         hf, info = loaded

@@ -31,11 +31,14 @@ class GemmaScope:
         """
         if cfg.root is not None:
             return _locate_local(cfg, Path(cfg.root).expanduser(), layer)
+        return download(cfg.repo_id or "", self.names(cfg, layer)[0], cfg.revision)
+
+    def names(self, cfg: SaeConfig, layer: int) -> tuple[str, ...]:
+        """The layer's one file inside the repository."""
         if cfg.repo_id is None:
             raise UserError("sae.repo_id is not set, and neither is sae.root: name a hub repository or a directory")
         l0 = choose_l0(cfg.repo_id, _width(cfg), layer, cfg.l0 or "canonical")
-        name = f"layer_{layer}/width_{_width(cfg)}/average_l0_{l0}/params.npz"
-        return download(cfg.repo_id, name, cfg.revision)
+        return (f"layer_{layer}/width_{_width(cfg)}/average_l0_{l0}/params.npz",)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one `params.npz`; never unpickles.
@@ -102,7 +105,9 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
                 value = arrays[key]
                 if value.dtype.kind != "f":
                     raise UserError(f"{path}: {key} has dtype {value.dtype}, expected a floating-point array")
-                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(value.astype(np.float32))
+                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(
+                    value.astype(np.float32, copy=False)
+                )
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path}: not a readable .npz of plain arrays ({error}). Pickled files are refused; "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from sae_match.config.schema import Dialect, SaeConfig
 from sae_match.errors import UserError
@@ -21,6 +25,9 @@ class Loader(Protocol):
     def locate(self, cfg: SaeConfig, layer: int) -> Path:
         """Local path of one layer's checkpoint."""
 
+    def names(self, cfg: SaeConfig, layer: int) -> tuple[str, ...]:
+        """The layer's files inside the repository."""
+
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """The canonical SAE in that file."""
 
@@ -35,6 +42,12 @@ class Native:
             UserError: neither root nor repo_id set, or the file is missing.
         """
         return self._named(cfg, cfg.filename, layer)
+
+    def names(self, cfg: SaeConfig, layer: int) -> tuple[str, ...]:
+        """The layer's one file inside the repository."""
+        if cfg.repo_id is None:
+            raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
+        return (cfg.filename.format(layer=layer),)
 
     def locate_ceiling(self, cfg: SaeConfig, layer: int) -> Path | None:
         """Path of a second seed of the same layer, or None where there is none."""
@@ -70,6 +83,13 @@ def native_root(root: str) -> Path:
     return Path(root).expanduser()
 
 
+class SaeHeader(NamedTuple):
+    """What is known of an SAE before its tensors are read."""
+
+    d_model: int
+    width: int
+
+
 @dataclass(frozen=True)
 class SaeSource:
     """The SAEs that a configuration names, one per layer."""
@@ -90,6 +110,29 @@ class SaeSource:
             )
         loader = LOADERS[self.cfg.dialect]
         return {layer: loader.locate(self.cfg, layer) for layer in layers}
+
+    def names(self, layer: int) -> tuple[str, ...]:
+        """The layer's files inside `sae.repo_id`; nothing is downloaded."""
+        return LOADERS[self.cfg.dialect].names(self.cfg, layer)
+
+    def header(self, layer: int) -> SaeHeader:
+        """Dimensions of one SAE, without reading its tensors.
+
+        Raises:
+            UserError: as `load`, so far as headers show it.
+        """
+        path = self.locate([layer])[layer]
+        try:
+            if path.suffix == ".npz":
+                with zipfile.ZipFile(path) as archive, archive.open("W_enc.npy") as file:
+                    np.lib.format.read_magic(file)
+                    d_model, width = np.lib.format.read_array_header_1_0(file)[0]
+            else:
+                with safe_open(path, framework="pt") as tensors:
+                    d_model, width = tensors.get_slice("W_enc").get_shape()
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
+            raise UserError(f"{path}: not a readable {path.suffix[1:]} file with W_enc [d, F] ({error})") from error
+        return SaeHeader(d_model, width)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer."""

@@ -108,7 +108,7 @@ class SparseAutoencoder:
         digest = hashlib.sha256()
         for name, tensor in self.parameters().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()
 
     def __repr__(self) -> str:
