@@ -235,6 +235,14 @@ def test_captured_streams_need_no_more_disk(
     assert needs["residual streams"].bytes == 0
 
 
+def test_an_unknown_number_of_windows_is_said_to_be_unknown(configured: Configured, random_saes: Path) -> None:
+    plan = make_plan(configured(random_saes, "dataset.windows_per_document=0"))
+    assert plan.problems == [] and plan.text is not None and plan.text.windows is None
+    text = text_of(plan)
+    assert "unknown number of windows" in text and "residual streams are not counted" in text
+    assert "without the steps that depend" in text
+
+
 def test_a_full_disk_names_the_key_that_moves_the_files(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
