@@ -27,6 +27,29 @@ class Folding(StrEnum):
     none = "none"
 
 
+class FoldingScale(StrEnum):
+    """What plays theta when features are folded; weight metrics are always in these units.
+
+    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
+    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
+    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
+    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
+    no scale.
+    """
+
+    auto = "auto"
+    threshold = "threshold"
+    stored = "stored"
+    estimated = "estimated"
+    mean_activation = "mean_activation"
+    max_activation = "max_activation"
+    decoder_norm = "decoder_norm"
+
+
+MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
+"""Scales that need activations on text, and so evaluation=full."""
+
+
 class SpliceUnits(StrEnum):
     """Units in which activations travel along the permutation when a residual is spliced."""
 
@@ -46,6 +69,23 @@ class Dialect(StrEnum):
 
     native = "native"
     gemma_scope = "gemma_scope"
+    gemma_scope_2 = "gemma_scope_2"
+    llama_scope = "llama_scope"
+    saelens = "saelens"
+    sparsify = "sparsify"
+    dictionary_learning = "dictionary_learning"
+
+
+class Site(StrEnum):
+    """Where in a block an SAE reads. Residual streams are captured at resid_post, so only that site is encoded."""
+
+    resid_post = "resid_post"
+    resid_pre = "resid_pre"
+    resid_mid = "resid_mid"
+    mlp_out = "mlp_out"
+    attn_out = "attn_out"
+    transcoder = "transcoder"
+    unknown = "unknown"
 
 
 class ModelSource(StrEnum):
@@ -127,6 +167,10 @@ class FoldingConfig:
 
     name: Folding = MISSING
     """theta | none."""
+    scale: FoldingScale = FoldingScale.auto
+    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
+    k: int | None = None
+    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
 
 
 @dataclass
@@ -166,11 +210,30 @@ class SaeConfig:
     width: str | None = None
     """Gemma Scope width, such as 16k."""
     l0: str | None = None
-    """Gemma Scope sparsity: canonical, paper, or a number that names average_l0_N."""
+    """Sparsity. Gemma Scope: canonical, paper, similar (evenest L0 over the span), or a number that names
+    average_l0_N. Gemma Scope 2: small, medium or big."""
+    l0_near: int | None = None
+    """With l0=similar: only choices whose L0s lie around this one; null = the evenest at any sparsity."""
+    every_layer: bool = True
+    """Gemma Scope 2: the folders SITE_all, which cover every layer (small and big only); false = four layers."""
+    affine: bool = False
+    """Gemma Scope 2 transcoders: the variant with an affine skip connection."""
+    folder: str | None = None
+    """Folder of one layer inside root or repo_id (llama_scope, saelens, sparsify, dictionary_learning), with {layer}
+    or {next} (= layer + 1, for SAEs that read the input of the next block)."""
+    norm_scaling_factors: dict[int, float] = field(default_factory=dict)
+    """SAELens, normalize_activations=expected_average_only_in: the factor per layer that scaled the inputs in
+    training; the files do not hold it."""
     filename: str = "layer_{layer:02d}.safetensors"
     """Native layout: file name per layer."""
     ceiling_filename: str | None = None
     """Native layout: file name of a second seed; where it exists the same-layer match is the ceiling."""
+    site: Site | None = None
+    """Where in the block the SAEs read; null = what the files say. All but resid_post are matched by weights only."""
+    d_model: int | None = None
+    """Width of what the SAEs read, where known before their files are."""
+    n_layers: int | None = None
+    """Number of blocks of the model that the SAEs belong to, where known."""
     first_layer: int = 0
     """First layer for which SAEs exist."""
     last_layer: int = MISSING

@@ -101,8 +101,6 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.level is EvaluationLevel.full
     saes.preflight(solver, progress)
-    if full and cfg.model.d_model is not None:
-        saes.check_model(cfg.model.d_model, cfg.model.name)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()
