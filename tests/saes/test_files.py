@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError, load_sae
-from sae_match.config.schema import Dialect, SaeConfig
+from sae_match.config.sae_schema import Dialect, SaeConfig
 from sae_match.saes import SaeSource, save_native
 from sae_match.saes.gemma_scope_names import choose_l0
 from sae_match.saes.native import read_metadata

@@ -5,15 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from sae_match.config.schema import (
-    MEASURED_SCALES,
-    Config,
-    Dialect,
-    EvaluationLevel,
-    FoldingScale,
-    SaeConfig,
-    Site,
-)
+from sae_match.config.sae_schema import Dialect, SaeConfig, Site
+from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel, FoldingScale
 
 GEMMA_SCOPE_2_L0 = ("small", "medium", "big")
 FOLDERS = (Dialect.llama_scope, Dialect.saelens, Dialect.sparsify, Dialect.dictionary_learning)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_match.config.schema import Dialect
+from sae_match.config.sae_schema import Dialect
 from sae_match.errors import UserError
 from sae_match.saes.dictionary_learning import DictionaryLearning
 from sae_match.saes.llama_scope import LlamaScope

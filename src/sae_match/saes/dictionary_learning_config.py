@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_match.config.schema import Site
+from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
 from sae_match.saes.tensor_files import number, read_json
 

@@ -44,8 +44,8 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
 
     Args:
         choice: `auto` (the scale that the SAE has, else its threshold), `threshold`, `stored` (the scalar threshold
-            beside a TopK), or `decoder_norm` (1 / norm of each decoder row, so that folded rows have unit norm). The measured ones
-            (`estimated`, `mean_activation`, `max_activation`) come from `measure_scale`.
+            beside a TopK), or `decoder_norm` (1 / norm of each decoder row, so that folded rows have unit norm). The
+            measured ones (`estimated`, `mean_activation`, `max_activation`) come from `measure_scale`.
 
     Raises:
         UserError: unknown or measured choice, or nothing there to be the scale.

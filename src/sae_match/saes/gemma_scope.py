@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sae_match.config.schema import SaeConfig, Site
+from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.gemma_scope_names import choose_l0, published_l0s
 from sae_match.saes.gemma_scope_similar import choose_similar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sae_match.config.schema import SaeConfig, Site
+from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sae_match.config.schema import SaeConfig, Site
+from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.loader import FolderLoader, site_of_hook

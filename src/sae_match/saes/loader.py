@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sae_match.config.schema import SaeConfig, Site
+from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.locating import fetch_folder, layer_folder
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder

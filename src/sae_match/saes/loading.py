@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sae_match.config.schema import Dialect, SaeConfig, Site
+from sae_match.config.sae_schema import Dialect, SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.detection import detect_dialect
 from sae_match.saes.dictionary_learning import DictionaryLearning

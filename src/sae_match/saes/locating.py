@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from sae_match.config.schema import SaeConfig
+from sae_match.config.sae_schema import SaeConfig
 from sae_match.errors import UserError
 from sae_match.saes.hub import download
 

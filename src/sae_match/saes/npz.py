@@ -50,7 +50,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     npz_shapes(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(arrays[key].astype(np.float32)) for key in arrays.files}
+            return {key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)) for key in arrays.files}
     except _ERRORS as error:
         raise _unreadable(path, error) from error
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sae_match.config.schema import SaeConfig
+from sae_match.config.sae_schema import SaeConfig
 from sae_match.errors import UserError
 from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind
 from sae_match.saes.header import SaeHeader

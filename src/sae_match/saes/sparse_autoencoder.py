@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_match.config.schema import Site
+from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
 from sae_match.saes.activation import JUMPRELU, Activation
 
@@ -125,8 +125,8 @@ class SparseAutoencoder:
             raise UserError(
                 f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
                 f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
-                "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or decoder_norm "
-                "(needs no data); in the library, `with_scale(sae, 'decoder_norm')`."
+                "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
+                "decoder_norm (needs no data); in the library, `with_scale(sae, 'decoder_norm')`."
             )
         return self.threshold
 
