@@ -52,7 +52,7 @@ class SaeConfig:
     """Sparsity. Gemma Scope: canonical, paper, similar (evenest L0 over the span), or a number that names
     average_l0_N. Gemma Scope 2: small, medium or big."""
     l0_near: int | None = None
-    """With l0=similar: only choices whose L0s lie around this one; null = the evenest at any sparsity."""
+    """With l0=similar: each layer takes the L0 nearest to this one; null = the evenest choice at any sparsity."""
     every_layer: bool = True
     """Gemma Scope 2: the folders SITE_all, which cover every layer (small and big only); false = four layers."""
     affine: bool = False
