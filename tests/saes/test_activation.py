@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sae_match import SparseAutoencoder, UserError, fold, load_sae
 from sae_match.config.sae_schema import Site
@@ -92,8 +93,6 @@ def test_a_plain_native_file_is_written_as_before(tmp_path: Path) -> None:
 
 
 def test_wrong_native_metadata(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     metadata = {"format": "sae_match.sae.v2", "activation": "swish", "k": "", "stored_threshold": ""}
     save_file(random_sae().parameters(), tmp_path / "sae.safetensors", metadata | {"normalization": "none"})
     with pytest.raises(UserError, match=r"metadata of format sae_match\.sae\.v2.*swish"):

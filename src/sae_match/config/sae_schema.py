@@ -61,8 +61,8 @@ class SaeConfig:
     """Folder of one layer inside root or repo_id (llama_scope, saelens, sparsify, dictionary_learning), with {layer}
     or {next} (= layer + 1, for SAEs that read the input of the next block)."""
     norm_scaling_factors: dict[int, float] = field(default_factory=dict)
-    """SAELens, normalize_activations=expected_average_only_in: the factor per layer that scaled the inputs in
-    training; the files do not hold it."""
+    """SAELens, normalize_activations=expected_average_only_in: the factor per layer that scaled the inputs in training;
+    the files do not hold it. On the command line with a plus: '+sae.norm_scaling_factors={7: 2.5, 8: 2.4}'."""
     filename: str = "layer_{layer:02d}.safetensors"
     """Native layout: file name per layer."""
     ceiling_filename: str | None = None
