@@ -89,7 +89,7 @@ def test_every_wrong_shape_is_refused(tmp_path: Path, dialect: str, write: Write
 @pytest.mark.parametrize("dialect", ["llama_scope", "saelens", "sparsify"])
 def test_both_matrices_transposed_disagree_with_the_config(tmp_path: Path, dialect: str) -> None:
     path, weights = SAFETENSORS[dialect](tmp_path)
-    save_file({name: t.T.contiguous() for name, t in load_file(weights).items()}, weights)
+    save_file({name: t.t().contiguous() for name, t in load_file(weights).items()}, weights)
     with pytest.raises(UserError, match="seems to be transposed"):
         load_sae(path)
 
@@ -263,7 +263,7 @@ def test_state_dicts_that_are_none(tmp_path: Path) -> None:
         ({"encoder.weight": 3}, "expected a state dict"),
         (dictionary_state("AutoEncoder") | {"encoder.weight": huge}, "claim more data than the file holds"),
         (dictionary_state("GatedAutoEncoder"), "missing keys encoder.bias, bias"),
-        ({n: t.T for n, t in dictionary_state("AutoEncoder").items()}, "seems to be transposed"),
+        ({n: t.t() for n, t in dictionary_state("AutoEncoder").items()}, "seems to be transposed"),
     ]:
         torch.save(content, folder / "ae.pt")
         with pytest.raises(UserError, match=message):
