@@ -14,6 +14,7 @@ import transformers
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.language_model import embedded, load_language_model
+from sae_match.language_model import gguf as gguf_room
 
 WIDTH, HEADS, INNER, LAYERS = 32, 4, 64, 2
 TOKENS = ["<|endoftext|>", "a", "b", "c", "ab"]
@@ -124,7 +125,7 @@ def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, m
 
 def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job begins and finishes while this one converts; its result stays."""
-    real, other = embedded._convert, []
+    real, other = gguf_room._convert, []
 
     def convert(source: Path, into: Path) -> None:
         real(source, into)
@@ -132,7 +133,7 @@ def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatc
             other.append(None)
             (embedded.embedded_model_dir(tmp_path / "cache") / "of the other job").touch()
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(gguf_room, "_convert", convert)
     placed = embedded.embedded_model_dir(tmp_path / "cache")
     assert (placed / "of the other job").is_file() and (placed / "model.safetensors").is_file()
     assert list((tmp_path / "cache" / "models").iterdir()) == [placed]
@@ -143,7 +144,7 @@ def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monke
         (into / "half").write_text("done")
         raise ArithmeticError
 
-    monkeypatch.setattr(embedded, "_convert", fail)
+    monkeypatch.setattr(gguf_room, "_convert", fail)
     with pytest.raises(ArithmeticError):
         embedded.embedded_model_dir(tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []

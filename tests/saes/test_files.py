@@ -151,7 +151,7 @@ def test_missing_key(tmp_path: Path) -> None:
 
 
 def test_hub_offline_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match=r"cannot be reached.*sae\.root"):
+    with pytest.raises(UserError, match=r"offline mode is on.*sae\.root"):
         SaeSource(gemma_config(None)).locate([4])
 
 

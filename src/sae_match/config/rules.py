@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from sae_match.config.sae_rules import sae_rules
@@ -22,6 +23,7 @@ from sae_match.config.schema import (
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MAX_TAG = 64
 EVALUATION_MINIMA = {
     "splice_documents": 0,
@@ -121,12 +123,25 @@ def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:
         yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
     if model.dtype not in ("float32", "bfloat16", "float16"):
         yield f"model.dtype={model.dtype}: must be float32, bfloat16 or float16"
+    yield from _placement_rules(model)
     if model.sink_positions < 1:
         yield f"model.sink_positions={model.sink_positions}: must be at least 1 (position 0 is never counted)"
     if model.source is ModelSource.hub and not model.repo_id:
         yield "model.repo_id is not set, and model.source=hub needs one"
     if model.source is ModelSource.local and not model.path:
         yield "model.path is not set, and model.source=local needs one"
+
+
+def _placement_rules(model: ModelConfig) -> Iterator[str]:
+    if model.device_map is not None and model.device_map not in DEVICE_MAPS:
+        yield f"model.device_map={model.device_map}: must be null or one of {', '.join(DEVICE_MAPS)}"
+    if model.max_memory and model.device_map is None:
+        yield "model.max_memory is set, but it needs model.device_map (such as auto)"
+    for place, most in model.max_memory.items():
+        if not (place.isdigit() or place == "cpu"):
+            yield f"model.max_memory: {place} is neither cpu nor the number of a GPU"
+        if not re.fullmatch(r"\d+(\.\d+)?([KMG]i?B)", most):
+            yield f"model.max_memory.{place}={most}: must be a size such as 20GiB"
 
 
 def _dataset_rules(dataset: DatasetConfig, where: str, sink_positions: int) -> Iterator[str]:

@@ -189,6 +189,12 @@ class ModelConfig:
     """float32 | bfloat16 | float16."""
     attn_implementation: str | None = None
     """transformers attention implementation; null = the library's choice. Gemma 2 needs eager."""
+    device_map: str | None = None
+    """Spread the model with accelerate: auto | balanced | balanced_low_0 | sequential (over the GPUs, then main memory,
+    then disk); null = all of it on `device`."""
+    max_memory: dict[str, str] = field(default_factory=dict)
+    """With device_map: the most to use of each GPU (by number) and of `cpu`, such as {0: 20GiB, cpu: 40GiB}; what is
+    left over goes to disk, below paths.cache_dir. Empty = what accelerate finds free."""
     bos: Bos = Bos.auto
     """auto: prepend BOS exactly where the tokenizer defines and adds one."""
     sink_positions: int = 1
@@ -301,6 +307,8 @@ class Config:
     """Seed of the random control and the bootstrap."""
     progress: bool | None = None
     """Progress bars; null = only when standard error is a terminal."""
+    dry_run: bool = False
+    """Print what the job would download, need and take, and everything that would stop it; run and write nothing."""
 
 
 @dataclass

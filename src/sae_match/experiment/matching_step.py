@@ -14,7 +14,7 @@ from sae_match.config.schema import Config
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import Matching, Permutation, match
+from sae_match.matching import Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.record.job import JobRecord
@@ -45,24 +45,34 @@ class PairMatching:
 
 def match_span(cfg: Config, saes: SpanSaes, solver: Solver, record: JobRecord, progress: bool) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found."""
-    results: list[PairMatching] = []
-    for layer, layer_to in tqdm(saes.pairs, desc="matching layer pairs", disable=not progress):
-        a, b = saes.load(layer), saes.load(layer_to)
-        matching = match_configured(cfg, a, b, solver)
-        provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
-        provenance["folding_scale"] = cfg.folding.scale.value
-        matched = replace(matching.permutation, provenance=provenance)
-        matched.save(record.permutation_path(layer, layer_to))
-        permutations = with_controls(matched, seed=cfg.seed + layer)
-        rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
-        features = feature_table(a, b, matched, layer, layer_to)
-        random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
-        results.append(PairMatching(layer, layer_to, permutations, rows, features, random_mse))
-        logger.info(
-            "layers %d -> %d: objective %.6g, gap %.1e, %.2f s",
-            layer, layer_to, matching.objective, matching.gap, matching.seconds,
-        )  # fmt: skip
-    return results
+    pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
+    return [match_pair(cfg, saes, solver, record, layer, layer_to) for layer, layer_to in pairs]
+
+
+def match_pair(
+    cfg: Config, saes: SpanSaes, solver: Solver, record: JobRecord, layer: int, layer_to: int
+) -> PairMatching:
+    """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
+    a, b = saes.load(layer), saes.load(layer_to)
+    matching = match_configured(cfg, a, b, solver)
+    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
+    provenance["folding_scale"] = cfg.folding.scale.value
+    matched = replace(matching.permutation, provenance=provenance)
+    matched.save(record.permutation_path(layer, layer_to))
+    permutations = with_controls(matched, seed=cfg.seed + layer)
+    rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
+    features = feature_table(a, b, matched, layer, layer_to)
+    random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
+    logger.info(
+        "layers %d -> %d: objective %.6g, gap %.1e, %.2f s",
+        layer, layer_to, matching.objective, matching.gap, matching.seconds,
+    )  # fmt: skip
+    return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def configured_solver(cfg: Config) -> Solver:
+    """The solver that the configuration names."""
+    return make_solver(cfg.solver.name, cfg.solver.memory_limit_gib)
 
 
 def match_configured(cfg: Config, a: SparseAutoencoder, b: SparseAutoencoder, solver: Solver) -> Matching:

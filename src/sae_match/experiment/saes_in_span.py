@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel
 from sae_match.errors import UserError
+from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
@@ -50,8 +51,11 @@ class SpanSaes:
         """Adjacent pairs (t, t+1) of the span."""
         return list(zip(self.layers[:-1], self.layers[1:], strict=True))
 
-    def preflight(self, solver: Solver, progress: bool) -> None:
+    def preflight(self, solver: Solver, progress: bool, d_model: int | None = None) -> None:
         """Look at every file's header, then read every SAE once, so that a bad one is found before hours of work.
+
+        Args:
+            d_model: width of the model's residual stream, for a full evaluation.
 
         Raises:
             UserError: missing or invalid files, SAEs over different residual streams or another model than
@@ -62,9 +66,9 @@ class SpanSaes:
         for layer in self.layers:
             # One by one: what is wrong with the first is said before the others are downloaded.
             headers[layer] = self.source.header(layer)
-            self._check_header(layer, headers[layer], headers[self.layers[0]])
+            self._check_header(layer, headers, d_model)
         for a, b in self.pairs:
-            solver.check_memory(headers[a].width, headers[b].width, self._problem_width(headers[a].d_model))
+            check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
             sae = self._usable(self.source.load(layer))
             self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash)
@@ -76,18 +80,15 @@ class SpanSaes:
         Raises:
             UserError: different d_model.
         """
-        self._check_d_model(self.facts[self.layers[0]].d_model, d_model, name)
+        check_same_stream(self.cfg.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
 
     def measure_on(self, streams: ResidualStreams) -> None:
         """Measure folding scales that need activations on these residual streams, each when its SAE is first loaded."""
         self._streams = streams
 
-    def _check_header(self, layer: int, header: SaeHeader, first: SaeHeader) -> None:
-        if header.d_model != first.d_model:
-            raise UserError(
-                f"layer {layer} reads d_model={header.d_model}, layer {self.layers[0]} {first.d_model}: "
-                "these SAEs do not belong to one model"
-            )
+    def _check_header(self, layer: int, headers: dict[int, SaeHeader], d_model: int | None) -> None:
+        first, header = headers[self.layers[0]], headers[layer]
+        check_one_stream({at: known.d_model for at, known in headers.items()})
         if header.site is not first.site:
             raise UserError(
                 f"layer {layer} reads {header.site.value}, layer {self.layers[0]} {first.site.value}: "
@@ -95,22 +96,16 @@ class SpanSaes:
             )
         if self.full:
             refuse_encoding(f"SAEs {self.cfg.sae.name}, layer {layer}", header.site, header.obstacle)
-            if self.cfg.model.d_model is not None:
-                self._check_d_model(header.d_model, self.cfg.model.d_model, self.cfg.model.name)
-
-    def _check_d_model(self, read: int, d_model: int, name: str) -> None:
-        if read != d_model:
-            raise UserError(
-                f"the SAEs {self.cfg.sae.name} read d_model={read}, but the model {name} has d_model={d_model}: "
-                "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
-            )
+        if d_model is not None:
+            check_same_stream(self.cfg.sae.name, header.d_model, self.cfg.model.name, d_model)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer on the job's device."""
         if layer not in self._held:
-            self._held[layer] = self._scaled(layer, self.source.load(layer).to(self.device))
-            while len(self._held) > 2:
+            # Before reading: a third SAE would otherwise be in memory while the oldest is still held.
+            while len(self._held) > 1:
                 self._held.popitem(last=False)
+            self._held[layer] = self._scaled(layer, self.source.load(layer).to(self.device))
         self._held.move_to_end(layer)
         return self._held[layer]
 
@@ -157,7 +152,44 @@ class SpanSaes:
         if second.content_hash == own.content_hash:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
         self._usable(second)
-        solver.check_memory(own.width, second.width, self._problem_width(own.d_model))
+        check_pair(self.cfg, solver, own.width, second.width, own.d_model)
 
-    def _problem_width(self, d_model: int) -> int:
-        return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]
+
+def check_one_stream(d_models: dict[int, int]) -> None:
+    """Refuse SAEs of different models in one span.
+
+    Args:
+        d_models: by layer.
+
+    Raises:
+        UserError: they differ.
+    """
+    first = min(d_models)
+    for layer, d_model in d_models.items():
+        if d_model != d_models[first]:
+            raise UserError(
+                f"layer {layer} reads d_model={d_model}, layer {first} {d_models[first]}: "
+                "these SAEs do not belong to one model"
+            )
+
+
+def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
+    """Refuse a model whose residual stream is not the one the SAEs read.
+
+    Raises:
+        UserError: different d_model.
+    """
+    if d_sae != d_model:
+        raise UserError(
+            f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
+            "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+        )
+
+
+def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+    """Refuse a pair that the solver has no memory for.
+
+    Raises:
+        UserError: from the solver.
+    """
+    solver.check_memory(width_a, width_b, problem_width(cfg.matching.metric, d_model))

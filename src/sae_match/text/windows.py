@@ -44,6 +44,16 @@ def load_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos =
     return windows
 
 
+def find_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos = Bos.auto) -> TokenWindows | None:
+    """The windows that `load_windows` would find in the cache, or None where it would have to build them.
+
+    Raises UserError where the source is not as configured.
+    """
+    _check(cfg)
+    recipe = make_recipe(cfg, open_source(cfg), tokenizer, bos_token(tokenizer, bos))
+    return read_entry(Path(cache_dir), recipe)
+
+
 def make_recipe(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None) -> dict[str, Any]:
     """Everything that the windows depend on, JSON-compatible; the dataset's short name is only a label."""
     return {
