@@ -26,7 +26,8 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 BOS = 2
 OVERRIDES = [
     "experiment=gemma_2_2b", "layers.first=0", f"layers.last={BLOCKS - 1}", f"model.n_layers={BLOCKS}",
-    f"model.d_model={D_MODEL}", "dataset.documents=8", f"dataset.window_tokens={WINDOW}", "tracking=none",
+    f"model.d_model={D_MODEL}", f"sae.d_model={D_MODEL}", f"sae.n_layers={BLOCKS}",
+    "dataset.documents=8", f"dataset.window_tokens={WINDOW}", "tracking=none",
     "evaluation.bootstrap_samples=50", "evaluation.min_count=1", "device=cpu", "progress=false",
 ]  # fmt: skip
 

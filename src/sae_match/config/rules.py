@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
     DatasetConfig,
@@ -42,6 +43,7 @@ def check_config(cfg: Config) -> None:
     """
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
+    problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _evaluation_rules(cfg.evaluation)
     if cfg.evaluation.level is EvaluationLevel.full:

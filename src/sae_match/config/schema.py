@@ -11,6 +11,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from sae_match.config.sae_schema import SaeConfig
+
 
 class Metric(StrEnum):
     """Which parameters enter the matching cost (method: Eq. 3)."""
@@ -27,6 +29,29 @@ class Folding(StrEnum):
     none = "none"
 
 
+class FoldingScale(StrEnum):
+    """What plays theta when features are folded; weight metrics are always in these units.
+
+    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
+    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
+    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
+    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
+    no scale.
+    """
+
+    auto = "auto"
+    threshold = "threshold"
+    stored = "stored"
+    estimated = "estimated"
+    mean_activation = "mean_activation"
+    max_activation = "max_activation"
+    decoder_norm = "decoder_norm"
+
+
+MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
+"""Scales that need activations on text, and so evaluation=full."""
+
+
 class SpliceUnits(StrEnum):
     """Units in which activations travel along the permutation when a residual is spliced."""
 
@@ -39,13 +64,6 @@ class SolverName(StrEnum):
     """Assignment solvers."""
 
     dense = "dense"
-
-
-class Dialect(StrEnum):
-    """On-disk layout of SAE checkpoints."""
-
-    native = "native"
-    gemma_scope = "gemma_scope"
 
 
 class ModelSource(StrEnum):
@@ -127,6 +145,10 @@ class FoldingConfig:
 
     name: Folding = MISSING
     """theta | none."""
+    scale: FoldingScale = FoldingScale.auto
+    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
+    k: int | None = None
+    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
 
 
 @dataclass
@@ -147,34 +169,6 @@ class LayersConfig:
     """First layer (0-based; the residual stream after this block)."""
     last: int = MISSING
     """Last layer, inclusive."""
-
-
-@dataclass
-class SaeConfig:
-    """Which sparse autoencoders are matched."""
-
-    name: str = MISSING
-    """Short name used in records."""
-    dialect: Dialect = MISSING
-    """File layout."""
-    root: str | None = None
-    """Local directory in the hub's layout; read in place of the hub when set."""
-    repo_id: str | None = None
-    """Hub repository."""
-    revision: str | None = None
-    """Hub revision; null = main."""
-    width: str | None = None
-    """Gemma Scope width, such as 16k."""
-    l0: str | None = None
-    """Gemma Scope sparsity: canonical, paper, or a number that names average_l0_N."""
-    filename: str = "layer_{layer:02d}.safetensors"
-    """Native layout: file name per layer."""
-    ceiling_filename: str | None = None
-    """Native layout: file name of a second seed; where it exists the same-layer match is the ceiling."""
-    first_layer: int = 0
-    """First layer for which SAEs exist."""
-    last_layer: int = MISSING
-    """Last layer for which SAEs exist."""
 
 
 @dataclass

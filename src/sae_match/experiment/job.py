@@ -102,9 +102,7 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     full = cfg.evaluation.level is EvaluationLevel.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
     d_model = check_model_facts(cfg) if full else None
-    saes.preflight(solver, progress)
-    if d_model is not None:
-        saes.check_model(d_model, cfg.model.name)
+    saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()

@@ -54,8 +54,8 @@ def plan_saes(cfg: Config, lookup: Lookup, d_model: int | None, problems: list[s
     Args:
         d_model: width of the model's residual stream where it is known, for files that state no shape.
     """
-    source = SaeSource(cfg.sae)
     layers = list(range(cfg.layers.first, cfg.layers.last + 1))
+    source = SaeSource(cfg.sae, tuple(layers))
     if cfg.sae.root is not None:
         return PlannedSaes([], _local_shapes(source, layers, problems))
     files = _hub_files(cfg, source, layers, lookup, problems)
