@@ -181,12 +181,12 @@ def run(generated: Path, record: Path, overrides: list[str]) -> int:
 
     hub = Hub()
     hub.publish("google/gemma-scope-2b-pt-res", generated)
-    last = len(list(generated.glob("layer_*"))) - 1
+    recipe = Recipe(**json.loads((generated / "planted" / "recipe.json").read_text()))
     cache = record.with_name(f"{record.name}_cache").absolute()
     environment = {**os.environ, **hub.environment(cache / "hub"), "SAE_MATCH_CACHE": str(cache)}
     command = [
         sys.executable, "-m", "sae_match", "experiment=gemma_2_2b", "evaluation=weights_only", "layers.first=0",
-        f"layers.last={last}", f"paths.output_dir={record}", f"hydra.run.dir={record}", "tracking=none", *overrides,
+        f"layers.last={recipe.layers - 1}", f"sae.d_model={recipe.d}", f"paths.output_dir={record}", f"hydra.run.dir={record}", "tracking=none", *overrides,
     ]  # fmt: skip
     started = time.monotonic()
     try:

@@ -17,10 +17,13 @@ from sae_match.config.schema import Metric, ModelConfig, ModelSource
 from sae_match.experiment import estimates
 from sae_match.experiment.estimates import JobShape, phases
 from sae_match.experiment.machine import available_ram
+from sae_match.experiment.plan import solver_bytes
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.size import ModelSize, model_size
 from sae_match.matching import Permutation
+from sae_match.matching.certified.solver import CertifiedSolver
+from sae_match.matching.dense import DenseSolver
 from sae_match.matching.problem import matching_problem
 from tests.builders import random_sae
 from tests.experiment.conftest import LAYERS
@@ -139,3 +142,10 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_ram(tmp_path) == 20_000
     write("memory.stat", "anon 6000\nactive_file 1000\ninactive_file 3000\n")
     assert available_ram(tmp_path) == 24_000, "file pages give way"
+
+
+def test_the_least_that_a_solver_can_do_with() -> None:
+    dense, certified = DenseSolver(), CertifiedSolver()
+    assert solver_bytes(dense, 100, 17) == dense.required_bytes(100, 100, 17)
+    assert solver_bytes(certified, 100, 17) == certified.required_bytes(100, 100, 17, cached=False)
+    assert solver_bytes(certified, 100, 17) < certified.required_bytes(100, 100, 17, cached=True)

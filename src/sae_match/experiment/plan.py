@@ -6,6 +6,7 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def make_plan(cfg: Config) -> Plan:
         model = plan_model(cfg, lookup, problems)
         text = plan_text(cfg, lookup, model.directory, problems)
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
-    saes = plan_saes(cfg, lookup, d_model, problems)
+    saes = plan_saes(cfg, lookup, cfg.sae.d_model or d_model, problems)
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     solver = configured_solver(cfg)
     _check_solver(cfg, saes, solver, problems)
@@ -165,6 +166,16 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
             check_pair(cfg, solver, width_a, width_b, d_model)
 
 
+def solver_bytes(solver: Solver, width: int, rows: int) -> int:
+    """The least memory with which a solver can match two SAEs of `width` features, `rows` numbers each; 0 if untold."""
+    needed = getattr(solver, "required_bytes", None)
+    if needed is None:
+        return 0
+    # A solver that keeps inner products where they fit can do without.
+    options = {"cached": False} if "cached" in inspect.signature(needed).parameters else {}
+    return int(needed(width, width, rows, **options))
+
+
 def _job_shape(
     cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, solver: Solver
 ) -> JobShape | None:
@@ -174,12 +185,10 @@ def _job_shape(
     widest = max(shape.width for shape in saes.shapes.values())
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
-    needed = getattr(solver, "required_bytes", None)
-    solver_bytes = 0 if needed is None else needed(widest, widest, problem_width(cfg.matching.metric, d_model))
     shape = JobShape(
         d_model=d_model,
         widths=tuple(saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers),
-        solver_bytes=int(solver_bytes),
+        solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
     )
     if model is None or text is None or model.size is None:
         return shape

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_match.config.schema import Config, SolverName
+from sae_match.config.schema import Config
 from sae_match.experiment import estimates
 from sae_match.experiment.machine import matmul_flops
 from sae_match.experiment.plan import Plan
@@ -20,7 +20,7 @@ DOWNLOAD_RATE = 25e6
 """Bytes per second, assumed."""
 READ_RATE = 400e6
 """Bytes per second of reading, checking and hashing an SAE, as seen on one core."""
-SOLVER_REFERENCE = {SolverName.dense: (2.8, 4096, 2.45)}
+SOLVER_REFERENCE = {"dense": (2.8, 4096, 2.45)}
 """Seconds of a pair at a width, measured on one core, and the exponent with which they grow with the width."""
 
 
@@ -70,7 +70,7 @@ def _reading(shape: estimates.JobShape) -> Duration:
 
 
 def _solving(cfg: Config, shape: estimates.JobShape) -> Duration:
-    reference = SOLVER_REFERENCE.get(cfg.solver.name)
+    reference = SOLVER_REFERENCE.get(cfg.solver.name.value)
     if reference is None:
         return Duration("match all pairs", None, f"solver={cfg.solver.name.value} has no measured reference")
     seconds, width, exponent = reference
