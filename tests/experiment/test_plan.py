@@ -78,6 +78,21 @@ def test_a_plan_names_every_file_and_writes_nothing(
     assert published.asked(r"\.safetensors$") == 0 and published.asked(r"layer_[1-3].*npz$") == 0
 
 
+def test_shapes_of_safetensors_come_from_their_headers(
+    hub: Hub, tmp_path: Path, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish("me/saes", random_saes)
+    changes = ["evaluation=weights_only", "sae=native", "sae.repo_id=me/saes", "sae.d_model=null", "sae.l0=null"]
+    plan = make_plan(config(tmp_path, *changes))
+    assert plan.problems == [] and plan.saes is not None
+    assert {layer: (s.d_model, s.width) for layer, s in plan.saes.shapes.items()} == dict.fromkeys(range(4), (8, 24))
+    assert not (tmp_path / "hub_cache").exists()
+    run(config(tmp_path, *changes))
+    hub.stop()
+    again = make_plan(config(tmp_path, *changes)).saes
+    assert again is not None and again.shapes == plan.saes.shapes
+
+
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
     plan = make_plan(config(tmp_path, "evaluation=weights_only"))
     assert plan.problems == [] and plan.model is None
