@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,6 +85,7 @@ class Hub:
         """Method and path of every request."""
         self.tokens: list[str | None] = []
         """Token of every request."""
+        self.connections: list[socket.socket] = []
         hub = self
 
         class Handler(_Handler):
@@ -129,15 +132,22 @@ class Hub:
         }
 
     def stop(self) -> None:
-        """Close the port: from here on the hub is down."""
+        """Close the port and every open connection: from here on the hub is down."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: Hub
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.append(self.connection)
 
     def do_GET(self) -> None:
         self._answer()

@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
 
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutException", "ProxyError", "PoolTimeout"}
 _BROKEN_OFF = {"RemoteProtocolError", "ReadError", "IncompleteRead"}
+GATED_DATASET = "is a gated dataset on the Hub"
+"""datasets cuts the hub client's error off its own, so that only these words are left."""
 _ABSENT = "and the local cache does not hold what is needed"
 
 
@@ -55,6 +57,8 @@ def explain(error: BaseException, repository: Repository, filename: str | None =
     """What is wrong, where, and how to mend it; None where the hub has nothing to do with `error`."""
     chain = list(_chain(error))
     what = repository.label + (f", file {filename}" if filename else "")
+    if any(GATED_DATASET in str(link) for link in chain):
+        return f"{what}: {_gated(repository)}"
     for kind, explanation in (
         (GatedRepoError, _gated), (RevisionNotFoundError, _revision), (RepositoryNotFoundError, _repository),
     ):  # fmt: skip

@@ -2,6 +2,10 @@
 
     python -m tests.benchmarks.gemma_scope_scale --layers 26 --width 16384 --d 2304 --out DIR
     python -m tests.benchmarks.gemma_scope_scale --out DIR --compare RECORD
+    python -m tests.benchmarks.gemma_scope_scale --out DIR --run RECORD [-- OVERRIDE...]
+
+The last one serves DIR as google/gemma-scope-2b-pt-res from a hub on loopback, runs the command line with
+`experiment=gemma_2_2b evaluation=weights_only` over all of its layers, and prints time, peak memory and the scores.
 
 Files have the hub's layout, layer_{L}/width_16k/average_l0_{N}/params.npz with the N of the paper's Table 1: DIR can
 be published as google/gemma-scope-2b-pt-res. Every layer is the previous one with its features in another order,
@@ -12,7 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -163,6 +171,39 @@ def compare(record: Path, generated: Path) -> list[Score]:
     return scores
 
 
+def run(generated: Path, record: Path, overrides: list[str]) -> int:
+    """The command line over `generated`, downloaded from a loopback hub into a cache beside the record.
+
+    Returns:
+        The command's exit code.
+    """
+    from tests.hub_server import Hub
+
+    hub = Hub()
+    hub.publish("google/gemma-scope-2b-pt-res", generated)
+    last = len(list(generated.glob("layer_*"))) - 1
+    cache = record.with_name(f"{record.name}_cache").absolute()
+    environment = {**os.environ, **hub.environment(cache / "hub"), "SAE_MATCH_CACHE": str(cache)}
+    command = [
+        sys.executable, "-m", "sae_match", "experiment=gemma_2_2b", "evaluation=weights_only", "layers.first=0",
+        f"layers.last={last}", f"paths.output_dir={record}", f"hydra.run.dir={record}", "tracking=none", *overrides,
+    ]  # fmt: skip
+    started = time.monotonic()
+    try:
+        code = subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        hub.stop()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"exit code {code}, {time.monotonic() - started:.0f} s, peak memory {peak:.2f} GiB")
+    return code
+
+
+def report(scores: list[Score]) -> None:
+    """Print one line per pair."""
+    for score in scores:
+        print(f"layer {score.layer:2d}: {score.found} of {score.persisting} persisting features ({score.accuracy:.4f})")
+
+
 def _planted_path(out: Path, layer: int) -> Path:
     return out / "planted" / f"layer_{layer:02d}_to_{layer + 1:02d}.npy"
 
@@ -178,14 +219,19 @@ def main() -> int:
     parser.add_argument("--replaced", type=float, default=Recipe.replaced)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", type=Path, metavar="RECORD", help="score a record instead of generating")
+    parser.add_argument("--run", type=Path, metavar="RECORD", help="run a job over the files instead of generating")
+    parser.add_argument("overrides", nargs="*", help="with --run, after --: overrides of the job")
     asked = parser.parse_args()
+    if asked.run is not None:
+        code = run(asked.out, asked.run, asked.overrides)
+        report(compare(asked.run, asked.out))
+        return code
     if asked.compare is None:
         shape = asked.layers, asked.width, asked.d
         generate(Recipe(*shape, noise=asked.noise, replaced=asked.replaced, seed=asked.seed), asked.out)
         return 0
     scores = compare(asked.compare, asked.out)
-    for score in scores:
-        print(f"layer {score.layer:2d}: {score.found} of {score.persisting} persisting features ({score.accuracy:.4f})")
+    report(scores)
     return 0 if scores else 1
 
 

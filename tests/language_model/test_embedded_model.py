@@ -15,6 +15,7 @@ from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.language_model import embedded, load_language_model
 from sae_match.language_model import gguf as gguf_room
+from sae_match.language_model.facts import model_facts
 
 WIDTH, HEADS, INNER, LAYERS = 32, 4, 64, 2
 TOKENS = ["<|endoftext|>", "a", "b", "c", "ab"]
@@ -121,6 +122,23 @@ def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, m
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [embedded.CONVERTED_NAME]
     monkeypatch.setattr(embedded, "find_gguf", lambda: pytest.fail("converted twice"))
     assert load_language_model(cfg, "cpu", tmp_path / "cache").key == model.key
+
+
+def test_a_gguf_file_as_a_local_model(tmp_path: Path) -> None:
+    """The directory is named after the content: another file of the same name is another model."""
+    tiny_gguf(tmp_path / "mine.gguf")
+    cfg = ModelConfig(name="mine", source=ModelSource.local, path=str(tmp_path / "mine.gguf"))
+    assert (model_facts(cfg, tmp_path).n_layers, model_facts(cfg, tmp_path).d_model) == (LAYERS, WIDTH)
+    model = load_language_model(cfg, "cpu", tmp_path)
+    assert model.tokenizer("abc")["input_ids"] == [4, 3] and model.n_layers == LAYERS
+    assert [p.name.startswith("mine-") for p in (tmp_path / "models").iterdir()] == [True]
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF and no more")
+    with pytest.raises(UserError, match="cannot read this GGUF file"):
+        load_language_model(cfg, "cpu", tmp_path)
+    (tmp_path / "mine.gguf").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_language_model(cfg, "cpu", tmp_path)
+    assert len(list((tmp_path / "models").iterdir())) == 1
 
 
 def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

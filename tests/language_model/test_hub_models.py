@@ -123,6 +123,15 @@ def test_a_failing_hub(hub: Hub, files: Path, tmp_path: Path, fault: dict[str, A
     assert re.search(words, refused(tmp_path))
 
 
+def test_a_token_that_the_hub_does_not_accept(
+    hub: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish("owner/tiny", files)
+    hub.fail("owner/tiny", status=401)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert "does not accept HF_TOKEN (401)" in refused(tmp_path)
+
+
 def test_a_hub_that_is_down(hub: Hub, files: Path, tmp_path: Path) -> None:
     hub.publish("owner/tiny", files)
     hub.stop()

@@ -10,6 +10,7 @@ from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
     DatasetConfig,
+    DatasetSource,
     EvaluationConfig,
     EvaluationLevel,
     LayersConfig,
@@ -150,6 +151,15 @@ def _dataset_rules(dataset: DatasetConfig, where: str, sink_positions: int) -> I
         value = getattr(dataset, name)
         if value < least:
             yield f"{where}.{name}={value}: must be at least {least}"
+    if dataset.source is DatasetSource.hub:
+        if not dataset.repo_id:
+            yield f"{where}.repo_id is not set, and {where}.source=hub needs one"
+        if dataset.pool is not None and dataset.pool < dataset.documents:
+            yield f"{where}.pool={dataset.pool}: must hold at least the {dataset.documents} documents of the sample"
+        if dataset.fallback_files and not dataset.fallback_files.startswith("hf://"):
+            yield f"{where}.fallback_files={dataset.fallback_files}: must be hf:// URLs of parquet files"
+    if dataset.source is DatasetSource.local and not dataset.path:
+        yield f"{where}.path is not set, and {where}.source=local needs one"
 
 
 def _disjoint_rule(cfg: TrainConfig) -> Iterator[str]:

@@ -184,7 +184,7 @@ class ModelConfig:
     revision: str | None = None
     """Hub revision; null = main."""
     path: str | None = None
-    """Model directory (source=local)."""
+    """Model directory, or a .gguf file, which is converted once (source=local)."""
     dtype: str = "float32"
     """float32 | bfloat16 | float16."""
     attn_implementation: str | None = None
@@ -196,7 +196,8 @@ class ModelConfig:
     """With device_map: the most to use of each GPU (by number) and of `cpu`, such as {0: 20GiB, cpu: 40GiB}; what is
     left over goes to disk, below paths.cache_dir. Empty = what accelerate finds free."""
     bos: Bos = Bos.auto
-    """auto: prepend BOS exactly where the tokenizer defines and adds one."""
+    """Windows begin with exactly one BOS, or with none. auto: where the tokenizer itself adds one (Gemma, Llama 3), not
+    where it only defines one (GPT-2, Pythia, SmolLM2); required: wherever one is defined; none: never."""
     sink_positions: int = 1
     """Attention sinks at each window's start: never replaced, never counted, never trained on. 1 = position 0;
     a model without BOS can carry the sink on to position 1, then 2."""
@@ -222,6 +223,14 @@ class DatasetConfig:
     """Hub revision."""
     split: str = "train"
     """Hub split."""
+    data_files: str | None = None
+    """Hub: read these files instead of what the repository declares: a glob inside it, or hf:// URLs of parquet."""
+    fallback_files: str | None = None
+    """Hub: hf:// URLs of parquet files, read (with a warning) where the repository is still a loading script, which is
+    never run; not with a pinned revision."""
+    pool: int | None = None
+    """Hub: the sample is drawn from so many documents at the beginning of the stream; null = 10 x documents, at
+    least 1,000."""
     path: str | None = None
     """Local .txt, .jsonl or .parquet file, or a directory of .txt files (source=local)."""
     column: str | None = None

@@ -24,7 +24,7 @@ def render(plan: Plan, durations: list[Duration]) -> str:
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", _disk(plan)),
-            ("Time, estimated", _time(durations)),
+            ("Time, estimated", _time(plan, durations)),
         ):
             lines += ["", f"== {title} ==", *part]
     lines += ["", f"== Problems: {len(plan.problems) or 'none'} =="]
@@ -140,10 +140,18 @@ def _memory(plan: Plan) -> Iterator[str]:
 def _disk(plan: Plan) -> Iterator[str]:
     for need in plan.disk:
         yield f"{need.what}: {size(need.bytes)} in {need.path} ({need.key})"
+    if _windows_unknown(plan):
+        yield "residual streams are not counted: how many windows there are is known when the text has been cut"
 
 
-def _time(durations: list[Duration]) -> Iterator[str]:
+def _windows_unknown(plan: Plan) -> bool:
+    return plan.text is not None and plan.text.windows is None
+
+
+def _time(plan: Plan, durations: list[Duration]) -> Iterator[str]:
     for step in durations:
         yield f"{step.step}: {duration(step.seconds)} ({step.because})"
+    if _windows_unknown(plan):
+        yield "without the steps that depend on how many windows there are"
     known = [step.seconds for step in durations if step.seconds is not None]
     yield f"in all: about {duration(sum(known))}" + ("" if len(known) == len(durations) else ", and what is unknown")

@@ -54,19 +54,20 @@ def disk_needs(
 def captured(cfg: Config, shape: JobShape) -> set[int]:
     """Layers of the span in the cache entry that most likely is this job's.
 
-    An entry's key needs the model's weights; here the model's name and the windows' shape have to do. Capturing checks
-    the room again with the exact key.
+    An entry's key needs the model's weights; here the model's name and the windows' shape have to do, and there may be
+    fewer windows than the configuration allows. Capturing checks the room again with the exact key.
     """
-    wanted = (cfg.model.name, shape.windows, shape.window_tokens, shape.d_model)
+    wanted = (cfg.model.name, shape.window_tokens, shape.d_model)
     span = range(cfg.layers.first, cfg.layers.last + 1)
     best: set[int] = set()
     for path in (Path(cfg.paths.cache_dir) / "residual_streams").glob("*/manifest.json"):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            found = tuple(manifest[name] for name in ("model_name", "n_windows", "window_tokens", "d_model"))
+            found = tuple(manifest[name] for name in ("model_name", "window_tokens", "d_model"))
+            fits = found == wanted and manifest["n_windows"] <= shape.windows
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not an entry; capturing will say so if it has to
-        if found == wanted:
+        if fits:
             best = max(best, {layer for layer in span if layer_path(path.parent, layer).is_file()}, key=len)
     return best
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants, hf_hub_download
 
 from sae_match.config.schema import Config, ModelConfig, ModelSource
 from sae_match.errors import UserError
-from sae_match.experiment.model_check import check_span, check_window
+from sae_match.experiment.model_check import check_dtype, check_span, check_window
 from sae_match.experiment.problems import noting
 from sae_match.hub import explained
 from sae_match.hub_lookup import HubFile, Lookup
@@ -53,6 +53,8 @@ def plan_model(cfg: Config, lookup: Lookup, problems: list[str]) -> PlannedModel
                 check_span(cfg, planned.facts)
             with noting(problems):
                 check_window(cfg, planned.facts)
+            with noting(problems):
+                check_dtype(cfg, planned.facts)
         return planned
     return PlannedModel([], None, None, None)
 
@@ -96,7 +98,8 @@ def _on_hub(cfg: Config, lookup: Lookup) -> PlannedModel:
 
 
 def _described(cfg: ModelConfig, files: list[HubFile], directory: Path, kept: bool) -> PlannedModel:
-    facts, size = read_facts(cfg, directory), model_size(cfg, directory)
+    where = f"{CONFIG} of {cfg.repo_id}"
+    facts, size = read_facts(cfg, directory, where), model_size(cfg, directory, where)
     return PlannedModel(files, facts, size, directory if kept else None)
 
 

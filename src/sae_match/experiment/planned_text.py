@@ -14,10 +14,9 @@ from sae_match.hub_errors import Repository
 from sae_match.hub_lookup import HubFile, Lookup
 from sae_match.text import TokenWindows
 from sae_match.text.sources import open_source
-from sae_match.text.sources.hub import PARQUET_FALLBACKS
+from sae_match.text.sources.hub import ELSEWHERE
 from sae_match.text.windows import find_windows
 
-ELSEWHERE = "use an embedded text (dataset=wiki), or a local file (dataset.source=local dataset.path=FILE)"
 DATA_SUFFIXES = (
     ".parquet",
     ".arrow",
@@ -99,11 +98,13 @@ def _on_hub(cfg: DatasetConfig, lookup: Lookup) -> str:
     Raises:
         UserError: unknown, gated or unreachable, or a loading script without data files.
     """
+    if cfg.data_files and cfg.data_files.startswith("hf://"):
+        return f"streamed from {cfg.data_files}, which is not looked up before"
     repository = Repository(str(cfg.repo_id), cfg.revision, "dataset", ELSEWHERE)
     data = data_files(lookup.listing(repository))
     if not data:
-        if cfg.repo_id in PARQUET_FALLBACKS and cfg.revision is None:
-            return "its main branch holds no data files, so a known parquet revision is read"
+        if cfg.fallback_files and cfg.revision is None:
+            return f"its main branch holds no data files, so {cfg.fallback_files} is read"
         raise UserError(
             f"{repository.label}: it holds no data files ({', '.join(DATA_SUFFIXES[:5])}...), so it is a loading "
             "script, which is not run. Set dataset.revision=refs/convert/parquet, or choose another dataset."

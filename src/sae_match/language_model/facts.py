@@ -43,13 +43,17 @@ def model_facts(cfg: ModelConfig, cache_dir: Path) -> ModelFacts:
     return read_facts(cfg, small_files(cfg, Path(cache_dir)))
 
 
-def read_facts(cfg: ModelConfig, directory: Path) -> ModelFacts:
+def read_facts(cfg: ModelConfig, directory: Path, where: str | None = None) -> ModelFacts:
     """The facts in a directory that holds at least the model's config.json.
+
+    Args:
+        where: how messages name that file; its path if None.
 
     Raises:
         UserError: config.json is unreadable or describes no language model, or the configuration states another
             n_layers or d_model.
     """
+    where = where or str(directory / "config.json")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config(decoder=True)
@@ -62,14 +66,14 @@ def read_facts(cfg: ModelConfig, directory: Path) -> ModelFacts:
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
-            f"model {cfg.name}: {directory / 'config.json'} describes no language model that transformers knows.\n"
+            f"model {cfg.name}: {where} describes no language model that transformers knows.\n"
             f"{type(error).__name__}: {error}"
         ) from error
     for name in ("n_layers", "d_model"):
         stated, found = getattr(cfg, name), getattr(facts, name)
         if stated is not None and stated != found:
             raise UserError(
-                f"model.{name}={stated}, but {directory / 'config.json'} says {found}: correct it, or set it to null "
+                f"model.{name}={stated}, but {where} says {found}: correct it, or set it to null "
                 "to take it from the model"
             )
     return facts

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.errors import UserError
 from sae_match.language_model.quiet import without_progress_bars
+
+_UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError, ImportError, struct.error)
+"""What transformers raises for a damaged file, an unknown architecture or a missing gguf library."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ def _convert(gguf: Path, into: Path) -> None:
         try:
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (ValueError, KeyError, IndexError, NotImplementedError, ImportError) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"{gguf}: transformers cannot read this GGUF file.\n{type(error).__name__}: {error}"
             ) from error

@@ -44,8 +44,11 @@ class ModelSize:
         return self.parameters * self.itemsize
 
 
-def model_size(cfg: ModelConfig, directory: Path) -> ModelSize:
+def model_size(cfg: ModelConfig, directory: Path, where: str | None = None) -> ModelSize:
     """The size of the model whose config.json lies in `directory`, counted on a model without memory behind it.
+
+    Args:
+        where: how messages name that file; its path if None.
 
     Raises:
         UserError: config.json describes no causal language model that can be built.
@@ -55,7 +58,9 @@ def model_size(cfg: ModelConfig, directory: Path) -> ModelSize:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=cfg.attn_implementation)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
-        raise UserError(f"model {cfg.name}: cannot be built from {directory / 'config.json'}: {error}") from error
+        raise UserError(
+            f"model {cfg.name}: cannot be built from {where or directory / 'config.json'}: {error}"
+        ) from error
     text, blocks = config.get_text_config(decoder=True), find_blocks(model)
     d_model = int(text.hidden_size)
     return ModelSize(

@@ -24,10 +24,50 @@ class MatchingProblem:
 
     The rows of a metric are its parameter groups side by side (W_enc columns, b_enc entries, W_dec rows), each
     multiplied by the square root of its weight, so squared distances add up with those weights.
+
+    Args:
+        left: one row per feature of A.
+        right: one row per feature of B.
+        rejection_cost: a feature of the narrower side may stay unmatched at this cost; None = all are matched.
+        n_pairs: match exactly this many pairs; None = as many as the narrower side has.
     """
 
     left: Float[Tensor, "F_a D"]
     right: Float[Tensor, "F_b D"]
+    rejection_cost: float | None = None
+    n_pairs: int | None = None
+
+    def check(self) -> None:
+        """Refuse what no solver can answer.
+
+        Raises:
+            UserError: NaN or infinity, an empty side, a negative rejection cost, more pairs than there are features,
+                or both limits at once.
+        """
+        n_a, n_b = self.shape
+        if min(n_a, n_b) == 0:
+            raise UserError(f"nothing to match: {n_a} and {n_b} features are left on the two sides")
+        if not bool(torch.isfinite(self.left).all() and torch.isfinite(self.right).all()):
+            raise UserError("the matching problem holds NaN or infinity; check the SAEs' parameters")
+        if self.rejection_cost is not None and self.n_pairs is not None:
+            raise UserError("rejection_cost and n_pairs both limit the pairs: give one of them")
+        if self.rejection_cost is not None and not self.rejection_cost >= 0:
+            raise UserError(f"rejection_cost={self.rejection_cost}: must be a number >= 0")
+        if self.n_pairs is not None and not 1 <= self.n_pairs <= min(n_a, n_b):
+            raise UserError(f"n_pairs={self.n_pairs}: must be in 1..{min(n_a, n_b)}, the narrower side's features")
+
+    def check_complete(self, solver: str) -> None:
+        """Refuse partial matching on behalf of a solver that always matches the whole narrower side.
+
+        Raises:
+            UserError: rejection_cost or n_pairs is set.
+        """
+        self.check()
+        if self.rejection_cost is not None or self.n_pairs is not None:
+            raise UserError(
+                f"solver={solver} matches every feature of the narrower SAE; rejection_cost and n_pairs need "
+                "solver=certified"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,14 +75,15 @@ class MatchingProblem:
         return len(self.left), len(self.right)
 
     def objective(self, permutation: Permutation) -> float:
-        """Sum over matched pairs of the squared distance, accumulated in float64."""
+        """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
         total = 0.0
         matched = permutation.matched
         for rows in matched.split(4096):
             a = self.left[rows].to(torch.float64)
             b = self.right[permutation.indices[rows]].to(torch.float64)
             total += float((a - b).square().sum())
-        return total
+        rejected = min(self.shape) - len(matched)
+        return total + rejected * self.rejection_cost if self.rejection_cost is not None else total
 
 
 def feature_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sae_match.matching.permutation import Permutation
@@ -15,15 +15,17 @@ class Solution:
 
     Attributes:
         permutation: the assignment.
-        objective: sum of squared distances of the pairs, float64 accumulation.
+        objective: sum of squared distances of the pairs (and of rejections' costs), float64 accumulation.
         lower_bound: no assignment costs less than this, up to `tolerance`.
         tolerance: absolute uncertainty of `lower_bound` from rounding of the cost matrix.
+        statistics: what the solver did: seconds per phase, counts, peak memory.
     """
 
     permutation: Permutation
     objective: float
     lower_bound: float
     tolerance: float
+    statistics: dict[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:

@@ -103,6 +103,7 @@ def _build(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None, 
         "recipe": recipe,
         "recipe_key": recipe_key(recipe),
         "note": source.note,
+        "facts": source.facts,
         "pool_documents": len(pool),
         "too_short_documents": sample.too_short,
         "documents": found,
@@ -146,6 +147,7 @@ def _too_few(cfg: DatasetConfig, source: Source, pool: int, found: int) -> str:
         advice += f", or dataset.documents to {found} (0 = all that are long enough)"
     if Part(cfg.part) is not Part.all:
         advice += ", or use dataset.part=all"
+    advice += source.advice
     return (
         f"{source.name}, part {Part(cfg.part).value}: {found} of {pool} documents have at least "
         f"{cfg.window_tokens} tokens, but {wanted}.\n{advice}."

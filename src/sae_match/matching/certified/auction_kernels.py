@@ -1,0 +1,213 @@
+"""Compiled kernels of the auction: rows bid for columns, prices fall, and the prices end near the optimal duals.
+
+Bertsekas' auction with epsilon scaling, in the sign convention of shortest augmenting paths: a row takes the column
+with the least cost - price, and lowers that price until the column is no better than the row's second choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sae_match.matching.certified.arrays import (
+    INFINITE,
+    SPARE,
+    UNOWNED,
+    Assignment,
+    Costs,
+    Float32,
+    Int16,
+    Int32,
+    Int64,
+    Lists,
+    Prices,
+    Scratch,
+)
+from sae_match.matching.certified.list_kernels import exact_cost, extend, make_list, move_list
+
+QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
+"""Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
+spare rows lost, exact costs computed, lists remade."""
+COUNTERS = 8
+
+
+@njit(cache=True, nogil=True)
+def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64) -> tuple[int, int, int, int]:
+    """Slots and values of row i's best and second best listed columns, made exact where they lie below the bound."""
+    first = lists.start[i]
+    while True:
+        best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
+        for t in range(first, first + lists.length[i]):
+            value = lists.cost[t] - prices.price[lists.column[t]]
+            if value < best:
+                second, second_at = best, best_at
+                best, best_at = value, t
+            elif value < second:
+                second, second_at = value, t
+        # Only what could decide the bid is computed exactly, and once: the list remembers it.
+        doubtful = -1
+        if best_at >= 0 and best < lists.bound[i] and not lists.exact[best_at]:
+            doubtful = best_at
+        elif second_at >= 0 and second < lists.bound[i] and not lists.exact[second_at]:
+            doubtful = second_at
+        if doubtful < 0:
+            return best_at, best, second_at, second
+        lists.cost[doubtful] = exact_cost(costs, i, lists.column[doubtful])
+        lists.exact[doubtful] = True
+        counters[EXACT] += 1
+
+
+@njit(cache=True, nogil=True)
+def set_price(j: int, price: int, costs: Costs, prices: Prices) -> None:
+    """Lower a column's price, in both forms."""
+    prices.price[j] = price
+    if j < prices.offset.shape[0]:
+        prices.offset[j] = np.float32((price - costs.column_cost[j]) / costs.unit)
+
+
+@njit(cache=True, nogil=True)
+def renew(
+    i: int, quantised: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
+) -> bool:
+    """Remake row i's list in place at today's prices; False where the pool is full."""
+    while True:
+        needed = make_list(i, quantised[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
+        if needed == 0:
+            return True
+        if not move_list(i, 2 * needed, lists):
+            return False
+
+
+@njit(cache=True, nogil=True)
+def stale(
+    i: int, best: int, counters: Int64, few: int, quantised: Int16, scale: Float32,
+    costs: Costs, prices: Prices, lists: Lists, scratch: Scratch,
+) -> bool:  # fmt: skip
+    """Remake an exhausted list here and now, where that is possible and cheaper than waiting for a batch."""
+    if quantised.shape[0] == 0 or counters[QUEUE] > few:
+        return False
+    counters[REMADE] += 1
+    before = lists.bound[i]
+    if not renew(i, quantised, scale, costs, prices, lists, scratch):
+        return False
+    # Prices that did not move since the list was made leave it as it was: only a longer one helps.
+    if lists.bound[i] <= before and lists.bound[i] <= best:
+        return extend(i, quantised[i], scale[i], costs, prices, lists, scratch)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def auction(
+    epsilon: int, most_bids: int, few: int, queue: Int32, head: int, pending: Int32, counters: Int64,
+    quantised: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, held: Assignment, scratch: Scratch,
+) -> int:  # fmt: skip
+    """Bids, first come first served, until the queue is empty, `pending` is full or `most_bids` are made.
+
+    `queue` is a ring that begins at `head`; returns the new head. Rows whose lists are exhausted go to `pending`.
+    """
+    ring = queue.shape[0]
+    stop = counters[BIDS] + most_bids
+    while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0] and counters[BIDS] < stop:
+        i = queue[head]
+        head = (head + 1) % ring
+        counters[QUEUE] -= 1
+        best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
+        while best >= lists.bound[i] and stale(
+            i, best, counters, few, quantised, scale, costs, prices, lists, scratch
+        ):
+            best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
+        if best >= lists.bound[i]:
+            pending[counters[PENDING]] = i
+            counters[PENDING] += 1
+            continue
+        counters[BIDS] += 1
+        # What lies outside the list is no better than its bound, so the bound can stand in for the second choice.
+        second = min(second, lists.bound[i])
+        j = lists.column[best_at]
+        drop = epsilon if second == INFINITE else second - best + epsilon
+        set_price(j, prices.price[j] - drop, costs, prices)
+        loser = held.owner[j]
+        held.owner[j], held.partner[i] = i, j
+        if loser >= 0:
+            held.partner[loser] = UNOWNED
+            queue[(head + counters[QUEUE]) % ring] = loser
+            counters[QUEUE] += 1
+        elif loser == SPARE:
+            counters[SPARES_LOST] += 1
+    return head
+
+
+@njit(cache=True, nogil=True)
+def release(epsilon: int, queue: Int32, lists: Lists, prices: Prices, held: Assignment) -> int:
+    """Free every row whose column is more than `epsilon` above its best choice; returns the number of free rows."""
+    free = 0
+    for i in range(held.partner.shape[0]):
+        j = held.partner[i]
+        if j >= 0:
+            own, best = INFINITE, lists.bound[i]
+            for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+                value = lists.cost[t] - prices.price[lists.column[t]]
+                if lists.column[t] == j and lists.exact[t]:
+                    own = value
+                best = min(best, value)
+            if own == INFINITE or own > best + epsilon:
+                held.owner[j], held.partner[i] = UNOWNED, UNOWNED
+        if held.partner[i] < 0:
+            queue[free] = i
+            free += 1
+    return free
+
+
+@njit(cache=True, nogil=True)
+def reduce_rows(
+    most_visits: int, queue: Int32, deferred: Int32, pending: Int32, visits: Int32, counters: Int64,
+    costs: Costs, prices: Prices, lists: Lists, held: Assignment,
+) -> None:  # fmt: skip
+    """Jonker and Volgenant's augmenting row reduction: bids without epsilon, so every held column stays tight.
+
+    `queue` is a stack. A row that loses its column without a fall in price, or that has had its visits, goes to
+    `deferred`; one whose list is exhausted goes to `pending`.
+    """
+    while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0]:
+        counters[QUEUE] -= 1
+        i = queue[counters[QUEUE]]
+        while i >= 0:
+            visits[i] += 1
+            if visits[i] > most_visits:
+                deferred[counters[DEFERRED]] = i
+                counters[DEFERRED] += 1
+                break
+            best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
+            if best >= lists.bound[i]:
+                pending[counters[PENDING]] = i
+                counters[PENDING] += 1
+                break
+            i = take(i, best_at, best, second_at, second, deferred, counters, costs, prices, lists, held)
+
+
+@njit(cache=True, nogil=True)
+def take(
+    i: int, best_at: int, best: int, second_at: int, second: int, deferred: Int32, counters: Int64,
+    costs: Costs, prices: Prices, lists: Lists, held: Assignment,
+) -> int:  # fmt: skip
+    """Give row i its best column at a price that leaves it indifferent; returns the row to go on with, or -1."""
+    limit = min(second, lists.bound[i])
+    j = lists.column[best_at]
+    counters[BIDS] += 1
+    if best < limit:
+        if limit < INFINITE:
+            set_price(j, prices.price[j] - (limit - best), costs, prices)
+    elif held.owner[j] != UNOWNED and second_at >= 0 and second == best:
+        j = lists.column[second_at]
+    loser = held.owner[j]
+    held.owner[j], held.partner[i] = i, j
+    if loser == SPARE:
+        counters[SPARES_LOST] += 1
+    if loser < 0:
+        return -1
+    held.partner[loser] = UNOWNED
+    if best < limit:
+        return loser
+    deferred[counters[DEFERRED]] = loser
+    counters[DEFERRED] += 1
+    return -1

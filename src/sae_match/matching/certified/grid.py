@@ -1,0 +1,101 @@
+"""From float32 rows to exact costs on a grid: scaling, rounding and the bounds that go with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.matching.certified.arrays import Costs, Float32, Int64
+from sae_match.matching.certified.list_kernels import squared_norms
+from sae_match.matching.certified.similarity import split
+
+COST_BITS = 46
+"""Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less for more than 2^15 rows, so that the
+sum of all costs along any path stays within 63 bits."""
+COMFORTABLE = (2.0**-40, 2.0**40)
+"""Largest norms that are used as they are; others are rescaled by a power of two, which loses nothing."""
+
+
+@dataclass(frozen=True)
+class GridProblem:
+    """A matching problem in whole grid steps, the narrower side as rows.
+
+    Attributes:
+        left, right: [n, D] and [m, D], n <= m, rescaled where their norms are extreme.
+        costs: exact costs of pairs; no private columns.
+        row_cost: [n] squared norms of the rows in grid steps.
+        step: one grid step in the units of the objective.
+        tolerance: absolute uncertainty of a sum of n costs from rounding.
+    """
+
+    left: Float[Tensor, "n D"]
+    right: Float[Tensor, "m D"]
+    costs: Costs
+    row_cost: Int64
+    step: float
+    tolerance: float
+
+    def with_rejection(self, rejection_steps: int) -> Costs:
+        """The costs where a row may stay out for `rejection_steps`."""
+        n, m = len(self.left), len(self.right)
+        return self.costs._replace(
+            column_cost=np.concatenate([self.costs.column_cost[:m], np.zeros(n, np.int64)]),
+            private_cost=rejection_steps - self.row_cost,
+        )
+
+    def steps(self, value: float) -> int:
+        """A value in the objective's units as grid steps; more than any pair can cost means the same as that."""
+        largest = 8.0 * float(self.costs.unit) * self._span
+        return round(min(value / self.step, largest))
+
+    @property
+    def _span(self) -> float:
+        return (float(self.costs.left_norm.max()) + float(self.costs.right_norm.max())) ** 2
+
+
+def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], threads: int) -> GridProblem:
+    """Scale and round a problem with n <= m."""
+    left, right, factor = _comfortable(left.contiguous(), right.contiguous())
+    left_square, right_square = (_squares(side.numpy(), threads) for side in (left, right))
+    span = (math.sqrt(left_square.max()) + math.sqrt(right_square.max())) ** 2
+    bits = min(COST_BITS, 61 - math.ceil(math.log2(len(left) + 1)))
+    unit = 2.0 ** (bits - math.ceil(math.log2(span))) if span > 0 else 1.0
+    costs = Costs(
+        left=left.numpy(),
+        right=right.numpy(),
+        left_norm=np.sqrt(left_square),
+        right_norm=(np.sqrt(right_square) * (1 + 1e-6)).astype(np.float32),
+        column_cost=np.rint(right_square * unit).astype(np.int64),
+        private_cost=np.empty(0, np.int64),
+        unit=unit,
+        gamma=1.001 * left.shape[1] * 2.0**-24,
+    )
+    step = 1.0 / unit / factor**2
+    # Every cost is rounded to a step, and its inner product was summed in float64.
+    summed = left.shape[1] * 2.0**-53 * math.sqrt(left_square.max() * right_square.max()) * 2.0 / factor**2
+    row_cost = np.rint(left_square * unit).astype(np.int64)
+    return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
+
+
+def _squares(rows: Float32, threads: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    out = np.empty(len(rows), np.float64)
+    split(threads, len(rows), lambda low, high: squared_norms(rows[low:high], out[low:high]))
+    return out
+
+
+def _comfortable(
+    left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
+) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"], float]:
+    """Both sides times a power of two where their squares would leave float32's range, and that factor."""
+    largest = max(float(torch.linalg.vector_norm(side, ord=math.inf)) for side in (left, right))
+    if largest == 0 or COMFORTABLE[0] <= largest <= COMFORTABLE[1]:
+        return left, right, 1.0
+    factor = 2.0 ** -math.floor(math.log2(largest))
+    # In two steps: the factor itself may lie outside float32's range.
+    half = 2.0 ** (math.log2(factor) // 2)
+    return left * half * (factor / half), right * half * (factor / half), factor

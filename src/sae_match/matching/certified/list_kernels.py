@@ -1,0 +1,224 @@
+"""Compiled kernels that price pairs exactly and choose each row's candidate list from quantised inner products."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sae_match.matching.certified.arrays import INFINITE, Costs, Float32, Int16, Int32, Int64, Lists, Prices, Scratch
+
+FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
+"""Lets the compiler vectorise a sum or a minimum; the values are finite by construction."""
+SCAN_SLACK = 1e-6
+"""Relative slack for the float32 arithmetic of a scan: 2^-20 of the largest quantity that enters it."""
+QUANTISATION = 1.01
+"""Error of a cost from quantisation, in steps of the row: twice half a step, and the rounding's own rounding."""
+
+
+LANES = 128
+"""Partial sums of an inner product."""
+
+
+@njit(cache=True, nogil=True)
+def dot(a: Float32, b: Float32) -> float:
+    """Inner product of two float32 vectors in float64, summed in one fixed order.
+
+    The order must not be the compiler's choice: two kernels that price the same pair have to agree to the last bit.
+    Lanes that never mix until the end are vectorised without that freedom.
+    """
+    lanes = np.zeros(LANES, np.float64)
+    whole = a.shape[0] - a.shape[0] % LANES
+    for k in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += np.float64(a[k + lane]) * np.float64(b[k + lane])
+    for k in range(whole, a.shape[0]):
+        lanes[k - whole] += np.float64(a[k]) * np.float64(b[k])
+    half = LANES // 2
+    while half > 0:
+        for lane in range(half):
+            lanes[lane] += lanes[lane + half]
+        half //= 2
+    return lanes[0]
+
+
+@njit(cache=True, nogil=True)
+def exact_cost(costs: Costs, i: int, j: int) -> int:
+    """Cost of row i in column j in grid steps."""
+    if j >= costs.right.shape[0]:
+        return costs.private_cost[i]
+    return costs.column_cost[j] - np.int64(np.rint(2.0 * dot(costs.left[i], costs.right[j]) * costs.unit))
+
+
+@njit(cache=True, nogil=True)
+def squared_norms(rows: Float32, out: Float32) -> None:
+    """Squared Euclidean norm of every row."""
+    for i in range(rows.shape[0]):
+        out[i] = dot(rows[i], rows[i])
+
+
+@njit(cache=True, nogil=True)
+def quantise(similarity: Float32, out: Int16, scale: Float32) -> None:
+    """Rows of inner products as int16 multiples of a step per row; the error is at most half a step."""
+    for i in range(similarity.shape[0]):
+        row, quantised = similarity[i], out[i]
+        top = np.float32(0)
+        for j in range(row.shape[0]):
+            top = max(top, abs(row[j]))
+        scale[i] = top / np.float32(32767)
+        inverse = np.float32(1) / scale[i] if scale[i] > 0 else np.float32(0)
+        for j in range(row.shape[0]):
+            quantised[j] = np.int16(np.rint(row[j] * inverse))
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def column_minima(
+    quantised: Int16, scale: Float32, row_cost: Float32, low: int, high: int, out: Float32
+) -> None:
+    """out_j = min(out_j, min_i row_cost_i - 2 <i, j>) for the columns low..high-1."""
+    least = out[low:high]
+    for i in range(quantised.shape[0]):
+        row, twice, own = quantised[i, low:high], np.float32(2) * scale[i], row_cost[i]
+        for j in range(row.shape[0]):
+            least[j] = min(least[j], own - twice * np.float32(row[j]))
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def scan_minimum(
+    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, low: int, high: int
+) -> float:
+    """Least lower bound of cost - price among columns low..high-1."""
+    best = np.float32(3e38)
+    for j in range(low, high):
+        best = min(best, -twice * np.float32(row[j]) - offset[j] - beta * norm[j])
+    return best
+
+
+@njit(cache=True, nogil=True)
+def select(
+    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, wanted: int, chosen: Int32
+) -> tuple[int, float]:
+    """At least `wanted` columns with the least lower bounds: their number, and a threshold that all others exceed.
+
+    The wanted-th least of the minima of short chunks is no less than the wanted-th least of all values, and few
+    values lie below it, so one pass for the minima and one over a few chunks are enough.
+    """
+    m = row.shape[0]
+    chunk = 64
+    while chunk > 8 and m < 8 * wanted * chunk:
+        chunk //= 2
+    n_chunks = (m + chunk - 1) // chunk
+    if wanted >= n_chunks:
+        for j in range(m):
+            chosen[j] = j
+        return m, np.float32(np.inf)
+    minima = np.empty(n_chunks, np.float32)
+    for c in range(n_chunks):
+        minima[c] = scan_minimum(row, offset, norm, twice, beta, c * chunk, min(m, (c + 1) * chunk))
+    threshold = np.partition(minima, wanted - 1)[wanted - 1]
+    return collect(row, offset, norm, twice, beta, chunk, minima, threshold, chosen), threshold
+
+
+@njit(cache=True, nogil=True)
+def collect(
+    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float,
+    chunk: int, minima: Float32, threshold: float, chosen: Int32,
+) -> int:  # fmt: skip
+    """The columns whose lower bound is at most `threshold`; returns their number."""
+    count = 0
+    # The two passes may round differently (fused or not): the slack keeps what the first pass saw.
+    reach = threshold + np.float32(1e-6) * (abs(threshold) + twice * np.float32(32767))
+    for c in range(minima.shape[0]):
+        if minima[c] <= threshold:
+            for j in range(c * chunk, min(row.shape[0], (c + 1) * chunk)):
+                if -twice * np.float32(row[j]) - offset[j] - beta * norm[j] <= reach:
+                    chosen[count] = j
+                    count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def lower_cost(costs: Costs, i: int, j: int, scale: float, level: int) -> int:
+    """Lower bound of the exact cost, from the quantised inner product `level` * `scale`."""
+    error = QUANTISATION * scale + 2.0 * costs.gamma * costs.left_norm[i] * costs.right_norm[j]
+    return costs.column_cost[j] + np.int64(np.floor((-2.0 * scale * level - error) * costs.unit)) - 2
+
+
+@njit(cache=True, nogil=True)
+def make_list(
+    i: int, row: Int16, scale: float, wanted: int, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
+) -> int:
+    """Replace row i's list by its `wanted` best columns at today's prices.
+
+    Returns 0, or the number of slots needed where the list's capacity is too small (nothing is changed then).
+    """
+    beta = np.float32(2.0 * costs.gamma * costs.left_norm[i])
+    twice = np.float32(2) * scale
+    count, threshold = select(row, prices.offset, costs.right_norm, twice, beta, wanted, scratch.chosen)
+    private = costs.private_cost.shape[0] > 0
+    if count + private > lists.capacity[i]:
+        return count + private
+    first = lists.start[i]
+    for t in range(first, first + lists.length[i]):
+        if lists.exact[t]:
+            scratch.known[lists.column[t]] = lists.cost[t]
+    before = lists.column[first : first + lists.length[i]].copy()
+    for e in range(count):
+        j, t = scratch.chosen[e], first + e
+        lists.column[t] = j
+        lists.exact[t] = scratch.known[j] != INFINITE
+        lists.cost[t] = scratch.known[j] if lists.exact[t] else lower_cost(costs, i, j, scale, row[j])
+    scratch.known[before] = INFINITE
+    if private:
+        t = first + count
+        lists.column[t], lists.cost[t], lists.exact[t] = row.shape[0] + i, costs.private_cost[i], True
+    lists.length[i] = count + private
+    lists.wanted[i] = wanted
+    if threshold == np.inf:
+        lists.bound[i] = INFINITE
+    else:
+        value = np.float64(threshold)
+        slack = QUANTISATION * scale + SCAN_SLACK * (2.0 * 32767.0 * scale + abs(value))
+        lists.bound[i] = np.int64(np.floor((value - slack) * costs.unit)) - 2
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def make_lists(
+    rows: Int64, local: Int64, quantised: Int16, scale: Float32, wanted: Int64,
+    costs: Costs, prices: Prices, lists: Lists, scratch: Scratch, needed: Int64,
+) -> None:  # fmt: skip
+    """`make_list` for several rows; `local` are their positions in `quantised`."""
+    for r in range(rows.shape[0]):
+        at = local[r]
+        needed[r] = make_list(rows[r], quantised[at], scale[at], wanted[r], costs, prices, lists, scratch)
+
+
+@njit(cache=True, nogil=True)
+def move_list(i: int, slots: int, lists: Lists) -> bool:
+    """Move row i's list to the pool's tail with room for `slots`; False where the pool is full."""
+    tail, first = lists.tail[0], lists.start[i]
+    if tail + slots > lists.cost.shape[0]:
+        return False
+    for e in range(lists.length[i]):
+        lists.cost[tail + e] = lists.cost[first + e]
+        lists.column[tail + e] = lists.column[first + e]
+        lists.exact[tail + e] = lists.exact[first + e]
+    lists.start[i], lists.capacity[i] = tail, slots
+    lists.tail[0] = tail + slots
+    return True
+
+
+@njit(cache=True, nogil=True)
+def extend(
+    i: int, row: Int16, scale: float, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
+) -> bool:
+    """Lengthen row i's list until its bound rises; False where the pool is full."""
+    before, wanted = lists.bound[i], lists.wanted[i]
+    while lists.bound[i] <= before:
+        wanted *= 2
+        needed = make_list(i, row, scale, wanted, costs, prices, lists, scratch)
+        if needed > 0:
+            if not move_list(i, 2 * needed, lists):
+                return False
+            wanted //= 2
+    return True

@@ -1,0 +1,302 @@
+"""Compiled kernels of the shortest augmenting paths that finish the assignment exactly (Jonker & Volgenant 1987).
+
+Each search is Dijkstra's over columns, from a free row to the nearest unowned column. A row contributes the columns
+of its list; the bound on all others waits in the heap like a column, and when it comes up the list is lengthened.
+Costs that are only bounded are made exact when they come up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from sae_match.matching.certified.arrays import (
+    INFINITE,
+    SPARE,
+    UNOWNED,
+    Assignment,
+    Bool,
+    Costs,
+    Float32,
+    Int16,
+    Int32,
+    Int64,
+    Lists,
+    Prices,
+    Scratch,
+)
+from sae_match.matching.certified.auction_kernels import EXACT, REMADE, set_price
+from sae_match.matching.certified.list_kernels import exact_cost, extend
+
+DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
+"""Outcomes of a search."""
+HEAP, REACHED, SCANNED, GATE, ROW, UPPER, END = range(7)
+"""Places in the state of a search: heap size, columns reached, rows scanned, the column through which the spare rows
+were reached, the row in hand, the nearest unowned column known, the unowned column found."""
+SPARE_ROW = -1
+"""The spare rows, as a predecessor or source: they cost nothing in any column and are all alike."""
+
+
+class Search(NamedTuple):
+    """Work space of the searches."""
+
+    distance: Int64
+    """[M] exact distance label; INFINITE between searches."""
+    predecessor: Int32
+    """[M] row through which the column was reached."""
+    done: Bool
+    """[M] whether the label is final."""
+    reached: Int32
+    """[M] columns with final labels, in order."""
+    origin: Int64
+    """[n + 1] distance of a row minus its dual, so that origin + cost - price is a column's label; last: spares."""
+    state: Int64
+    """[7]."""
+
+
+class Heap(NamedTuple):
+    """A binary heap of (key, row, column); column -1 is the row's bound, -2 - j a column j with a bounded cost."""
+
+    key: Int64
+    row: Int32
+    column: Int32
+
+
+def new_search(n: int, n_columns: int) -> Search:
+    """Work space for n rows and n_columns columns."""
+    return Search(
+        distance=np.full(n_columns, INFINITE, np.int64),
+        predecessor=np.empty(n_columns, np.int32),
+        done=np.zeros(n_columns, np.bool_),
+        reached=np.empty(n_columns, np.int32),
+        origin=np.zeros(n + 1, np.int64),
+        state=np.zeros(7, np.int64),
+    )
+
+
+def new_heap(capacity: int) -> Heap:
+    """An empty heap."""
+    return Heap(np.empty(capacity, np.int64), np.empty(capacity, np.int32), np.empty(capacity, np.int32))
+
+
+@njit(cache=True, nogil=True)
+def push(heap: Heap, state: Int64, key: int, row: int, column: int) -> None:
+    """Add an entry; the caller has made sure of the room."""
+    i = state[HEAP]
+    state[HEAP] += 1
+    while i > 0:
+        parent = (i - 1) >> 1
+        if heap.key[parent] <= key:
+            break
+        heap.key[i], heap.row[i], heap.column[i] = heap.key[parent], heap.row[parent], heap.column[parent]
+        i = parent
+    heap.key[i], heap.row[i], heap.column[i] = key, row, column
+
+
+@njit(cache=True, nogil=True)
+def pop(heap: Heap, state: Int64) -> None:
+    """Remove the least entry."""
+    state[HEAP] -= 1
+    size = state[HEAP]
+    key, row, column = heap.key[size], heap.row[size], heap.column[size]
+    i = 0
+    while 2 * i + 1 < size:
+        child = 2 * i + 1
+        if child + 1 < size and heap.key[child + 1] < heap.key[child]:
+            child += 1
+        if heap.key[child] >= key:
+            break
+        heap.key[i], heap.row[i], heap.column[i] = heap.key[child], heap.row[child], heap.column[child]
+        i = child
+    heap.key[i], heap.row[i], heap.column[i] = key, row, column
+
+
+@njit(cache=True, nogil=True)
+def find(i: int, j: int, lists: Lists) -> int:
+    """Slot of column j in row i's list, or -1."""
+    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+        if lists.column[t] == j:
+            return t
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
+    """Exact cost of a pair, remembered where the pair is listed."""
+    t = find(i, j, lists)
+    if t >= 0 and lists.exact[t]:
+        return lists.cost[t]
+    counters[EXACT] += 1
+    cost = exact_cost(costs, i, j)
+    if t >= 0:
+        lists.cost[t], lists.exact[t] = cost, True
+    return cost
+
+
+@njit(cache=True, nogil=True)
+def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignment) -> None:
+    """An exact label for column j."""
+    if key < search.distance[j] and key <= search.state[UPPER]:
+        search.distance[j] = key
+        if held.owner[j] == UNOWNED:
+            search.state[UPPER] = key
+        push(heap, search.state, key, row, j)
+
+
+@njit(cache=True, nogil=True)
+def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, held: Assignment) -> bool:
+    """Offer row i's listed columns and its bound to the heap; False where the heap is full."""
+    state = search.state
+    if state[HEAP] + lists.length[i] + 1 > heap.key.shape[0]:
+        return False
+    origin = search.origin[i]
+    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+        j = lists.column[t]
+        key = origin + lists.cost[t] - prices.price[j]
+        if search.done[j]:
+            continue
+        if lists.exact[t]:
+            relax(j, key, i, heap, search, held)
+        elif key < search.distance[j] and key <= state[UPPER]:
+            push(heap, state, key, i, -2 - j)
+    if lists.bound[i] < INFINITE and origin + lists.bound[i] <= state[UPPER]:
+        push(heap, state, origin + lists.bound[i], i, -1)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def scan_spares(heap: Heap, search: Search, prices: Prices, held: Assignment) -> bool:
+    """Offer every column to the spare rows, which pay nothing anywhere; False where the heap is full."""
+    n_columns = prices.price.shape[0]
+    if search.state[HEAP] + n_columns > heap.key.shape[0]:
+        return False
+    origin = search.origin[search.origin.shape[0] - 1]
+    for j in range(n_columns):
+        if not search.done[j]:
+            relax(j, origin - prices.price[j], SPARE_ROW, heap, search, held)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def settle_column(
+    j: int, row: int, key: int, heap: Heap, search: Search, costs: Costs, prices: Prices, lists: Lists,
+    held: Assignment, counters: Int64,
+) -> int:  # fmt: skip
+    """Column j has its final label: end there, or go on from whoever holds it."""
+    state = search.state
+    search.done[j], search.predecessor[j] = True, row
+    search.reached[state[REACHED]] = j
+    state[REACHED] += 1
+    owner = held.owner[j]
+    if owner == UNOWNED:
+        state[END] = j
+    elif owner >= 0:
+        cost = certain_cost(owner, j, costs, lists, counters)
+        search.origin[owner] = key - cost + prices.price[j]
+        state[SCANNED] += 1
+        if not scan_row(owner, heap, search, prices, lists, held):
+            return HEAP_FULL
+    elif state[GATE] < 0:
+        # All spare rows share one dual: the first of their columns to be reached speaks for them all.
+        state[GATE] = j
+        search.origin[search.origin.shape[0] - 1] = key + prices.price[j]
+        if not scan_spares(heap, search, prices, held):
+            return HEAP_FULL
+    return DONE
+
+
+@njit(cache=True, nogil=True)
+def find_path(
+    source: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
+    lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
+) -> int:  # fmt: skip
+    """Shortest path from `source` (a row or SPARE_ROW) to an unowned column, left in the search's arrays."""
+    state = search.state
+    state[:] = 0
+    state[GATE], state[END], state[UPPER] = -1, -1, INFINITE
+    search.origin[source] = 0
+    if source == SPARE_ROW:
+        # From the spare rows themselves; no column stands before them.
+        state[GATE] = prices.price.shape[0]
+        fits = scan_spares(heap, search, prices, held)
+    else:
+        fits = scan_row(source, heap, search, prices, lists, held)
+    if not fits:
+        return HEAP_FULL
+    while state[HEAP] > 0:
+        key, i, column = heap.key[0], heap.row[0], heap.column[0]
+        pop(heap, state)
+        j = -2 - column if column < -1 else column
+        if column == -1:
+            if quantised.shape[0] == 0:
+                state[ROW] = i
+                return NEEDS_ROW
+            counters[REMADE] += 1
+            if not extend(i, quantised[i], scale[i], costs, prices, lists, scratch):
+                return POOL_FULL
+            if not scan_row(i, heap, search, prices, lists, held):
+                return HEAP_FULL
+        elif search.done[j] or (column >= 0 and key > search.distance[j]):
+            continue
+        elif column < -1:
+            label = search.origin[i] + certain_cost(i, j, costs, lists, counters) - prices.price[j]
+            relax(j, label, i, heap, search, held)
+        else:
+            outcome = settle_column(j, i, key, heap, search, costs, prices, lists, held, counters)
+            if outcome != DONE or state[END] >= 0:
+                return outcome
+    return NO_PATH
+
+
+@njit(cache=True, nogil=True)
+def apply_path(source: int, search: Search, costs: Costs, prices: Prices, held: Assignment) -> None:
+    """Lower the prices of the columns inside the search and shift the assignment along the path."""
+    j = search.state[END]
+    length = search.distance[j]
+    for z in range(search.state[REACHED]):
+        inside = search.reached[z]
+        if search.distance[inside] < length:
+            set_price(inside, prices.price[inside] - (length - search.distance[inside]), costs, prices)
+    while True:
+        row = search.predecessor[j]
+        if row == SPARE_ROW:
+            held.owner[j] = SPARE
+            if source == SPARE_ROW:
+                return
+            j = search.state[GATE]
+        else:
+            before = held.partner[row]
+            held.owner[j], held.partner[row] = row, j
+            if row == source:
+                return
+            j = before
+
+
+@njit(cache=True, nogil=True)
+def clear_search(heap: Heap, search: Search) -> None:
+    """Undo a search's labels."""
+    for z in range(search.state[REACHED]):
+        j = search.reached[z]
+        search.done[j], search.distance[j] = False, INFINITE
+    for z in range(search.state[HEAP]):
+        column = heap.column[z]
+        if column >= 0:
+            search.distance[column] = INFINITE
+
+
+@njit(cache=True, nogil=True)
+def augment(
+    sources: Int32, most: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs,
+    prices: Prices, lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
+) -> tuple[int, int]:  # fmt: skip
+    """Augment from up to `most` of the `sources` in turn: how many were finished, and why it stopped."""
+    for s in range(min(most, sources.shape[0])):
+        outcome = find_path(sources[s], quantised, scale, heap, search, costs, prices, lists, held, scratch, counters)
+        if outcome == DONE:
+            apply_path(sources[s], search, costs, prices, held)
+        clear_search(heap, search)
+        if outcome != DONE:
+            return s, outcome
+    return min(most, sources.shape[0]), DONE

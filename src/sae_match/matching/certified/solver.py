@@ -1,0 +1,169 @@
+"""The certified solver: exact one-to-one matching with a proof, in memory that grows with F x k or a quarter of F x F."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from sae_match.errors import UserError
+from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
+from sae_match.matching.certified.fixed_pairs import exactly
+from sae_match.matching.certified.grid import GridProblem, grid_problem
+from sae_match.matching.certified.lazy import LIST_LENGTH, LazyAssignment
+from sae_match.matching.certified.proof import Proof, complete, prove
+from sae_match.matching.certified.similarity import Similarity
+from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.solution import Solution
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+SLOT_BYTES = 13
+"""Bytes of one entry of a candidate list."""
+SLOTS_PER_ROW = 2 * LIST_LENGTH + 1
+
+
+@dataclass(frozen=True)
+class CertifiedSolver:
+    """Exact solver by a lazy shortest-augmenting-path method with an auction start.
+
+    Args:
+        memory_limit_gib: memory it may use; None = what the machine has available. The cache of inner products
+            (2 bytes a pair) is kept where it fits; otherwise rows are computed anew whenever they are needed.
+        time_limit_s: stop after this many seconds with a complete permutation and the gap reached; None = never.
+        verify: prove dual feasibility over all pairs in a pass of its own. Without it the bound rests on the lists.
+        device: where inner products are computed.
+        block_rows: rows of the product computed at a time; changes memory use, not the result.
+        cache: force the cache on or off; None = on where it fits.
+        progress: show bars.
+    """
+
+    memory_limit_gib: float | None = None
+    time_limit_s: float | None = None
+    verify: bool = True
+    device: str = "cpu"
+    block_rows: int = 1024
+    cache: bool | None = None
+    progress: bool = False
+    name = "certified"
+
+    def required_bytes(self, n_a: int, n_b: int, d: int, cached: bool) -> int:
+        """Peak memory of a match: the rows with the SAEs and their folded copies behind them, the lists, one block of
+        the product, and the cache."""
+        n, m = sorted((n_a, n_b))
+        lists = 4 * n * SLOTS_PER_ROW * SLOT_BYTES + 120 * (n + m)
+        block = min(self.block_rows, n) * m
+        return 3 * 4 * (n + m) * d + lists + 8 * block + (2 * n * m if cached else 0)
+
+    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
+        """Raise UserError where not even the problem without a cache fits; nothing is allocated."""
+        self.use_cache(n_a, n_b, d)
+
+    def use_cache(self, n_a: int, n_b: int, d: int) -> bool:
+        """Whether the inner products are kept.
+
+        Raises:
+            UserError: the problem does not fit either way, or a cache that was asked for does not.
+        """
+        limit = self.memory() / GIB
+        needed = 0.0
+        for cached in [True, False] if self.cache is None else [self.cache]:
+            needed = self.required_bytes(n_a, n_b, d, cached) / GIB
+            if needed <= limit:
+                return cached
+        raise UserError(
+            f"solver=certified needs {needed:.1f} GiB for {n_a} x {n_b} features of {d} numbers, but only {limit:.1f} "
+            "GiB are available. Use narrower SAEs, matching=decoder, a smaller solver.block_rows, or a machine with "
+            "more memory (or raise solver.memory_limit_gib)."
+        )
+
+    def memory(self) -> float:
+        """Bytes that a match may use."""
+        if self.memory_limit_gib is not None:
+            return self.memory_limit_gib * GIB
+        return float(psutil.virtual_memory().available)
+
+    def solve(self, problem: MatchingProblem) -> Solution:
+        """The optimal matching and its proof.
+
+        Raises:
+            UserError: too little memory, or NaN and infinity in the problem.
+        """
+        started = time.monotonic()
+        cached = self.use_cache(*problem.shape, problem.left.shape[1])
+        problem.check()
+        turned = problem.shape[0] > problem.shape[1]
+        threads = torch.get_num_threads()
+        grid = grid_problem(*((problem.right, problem.left) if turned else (problem.left, problem.right)), threads)
+        similarity = Similarity(
+            grid.left, grid.right, self.device, cached, self.block_rows, threads, grid.costs.gamma
+        )  # fmt: skip
+
+        def attempt(rejection: int | None) -> tuple[LazyAssignment, Proof]:
+            costs = grid.costs if rejection is None else grid.with_rejection(rejection)
+            lazy = LazyAssignment(costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid))
+            lazy.progress = self.progress
+            stopped = lazy.run()
+            return lazy, prove(lazy, self.verify) if stopped is None else complete(lazy, stopped)
+
+        if problem.n_pairs is not None:
+            lazy, proof = exactly(problem.n_pairs, attempt, grid.steps(float("inf")))
+        else:
+            lazy, proof = attempt(None if problem.rejection_cost is None else grid.steps(problem.rejection_cost))
+        return _solution(problem, grid, lazy, proof, started)
+
+    def _deadline(self, started: float) -> float | None:
+        return None if self.time_limit_s is None else started + self.time_limit_s
+
+    def _most_slots(self, grid: GridProblem) -> int:
+        """List entries that memory allows, and the first lists in any case."""
+        n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
+        room = self.memory() - self.required_bytes(n, m, d, cached=True)
+        return max(2 * n * SLOTS_PER_ROW + 8 * m, int(room / SLOT_BYTES / 2))
+
+
+def _solution(
+    problem: MatchingProblem, grid: GridProblem, lazy: LazyAssignment, proof: Proof, started: float
+) -> Solution:
+    """What the user gets: the permutation in the user's orientation, cost, bound and statistics."""
+    n_a, n_b = problem.shape
+    partner = torch.from_numpy(proof.partner.astype(np.int64))
+    partner[partner >= lazy.m] = UNMATCHED
+    permutation = Permutation(partner, lazy.m)
+    if n_a > n_b:
+        permutation = Permutation(permutation.inverse().indices, n_b)
+    objective = problem.objective(permutation)
+    lower_bound = 0.0 if proof.deficit is None else max(0.0, objective - proof.deficit * grid.step)
+    if proof.stopped:
+        logger.warning("the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped)
+    statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
+    statistics |= {
+        "seconds/total": time.monotonic() - started,
+        "row_remakes": float(lazy.counters[REMADE]),
+        "bids": float(lazy.counters[BIDS]),
+        "augmenting_paths": float(lazy.augmentations),
+        "exact_pairs": float(lazy.counters[EXACT]),
+        "rows_computed": float(lazy.similarity.rows_computed),
+        "cached": float(lazy.similarity.cached),
+        "rows_with_ties": float(proof.ties),
+        "stopped_early": float(proof.stopped is not None),
+        "peak_memory_gib": peak_memory_gib(),
+    }
+    return Solution(permutation, objective, lower_bound, grid.tolerance, statistics)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far, GiB."""
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / GIB
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
