@@ -186,7 +186,8 @@ def run(generated: Path, record: Path, overrides: list[str]) -> int:
     environment = {**os.environ, **hub.environment(cache / "hub"), "SAE_MATCH_CACHE": str(cache)}
     command = [
         sys.executable, "-m", "sae_match", "experiment=gemma_2_2b", "evaluation=weights_only", "layers.first=0",
-        f"layers.last={recipe.layers - 1}", f"sae.d_model={recipe.d}", f"paths.output_dir={record}", f"hydra.run.dir={record}", "tracking=none", *overrides,
+        f"layers.last={recipe.layers - 1}", f"sae.d_model={recipe.d}", "tracking=none",
+        f"paths.output_dir={record}", f"hydra.run.dir={record}", *overrides,
     ]  # fmt: skip
     started = time.monotonic()
     try:

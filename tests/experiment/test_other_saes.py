@@ -171,6 +171,12 @@ def test_the_wrong_model_is_refused_from_the_first_header(
     refused(cfg, "read d_model=8, but the model local has d_model=9", monkeypatch)
 
 
+def test_a_model_of_another_depth_is_refused(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(configured(random_saes, "sae.n_layers=5"), r"sae\.n_layers=5: local .* has 4 blocks", monkeypatch)
+
+
 def test_features_of_different_sites_are_not_matched(configured: Configured, random_saes: Path) -> None:
     path = random_saes / "layer_02.safetensors"
     save_native(load_native(path).replace(site=Site.mlp_out), path)

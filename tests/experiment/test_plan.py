@@ -141,7 +141,7 @@ def test_every_problem_at_once(
     (["sae.revision=v9"], "no such revision. Set sae.revision"),
     (["model.revision=v9"], "no such revision. Set model.revision"),
     (["dataset.repo_id=nobody/nothing"], "dataset nobody/nothing: no such repository"),
-    (["sae.d_model=null", "model.d_model=64"], "model.d_model=64, but"),
+    (["model.n_layers=null", "model.d_model=64", "sae.d_model=null"], "model.d_model=64, but"),
     (["dataset.window_tokens=65"], "the context of gemma_2_2b is 64 tokens"),
     (["layers.last=4", "model.n_layers=null"], "has blocks 0..3"),
 ])  # fmt: skip

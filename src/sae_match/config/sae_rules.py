@@ -51,8 +51,8 @@ def _l0_rules(sae: SaeConfig) -> Iterator[str]:
         return
     if (sae.l0 or "").split("_")[0] not in GEMMA_SCOPE_2_L0:
         yield f"sae.l0={sae.l0}: Gemma Scope 2 has {', '.join(GEMMA_SCOPE_2_L0)}"
-    if sae.every_layer and sae.l0 == "medium":
-        yield "sae.l0=medium: Gemma Scope 2 has it only for four layers (sae.every_layer=false); choose small or big"
+    if sae.every_layer and (sae.l0 or "").startswith("medium"):
+        yield f"sae.l0={sae.l0}: Gemma Scope 2 has it only for four layers (sae.every_layer=false); choose small or big"
     if sae.affine and sae.site is not Site.transcoder:
         yield "sae.affine=true: only transcoders have an affine skip connection (sae.site=transcoder)"
 
@@ -75,11 +75,10 @@ def _model_rules(cfg: Config) -> Iterator[str]:
             f"sae.site={sae.site.value}: activations are compared on resid_post only; these SAEs can be matched by "
             "their weights (evaluation=weights_only)"
         )
-    for name, what in (("d_model", "d_model"), ("n_layers", "blocks")):
+    for name in ("d_model", "n_layers"):
         theirs, ours = getattr(sae, name), getattr(model, name)
         if theirs is not None and ours is not None and theirs != ours:
             yield (
-                f"sae.{name}={theirs}, model.{name}={ours}: the SAEs {sae.name} read d_model={sae.d_model} of a model "
-                f"with {sae.n_layers} blocks, so {model.name} is not their model ({what} differ). Choose model=..., or "
-                "evaluation=weights_only"
+                f"sae.{name}={theirs}, model.{name}={ours}: {model.name} is not the model that the SAEs "
+                f"{sae.name} were trained on. Choose it with model=..., or evaluation=weights_only"
             )

@@ -37,16 +37,22 @@ def check_model_facts(cfg: Config) -> int | None:
 
 
 def check_span(cfg: Config, facts: ModelFacts) -> None:
-    """Refuse layers that the model does not have.
+    """Refuse layers that the model does not have, and SAEs of a model of another depth.
 
     Raises:
-        UserError: they do not exist.
+        UserError: the first of them.
     """
     if cfg.layers.last >= facts.n_layers:
         raise UserError(
             f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
             f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
             "were trained on"
+        )
+    if cfg.sae.n_layers is not None and cfg.sae.n_layers != facts.n_layers:
+        raise UserError(
+            f"sae.n_layers={cfg.sae.n_layers}: {cfg.model.name} ({facts.architecture}) has {facts.n_layers} blocks, so "
+            f"it is not the model that the SAEs {cfg.sae.name} were trained on. Choose it with model=..., or "
+            "evaluation=weights_only"
         )
 
 

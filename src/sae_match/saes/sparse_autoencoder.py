@@ -126,7 +126,7 @@ class SparseAutoencoder:
                 f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
                 f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
                 "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
-                "decoder_norm (needs no data); in the library, `with_scale(sae, 'decoder_norm')`."
+                "decoder_norm (needs no data); in the library, sae_match.saes.with_scale."
             )
         return self.threshold
 
