@@ -128,7 +128,7 @@ def test_every_problem_at_once(
     assert len(problems) == 5
     for words, problem in zip(
         (f"licence at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
-         "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=dense needs", "the disk needs"),
+         "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=certified needs", "the disk needs"),
         problems, strict=True,
     ):  # fmt: skip
         assert words in problem
