@@ -87,7 +87,8 @@ class MatchingProblem:
         """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
         total = 0.0
         matched = permutation.matched
-        for rows in matched.split(4096):
+        # A few megabytes at a time: in float64 the rows of a wide SAE would outweigh everything else.
+        for rows in matched.split(max(1, 2**20 // self.left.shape[1])):
             a = self.left[rows].to(torch.float64)
             b = self.right[permutation.indices[rows]].to(torch.float64)
             total += float((a - b).square().sum())
