@@ -113,7 +113,9 @@ def test_impossible_limits(limits: dict[str, object], message: str) -> None:
 
 def test_solvers_are_made_from_names_and_options() -> None:
     for name in SolverName:
-        assert make_solver(name).name == make_solver(name.value).name == make_solver(SolverConfig(name=name)).name == name
+        assert (
+            make_solver(name).name == make_solver(name.value).name == make_solver(SolverConfig(name=name)).name == name
+        )
     config = SolverConfig(name=SolverName.certified, time_limit_s=5.0, verify=False, block_rows=7, cache=False)
     solver = make_solver(config, device="cpu", progress=True)
     chosen = {key: getattr(solver, key) for key in ("time_limit_s", "verify", "block_rows", "cache", "progress")}
