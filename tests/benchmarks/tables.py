@@ -36,7 +36,6 @@ def _magnitude(value: float) -> int:
 
 def outcome(row: Row) -> str:
     """Seconds with their range, or why there are none."""
-    record = row.record
     if row.seconds is None:
         return missing(row)
     early = ", stopped early" if row.stopped_early else ""
