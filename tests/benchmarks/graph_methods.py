@@ -62,7 +62,7 @@ def nearest_neighbours(problem: MatchingProblem, k: int, device: str) -> Graph:
 def min_cost_flow(problem: MatchingProblem, options: Options) -> Answer:
     """OR-Tools' min-cost flow on the graph, integer costs. Where the graph has no perfect matching, the largest flow
     is taken, and the features outside it are matched to each other (at the least cost, if they are few)."""
-    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow  # type: ignore[import-untyped]
+    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow  # type: ignore[import-untyped, unused-ignore]
 
     started = time.perf_counter()
     graph = nearest_neighbours(problem, NEIGHBOURS, options.device)

@@ -29,7 +29,7 @@ STYLES = {
     "scipy-sparse-knn": Style(YELLOW, "X", "--", ""),
     "greedy": Style(GREY, "P", "--", ""),
     "cosine": Style(BLUE, "P", ":", ""),
-    "soft": Style(PURPLE, "d", "--", ""),
+    "soft": Style(PURPLE, "d", "-.", ""),
 }
 """Solid: exact; dashed: approximate. One hue per library."""
 DRAWN = ("certified", "certified-uncached", "scipy-product", "scipy-distance", "lapjv", "lapjvh", "ortools-knn",
@@ -39,7 +39,8 @@ SHORTEST_S, LEAST_GIB = 1e-4, 1e-3
 
 
 def draw(family: list[Row], names: list[str], title: str) -> Figure:
-    """The two panels of one family of problems. An arrow marks a width at which a method broke a limit."""
+    """The two panels of one family of problems. An arrow marks the first width at which a method
+    broke a limit."""
     with paper_style(), rc_context({"axes.grid.axis": "both", "axes.grid.which": "major"}):
         figure = new_figure(SIZE)
         figure.suptitle(title)
@@ -47,9 +48,7 @@ def draw(family: list[Row], names: list[str], title: str) -> Figure:
         _reference(time, family)
         widths = sorted({row.spec.width for row in family})
         gib = [8 * width**2 / 2**30 for width in widths]
-        memory.plot(widths, gib, color=GREY, linestyle=":", label="_")
-        memory.annotate("one F × F matrix, float64", (widths[0], gib[0]), (4, -3), textcoords="offset points",
-                        va="top", color=GREY, fontsize=6.5)  # fmt: skip
+        bare = memory.plot(widths, gib, color=GREY, linestyle="-.", linewidth=0.8, label="one float64 F × F matrix")
         for name in names:
             mine = [row for row in family if row.name == name]
             _curve(time, mine, seconds=True)
@@ -57,7 +56,8 @@ def draw(family: list[Row], names: list[str], title: str) -> Figure:
         _axes(time, widths, "assignment [s]")
         _axes(memory, widths, "peak memory beside the SAEs [GiB]")
         handles, labels = time.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        labels.insert(1, str(bare[0].get_label()))
+        figure.legend([handles[0], bare[0], *handles[1:]], labels, loc="outside lower center", ncols=3)
         return figure
 
 
@@ -80,13 +80,13 @@ def _curve(ax: Axes, mine: list[Row], *, seconds: bool) -> None:
             points.append((row.spec.width, value))
     ax.plot([x for x, _ in points], [y for _, y in points], color=style.color, marker=style.marker,
             linestyle=style.linestyle, label=label, markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
-    for row in mine:
-        broken = _limit(row, seconds)
-        if broken is not None:
-            ax.plot([row.spec.width], [broken], color=style.color, marker=r"$\uparrow$", markersize=8, linestyle="")
-            if points:
-                ends = [points[-1], (row.spec.width, broken)]
-                ax.plot(*zip(*ends, strict=True), color=style.color, linestyle=":", linewidth=0.8)
+    broken = [(row.spec.width, limit) for row in mine if (limit := _limit(row, seconds)) is not None]
+    if broken:
+        width, limit = broken[0]
+        ax.plot([width], [limit], color=style.color, marker=r"$\uparrow$", markersize=8, linestyle="")
+        if points:
+            ends = [points[-1], (width, limit)]
+            ax.plot(*zip(*ends, strict=True), color=style.color, linestyle=":", linewidth=0.8)
 
 
 def _limit(row: Row, seconds: bool) -> float | None:

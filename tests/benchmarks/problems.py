@@ -8,7 +8,7 @@ specification alone and nothing larger than its two sides is ever held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,6 +32,7 @@ HEAVY_TAIL = (0.2, 1.5, 20.0)
 """Difficulty `mix`: scale, exponent and cap of the Pareto law of a feature's relative change."""
 FEATURES_PER_CLUSTER = 64
 DEMO_WIDTH, DEMO_D = 1152, 576
+SCHEMES = tuple(f"{metric}/{folding}" for metric in ("both", "decoder", "encoder") for folding in ("theta", "none"))
 
 
 class Kind(StrEnum):
@@ -109,11 +110,9 @@ def build(spec: Spec) -> Instance:
     return _noise(spec) if spec.kind is Kind.noise else _counterparts(spec)
 
 
-def demo_specs(pairs: list[str]) -> list[Spec]:
-    """The demo SAEs of those pairs ("11-12", or "14-14_seed_1") in all metrics and foldings."""
-    details = [f"{pair}/{metric}/{fold}" for pair in pairs for metric in ("both", "decoder", "encoder")
-               for fold in ("theta", "none")]  # fmt: skip
-    return [Spec(Kind.demo, DEMO_WIDTH, DEMO_D, detail=detail) for detail in details]
+def demo_specs(pairs: Sequence[str], schemes: Sequence[str] = SCHEMES) -> list[Spec]:
+    """The demo SAEs of those pairs ("11-12", or "14-14_seed_1") under those schemes ("METRIC/FOLDING")."""
+    return [Spec(Kind.demo, DEMO_WIDTH, DEMO_D, detail=f"{pair}/{scheme}") for pair in pairs for scheme in schemes]
 
 
 def _demo(detail: str) -> Instance:

@@ -23,8 +23,12 @@ def key(record: Record) -> Key:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a record to the file, on the disk before this returns."""
+    """Add a record to the file; what a killed run left of a line is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        whole = path.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            path.write_bytes(whole[0] + whole[1])
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
         file.flush()

@@ -19,12 +19,13 @@ from typing import Any
 from sae_match.errors import UserError
 from tests.benchmarks import machine, records
 from tests.benchmarks.methods import Method, Options, methods
-from tests.benchmarks.problems import DEMO_WIDTH, Kind, Spec, demo_specs
+from tests.benchmarks.problems import DEMO_WIDTH, SCHEMES, Kind, Spec, demo_specs
 from tests.benchmarks.supervise import run_worker
 
 WIDTHS, D = (1024, 2048, 4096, 8192, 16384), 2304
-QUICK_WIDTHS, QUICK_D, QUICK_LIMIT_S = (256, 512, 1024), 32, 60.0
+QUICK_WIDTHS, QUICK_D, QUICK_LIMIT_S = (512, 1024), 32, 60.0
 DEMO_PAIRS, QUICK_DEMO_PAIRS = ("11-12", "14-15", "17-18"), ("14-15",)
+QUICK_SCHEMES = ("both/theta", "encoder/none")
 GRACE_S = 5.0
 """What a method has beyond its time limit for what is not its own: judging its answer."""
 FINISH_S = 60.0
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description=__doc__)
     add = parse.add_argument
-    add("--quick", action="store_true", help="small problems and one demo pair: some minutes")
+    add("--quick", action="store_true", help="small problems and one demo pair: about ten minutes")
     add("--widths", type=int, nargs="+", help=f"features of the planted SAEs (default {WIDTHS})")
     add("--d", type=int, help=f"dimensions of the residual stream of the planted SAEs (default {D})")
     add("--difficulties", nargs="+", choices=[kind.value for kind in Kind], default=[kind.value for kind in Kind])
@@ -61,7 +62,7 @@ def specs(args: argparse.Namespace) -> Iterator[Spec]:
     kinds = [Kind(name) for name in args.difficulties]
     planted = [kind for kind in kinds if kind is not Kind.demo]
     pairs = args.demo_pairs or list(QUICK_DEMO_PAIRS if args.quick else DEMO_PAIRS)
-    demo = demo_specs(pairs) if Kind.demo in kinds else []
+    demo = demo_specs(pairs, QUICK_SCHEMES if args.quick else SCHEMES) if Kind.demo in kinds else []
     for width in sorted({*widths, DEMO_WIDTH} if demo else set(widths)):
         yield from (Spec(kind, width, d, args.seed) for kind in planted if width in widths)
         yield from demo if width == DEMO_WIDTH else []

@@ -7,13 +7,16 @@ from functools import partial
 
 import torch
 
+from sae_match.config.schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.match import make_solver
+from sae_match.matching.make_solver import make_solver
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, Promise
 
 BLOCK_ROWS = 1024
+SOFT_MATRICES = 6
+"""Matrices of all pairs that entropic transport holds in float32."""
 
 
 def product(problem: MatchingProblem, options: Options) -> Answer:
@@ -53,7 +56,10 @@ def certified(cache: bool, problem: MatchingProblem, options: Options) -> Answer
 
 def baseline(name: str, makes_product: bool, problem: MatchingProblem, options: Options) -> Answer:
     """A solver of the package by its name."""
-    solver = make_solver(name, memory_limit_gib=options.memory_limit_gib)
+    config = SolverConfig(
+        SolverName(name), memory_limit_gib=options.memory_limit_gib, time_limit_s=options.time_limit_s
+    )
+    solver = make_solver(config, device=options.device, seed=options.seed)
     started = time.perf_counter()
     try:
         solution = solver.solve(problem)
@@ -79,7 +85,16 @@ def _certified(label: str, cache: bool) -> Method:
 def _baseline(label: str, name: str, promise: Promise = Promise.approximate) -> Method:
     makes_product = promise is Promise.approximate
     run = partial(baseline, name, makes_product)
-    return Method(label, promise, run, makes_product, products=5.0 if makes_product else 0.0)
+    return Method(
+        label,
+        promise,
+        run,
+        makes_product,
+        products=5.0 if makes_product else 0.0,
+        stops_itself=name == "cosine",
+        least_bytes=lambda width: 4 * SOFT_MATRICES * width * width if name == "soft" else 0,
+        requires="ot" if name == "soft" else None,
+    )
 
 
 CERTIFIED = {

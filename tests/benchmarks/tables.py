@@ -67,11 +67,14 @@ def excess(row: Row) -> str:
         return f"{record['pairs']:,} pairs only"
     if record["distinct"] < record["pairs"]:
         return f"{record['distinct']:,} of B used"
-    if row.excess is None:
-        return NOTHING
-    if abs(row.excess) < SETTLED:
+    return NOTHING if row.excess is None else relative(row.excess)
+
+
+def relative(value: float) -> str:
+    """A relative difference: in percent unless it is tiny, 0 where it is rounding."""
+    if abs(value) < SETTLED:
         return "0"
-    return f"{row.excess:.1e}" if abs(row.excess) < 1e-5 else f"{100 * row.excess:.3g} %"
+    return f"{value:.1e}" if abs(value) < 1e-5 else f"{number(100 * value)} %"
 
 
 def memory(gib: float | None) -> str:
