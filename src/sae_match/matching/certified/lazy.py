@@ -66,8 +66,10 @@ BATCH = 2048
 """Rows whose exhausted lists are remade together."""
 FEW = 64
 """With no more rows than this in the queue, lists are remade one at a time as they are needed."""
-FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 0.01, 1e-6, 10.0
-"""The auction's first and last epsilon, in units of the lists' median spread, and the ratio between rounds."""
+FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 0.01, 1e-4, 10.0
+"""The auction's first epsilon in units of the lists' median spread, its last one in units of that spread over the
+number of rows, and the ratio between rounds. An assignment within epsilon of tight is within n epsilon of the optimum,
+and no augmenting path is longer than that: a last epsilon well below 1 / n keeps every search short."""
 WAR_BIDS, WAR_FACTOR = 6, 8
 """Bids per row in the first round after which epsilon is raised, and by how much."""
 BIDS_PER_ROUND = 20
@@ -260,7 +262,7 @@ class LazyAssignment:
         if spread <= 0:
             return
         epsilon = self.first_round(max(1, int(FIRST_EPSILON * spread)))
-        while epsilon > max(1.0, LAST_EPSILON * spread):
+        while epsilon > max(1.0, LAST_EPSILON * spread / self.n):
             epsilon = max(1, int(epsilon / EPSILON_FACTOR))
             self.release(epsilon)
             self.bid(epsilon, 0, BIDS_PER_ROUND * (self.n + self.spares))
