@@ -131,7 +131,7 @@ def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         np.savez(folder / "params.npz", **{name: t.numpy() for name, t in sae.parameters().items()})
     span = ["layers.first=10", "layers.last=12", "evaluation=weights_only", "tracking=none", "paths.output_dir=out"]
-    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", *span)
+    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", "sae.d_model=8", *span)
     assert done.returncode == 0, done.stderr
     planted = load_file(tmp_path / "out" / "permutations" / "layer_10_to_11.safetensors")["permutation"]
     assert torch.equal(order[planted], torch.arange(24))

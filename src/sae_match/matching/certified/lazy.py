@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_match.matching.certified.arrays import (
+    INFINITE,
     SPARE,
     UNOWNED,
     Assignment,
@@ -44,7 +45,7 @@ from sae_match.matching.certified.auction_kernels import (
     reduce_rows,
     release,
 )
-from sae_match.matching.certified.list_kernels import column_minima, make_lists, move_list
+from sae_match.matching.certified.list_kernels import make_lists, move_list
 from sae_match.matching.certified.path_kernels import (
     HEAP_FULL,
     NEEDS_ROW,
@@ -65,19 +66,21 @@ BATCH = 2048
 """Rows whose exhausted lists are remade together."""
 FEW = 64
 """With no more rows than this in the queue, lists are remade one at a time as they are needed."""
-FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 2.0, 1e-6, 5.0
+FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 0.01, 1e-6, 10.0
 """The auction's first and last epsilon, in units of the lists' median spread, and the ratio between rounds."""
-BIDS_PER_ROUND = 40
-"""Bids per row in one round; the price war of a last few rows is cheaper to end by shortest paths."""
+WAR_BIDS, WAR_FACTOR = 6, 8
+"""Bids per row in the first round after which epsilon is raised, and by how much."""
+BIDS_PER_ROUND = 20
+"""Bids per row in each later round; what is left then is cheaper to place by shortest paths."""
 VISITS = 32
 """Visits of one row in the exact reduction before it is left to the shortest paths."""
-STRIPE = 2048
-"""Columns whose minima are found together: their running minima stay in the first-level cache."""
-SAMPLE_ROWS = 4096
-"""Rows from which the columns' minima are estimated where the products are not kept."""
+SAMPLE_ROWS, PRICE_QUANTILE = 512, 0.05
+"""Rows from which the first prices are estimated, and the quantile of a column's costs that they are."""
+STRIPE = 1024
+"""Columns whose quantiles are found together."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved
     """The search ended before the optimum; the message says why."""
 
 
@@ -165,22 +168,24 @@ class LazyAssignment:
             self.check_time()
 
     def first_prices(self) -> None:
-        """Price every column at the least squared distance of any row (of a sample of rows, without a cache)."""
+        """Price every column at a low quantile of its squared distances to a sample of rows.
+
+        Higher than the minimum on purpose: a column that is too attractive loses its price in a few bids, but one
+        that nobody wants is reached only once the prices of all others have fallen.
+        """
         n = self.n
-        rows = np.arange(n) if self.similarity.cached else np.unique(np.linspace(0, n - 1, SAMPLE_ROWS).astype(np.int64))
-        least = np.full(self.m, np.float32(3e38), np.float32)
-        own = (self.row_cost / self.costs.unit).astype(np.float32)
-        parts = [rows] if self.similarity.cached else np.array_split(rows, -(-len(rows) // 256))
-        for part in parts:
-            quantised, scale, _ = self.similarity.get(part)
-            row_cost = own[part]
+        rows = np.unique(np.linspace(0, n - 1, SAMPLE_ROWS).astype(np.int64))
+        products = self.similarity.products(rows)
+        own = (self.row_cost[rows] / self.costs.unit).astype(np.float32)
+        rank = int(PRICE_QUANTILE * len(rows))
+        least = np.empty(self.m, np.float32)
 
-            def stripes(low: int, high: int, q: Int16 = quantised, s: Float32 = scale, c: Float32 = row_cost) -> None:
-                for first in range(low, high, STRIPE):
-                    column_minima(q, s, c, first, min(high, first + STRIPE), least)
+        def quantiles(low: int, high: int) -> None:
+            for first in range(low, high, STRIPE):
+                part = slice(first, min(high, first + STRIPE))
+                least[part] = np.partition(own[:, None] - 2.0 * products[:, part], rank, axis=0)[rank]
 
-            split(self.similarity.threads, self.m, stripes)
-            self.check_time()
+        split(self.similarity.threads, self.m, quantiles)
         real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
         private = self.costs.private_cost + self.row_cost[: len(self.costs.private_cost)]
         self.lower(np.concatenate([real, private]), first=True)
@@ -199,28 +204,34 @@ class LazyAssignment:
 
     def remake(self, rows: Int64, wanted: Int64) -> None:
         """Remake the lists of `rows` at today's prices, in as many threads as there are."""
-        quantised, scale, local = self.similarity.get(rows)
+        source = self.similarity.get(rows)
+        local = source[2]
         while len(rows):
-            needed = np.zeros(len(rows), np.int64)
-            free: SimpleQueue[Scratch] = SimpleQueue()
-            for scratch in self.scratch:
-                free.put(scratch)
-
-            def work(low: int, high: int) -> None:
-                part = slice(low, high)
-                scratch = free.get()
-                make_lists(
-                    rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists,
-                    scratch, needed[part],
-                )  # fmt: skip
-                free.put(scratch)
-
-            split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
+            needed = self._make(rows, wanted, (source[0], source[1], local))
             short = needed > 0
             for i, slots in zip(rows[short].tolist(), needed[short].tolist(), strict=True):
                 while not move_list(i, 2 * slots, self.lists):
                     self.grow(2 * slots)
             rows, local, wanted = rows[short], local[short], wanted[short]
+
+    def _make(self, rows: Int64, wanted: Int64, source: tuple[Int16, Float32, Int64]) -> Int64:
+        """`make_lists` in threads; returns the slots that the lists which did not fit would need."""
+        quantised, scale, local = source
+        needed = np.zeros(len(rows), np.int64)
+        free: SimpleQueue[Scratch] = SimpleQueue()
+        for scratch in self.scratch:
+            free.put(scratch)
+
+        def work(low: int, high: int) -> None:
+            part, scratch = slice(low, high), free.get()
+            make_lists(
+                rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
+                needed[part],
+            )  # fmt: skip
+            free.put(scratch)
+
+        split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
+        return needed
 
     def renew_pending(self) -> Int64:
         """Remake the lists of the pending rows, longer where prices have not moved since; returns these rows."""
@@ -244,14 +255,30 @@ class LazyAssignment:
     # Auction
 
     def auction_rounds(self) -> None:
-        """Rounds of falling epsilon, each from the last one's prices."""
+        """A first round that serves everybody, then rounds of falling epsilon, each from the last one's prices."""
         spread = float(np.median(self._spreads()))
         if spread <= 0:
             return
-        epsilon = FIRST_EPSILON * spread
-        while epsilon >= max(1.0, LAST_EPSILON * spread):
-            self.auction_round(int(epsilon))
-            epsilon /= EPSILON_FACTOR
+        epsilon = self.first_round(max(1, int(FIRST_EPSILON * spread)))
+        while epsilon > max(1.0, LAST_EPSILON * spread):
+            epsilon = max(1, int(epsilon / EPSILON_FACTOR))
+            self.release(epsilon)
+            self.bid(epsilon, 0, BIDS_PER_ROUND * (self.n + self.spares))
+
+    def first_round(self, epsilon: int) -> int:
+        """Serve everybody; a price war is cut short by a larger epsilon. Returns the epsilon it took.
+
+        A small epsilon keeps the prices of all who are served at once near their optimum. Where a few outliers can
+        only be placed once all other prices have fallen far, it would take for ever.
+        """
+        self.release(epsilon)
+        head = self.bid(epsilon, 0, WAR_BIDS * (self.n + self.spares))
+        while self.counters[QUEUE] or self.counters[SPARES_LOST]:
+            epsilon *= WAR_FACTOR
+            if epsilon > INFINITE >> 16:
+                break
+            head = self.bid(epsilon, head, WAR_BIDS * (self.n + self.spares))
+        return epsilon
 
     def _spreads(self) -> Int64:
         """Per row, how far its list reaches beyond its best column."""
@@ -262,10 +289,9 @@ class LazyAssignment:
             spread[i] = min(self.lists.bound[i], int(values.max())) - int(values.min())
         return spread[:: max(1, self.n // 1024)]
 
-    def auction_round(self, epsilon: int) -> None:
-        """Bid until everybody is served, within the round's allowance of bids."""
-        self.release(epsilon)
-        head, stop = 0, self.counters[BIDS] + BIDS_PER_ROUND * (self.n + self.spares)
+    def bid(self, epsilon: int, head: int, most: int) -> int:
+        """Bid until everybody is served, or `most` bids are made; returns the queue's head."""
+        stop = int(self.counters[BIDS]) + most
         while self.counters[BIDS] < stop:
             if self.counters[QUEUE] == 0:
                 if self.counters[SPARES_LOST] == 0:
@@ -282,6 +308,7 @@ class LazyAssignment:
                 self.counters[QUEUE] += 1
             self.check_time()
         logger.debug("epsilon %d: %d bids in all, %d rows left", epsilon, self.counters[BIDS], self.counters[QUEUE])
+        return head
 
     def release(self, epsilon: int) -> None:
         """Free rows and spares whose columns are more than `epsilon` from their best; the free rows queue up."""
@@ -381,5 +408,3 @@ class LazyAssignment:
                     row = np.array([search.state[ROW]], np.int64)
                     self.lengthen(row, self.lists.bound[row].copy())
                 self.check_time()
-
-
