@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_match import Permutation, UserError, match
-from sae_match.config.schema import SolverConfig, SolverName
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
 from sae_match.matching.baselines.cosine import unit_rows

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_match import Permutation, SparseAutoencoder, UserError, match
-from sae_match.config.schema import SolverConfig, SolverName
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.matching import make_solver, matching_problem
 from tests.builders import permuted, random_sae
 

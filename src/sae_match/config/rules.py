@@ -19,11 +19,10 @@ from sae_match.config.schema import (
     ModelConfig,
     ModelSource,
     Part,
-    SolverConfig,
-    SolverName,
     TrackingConfig,
     TrainConfig,
 )
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_match.config.schema import SoftRounding
+from sae_match.config.solver_schema import SoftRounding
 from sae_match.matching.memory import problem_bytes, refuse_above
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
