@@ -86,7 +86,7 @@ class Run:
             print(f"{spec.name}: nothing to do", flush=True)
             return
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=self.args.scratch) as scratch:
-            folder, made = Path(scratch), False
+            folder, made = Path(scratch).resolve(), False
             for name in due:
                 record = self.blank(spec, name)
                 refused = self.refusal(record, methods()[name])

@@ -58,7 +58,8 @@ def run_worker(
     if process.returncode == 0 and result.is_file():
         return dict(json.loads(result.read_text()))
     if process.returncode == -9:
-        return {"status": "memory", "message": "killed by the system, which was out of memory"}
+        # Not a result: somebody else's memory may have been the reason. The next run tries again.
+        return {"status": "failed", "message": "killed, most likely because the system was out of memory"}
     last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:])
     if "MemoryError" in last or "can't allocate memory" in last:
         return {"status": "memory", "message": last}
