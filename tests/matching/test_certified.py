@@ -15,6 +15,7 @@ from sae_match import UserError
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.certified import lazy as lazy_module
+from sae_match.matching.certified import workspace as workspace_module
 from sae_match.matching.solution import Solution
 from tests.matching.problems import KINDS, distances, least_optimum, optimum, problem_of
 
@@ -94,7 +95,7 @@ def test_lists_are_exhausted_and_remade_without_losing_the_optimum(kind: str, n:
 @pytest.mark.parametrize("kind", ["outliers", "hubs", "gaussian"])
 def test_short_lists_and_no_auction_still_reach_the_optimum(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is left to the shortest paths, on lists of two."""
-    monkeypatch.setattr(lazy_module, "LIST_LENGTH", 2)
+    monkeypatch.setattr(workspace_module, "LIST_LENGTH", 2)
     monkeypatch.setattr(lazy_module.LazyAssignment, "auction_rounds", lambda self: None)
     monkeypatch.setattr(lazy_module, "VISITS", 1)
     for n, m, cache in [(150, 150, True), (150, 150, False), (140, 150, True)]:
@@ -134,7 +135,7 @@ def test_a_time_limit_leaves_a_complete_permutation_and_an_honest_gap() -> None:
 @pytest.mark.parametrize("phase", ["auction_rounds", "finish"])
 def test_stopping_in_any_phase_keeps_a_valid_bound(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: object) -> None:
-        raise lazy_module.Stopped("test")
+        raise workspace_module.Stopped("test")
 
     monkeypatch.setattr(lazy_module.LazyAssignment, phase, stop)
     for rejection in (None, 8.0):

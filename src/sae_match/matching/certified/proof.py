@@ -13,10 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from sae_match.matching.certified.arrays import INFINITE, Int32, Int64
 from sae_match.matching.certified.auction_kernels import COUNTERS
 from sae_match.matching.certified.check_kernels import feasible_duals, row_duals, tight_pairs
-from sae_match.matching.certified.lazy import LazyAssignment, Stopped
+from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.list_kernels import exact_cost
 from sae_match.matching.certified.similarity import split
 from sae_match.matching.certified.ties import TightPairs, canonical
+from sae_match.matching.certified.workspace import Stopped
 
 logger = logging.getLogger(__name__)
 

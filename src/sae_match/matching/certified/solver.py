@@ -15,9 +15,10 @@ from sae_match.errors import UserError
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
-from sae_match.matching.certified.lazy import LIST_LENGTH, LazyAssignment
+from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import Similarity
+from sae_match.matching.certified.workspace import LIST_LENGTH
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
