@@ -7,11 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified.grid import grid_problem
 from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.list_kernels import dot
+from sae_match.matching.certified.list_kernels import dot, kth_least
 from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, total_cost, verified
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.ties import TightPairs, canonical
@@ -90,6 +92,12 @@ def test_inner_products_agree_with_float64(d: int) -> None:
     g = torch.Generator().manual_seed(d)
     a, b = torch.randn(d, generator=g), torch.randn(d, generator=g)
     assert dot(a.numpy(), b.numpy()) == pytest.approx(float(a.double() @ b.double()), rel=1e-12, abs=1e-13)
+
+
+@given(values=st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=40), data=st.data())
+def test_selection_agrees_with_sorting(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(values) - 1))
+    assert kth_least(np.array(values, np.float32), k) == np.float32(sorted(values)[k])
 
 
 def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
