@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ WARM_UP = Spec(Kind.mix, 320, 12)
 HARD_WARM_UP = demo_specs(["14-15"], ["encoder/none"])[0]
 HARD_WIDTH = 256
 """Features of the warm-up's hard problem."""
+UNLIMITED_S = 1e6
+"""Time limit of the warm-up: compiling may take longer than what is measured may."""
 ENOUGH_S = 20.0
 """No further repeat is begun after this many seconds, or after a quarter of the time limit."""
 
@@ -62,7 +65,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     for problem in warm_ups(method):
         with suppress(NoAnswerError):
-            method.solve(problem, options)
+            method.solve(problem, replace(options, time_limit_s=UNLIMITED_S))
     instance = load(Path(task["folder"]))
     inputs = reset_peak()
     (Path(task["folder"]) / "started").touch()
@@ -90,7 +93,7 @@ def warm_ups(method: Method) -> list[MatchingProblem]:
     problems = [build(WARM_UP).problem]
     if method.stops_itself:
         hard = build(HARD_WARM_UP)
-        problems.append(MatchingProblem(*(side[:HARD_WIDTH].clone() for side in (hard.left, hard.right))))
+        problems.append(MatchingProblem(hard.left[:HARD_WIDTH].clone(), hard.right[:HARD_WIDTH].clone()))
     return problems
 
 
