@@ -15,6 +15,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.hub_server import hub  # noqa: F401 - a fixture
+
 hypothesis.settings.register_profile("sae_match", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("sae_match")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,9 @@ def identity_sae(d: int = 4) -> SparseAutoencoder:
         b_dec=torch.zeros(d),
         threshold=torch.full((2 * d,), 1e-12),
     )
+
+
+def scientific(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without what the machine's speed and memory decide: equal for equal jobs."""
+    measured = ("solver_seconds", "solver/seconds", "solver/peak_memory_gib")
+    return {name: value for name, value in metrics.items() if not name.startswith(measured)}

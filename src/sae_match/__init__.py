@@ -13,7 +13,8 @@ from sae_match.errors import UserError
 
 if TYPE_CHECKING:
     from sae_match.evaluation import evaluate_pair
-    from sae_match.matching import Matching, Permutation, match
+    from sae_match.matching import Matching, Permutation
+    from sae_match.matching.match import match  # from its home: mypy may take the package's for the submodule
     from sae_match.saes import SparseAutoencoder, fold, load_sae
 
 __version__ = "0.1.0"

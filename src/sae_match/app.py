@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.schema import Config
+from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,12 @@ def job(cfg: DictConfig) -> float | None:
     # Imported here so that --help, --cfg and configuration errors do not wait for torch.
     from sae_match.experiment import run
 
+    config = to_dataclass(cfg, Config)
+    if config.dry_run:
+        show_plan(config)
+        return None
     try:
-        result = run(to_dataclass(cfg, Config), group=sweep_name())
+        result = run(config, group=sweep_name())
     except Exception as error:
         # Hydra reports only the first failed job of a sweep, at its end; each one says so in its own log as well.
         if sweep_name() is not None:
@@ -45,6 +50,23 @@ def job(cfg: DictConfig) -> float | None:
     return result.metrics.get("matching_score")
 
 
+def show_plan(config: Config) -> None:
+    """Print what the job would do.
+
+    Raises:
+        UserError: it could not start; the plan lists every reason.
+    """
+    from sae_match.experiment.plan import make_plan
+    from sae_match.experiment.plan_text import render
+    from sae_match.experiment.planned_time import durations
+
+    plan = make_plan(in_a_new_record(config, sys.argv[1:]))
+    print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    if plan.problems:
+        count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
+        raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
+
+
 def sweep_name() -> str | None:
     """Name of the sweep's directory, which groups its W&B runs; None for a single run."""
     config = HydraConfig.get()
@@ -54,7 +76,8 @@ def sweep_name() -> str | None:
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
     register_schemas()
-    run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))
+    with dry_run_arguments(sys.argv):
+        run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))
 
 
 def run_command(command: Callable[[], object]) -> None:

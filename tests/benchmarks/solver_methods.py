@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from sae_match.config.schema import SolverConfig, SolverName
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.certified.solver import CertifiedSolver
 from sae_match.matching.make_solver import make_solver

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_match import load_sae, match
+from sae_match import Permutation, SparseAutoencoder, fold, load_sae, match
 from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
 from tests.wandb_reader import inspect
@@ -84,6 +84,44 @@ def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_director
         assert layers == [0, 1]
 
 
+def test_the_baselines_experiment_compares_eight_solvers(tmp_path: Path, sae_directory: Path) -> None:
+    done = run_cli(tmp_path, "experiment=baselines", *weights_only(sae_directory, "tracking=none"))
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
+    metrics = [json.loads((sweep / str(job) / "metrics.json").read_text()) for job in range(8)]
+    names = ["certified", "greedy", "cosine", "soft", "mutual", "nearest", "random", "vanilla"]
+    objective = {name: job["objective"] for name, job in zip(names, metrics, strict=True)}
+    assert all(objective["certified"] <= objective[name] for name in ("greedy", "cosine", "soft", "random", "vanilla"))
+    assert objective["mutual"] <= objective["nearest"] <= objective["certified"]
+    assert [name for name, job in zip(names, metrics, strict=True) if "gap" in job] == ["certified"]
+    report = run_cli(tmp_path, "multirun", "--output", "report", module="sae_match.report.cli")
+    assert report.returncode == 0, report.stderr
+    assert all(name in report.stdout for name in names)
+
+
+def test_a_baseline_end_to_end_with_its_run(tmp_path: Path, sae_directory: Path) -> None:
+    done = run_cli(tmp_path, "solver=nearest", *weights_only(sae_directory, "paths.output_dir=out"))
+    assert done.returncode == 0, done.stderr
+    assert "no bound" in done.stderr
+    assert "WARNING" not in (next((tmp_path / "multirun" / "single").glob("*/sae_match.log"))).read_text()
+    stored = Permutation.load(tmp_path / "out" / "permutations" / "layer_01_to_02.safetensors")
+    a, b = (load_sae(sae_directory / f"layer_{i:02d}.safetensors") for i in (1, 2))
+    assert torch.equal(stored.indices, torch.cdist(*(rows(sae).double() for sae in (a, b))).argmin(dim=1))
+    assert stored.many_to_one
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    summary: dict[str, object] = {}
+    for entry in inspect(tmp_path / "out")["summary"]:
+        summary |= entry.get("update", {})
+    assert {name: summary[name] for name in record} == record
+    assert not {"gap", "lower_bound"} & set(summary)
+
+
+def rows(sae: SparseAutoencoder) -> torch.Tensor:
+    """The folded parameters that metric=both compares, feature by feature."""
+    folded = fold(sae)
+    return torch.cat([folded.W_enc.T, folded.b_enc[:, None], folded.W_dec], dim=1)
+
+
 def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
     """Gemma Scope files and nothing else: no model, no text, no network."""
     order = torch.randperm(24, generator=torch.Generator().manual_seed(6))
@@ -93,7 +131,7 @@ def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         np.savez(folder / "params.npz", **{name: t.numpy() for name, t in sae.parameters().items()})
     span = ["layers.first=10", "layers.last=12", "evaluation=weights_only", "tracking=none", "paths.output_dir=out"]
-    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", *span)
+    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", "sae.d_model=8", *span)
     assert done.returncode == 0, done.stderr
     planted = load_file(tmp_path / "out" / "permutations" / "layer_10_to_11.safetensors")["permutation"]
     assert torch.equal(order[planted], torch.arange(24))
@@ -128,6 +166,9 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["layers.last=40", "evaluation.level=full"], "blocks 0..29"),
         (["sae.root=absent"], "absent/layer_00.safetensors does not exist"),
         (["solver.memory_limit_gib=1e-9"], "solver=certified needs"),
+        (["solver=soft", "solver.memory_limit_gib=1e-9"], "solver=soft needs"),
+        (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit"),
+        (["matching.dead_features=aside"], "dead_features=aside needs activations"),
         (["device=cuda"], "cuda"),
         (["paths.output_dir=file/out"], "cannot write to the output directory"),
     ],

@@ -76,6 +76,26 @@ def test_the_gemma_setting_is_the_papers() -> None:
     assert cfg.model.attn_implementation == "eager"
 
 
+def test_hub_models_know_their_shape_and_their_bos() -> None:
+    """Gemma and Llama 3 add BOS; GPT-2 gets <|endoftext|> in front; Pythia and SmolLM2 begin without."""
+    bos = {"gemma": "required", "llama": "required", "gpt2": "required", "pythia": "none", "smollm2": "none"}
+    named = [o for o in options("model") if o not in ("hub", "local", "smollm2_135m")]
+    assert len(named) >= 18
+    for option in named:
+        model = composed(f"model={option}").model
+        assert model.bos.value == bos[option.split("_")[0]], option
+        assert model.repo_id and model.n_layers and model.d_model and model.source.value == "hub", option
+        assert (model.attn_implementation == "eager") == option.startswith("gemma_2_"), option
+        assert model.dtype != "float16", option
+        assert model.sink_positions == (2 if option.startswith("smollm2") else 1), option
+
+
+@pytest.mark.parametrize("dataset", ["openwebtext", "github_code", "wikitext", "local", "hub"])
+def test_real_texts_are_the_papers_100_windows_of_1024(dataset: str) -> None:
+    cfg = composed(f"dataset={dataset}").dataset
+    assert (cfg.documents, cfg.window_tokens, cfg.windows_per_document) == (100, 1024, 1)
+
+
 @pytest.mark.parametrize("key", ["matching.foo=1", "foo=1", "matching.weights.W_decoder=2"])
 def test_plain_unknown_keys_are_refused(key: str) -> None:
     with pytest.raises(HydraException):
@@ -107,6 +127,11 @@ def test_bad_values_are_refused(override: str) -> None:
         (["layers.first=-1"], "must be 0 or more"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu, cuda"),
         (["model.dtype=int8"], "model.dtype=int8"),
+        (["dataset=local"], "dataset.path is not set"),
+        (["dataset=hub"], "dataset.repo_id is not set"),
+        (["dataset=openwebtext", "dataset.pool=99"], "dataset.pool=99: must hold at least the 100 documents"),
+        (["dataset=openwebtext", "dataset.fallback_files=x"], "must be hf:// URLs"),
+        (["model=hub"], "model.repo_id is not set"),
         (["dataset.window_tokens=2"], "dataset.window_tokens=2: must be at least 4"),
         (["dataset.documents=-1"], "dataset.documents=-1"),
         (["evaluation.bootstrap_samples=0"], "evaluation.bootstrap_samples=0"),
@@ -116,6 +141,10 @@ def test_bad_values_are_refused(override: str) -> None:
         (["matching.weights.W_enc=-2"], "matching.weights.W_enc=-2"),
         (["matching=decoder", "matching.weights.W_dec=0"], "nothing would be compared"),
         (["model.sink_positions=0"], "must be at least 1"),
+        (["model.device_map=everywhere"], "must be null or one of auto, balanced"),
+        (["+model.max_memory.cpu=10GiB"], "needs model.device_map"),
+        (["model.device_map=auto", "+model.max_memory.gpu=10GiB"], "gpu is neither cpu nor the number of a GPU"),
+        (["model.device_map=auto", "+model.max_memory.0=much"], "model.max_memory.0=much: must be a size"),
     ],
 )
 def test_cross_field_rules(overrides: list[str], message: str) -> None:

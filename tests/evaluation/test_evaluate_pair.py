@@ -90,6 +90,25 @@ def test_splices_by_definition() -> None:
     assert not torch.allclose(raw["encode_permute_decode"](pair), theta["encode_permute_decode"](pair))
 
 
+def test_a_many_to_one_matching_adds_activations_and_scores_every_feature() -> None:
+    a, b = random_sae(seed=1), random_sae(width=10, seed=2)
+    permutation = match(a, b, solver="nearest").permutation
+    x_a, x_b = torch.randn(4, 30, 8), torch.randn(4, 30, 8)
+    pair = PairActivations(x_a, x_b, a.encode(x_a), b.encode(x_b))
+    moved = torch.zeros(4, 30, 10)
+    together, active_a, active_b = 0, 0, 0
+    for i, j in enumerate(permutation.indices.tolist()):
+        moved[..., j] += pair.f_a[..., i] / a.threshold[i] * b.threshold[j]
+        fires_a, fires_b = (pair.f_a[:, 1:, i] > 0), (pair.f_b[:, 1:, j] > 0)
+        together += int((fires_a & fires_b).sum())
+        active_a, active_b = active_a + int(fires_a.sum()), active_b + int(fires_b.sum())
+    splice = splices_of_pair(a, b, {"matched": permutation}, SpliceUnits.theta)["encode_permute_decode"]
+    torch.testing.assert_close(splice(pair), moved @ b.W_dec + b.b_dec)
+    found = values(evaluate_pair(a, b, permutation, x_a, x_b))
+    assert found["matching_score", "matched"] == pytest.approx(together / active_a)
+    assert found["matching_iou", "matched"] == pytest.approx(together / (active_a + active_b - together))
+
+
 def test_unmatched_features_are_dropped_from_the_splice() -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
     nothing = Permutation(torch.full((24,), UNMATCHED), 24)

@@ -114,7 +114,7 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
         raise AssertionError("residual streams were captured again")
 
     monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
-    monkeypatch.setattr(LanguageModel, "resid_post", no_forward)
+    monkeypatch.setattr(LanguageModel, "stream_resid_post", no_forward)
     again = run(configured(random_saes, output="again"))
     assert calls == []
     assert repeatable(again.metrics) == repeatable(first.metrics)
@@ -158,7 +158,9 @@ def test_weights_only_needs_neither_model_nor_text(configured: Configured, rando
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.d_model=9"], "read d_model=8, but the model local has d_model=9"),
+        (["model.d_model=9"], "config.json says 8: correct it"),
+        (["model.n_layers=5"], "config.json says 4: correct it"),
+        (["layers.last=4"], "has blocks 0..3. Set layers.first"),
         (["dataset.documents=11"], "10"),
         (["dataset.path=/absent"], "/absent"),
         (["model.path=/absent"], "/absent"),

@@ -38,9 +38,46 @@ def _gemma2() -> transformers.PreTrainedConfig:
     )
 
 
+def _gemma3(**changes: object) -> transformers.Gemma3TextConfig:
+    """Sliding windows with their own rotary base, query and key norms."""
+    return transformers.Gemma3TextConfig(
+        **(_SIZES | _COMMON | changes),
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=3,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
+
+
+def _gemma3_multimodal() -> transformers.PreTrainedConfig:
+    """As Gemma 3 4B and larger: the text model is one part, and the vision tower has as many blocks as it."""
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=12, intermediate_size=8, num_hidden_layers=LAYERS, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    return transformers.Gemma3Config(
+        text_config=_gemma3(), vision_config=vision, mm_tokens_per_image=4, image_token_id=60, boi_token_id=58,
+        eoi_token_id=59,
+    )  # fmt: skip
+
+
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, **_COMMON, num_key_value_heads=1, tie_word_embeddings=True),
     "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gemma3_multimodal": _gemma3_multimodal,
+    "qwen2": lambda: transformers.Qwen2Config(**_SIZES, **_COMMON, num_key_value_heads=1),
+    "phi": lambda: transformers.PhiConfig(**_SIZES, **_COMMON, partial_rotary_factor=0.5),
+    # Its blocks return tuples.
+    "gptj": lambda: transformers.GPTJConfig(
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=2,
+        rotary_dim=4,
+        n_positions=64,
+        vocab_size=VOCAB,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=64, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2
     ),

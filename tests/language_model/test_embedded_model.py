@@ -14,6 +14,8 @@ import transformers
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.language_model import embedded, load_language_model
+from sae_match.language_model import gguf as gguf_room
+from sae_match.language_model.facts import model_facts
 
 WIDTH, HEADS, INNER, LAYERS = 32, 4, 64, 2
 TOKENS = ["<|endoftext|>", "a", "b", "c", "ab"]
@@ -122,9 +124,26 @@ def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, m
     assert load_language_model(cfg, "cpu", tmp_path / "cache").key == model.key
 
 
+def test_a_gguf_file_as_a_local_model(tmp_path: Path) -> None:
+    """The directory is named after the content: another file of the same name is another model."""
+    tiny_gguf(tmp_path / "mine.gguf")
+    cfg = ModelConfig(name="mine", source=ModelSource.local, path=str(tmp_path / "mine.gguf"))
+    assert (model_facts(cfg, tmp_path).n_layers, model_facts(cfg, tmp_path).d_model) == (LAYERS, WIDTH)
+    model = load_language_model(cfg, "cpu", tmp_path)
+    assert model.tokenizer("abc")["input_ids"] == [4, 3] and model.n_layers == LAYERS
+    assert [p.name.startswith("mine-") for p in (tmp_path / "models").iterdir()] == [True]
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF and no more")
+    with pytest.raises(UserError, match="cannot read this GGUF file"):
+        load_language_model(cfg, "cpu", tmp_path)
+    (tmp_path / "mine.gguf").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_language_model(cfg, "cpu", tmp_path)
+    assert len(list((tmp_path / "models").iterdir())) == 1
+
+
 def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job begins and finishes while this one converts; its result stays."""
-    real, other = embedded._convert, []
+    real, other = gguf_room._convert, []
 
     def convert(source: Path, into: Path) -> None:
         real(source, into)
@@ -132,7 +151,7 @@ def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatc
             other.append(None)
             (embedded.embedded_model_dir(tmp_path / "cache") / "of the other job").touch()
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(gguf_room, "_convert", convert)
     placed = embedded.embedded_model_dir(tmp_path / "cache")
     assert (placed / "of the other job").is_file() and (placed / "model.safetensors").is_file()
     assert list((tmp_path / "cache" / "models").iterdir()) == [placed]
@@ -143,7 +162,7 @@ def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monke
         (into / "half").write_text("done")
         raise ArithmeticError
 
-    monkeypatch.setattr(embedded, "_convert", fail)
+    monkeypatch.setattr(gguf_room, "_convert", fail)
     with pytest.raises(ArithmeticError):
         embedded.embedded_model_dir(tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []

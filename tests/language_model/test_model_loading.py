@@ -14,7 +14,7 @@ from torch import nn
 
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
-from sae_match.language_model import LanguageModel, load_language_model, loading, resolve_device
+from sae_match.language_model import LanguageModel, load_language_model, resolve_device
 from sae_match.language_model.blocks import find_blocks
 
 
@@ -85,23 +85,6 @@ def test_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path) -> None:
     (saved / "own.py").write_text("raise SystemExit('was run')")
     with pytest.raises(UserError, match="trust_remote_code"):
         load_language_model(local(saved), "cpu", tmp_path)
-
-
-def test_hub_errors_come_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def gated(source: str, **options: Any) -> None:
-        asked.update(options, source=source)
-        raise OSError("You are trying to access a gated repo.")
-
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", gated)
-    cfg = ModelConfig(name="gemma", source=ModelSource.hub, repo_id="google/gemma-2-2b", revision="abc")
-    with pytest.raises(UserError, match=r"(?s)gemma-2-2b.*gated repo.*hf auth login"):
-        load_language_model(cfg, "cpu", tmp_path)
-    assert asked["source"] == "google/gemma-2-2b" and asked["revision"] == "abc" and asked["dtype"] == torch.float32
-    assert asked["trust_remote_code"] is False
-    with pytest.raises(UserError, match=r"needs model.repo_id"):
-        load_language_model(ModelConfig(name="gemma", source=ModelSource.hub), "cpu", tmp_path)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sae_match import Permutation, UserError
 
@@ -87,6 +87,46 @@ def test_file_round_trip(tmp_path: Path) -> None:
 def test_invalid_permutations(indices: torch.Tensor, width: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Permutation(indices, width)
+
+
+@given(st.data())
+def test_many_to_one(data: st.DataObject) -> None:
+    """Against a dense 0/1 matrix: applying sums, composing multiplies."""
+    n_a, n_b = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
+    indices = data.draw(st.lists(st.integers(-1, n_b - 1), min_size=n_a, max_size=n_a))
+    permutation = Permutation(torch.tensor(indices), n_b, many_to_one=True)
+    matrix = torch.zeros(n_a, n_b)
+    for i, j in enumerate(indices):
+        if j != -1:
+            matrix[i, j] = 1.0
+    f = torch.arange(1.0, 2 * n_a + 1).view(2, 1, n_a)
+    assert torch.equal(permutation.apply(f), f @ matrix)
+    after = data.draw(partial_matchings(n_a=n_b))
+    composed = permutation.compose(after)
+    assert composed.many_to_one
+    assert torch.equal(composed.apply(f), after.apply(permutation.apply(f)))
+    with pytest.raises(UserError, match="many-to-one matching has no inverse"):
+        permutation.inverse()
+
+
+def test_many_to_one_round_trip(tmp_path: Path) -> None:
+    shared = Permutation(torch.tensor([1, 1, -1]), 2, {"solver": "nearest"}, many_to_one=True)
+    shared.save(tmp_path / "shared.safetensors")
+    back = Permutation.load(tmp_path / "shared.safetensors")
+    assert (back.indices.tolist(), back.n_b, back.many_to_one) == ([1, 1, -1], 2, True)
+    assert back.provenance == {"solver": "nearest"}
+    Permutation.identity(3).save(tmp_path / "plain.safetensors")
+    assert not Permutation.load(tmp_path / "plain.safetensors").many_to_one
+    # A file that says nothing is one-to-one, and one that is not is refused.
+    save_file({"permutation": torch.tensor([1, 1])}, tmp_path / "old.safetensors")
+    with pytest.raises(UserError, match="more than once"):
+        Permutation.load(tmp_path / "old.safetensors")
+
+
+def test_a_matching_of_parts_embedded_in_the_whole() -> None:
+    part = Permutation(torch.tensor([1, -1, 0]), 2)
+    whole = part.embedded(torch.tensor([0, 2, 3]), torch.tensor([1, 4]), n_a=5, n_b=6)
+    assert (whole.indices.tolist(), whole.n_b) == ([4, -1, -1, 1, -1], 6)
 
 
 def test_composing_needs_a_common_layer() -> None:

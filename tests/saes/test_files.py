@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError, load_sae
-from sae_match.config.schema import Dialect, SaeConfig
+from sae_match.config.sae_schema import Dialect, SaeConfig
 from sae_match.saes import SaeSource, save_native
 from sae_match.saes.gemma_scope_names import choose_l0
 from sae_match.saes.native import read_metadata
@@ -63,8 +63,9 @@ def test_native_errors(tmp_path: Path) -> None:
     save_file({"W_enc": torch.zeros(2, 2), "extra": torch.zeros(1)}, tmp_path / "keys.safetensors")
     with pytest.raises(UserError, match=r"missing \['W_dec', 'b_dec', 'b_enc', 'threshold'\], unknown \['extra'\]"):
         load_sae(tmp_path / "keys.safetensors")
+    (tmp_path / "sae.bin").touch()
     with pytest.raises(UserError, match="unknown SAE file type"):
-        load_sae(tmp_path / "sae.pt")
+        load_sae(tmp_path / "sae.bin")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_missing_key(tmp_path: Path) -> None:
 
 
 def test_hub_offline_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match=r"cannot be reached.*sae\.root"):
+    with pytest.raises(UserError, match=r"offline mode is on.*sae\.root"):
         SaeSource(gemma_config(None)).locate([4])
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 from datasets import Dataset
-from datasets.exceptions import DatasetNotFoundError
 
 from sae_match.config.schema import DatasetConfig, DatasetSource
 from sae_match.errors import UserError
 from sae_match.text.documents import Document
 from sae_match.text.sources import hub, open_source
-from sae_match.text.sources.hub import MIN_POOL, PARQUET_FALLBACKS, POOL_FACTOR
+from sae_match.text.sources.hub import MIN_POOL, POOL_FACTOR
 
+FILES = "hf://datasets/owner/name@refs%2Fpr%2F18/data/*.parquet"
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -33,6 +34,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
             return Dataset.from_dict(answer).to_iterable_dataset()
 
         monkeypatch.setattr(hub, "_load_dataset", lambda: load_dataset)
+        monkeypatch.setattr(hub, "_commit", lambda _cfg: "c0ffee")
         return calls
 
     return install
@@ -50,12 +52,15 @@ def test_rows_are_streamed_with_the_configured_names(serve) -> None:
     calls = serve({"id": [1, 2], "content": ["a", "b"]})
     documents = read(config_name="raw", revision="abc", split="test")
     assert [(document.id, document.text) for document in documents] == [("1", "a"), ("2", "b")]
-    assert calls == [(("owner/name", "raw"), {"split": "test", "revision": "abc", "streaming": True})]
+    assert calls == [(("owner/name", "raw"), {"split": "test", "revision": "c0ffee", "streaming": True})]
 
 
 def test_only_the_first_documents_of_the_stream_are_the_pool(serve) -> None:
-    serve({"text": [str(i) for i in range(MIN_POOL + 500)]}, {"text": [str(i) for i in range(MIN_POOL + 500)]})
+    serve({"text": [str(i) for i in range(MIN_POOL + 500)]})
     assert len(read(documents=1)) == MIN_POOL
+    serve({"text": [str(i) for i in range(50)]})
+    assert len(read(documents=3, pool=7)) == 7
+    serve({"text": [str(i) for i in range(MIN_POOL + 500)]})
     assert len(read(documents=(MIN_POOL + 200) // POOL_FACTOR)) == MIN_POOL + 200
 
 
@@ -71,15 +76,16 @@ def test_a_wrong_column_lists_the_columns(serve, column: str | None) -> None:
         read(column=column)
 
 
-def test_openwebtext_falls_back_to_its_parquet_revision(serve, caplog) -> None:
-    (repo_id, fallback), *_ = PARQUET_FALLBACKS.items()
+def test_a_script_gives_way_to_the_fallback_files_aloud(serve, caplog) -> None:
     calls = serve(RuntimeError("Dataset scripts are no longer supported"), {"text": ["a"]})
-    assert [document.text for document in read(repo_id=repo_id)] == ["a"]
-    assert calls[1] == (("parquet",), {"data_files": fallback, "split": "train", "streaming": True})
-    assert "loading script" in caplog.text
+    source = open_source(config(fallback_files=FILES))
+    assert [document.text for document in source.read()] == ["a"]
+    assert calls[1] == (("parquet",), {"data_files": FILES, "split": "train", "streaming": True})
+    assert "loading script" in caplog.text and FILES in caplog.text
+    assert source.facts == {"commit": "c0ffee", "files": FILES}
 
 
-@pytest.mark.parametrize("changes", [{}, {"repo_id": next(iter(PARQUET_FALLBACKS)), "revision": "pinned"}])
+@pytest.mark.parametrize("changes", [{}, {"fallback_files": FILES, "revision": "pinned"}])
 def test_other_loading_scripts_are_refused_with_advice(serve, changes: dict[str, str]) -> None:
     calls = serve(RuntimeError("Dataset scripts are no longer supported"))
     with pytest.raises(UserError, match="refs/convert/parquet"):
@@ -87,12 +93,18 @@ def test_other_loading_scripts_are_refused_with_advice(serve, changes: dict[str,
     assert len(calls) == 1
 
 
+def test_named_files_are_read_in_place_of_what_the_repository_declares(serve) -> None:
+    calls = serve({"text": ["a"]}, {"text": ["b"]})
+    assert [document.text for document in read(data_files="data/*.parquet")] == ["a"]
+    assert calls[0][1]["data_files"] == "data/*.parquet" and calls[0][0] == ("owner/name", None)
+    assert [document.text for document in read(data_files=FILES)] == ["b"]
+    assert calls[1] == (("parquet",), {"data_files": FILES, "split": "train", "streaming": True})
+
+
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (ConnectionError("Couldn't reach 'owner/name' on the Hub"), "Check the network"),
-        (DatasetNotFoundError("Dataset 'owner/name' doesn't exist on the Hub"), "Check dataset.repo_id"),
-        (DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub"), "HF_TOKEN"),
+        (httpx2.ConnectError("refused"), "Check the network"),
         (ValueError("Bad split: x. Available splits: ['train']"), "Available splits"),
     ],
 )
@@ -118,6 +130,8 @@ def test_a_programming_error_is_not_disguised(serve) -> None:
         {"column": "t"},
         {"join_articles": True},
         {"documents": MIN_POOL},
+        {"pool": MIN_POOL + 1},
+        {"data_files": "x"},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -48,6 +48,12 @@ def test_windows_are_exact_with_bos_once_or_never(config, tmp_path, named, added
     assert int((windows.ids == BOS_ID).sum()) == len(windows.ids) * len(head)
 
 
+def test_a_bos_that_is_defined_but_not_added_is_mentioned(config, tmp_path, make_tokenizer, caplog) -> None:
+    with caplog.at_level("INFO", logger="sae_match"):
+        load_windows(config(), make_tokenizer(named=True), tmp_path, Bos.auto)
+    assert "'[BOS]' but does not add it" in caplog.text and "model.bos=required" in caplog.text
+
+
 def test_special_tokens_in_the_text_stay_text(config, tmp_path: Path, make_tokenizer) -> None:
     path = tmp_path / "one.txt"
     path.write_text("w0 [BOS] w1 [BOS] w2 w3", encoding="utf-8")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
+from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
     DatasetConfig,
+    DatasetSource,
     DeadFeatures,
     EvaluationConfig,
     EvaluationLevel,
@@ -16,14 +19,14 @@ from sae_match.config.schema import (
     ModelConfig,
     ModelSource,
     Part,
-    SolverConfig,
-    SolverName,
     TrackingConfig,
     TrainConfig,
 )
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MAX_TAG = 64
 EVALUATION_MINIMA = {
     "splice_documents": 0,
@@ -69,6 +72,7 @@ def check_config(cfg: Config) -> None:
     """
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
+    problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
     problems += _solver_rules(cfg.solver)
@@ -181,6 +185,7 @@ def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:
         yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
     if model.dtype not in ("float32", "bfloat16", "float16"):
         yield f"model.dtype={model.dtype}: must be float32, bfloat16 or float16"
+    yield from _placement_rules(model)
     if model.sink_positions < 1:
         yield f"model.sink_positions={model.sink_positions}: must be at least 1 (position 0 is never counted)"
     if model.source is ModelSource.hub and not model.repo_id:
@@ -189,12 +194,33 @@ def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:
         yield "model.path is not set, and model.source=local needs one"
 
 
+def _placement_rules(model: ModelConfig) -> Iterator[str]:
+    if model.device_map is not None and model.device_map not in DEVICE_MAPS:
+        yield f"model.device_map={model.device_map}: must be null or one of {', '.join(DEVICE_MAPS)}"
+    if model.max_memory and model.device_map is None:
+        yield "model.max_memory is set, but it needs model.device_map (such as auto)"
+    for place, most in model.max_memory.items():
+        if not (place.isdigit() or place == "cpu"):
+            yield f"model.max_memory: {place} is neither cpu nor the number of a GPU"
+        if not re.fullmatch(r"\d+(\.\d+)?([KMG]i?B)", most):
+            yield f"model.max_memory.{place}={most}: must be a size such as 20GiB"
+
+
 def _dataset_rules(dataset: DatasetConfig, where: str, sink_positions: int) -> Iterator[str]:
     # One counted prediction needs the sink positions, one more position and its target.
     for name, least in (("documents", 0), ("window_tokens", sink_positions + 2), ("windows_per_document", 0)):
         value = getattr(dataset, name)
         if value < least:
             yield f"{where}.{name}={value}: must be at least {least}"
+    if dataset.source is DatasetSource.hub:
+        if not dataset.repo_id:
+            yield f"{where}.repo_id is not set, and {where}.source=hub needs one"
+        if dataset.pool is not None and dataset.pool < dataset.documents:
+            yield f"{where}.pool={dataset.pool}: must hold at least the {dataset.documents} documents of the sample"
+        if dataset.fallback_files and not dataset.fallback_files.startswith("hf://"):
+            yield f"{where}.fallback_files={dataset.fallback_files}: must be hf:// URLs of parquet files"
+    if dataset.source is DatasetSource.local and not dataset.path:
+        yield f"{where}.path is not set, and {where}.source=local needs one"
 
 
 def _disjoint_rule(cfg: TrainConfig) -> Iterator[str]:

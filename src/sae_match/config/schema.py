@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from sae_match.config.sae_schema import SaeConfig
+from sae_match.config.solver_schema import SolverConfig
+
 
 class Metric(StrEnum):
     """Which parameters enter the matching cost (method: Eq. 3)."""
@@ -27,6 +30,29 @@ class Folding(StrEnum):
     none = "none"
 
 
+class FoldingScale(StrEnum):
+    """What plays theta when features are folded; weight metrics are always in these units.
+
+    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
+    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
+    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
+    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
+    no scale.
+    """
+
+    auto = "auto"
+    threshold = "threshold"
+    stored = "stored"
+    estimated = "estimated"
+    mean_activation = "mean_activation"
+    max_activation = "max_activation"
+    decoder_norm = "decoder_norm"
+
+
+MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
+"""Scales that need activations on text, and so evaluation=full."""
+
+
 class SpliceUnits(StrEnum):
     """Units in which activations travel along the permutation when a residual is spliced."""
 
@@ -35,39 +61,11 @@ class SpliceUnits(StrEnum):
     raw = "raw"
 
 
-class SolverName(StrEnum):
-    """Assignment solvers: two exact ones, then baselines."""
-
-    certified = "certified"
-    dense = "dense"
-    vanilla = "vanilla"
-    random = "random"
-    greedy = "greedy"
-    nearest = "nearest"
-    mutual = "mutual"
-    cosine = "cosine"
-    soft = "soft"
-
-
-class SoftRounding(StrEnum):
-    """How a soft matching becomes a hard one: the one-to-one matching with the largest sum over its pairs."""
-
-    plan = "plan"
-    log_plan = "log_plan"
-
-
 class DeadFeatures(StrEnum):
     """What happens to features that never fire on the evaluation text."""
 
     keep = "keep"
     aside = "aside"
-
-
-class Dialect(StrEnum):
-    """On-disk layout of SAE checkpoints."""
-
-    native = "native"
-    gemma_scope = "gemma_scope"
 
 
 class ModelSource(StrEnum):
@@ -158,32 +156,10 @@ class FoldingConfig:
 
     name: Folding = MISSING
     """theta | none."""
-
-
-@dataclass
-class SolverConfig:
-    """Assignment solver."""
-
-    name: SolverName = MISSING
-    """certified | dense (both exact) | vanilla | random | greedy | nearest | mutual | cosine | soft."""
-    memory_limit_gib: float | None = None
-    """Refuse to start above this; null = what the machine has available now."""
-    block_rows: int = 1024
-    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
-    time_limit_s: float | None = None
-    """certified, cosine: stop each pair after this many seconds with a complete permutation and the gap reached."""
-    verify: bool = True
-    """certified: prove dual feasibility over all pairs of features in a pass of its own."""
-    cache: bool | None = None
-    """certified, cosine: keep all inner products (2 bytes each); null = where they fit into memory."""
-    regularisation: float = 0.05
-    """soft: strength of the entropy, in units of the median cost."""
-    max_iterations: int = 1000
-    """soft: most Sinkhorn iterations."""
-    marginal_error: float = 1e-3
-    """soft: Sinkhorn stops when the plan's column sums are this close to uniform (relative, Euclidean)."""
-    rounding: SoftRounding = SoftRounding.plan
-    """soft: plan | log_plan. For SAEs of one width log_plan is the exact matching by algebra, whatever the entropy."""
+    scale: FoldingScale = FoldingScale.auto
+    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
+    k: int | None = None
+    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
 
 
 @dataclass
@@ -194,34 +170,6 @@ class LayersConfig:
     """First layer (0-based; the residual stream after this block)."""
     last: int = MISSING
     """Last layer, inclusive."""
-
-
-@dataclass
-class SaeConfig:
-    """Which sparse autoencoders are matched."""
-
-    name: str = MISSING
-    """Short name used in records."""
-    dialect: Dialect = MISSING
-    """File layout."""
-    root: str | None = None
-    """Local directory in the hub's layout; read in place of the hub when set."""
-    repo_id: str | None = None
-    """Hub repository."""
-    revision: str | None = None
-    """Hub revision; null = main."""
-    width: str | None = None
-    """Gemma Scope width, such as 16k."""
-    l0: str | None = None
-    """Gemma Scope sparsity: canonical, paper, or a number that names average_l0_N."""
-    filename: str = "layer_{layer:02d}.safetensors"
-    """Native layout: file name per layer."""
-    ceiling_filename: str | None = None
-    """Native layout: file name of a second seed; where it exists the same-layer match is the ceiling."""
-    first_layer: int = 0
-    """First layer for which SAEs exist."""
-    last_layer: int = MISSING
-    """Last layer for which SAEs exist."""
 
 
 @dataclass
@@ -237,13 +185,20 @@ class ModelConfig:
     revision: str | None = None
     """Hub revision; null = main."""
     path: str | None = None
-    """Model directory (source=local)."""
+    """Model directory, or a .gguf file, which is converted once (source=local)."""
     dtype: str = "float32"
     """float32 | bfloat16 | float16."""
     attn_implementation: str | None = None
     """transformers attention implementation; null = the library's choice. Gemma 2 needs eager."""
+    device_map: str | None = None
+    """Spread the model with accelerate: auto | balanced | balanced_low_0 | sequential (over the GPUs, then main memory,
+    then disk); null = all of it on `device`."""
+    max_memory: dict[str, str] = field(default_factory=dict)
+    """With device_map: the most to use of each GPU (by number) and of `cpu`, such as {0: 20GiB, cpu: 40GiB}; what is
+    left over goes to disk, below paths.cache_dir. Empty = what accelerate finds free."""
     bos: Bos = Bos.auto
-    """auto: prepend BOS exactly where the tokenizer defines and adds one."""
+    """Windows begin with exactly one BOS, or with none. auto: where the tokenizer itself adds one (Gemma, Llama 3), not
+    where it only defines one (GPT-2, Pythia, SmolLM2); required: wherever one is defined; none: never."""
     sink_positions: int = 1
     """Attention sinks at each window's start: never replaced, never counted, never trained on. 1 = position 0;
     a model without BOS can carry the sink on to position 1, then 2."""
@@ -269,6 +224,14 @@ class DatasetConfig:
     """Hub revision."""
     split: str = "train"
     """Hub split."""
+    data_files: str | None = None
+    """Hub: read these files instead of what the repository declares: a glob inside it, or hf:// URLs of parquet."""
+    fallback_files: str | None = None
+    """Hub: hf:// URLs of parquet files, read (with a warning) where the repository is still a loading script, which is
+    never run; not with a pinned revision."""
+    pool: int | None = None
+    """Hub: the sample is drawn from so many documents at the beginning of the stream; null = 10 x documents, at
+    least 1,000."""
     path: str | None = None
     """Local .txt, .jsonl or .parquet file, or a directory of .txt files (source=local)."""
     column: str | None = None
@@ -354,6 +317,8 @@ class Config:
     """Seed of the random control and the bootstrap."""
     progress: bool | None = None
     """Progress bars; null = only when standard error is a terminal."""
+    dry_run: bool = False
+    """Print what the job would download, need and take, and everything that would stop it; run and write nothing."""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from sae_match.matching import Permutation
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.reconstruction import ReconstructionStatistics
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.header import refuse_encoding
 
 
 @dataclass
@@ -54,7 +55,8 @@ def collect_activations(
         sink_positions: positions at each window's start that are not counted (1 = position 0).
 
     Raises:
-        UserError: residuals of different shapes or of another width than the SAEs.
+        UserError: residuals of different shapes or of another width than the SAEs, or SAEs of another site than
+            resid_post, or that only match.
     """
     _check_residuals(a, b, x_a, x_b, document, sink_positions)
     x_a, x_b = x_a[:, sink_positions:], x_b[:, sink_positions:]
@@ -113,5 +115,6 @@ def _check_residuals(
     if x_a.shape[1] <= sink_positions:
         raise UserError(f"windows of {x_a.shape[1]} tokens are too short: the first {sink_positions} are never counted")
     for sae, x in ((a, x_a), (b, x_b)):
+        refuse_encoding(sae.source, sae.site, sae.match_only)
         if sae.d_model != x.shape[2]:
             raise UserError(f"{sae.source} reads d_model={sae.d_model}, but the residual stream has {x.shape[2]}")

@@ -52,13 +52,13 @@ def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Per
     """Eq. 5: Dec_B(P Enc_A(x_a)); block t+1 is never evaluated.
 
     Args:
-        units: `theta` carries activations in units of each feature's own threshold (what folded SAEs do),
+        units: `theta` carries activations in units of each feature's own theta (what folded SAEs do),
             `raw` carries them as they are.
     """
 
     def splice(pair: PairActivations) -> Tensor:
         if units is SpliceUnits.theta:
-            return b.decode(permutation.apply(pair.f_a / a.threshold) * b.threshold)
+            return b.decode(permutation.apply(pair.f_a / a.theta) * b.theta)
         return b.decode(permutation.apply(pair.f_a))
 
     return splice

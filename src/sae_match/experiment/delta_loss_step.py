@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.config.schema import FoldingScale, SpliceUnits
 from sae_match.evaluation.pair import estimate_row
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
@@ -20,6 +21,8 @@ from sae_match.record.provenance import content_key
 
 logger = logging.getLogger(__name__)
 
+THRESHOLDS = (FoldingScale.auto, FoldingScale.threshold)
+"""Scales that follow from the SAE; any other enters the key of a splice in theta units."""
 LOSS_VERSION = 1
 """To be raised when the meaning of a cached loss changes."""
 
@@ -92,6 +95,9 @@ def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
         variant = name.removeprefix(ENCODE_PERMUTE_DECODE).removeprefix("_") or "matched"
         indices = pair.permutations[variant].indices.tolist()
         depends |= {"sae_a": layer_a, "sae_b": layer_b, "indices": content_key(indices), "units": evaluator.units.value}
+        if evaluator.units is SpliceUnits.theta and evaluator.cfg.folding.scale not in THRESHOLDS:
+            saes = [evaluator.saes.load(layer) for layer in (pair.layer, pair.layer_to)]
+            depends["theta"] = content_key([sae.theta.tolist() for sae in saes])
     elif name == "encode_decode_current":
         depends = {"sae_b": layer_b}
     elif name == "encode_decode_previous":

@@ -76,6 +76,7 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress)
+    saes.measure_on(streams)
     logger.info(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
@@ -160,18 +161,18 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:
-    """L0, dead features, mean threshold and median residual norm of one layer.
+    """L0, dead features, mean theta (the threshold, or what plays it) and median residual norm of one layer.
 
     Args:
         statistics: counts of a pair that contains the layer, as its second member if `second`.
     """
     counts = statistics.b if second else statistics.a
-    facts = evaluator.saes.facts[layer]
+    sae = evaluator.saes.load(layer)
     norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
     n = norms.numel()
     return [
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
-        MetricRow(layer, layer, "sae", "dead_features", counts.dead(), facts.width),
-        MetricRow(layer, layer, "sae", "mean_theta", facts.mean_threshold, facts.width),
+        MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
+        MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width),
         MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
     ]

@@ -15,13 +15,14 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
+from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
+from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
@@ -62,7 +63,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
     record = JobRecord(Path(cfg.paths.output_dir))
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     with record.guard():
-        check_config(cfg)
+        make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
         device = resolve_device(cfg.device).type
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
@@ -101,9 +102,9 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.level is EvaluationLevel.full
-    saes.preflight(solver, progress)
-    if full and cfg.model.d_model is not None:
-        saes.check_model(cfg.model.d_model, cfg.model.name)
+    # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
+    d_model = check_model_facts(cfg) if full else None
+    saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()

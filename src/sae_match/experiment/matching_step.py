@@ -78,6 +78,7 @@ def match_pair(
     excluded = aside.get(layer), aside.get(layer_to)
     matching = match_configured(cfg, a, b, solver, *excluded)
     provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
+    provenance["folding_scale"] = cfg.folding.scale.value
     matched = replace(matching.permutation, provenance=provenance)
     matched.save(record.permutation_path(layer, layer_to))
     permutations = with_controls(matched, cfg.seed + layer, *excluded)

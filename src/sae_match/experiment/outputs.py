@@ -63,10 +63,8 @@ def mirror_record(
     }
     if "matching_score" in features:
         # The features that matching_score_per_feature averages.
-        counted = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
-        if len(counted):
-            histograms["matching_score"] = counted
-    mirror.log_histograms(histograms)
+        histograms["matching_score"] = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
+    mirror.log_histograms({name: values for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
     mirror.log_permutations(record.permutations)
     mirror.summary(metrics)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
+from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel
 from sae_match.errors import UserError
+from sae_match.experiment.estimates import problem_width
+from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
-from sae_match.saes import SaeSource, SparseAutoencoder
+from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
+from sae_match.saes.header import refuse_encoding
+from sae_match.saes.measured_scale import check_measurable
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,6 @@ class SaeFacts:
     d_model: int
     width: int
     content_hash: str
-    mean_threshold: float
 
 
 class SpanSaes:
@@ -34,8 +38,12 @@ class SpanSaes:
     def __init__(self, cfg: Config, device: str) -> None:
         self.cfg, self.device = cfg, device
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
-        self.source = SaeSource(cfg.sae)
+        self.source = SaeSource(cfg.sae, tuple(self.layers))
+        self.full = cfg.evaluation.level is EvaluationLevel.full
+        self.measured = cfg.folding.scale in MEASURED_SCALES
         self.facts: dict[int, SaeFacts] = {}
+        self._streams: ResidualStreams | None = None
+        self._scales: dict[str, Tensor] = {}
         self._held: OrderedDict[int, SparseAutoencoder] = OrderedDict()
 
     @property
@@ -43,28 +51,29 @@ class SpanSaes:
         """Adjacent pairs (t, t+1) of the span."""
         return list(zip(self.layers[:-1], self.layers[1:], strict=True))
 
-    def preflight(self, solver: Solver, progress: bool) -> None:
-        """Locate and read every SAE once, so that a bad file is found before hours of work.
+    def preflight(self, solver: Solver, progress: bool, d_model: int | None = None) -> None:
+        """Look at every file's header, then read every SAE once, so that a bad one is found before hours of work.
+
+        Args:
+            d_model: width of the model's residual stream, for a full evaluation.
 
         Raises:
             UserError: missing or invalid files, SAEs over different residual streams or another model than
-                configured, or a problem that does not fit into memory.
+                configured, SAEs that the configured evaluation or folding scale cannot use, or a problem that does
+                not fit into memory.
         """
-        self.source.locate(self.layers)
-        for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
-            sae = self.source.load(layer)
-            self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash, float(sae.threshold.mean()))
-            self._check_ceiling(layer, self.source.load_ceiling(layer), solver)
-        first = self.facts[self.layers[0]]
-        for layer, facts in self.facts.items():
-            if facts.d_model != first.d_model:
-                raise UserError(
-                    f"layer {layer} reads d_model={facts.d_model}, layer {self.layers[0]} {first.d_model}: "
-                    "these SAEs do not belong to one model"
-                )
-        self._check_pairs()
+        headers: dict[int, SaeHeader] = {}
+        for layer in self.layers:
+            # One by one: what is wrong with the first is said before the others are downloaded.
+            headers[layer] = self.source.header(layer)
+            self._check_header(layer, headers, d_model)
+        self._check_pairs(headers)
         for a, b in self.pairs:
-            solver.check_memory(self.facts[a].width, self.facts[b].width, self._problem_width(first.d_model))
+            check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
+        for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
+            sae = self._usable(self.source.load(layer))
+            self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash)
+            self._check_ceiling(layer, self.source.load_ceiling(layer), solver)
 
     def check_model(self, d_model: int, name: str) -> None:
         """Refuse a model whose residual stream is not the one the SAEs read.
@@ -72,26 +81,67 @@ class SpanSaes:
         Raises:
             UserError: different d_model.
         """
-        read = self.facts[self.layers[0]].d_model
-        if read != d_model:
+        check_same_stream(self.cfg.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
+
+    def measure_on(self, streams: ResidualStreams) -> None:
+        """Measure folding scales that need activations on these residual streams, each when its SAE is first loaded."""
+        self._streams = streams
+
+    def _check_header(self, layer: int, headers: dict[int, SaeHeader], d_model: int | None) -> None:
+        first, header = headers[self.layers[0]], headers[layer]
+        check_one_stream({at: known.d_model for at, known in headers.items()})
+        if header.site is not first.site:
             raise UserError(
-                f"the SAEs {self.cfg.sae.name} read d_model={read}, but the model {name} has d_model={d_model}: "
-                "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+                f"layer {layer} reads {header.site.value}, layer {self.layers[0]} {first.site.value}: "
+                "features of different sites are not matched"
             )
+        if self.full:
+            refuse_encoding(f"SAEs {self.cfg.sae.name}, layer {layer}", header.site, header.obstacle)
+        if d_model is not None:
+            check_same_stream(self.cfg.sae.name, header.d_model, self.cfg.model.name, d_model)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer on the job's device."""
         if layer not in self._held:
-            self._held[layer] = self.source.load(layer).to(self.device)
-            while len(self._held) > 2:
+            # Before reading: a third SAE would otherwise be in memory while the oldest is still held.
+            while len(self._held) > 1:
                 self._held.popitem(last=False)
+            self._held[layer] = self._scaled(layer, self.source.load(layer).to(self.device))
         self._held.move_to_end(layer)
         return self._held[layer]
 
     def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
         """A second seed of one layer, if the configuration names one that exists."""
         sae = self.source.load_ceiling(layer)
-        return None if sae is None else sae.to(self.device)
+        return None if sae is None else self._scaled(layer, sae.to(self.device))
+
+    def _usable(self, sae: SparseAutoencoder) -> SparseAutoencoder:
+        """The SAE, if the configured evaluation can encode with it and the folding scale exists or can be measured."""
+        if self.full:
+            refuse_encoding(sae.source, sae.site, sae.match_only)
+        if self.measured:
+            check_measurable(sae, self.cfg.folding.scale, self.cfg.folding.k)
+        else:
+            with_scale(sae, self.cfg.folding.scale)
+        return sae
+
+    def _scaled(self, layer: int, sae: SparseAutoencoder) -> SparseAutoencoder:
+        """The SAE with what plays theta for it; a measured scale is measured once per SAE."""
+        if not self.measured:
+            return with_scale(sae, self.cfg.folding.scale)
+        if self._streams is None:
+            raise UserError(f"folding.scale={self.cfg.folding.scale.value}: needs evaluation=full")
+        if sae.content_hash not in self._scales:
+            measured = measure_scale(
+                sae,
+                self.cfg.folding.scale,
+                self._streams.layer(layer),
+                k=self.cfg.folding.k,
+                batch_windows=self.cfg.evaluation.batch_windows,
+                sink_positions=self.cfg.model.sink_positions,
+            )
+            self._scales[sae.content_hash] = measured.theta
+        return sae.replace(scale=self._scales[sae.content_hash])
 
     def _check_ceiling(self, layer: int, second: SparseAutoencoder | None, solver: Solver) -> None:
         """Refuse a second seed that is not one: the same SAE would make a perfect ceiling."""
@@ -102,14 +152,52 @@ class SpanSaes:
             raise UserError(f"{second.source}: d_model {second.d_model}, but layer {layer}'s SAE reads {own.d_model}")
         if second.content_hash == own.content_hash:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
-        solver.check_memory(own.width, second.width, self._problem_width(own.d_model))
+        self._usable(second)
+        check_pair(self.cfg, solver, own.width, second.width, own.d_model)
 
-    def _check_pairs(self) -> None:
+    def _check_pairs(self, headers: dict[int, SaeHeader]) -> None:
         """Refuse more pairs than the narrowest SAE has features."""
-        layer, facts = min(self.facts.items(), key=lambda item: item[1].width)
+        layer, header = min(headers.items(), key=lambda item: item[1].width)
         n_pairs = self.cfg.matching.n_pairs
-        if n_pairs is not None and n_pairs > facts.width:
-            raise UserError(f"matching.n_pairs={n_pairs}: layer {layer}'s SAE has only {facts.width} features")
+        if n_pairs is not None and n_pairs > header.width:
+            raise UserError(f"matching.n_pairs={n_pairs}: layer {layer}'s SAE has only {header.width} features")
 
-    def _problem_width(self, d_model: int) -> int:
-        return {"both": 2 * d_model + 1, "encoder": d_model + 1, "decoder": d_model}[self.cfg.matching.metric.value]
+
+def check_one_stream(d_models: dict[int, int]) -> None:
+    """Refuse SAEs of different models in one span.
+
+    Args:
+        d_models: by layer.
+
+    Raises:
+        UserError: they differ.
+    """
+    first = min(d_models)
+    for layer, d_model in d_models.items():
+        if d_model != d_models[first]:
+            raise UserError(
+                f"layer {layer} reads d_model={d_model}, layer {first} {d_models[first]}: "
+                "these SAEs do not belong to one model"
+            )
+
+
+def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
+    """Refuse a model whose residual stream is not the one the SAEs read.
+
+    Raises:
+        UserError: different d_model.
+    """
+    if d_sae != d_model:
+        raise UserError(
+            f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
+            "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+        )
+
+
+def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+    """Refuse a pair that the solver has no memory for.
+
+    Raises:
+        UserError: from the solver.
+    """
+    solver.check_memory(width_a, width_b, problem_width(cfg.matching.metric, d_model))

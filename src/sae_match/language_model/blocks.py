@@ -5,7 +5,7 @@ Every change to a model lives in a context manager that undoes it, whatever happ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -61,16 +61,17 @@ def residual_of(output: Any) -> Float[Tensor, "B T d"]:
 
 
 @contextmanager
-def recording(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Float[Tensor, "B T d"]]]:
-    """Collects the outputs of `layers` in the yielded dict and ends each forward pass after the last of them.
+def recording(
+    blocks: nn.ModuleList, layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
+) -> Iterator[None]:
+    """Hands the outputs of `layers` to `consume` as they arise, and ends each forward pass after the last of them.
 
     The end comes as `StopForward`, which the caller catches around its forward pass.
     """
-    outputs: dict[int, Tensor] = {}
 
     def record(layer: int) -> Any:
         def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            outputs[layer] = residual_of(output)
+            consume(layer, residual_of(output))
             if layer == max(layers):
                 raise StopForward
 
@@ -79,4 +80,4 @@ def recording(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int
     with ExitStack() as hooks:
         for layer in set(layers):
             hooks.callback(blocks[layer].register_forward_hook(record(layer)).remove)
-        yield outputs
+        yield

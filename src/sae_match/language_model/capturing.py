@@ -14,12 +14,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 from filelock import FileLock
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -90,6 +91,10 @@ def _manifest(model: LanguageModel, windows: Windows) -> Manifest:
     return Manifest(key, model.key, model.name, windows.key, n_windows, window_tokens, model.d_model)
 
 
+def _append(files: dict[int, BinaryIO], layer: int, residual: Float[Tensor, "B T d"]) -> None:
+    files[layer].write(residual.to("cpu", torch.float32).contiguous().numpy().data)
+
+
 def _missing(directory: Path, layers: Sequence[int]) -> list[int]:
     return sorted(layer for layer in set(layers) if not layer_path(directory, layer).is_file())
 
@@ -113,10 +118,9 @@ class _PartialCapture:
             files = {layer: stack.enter_context(self._open(layer, start)) for layer in self.layers}
             saved_at = time.monotonic()
             for first in range(start, len(ids), batch):
-                streams = model.resid_post(ids[first : first + batch], self.layers)
-                for layer, file in files.items():
-                    file.write(streams[layer].to("cpu", torch.float32).contiguous().numpy().data)
-                bar.update(len(streams[self.layers[0]]))
+                part = ids[first : first + batch]
+                model.stream_resid_post(part, self.layers, partial(_append, files))
+                bar.update(len(part))
                 if time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
                     self._checkpoint(files, min(first + batch, len(ids)))
                     saved_at = time.monotonic()

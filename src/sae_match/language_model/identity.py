@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_match.language_model.placement import named_weights
+
 _NOT_CONTENT = ("transformers_version", "architectures", "use_cache", "torch_dtype", "dtype")
 """Config entries that do not change what the model computes (dtypes enter with the weights themselves)."""
 
@@ -26,7 +28,7 @@ def model_key(model: PreTrainedModel) -> str:
     }
     config["attention"] = model.config.get_text_config()._attn_implementation
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in named_weights(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()[:32]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from sae_match.errors import UserError
 from sae_match.language_model.blocks import StopForward, find_blocks, find_decoder, recording
 from sae_match.language_model.identity import model_key
 from sae_match.language_model.losses import next_token_losses
+from sae_match.language_model.placement import execution_device
 from sae_match.language_model.resume import blocks_return_tuples, resumed_after
 
 
@@ -44,8 +45,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.hf.device
+        """Where token ids go; the blocks of a model that accelerate spread may compute elsewhere."""
+        return execution_device(self.hf.get_input_embeddings())
 
     @cached_property
     def key(self) -> str:
@@ -63,17 +64,31 @@ class LanguageModel:
 
     @torch.no_grad()
     def resid_post(self, ids: Int[Tensor, "B T"], layers: Sequence[int]) -> dict[int, Float[Tensor, "B T d"]]:
-        """Residual streams after the blocks `layers`, in the model's dtype and on its device.
+        """Residual streams after the blocks `layers`, in the model's dtype, each on its block's device.
 
         Blocks after the last of them, the final norm and the LM head are not computed.
 
         Raises:
             UserError: a layer does not exist.
         """
-        self.check_layers(layers)
-        with recording(self.blocks, layers) as outputs, suppress(StopForward):
-            self.decoder(input_ids=ids.to(self.device), use_cache=False)
+        outputs: dict[int, Tensor] = {}
+        self.stream_resid_post(ids, layers, outputs.__setitem__)
         return {layer: outputs[layer] for layer in layers}
+
+    @torch.no_grad()
+    def stream_resid_post(
+        self, ids: Int[Tensor, "B T"], layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
+    ) -> None:
+        """As `resid_post`, but each residual stream is handed to `consume(layer, residual)` as soon as it exists.
+
+        Layers come in ascending order; memory does not grow with their number.
+
+        Raises:
+            UserError: a layer does not exist.
+        """
+        self.check_layers(layers)
+        with recording(self.blocks, layers, consume), suppress(StopForward):
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
 
     @torch.no_grad()
     def token_losses(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
@@ -106,7 +121,7 @@ class LanguageModel:
         """
         self.check_layers([layer])
         ids = self._loss_ids(ids)
-        own = residual.to(self.device, self.hf.dtype)
+        own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
         with resumed_after(self.blocks, layer, own, self._returns_tuples):
             output = self.decoder(input_ids=ids, use_cache=False)
         return next_token_losses(self.hf, self.decoder, output, ids)

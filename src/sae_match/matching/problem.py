@@ -56,7 +56,7 @@ class MatchingProblem:
         n_a, n_b = self.shape
         if min(n_a, n_b) == 0:
             raise UserError(f"nothing to match: {n_a} and {n_b} features are left on the two sides")
-        if not bool(torch.isfinite(self.left).all() and torch.isfinite(self.right).all()):
+        if not all(math.isfinite(float(end)) for side in (self.left, self.right) for end in torch.aminmax(side)):
             raise UserError("the matching problem holds NaN or infinity; check the SAEs' parameters")
         if self.rejection_cost is not None and self.n_pairs is not None:
             raise UserError("rejection_cost and n_pairs both limit the pairs: give one of them")
@@ -87,7 +87,8 @@ class MatchingProblem:
         """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
         total = 0.0
         matched = permutation.matched
-        for rows in matched.split(4096):
+        # A few megabytes at a time: in float64 the rows of a wide SAE would outweigh everything else.
+        for rows in matched.split(max(1, 2**20 // self.left.shape[1])):
             a = self.left[rows].to(torch.float64)
             b = self.right[permutation.indices[rows]].to(torch.float64)
             total += float((a - b).square().sum())

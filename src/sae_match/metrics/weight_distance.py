@@ -40,7 +40,7 @@ def weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Pe
         a, b: SAEs as loaded (unfolded); folding happens here.
 
     Raises:
-        UserError: thresholds that cannot be folded.
+        UserError: SAEs without thresholds or another scale to be folded by.
     """
     return folded_weight_distances(fold(a), fold(b), permutation)
 

@@ -8,6 +8,7 @@ from typing import Any
 FACTOR_PATHS: dict[str, str] = {
     "metric": "matching.metric",
     "folding": "folding.name",
+    "folding_scale": "folding.scale",
     "include_bias": "matching.include_bias",
     "splice_units": "evaluation.splice_units",
     "solver": "solver.name",

@@ -32,7 +32,7 @@ CONFIG, STATUS, METRICS, PAIRS = "config.yaml", "status.json", "metrics.json", "
 FEATURES, TRACEBACK = "features.parquet", "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
-_NOT_SCIENCE = ("paths", "tracking", "progress")
+_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run")
 """Top-level configuration keys that may change without making it another job."""
 
 

@@ -97,10 +97,13 @@ def _layer_ticks(ax: Axes, rows: pd.DataFrame) -> None:
 def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]], bins: int = 50) -> None:
     """Counts of per-feature values by variant on common bins (logarithmic where all are positive), medians marked.
 
+    A variant without values (nothing was matched) is left out.
+
     Raises:
         ValueError: no values, or a value is not finite.
     """
-    data = {name: np.asarray(values[name], dtype=float).ravel() for name in values}
+    arrays = {name: np.asarray(values[name], dtype=float).ravel() for name in values}
+    data = {name: array for name, array in arrays.items() if array.size}
     joined = np.concatenate([*data.values()]) if data else np.empty(0)
     if not joined.size or not np.isfinite(joined).all():
         raise ValueError(f"histogram of {list(values)}: expected finite values, got {joined.size} with NaN or none")

@@ -1,8 +1,23 @@
 """Sparse autoencoders: the canonical object, folding, and one small loader per checkpoint dialect."""
 
-from sae_match.saes.folding import fold
+from sae_match.saes.activation import Activation, ActivationKind
+from sae_match.saes.folding import fold, with_scale
+from sae_match.saes.header import SaeHeader
 from sae_match.saes.loading import SaeSource, load_sae
+from sae_match.saes.measured_scale import measure_scale
 from sae_match.saes.native import load_native, save_native
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
-__all__ = ["SaeSource", "SparseAutoencoder", "fold", "load_native", "load_sae", "save_native"]
+__all__ = [
+    "Activation",
+    "ActivationKind",
+    "SaeHeader",
+    "SaeSource",
+    "SparseAutoencoder",
+    "fold",
+    "load_native",
+    "load_sae",
+    "measure_scale",
+    "save_native",
+    "with_scale",
+]

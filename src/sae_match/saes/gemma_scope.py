@@ -3,54 +3,79 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-import zlib
+import re
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-
-from sae_match.config.schema import SaeConfig
+from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
-from sae_match.saes.gemma_scope_names import choose_l0
-from sae_match.saes.hub import download
+from sae_match.saes.gemma_scope_names import choose_l0, published_l0s
+from sae_match.saes.gemma_scope_similar import choose_similar
+from sae_match.saes.header import SaeHeader
+from sae_match.saes.locating import fetch, local_root
+from sae_match.saes.npz import npz_shapes, read_npz
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
+from sae_match.saes.tensor_files import matrix_shape, need_names
 from sae_match.saes.validation import validate_loaded
 
 logger = logging.getLogger(__name__)
 
+_CANONICAL = {name.lower(): name for name in PARAMETERS}
+_RELEASE = re.compile(r"gemma-scope-\w+-[pi]t-(res|mlp|att|transcoders)\b")
+_SITES = {
+    "res": Site.resid_post, "mlp": Site.mlp_out, "att": Site.attn_out, "transcoders": Site.transcoder,
+}  # fmt: skip
+"""Sites by the release's suffix. The attention SAEs read the heads' outputs before the last projection."""
+
 
 class GemmaScope:
-    """Loader of the Gemma Scope layout (keys of `params.npz`: W_enc, W_dec, b_enc, b_dec, threshold)."""
+    """Loader of the Gemma Scope layout (keys of `params.npz`: W_enc, W_dec, b_enc, b_dec, threshold, in any case)."""
 
-    def locate(self, cfg: SaeConfig, layer: int) -> Path:
+    def names(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> tuple[str, ...]:
+        """The layer's one file.
+
+        Raises:
+            UserError: unknown release, width or L0.
+        """
+        if cfg.repo_id is None and cfg.root is None:
+            raise UserError("sae.repo_id is not set, and neither is sae.root: name a hub repository or a directory")
+        return (f"layer_{layer}/width_{_width(cfg)}/average_l0_{_l0(cfg, layer, span)}/params.npz",)
+
+    def locate(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> Path:
         """Local path of one layer's `params.npz`; downloads it where `cfg.root` is not set.
 
         Raises:
             UserError: unknown release, missing folder or file, or no network.
         """
-        if cfg.root is not None:
-            return _locate_local(cfg, Path(cfg.root).expanduser(), layer)
-        if cfg.repo_id is None:
-            raise UserError("sae.repo_id is not set, and neither is sae.root: name a hub repository or a directory")
-        l0 = choose_l0(cfg.repo_id, _width(cfg), layer, cfg.l0 or "canonical")
-        name = f"layer_{layer}/width_{_width(cfg)}/average_l0_{l0}/params.npz"
-        return download(cfg.repo_id, name, cfg.revision)
+        return fetch(cfg, self.names(cfg, layer, span)[0], layer)
 
-    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
+    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+        """Dimensions from the archive's headers, site from the release's name.
+
+        Raises:
+            UserError: not an .npz of plain arrays, or missing keys.
+        """
+        shapes = {_CANONICAL.get(key.lower(), key): shape for key, shape in npz_shapes(path).items()}
+        d_model, width = matrix_shape(path, shapes, "W_enc")
+        found = _RELEASE.search(str(path)) or _RELEASE.search(cfg.repo_id or "")
+        site = _SITES[found[1]] if found else Site.unknown
+        return SaeHeader(d_model, width, site).checked(str(path), cfg, layer)
+
+    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
         """Read one `params.npz`; never unpickles.
 
         Raises:
             UserError: not an npz, pickled content, missing keys, or invalid values.
         """
-        tensors = _read_npz(path)
+        header = self.header(path, layer, cfg)
+        tensors: dict[str, Any] = {
+            _CANONICAL.get(key.lower(), key.lower()): value for key, value in read_npz(path).items()
+        }
         scaling = tensors.pop("scaling_factor", None)
         if scaling is not None and not bool((scaling == 1).all()):
             raise UserError(f"{path}: scaling_factor is not all ones; this variant of Gemma Scope is not supported")
-        missing = [name for name in PARAMETERS if name not in tensors]
-        if missing:
-            raise UserError(f"{path}: missing keys {', '.join(missing)}; found {', '.join(sorted(tensors))}")
-        sae = SparseAutoencoder(**{name: tensors[name] for name in PARAMETERS}, source=str(path))
+        need_names(path, tensors, PARAMETERS)
+        sae = SparseAutoencoder(**{name: tensors[name] for name in PARAMETERS}, site=header.site, source=str(path))
         return validate_loaded(sae, layer)
 
 
@@ -60,52 +85,45 @@ def _width(cfg: SaeConfig) -> str:
     return cfg.width.removeprefix("width_")
 
 
-def _locate_local(cfg: SaeConfig, root: Path, layer: int) -> Path:
+def _l0(cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> int:
+    """The N of the layer's folder; with a local root, of the folders that are there."""
+    l0, width = cfg.l0 or "canonical", _width(cfg)
+    if l0 == "similar":
+        layers = sorted({*span, layer})
+        have = {n: _l0s_on_disk(cfg, n) if cfg.root else published_l0s(cfg.repo_id, width, n) for n in layers}
+        return choose_similar(have, cfg.l0_near)[layer]
+    if cfg.root is None:
+        return choose_l0(cfg.repo_id, width, layer, l0)
+    found = _l0s_on_disk(cfg, layer)
+    if not l0.isdigit() and len(found) == 1:
+        # One choice on disk is what the user means, but say so where the published list says otherwise.
+        return _only_choice(cfg, layer, l0, found[0])
+    wanted = choose_l0(cfg.repo_id, width, layer, l0)
+    if wanted not in found:
+        names = ", ".join(f"average_l0_{n}" for n in found)
+        raise UserError(f"sae.l0={l0}: layer {layer} has no average_l0_{wanted} in {cfg.root}; found {names}")
+    return wanted
+
+
+def _l0s_on_disk(cfg: SaeConfig, layer: int) -> list[int]:
+    root = local_root(cfg.root or "")
     folder = root / f"layer_{layer}" / f"width_{_width(cfg)}"
-    found = sorted((p.parent.name for p in folder.glob("average_l0_*/params.npz")), key=lambda n: (len(n), n))
+    names = [path.parent.name.removeprefix("average_l0_") for path in folder.glob("average_l0_*/params.npz")]
+    found = sorted(int(name) for name in names if name.isdigit())
     if not found:
-        have = sorted(p.name for p in root.glob("layer_*")) if root.is_dir() else []
+        have = sorted(path.name for path in root.glob("layer_*")) if root.is_dir() else []
         raise UserError(
             f"no SAE for layer {layer} under sae.root={root}: expected {folder}/average_l0_N/params.npz. "
             + (f"The directory holds {', '.join(have)}." if have else "The directory is missing or holds no layer_*.")
         )
-    l0 = cfg.l0 or "canonical"
-    if not l0.isdigit() and len(found) == 1:
-        # One choice on disk is what the user means, but say so where the published list says otherwise.
-        return _only_choice(cfg, folder / found[0] / "params.npz", layer, l0)
-    wanted = f"average_l0_{choose_l0(cfg.repo_id, _width(cfg), layer, l0)}"
-    if wanted not in found:
-        raise UserError(f"sae.l0={l0}: layer {layer} has no {wanted} in {folder}; found {', '.join(found)}")
-    return folder / wanted / "params.npz"
+    return found
 
 
-def _only_choice(cfg: SaeConfig, path: Path, layer: int, l0: str) -> Path:
+def _only_choice(cfg: SaeConfig, layer: int, l0: str, only: int) -> int:
     try:
         expected = f"average_l0_{choose_l0(cfg.repo_id, _width(cfg), layer, l0)}"
     except UserError:
         expected = f"a folder that sae.l0={l0} names"
-    if path.parent.name != expected:
-        logger.warning("layer %d: %s is not there; using the only one, %s", layer, expected, path.parent)
-    return path
-
-
-def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UserError(f"SAE file not found: {path}")
-    canonical = {name.lower(): name for name in PARAMETERS}
-    tensors: dict[str, torch.Tensor] = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not hasattr(arrays, "files"):
-                raise UserError(f"{path}: a single array, not an .npz archive")
-            for key in arrays.files:
-                value = arrays[key]
-                if value.dtype.kind != "f":
-                    raise UserError(f"{path}: {key} has dtype {value.dtype}, expected a floating-point array")
-                tensors[canonical.get(key.lower(), key.lower())] = torch.from_numpy(value.astype(np.float32))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: not a readable .npz of plain arrays ({error}). Pickled files are refused; "
-            "if the download broke off, delete the file and fetch it again."
-        ) from error
-    return tensors
+    if f"average_l0_{only}" != expected:
+        logger.warning("layer %d: %s is not there; using the only one, average_l0_%d", layer, expected, only)
+    return only

@@ -40,21 +40,34 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
     if l0 == "paper":
         return _paper_l0(repo_id, width, layer)
     if l0 != "canonical":
-        raise UserError(f"sae.l0={l0}: must be canonical, paper, or a whole number that names average_l0_N")
+        raise UserError(f"sae.l0={l0}: must be canonical, paper, similar, or a whole number that names average_l0_N")
+    return int(_of_layer(repo_id, width, layer, "canonical"))
+
+
+def published_l0s(repo_id: str | None, width: str, layer: int) -> list[int]:
+    """Every published N of `average_l0_N` for one layer, ascending.
+
+    Raises:
+        UserError: where the release, width or layer has no such entry; the message lists what there is.
+    """
+    return sorted(_of_layer(repo_id, width, layer, "l0s"))
+
+
+def _of_layer(repo_id: str | None, width: str, layer: int, which: str) -> Any:
     name = (repo_id or "").split("/")[-1]
     if name not in _releases():
         raise UserError(
             f"sae.repo_id={repo_id}: no canonical L0 list for this release. Known: {', '.join(sorted(_releases()))}. "
             "Name the folder yourself with sae.l0=N."
         )
-    widths = _releases()[name]["canonical"]
+    widths = _releases()[name][which]
     if width not in widths:
         raise UserError(f"sae.width={width}: {name} has canonical L0s for widths {', '.join(sorted(widths))}")
     per_layer = widths[width]
     if str(layer) not in per_layer:
-        known = ", ".join(sorted(per_layer, key=int))
+        known = ", ".join(sorted(per_layer, key=lambda key: (len(key), key)))
         raise UserError(f"layer {layer}: {name} width {width} has canonical SAEs only for layers {known}")
-    return int(per_layer[str(layer)])
+    return per_layer[str(layer)]
 
 
 def _paper_l0(repo_id: str | None, width: str, layer: int) -> int:

@@ -3,81 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
-from sae_match.config.schema import Dialect, SaeConfig
+from sae_match.config.sae_schema import Dialect, SaeConfig, Site
 from sae_match.errors import UserError
+from sae_match.saes.detection import detect_dialect
+from sae_match.saes.dictionary_learning import DictionaryLearning
 from sae_match.saes.gemma_scope import GemmaScope
-from sae_match.saes.hub import download
-from sae_match.saes.native import load_native
+from sae_match.saes.gemma_scope_2 import GemmaScope2
+from sae_match.saes.header import SaeHeader
+from sae_match.saes.llama_scope import LlamaScope
+from sae_match.saes.loader import Loader
+from sae_match.saes.locating import fill, local_root
+from sae_match.saes.native import Native
+from sae_match.saes.saelens import Saelens
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
+from sae_match.saes.sparsify import Sparsify
 
+E = TypeVar("E", Dialect, Site)
 
-class Loader(Protocol):
-    """Maps one checkpoint dialect onto the canonical SAE."""
-
-    def locate(self, cfg: SaeConfig, layer: int) -> Path:
-        """Local path of one layer's checkpoint."""
-
-    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """The canonical SAE in that file."""
-
-
-class Native:
-    """Loader of the project's own safetensors files; `root: embedded/NAME` is a set shipped with the package."""
-
-    def locate(self, cfg: SaeConfig, layer: int) -> Path:
-        """Local path of one layer's file.
-
-        Raises:
-            UserError: neither root nor repo_id set, or the file is missing.
-        """
-        return self._named(cfg, cfg.filename, layer)
-
-    def locate_ceiling(self, cfg: SaeConfig, layer: int) -> Path | None:
-        """Path of a second seed of the same layer, or None where there is none."""
-        if cfg.ceiling_filename is None or cfg.root is None:
-            return None
-        path = native_root(cfg.root) / cfg.ceiling_filename.format(layer=layer)
-        return path if path.is_file() else None
-
-    def _named(self, cfg: SaeConfig, pattern: str, layer: int) -> Path:
-        name = pattern.format(layer=layer)
-        if cfg.root is None:
-            if cfg.repo_id is None:
-                raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
-            return download(cfg.repo_id, name, cfg.revision)
-        path = native_root(cfg.root) / name
-        if not path.is_file():
-            raise UserError(f"no SAE for layer {layer}: {path} does not exist (sae.root, sae.filename)")
-        return path
-
-    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one safetensors file."""
-        return load_native(path, layer)
-
-
-LOADERS: dict[Dialect, Loader] = {Dialect.native: Native(), Dialect.gemma_scope: GemmaScope()}
+LOADERS: dict[Dialect, Loader] = {
+    Dialect.native: Native(),
+    Dialect.gemma_scope: GemmaScope(),
+    Dialect.gemma_scope_2: GemmaScope2(),
+    Dialect.llama_scope: LlamaScope(),
+    Dialect.saelens: Saelens(),
+    Dialect.sparsify: Sparsify(),
+    Dialect.dictionary_learning: DictionaryLearning(),
+}
 """Loader of each dialect; a new dialect is one class and one line here."""
-
-
-def native_root(root: str) -> Path:
-    """The directory that `sae.root` names; `embedded/NAME` is a folder of the package's own assets."""
-    if root.startswith("embedded/"):
-        return Path(str(resources.files("sae_match").joinpath("assets", root.removeprefix("embedded/"))))
-    return Path(root).expanduser()
 
 
 @dataclass(frozen=True)
 class SaeSource:
-    """The SAEs that a configuration names, one per layer."""
+    """The SAEs that a configuration names, one per layer.
+
+    Attributes:
+        cfg: the `sae` group.
+        span: all layers of the job, for choices across them (sae.l0=similar).
+    """
 
     cfg: SaeConfig
+    span: tuple[int, ...] = ()
+
+    @property
+    def loader(self) -> Loader:
+        """The dialect's loader."""
+        return LOADERS[self.cfg.dialect]
+
+    def names(self, layer: int) -> tuple[str, ...]:
+        """The layer's files inside `sae.repo_id` (or `sae.root`); nothing is downloaded."""
+        return self.loader.names(self.cfg, layer, self.span)
 
     def locate(self, layers: list[int]) -> dict[int, Path]:
-        """Files of all `layers`, located (and downloaded) before anything is read.
+        """Files (or folders) of all `layers`, located (and downloaded) before anything is read.
 
         Raises:
             UserError: a layer outside the span that the SAEs cover, or a missing file.
@@ -88,38 +68,66 @@ class SaeSource:
                 f"layers {outside}: the SAEs {self.cfg.name} cover layers {self.cfg.first_layer}.."
                 f"{self.cfg.last_layer}. Set layers.first and layers.last within that span."
             )
-        loader = LOADERS[self.cfg.dialect]
-        return {layer: loader.locate(self.cfg, layer) for layer in layers}
+        return {layer: self.loader.locate(self.cfg, layer, self.span) for layer in layers}
+
+    def header(self, layer: int) -> SaeHeader:
+        """Dimensions, site and layer of one SAE, without reading its tensors.
+
+        Raises:
+            UserError: as `load`, so far as headers show it.
+        """
+        return self.loader.header(self.locate([layer])[layer], layer, self.cfg)
 
     def load(self, layer: int) -> SparseAutoencoder:
-        """The SAE of one layer."""
-        return LOADERS[self.cfg.dialect].read(self.locate([layer])[layer], layer)
+        """The SAE of one layer.
+
+        Raises:
+            UserError: missing, corrupt or contradictory files, or invalid values.
+        """
+        return self.loader.read(self.locate([layer])[layer], layer, self.cfg)
 
     def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
         """A second seed of one layer's SAE, or None where there is none."""
-        loader = LOADERS[self.cfg.dialect]
-        path = loader.locate_ceiling(self.cfg, layer) if isinstance(loader, Native) else None
-        return None if path is None else loader.read(path, layer)
+        if self.cfg.ceiling_filename is None or self.cfg.root is None:
+            return None
+        path = local_root(self.cfg.root) / fill(self.cfg.ceiling_filename, layer, "sae.ceiling_filename")
+        return self.loader.read(path, layer, self.cfg) if path.is_file() else None
 
 
-def load_sae(path: Path | str, layer: int | None = None) -> SparseAutoencoder:
-    """Load one SAE file: `.safetensors` in the native format, or `.npz` as Gemma Scope publishes them.
+def load_sae(
+    path: Path | str,
+    layer: int | None = None,
+    *,
+    dialect: Dialect | str | None = None,
+    site: Site | str | None = None,
+) -> SparseAutoencoder:
+    """Load one SAE from a file, or from the folder that holds its files, in any supported dialect.
 
     `path` may begin with `embedded/`, which names the SAEs shipped with the package; `{layer}` in it is
     replaced, so `load_sae("embedded/smollm2_135m/layer_{layer:02d}.safetensors", 13)` works.
 
     Args:
-        path: file to read.
-        layer: 0-based layer, for the file name and for error messages.
+        path: file or folder to read.
+        layer: 0-based layer, for the file name, for error messages, and to be compared with what the files say.
+        dialect: how the files are laid out; detected where that is unambiguous.
+        site: where in the block the SAE reads, for files that do not say so.
 
     Raises:
-        UserError: missing or corrupt file, unknown suffix, or invalid values.
+        UserError: missing or corrupt file, unknown or ambiguous layout, or invalid values.
     """
     name = str(path)
-    if layer is not None and "{layer" in name:
-        name = name.format(layer=layer)
-    suffixes = {".safetensors": Dialect.native, ".npz": Dialect.gemma_scope}
-    file = native_root(name)
-    if file.suffix not in suffixes:
-        raise UserError(f"{file}: unknown SAE file type; expected one of {', '.join(suffixes)}")
-    return LOADERS[suffixes[file.suffix]].read(file, layer)
+    if layer is not None and "{" in name:
+        name = fill(name, layer, "path")
+    file = local_root(name)
+    if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
+        raise UserError(f"SAE file not found: {file}")
+    known = _member(Dialect, dialect, "dialect") or detect_dialect(file)
+    cfg = SaeConfig(name=file.name, dialect=known, site=_member(Site, site, "site"), last_layer=layer or 0)
+    return LOADERS[known].read(file, layer, cfg)
+
+
+def _member(kind: type[E], value: E | str | None, name: str) -> E | None:
+    try:
+        return None if value is None else kind(value)
+    except ValueError:
+        raise UserError(f"{name}={value}: must be one of {', '.join(kind)}") from None

@@ -1,15 +1,18 @@
-"""The canonical JumpReLU sparse autoencoder that every checkpoint dialect is read into."""
+"""The canonical sparse autoencoder that every checkpoint dialect is read into."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
+from sae_match.saes.activation import JUMPRELU, Activation
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 """Canonical parameter names, in storage and hashing order."""
@@ -23,19 +26,24 @@ def first_indices(mask: Bool[Tensor, " n"], limit: int = 10) -> str:
 
 
 class SparseAutoencoder:
-    """A JumpReLU SAE with `width` features over a residual stream of `d_model` dimensions.
+    """An SAE with `width` features over `d_model` dimensions, by default a JumpReLU SAE over the residual stream.
 
         pre = x @ W_enc + b_enc;   f = pre * (pre > threshold);   x_hat = f @ W_dec + b_dec
 
-    (method section 1; the paper's Eqs. 1-2.) Parameters are float32 and treated as constants; inputs of any
-    floating dtype and any batch shape are computed in float32.
+    (method section 1; the paper's Eqs. 1-2.) Other activations have the same five parameters (`ActivationKind`); an SAE
+    that subtracts b_dec from its input has it folded into b_enc. Parameters are float32 and treated as constants;
+    inputs of any floating dtype and any batch shape are computed in float32.
 
     Args:
         W_enc: encoder, [d, F].
         b_enc: encoder bias, [F].
         W_dec: decoder, [F, d].
         b_dec: decoder bias, [d].
-        threshold: JumpReLU threshold of each feature in activation units, [F].
+        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none.
+        activation: how pre-activations become activations.
+        site: where in the block the SAE reads.
+        scale: what plays theta in folding where thresholds do not, [F], positive.
+        match_only: why this SAE only matches and never encodes; None if it encodes.
         source: where the parameters came from; named in errors and provenance.
 
     Raises:
@@ -50,17 +58,27 @@ class SparseAutoencoder:
         W_dec: Float[Tensor, "F d"],
         b_dec: Float[Tensor, " d"],
         threshold: Float[Tensor, " F"],
+        activation: Activation = JUMPRELU,
+        site: Site = Site.resid_post,
+        scale: Float[Tensor, " F"] | None = None,
+        match_only: str | None = None,
         source: str = "memory",
     ) -> None:
         given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
+        if scale is not None:
+            given["scale"] = scale
         _check_tensors(given, source)
-        self.source = source
+        if activation.k is not None and activation.k > W_enc.shape[1]:
+            raise UserError(f"{source}: k={activation.k} of {W_enc.shape[1]} features")
+        self.source, self.activation, self.site = source, activation, site
+        self.match_only = match_only or activation.obstacle
         as_float32 = {name: t.detach().to(torch.float32).contiguous() for name, t in given.items()}
         self.W_enc: Float[Tensor, "d F"] = as_float32["W_enc"]
         self.b_enc: Float[Tensor, " F"] = as_float32["b_enc"]
         self.W_dec: Float[Tensor, "F d"] = as_float32["W_dec"]
         self.b_dec: Float[Tensor, " d"] = as_float32["b_dec"]
         self.threshold: Float[Tensor, " F"] = as_float32["threshold"]
+        self.scale: Float[Tensor, " F"] | None = as_float32.get("scale")
 
     @property
     def d_model(self) -> int:
@@ -81,16 +99,49 @@ class SparseAutoencoder:
         """The five parameter tensors by canonical name."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
+    def replace(self, **changes: Any) -> SparseAutoencoder:
+        """A new SAE with some constructor arguments changed; tensors that stay are shared."""
+        facts = {"activation": self.activation, "site": self.site, "scale": self.scale, "source": self.source}
+        return SparseAutoencoder(**{**self.parameters(), **facts, "match_only": self.match_only, **changes})
+
     def to(self, device: str | torch.device) -> SparseAutoencoder:
-        """This SAE with its parameters on `device` (itself, if they are there already)."""
+        """This SAE with its tensors on `device` (itself, if they are there already)."""
         if torch.device(device) == self.device:
             return self
-        return SparseAutoencoder(**{n: t.to(device) for n, t in self.parameters().items()}, source=self.source)
+        scale = None if self.scale is None else self.scale.to(device)
+        return self.replace(**{n: t.to(device) for n, t in self.parameters().items()}, scale=scale)
+
+    @property
+    def theta(self) -> Float[Tensor, " F"]:
+        """The unit of each feature when it is folded: `scale` where one is set, else the threshold.
+
+        Raises:
+            UserError: no scale is set and a threshold is not positive, naming the features and the choices.
+        """
+        if self.scale is not None:
+            return self.scale
+        not_positive = self.threshold <= 0
+        if bool(not_positive.any()):
+            raise UserError(
+                f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
+                f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
+                "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
+                "decoder_norm (needs no data); in the library, sae_match.saes.with_scale."
+            )
+        return self.threshold
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
-        """Feature activations, zero unless the pre-activation is strictly above the threshold."""
+        """Feature activations, zero unless the pre-activation is strictly above the threshold (or among the k largest).
+
+        Raises:
+            UserError: an SAE that only matches.
+        """
+        if self.match_only is not None:
+            raise UserError(
+                f"{self.source}: cannot encode, because {self.match_only}. It can be matched by its weights"
+            )
         pre = torch.matmul(x.to(torch.float32), self.W_enc) + self.b_enc
-        return pre * (pre > self.threshold)
+        return self.activation(pre, self.threshold)
 
     def decode(self, f: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch d"]:
         """Reconstruction of the residual stream from feature activations."""
@@ -104,11 +155,15 @@ class SparseAutoencoder:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of shapes and float32 values: equal for equal SAEs, whatever file or dialect they came from."""
+        """sha256 of shapes, float32 values and activation: equal for equal SAEs, whatever file they came from.
+
+        Site and folding scale do not enter: they do not change what the SAE computes.
+        """
         digest = hashlib.sha256()
         for name, tensor in self.parameters().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().numpy().data)
+        digest.update(self.activation.signature.encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -127,14 +182,17 @@ def _check_tensors(given: dict[str, Tensor], source: str) -> None:
     if d == 0 or n_features == 0:
         raise UserError(f"{source}: W_enc has an empty dimension, shape {(d, n_features)}")
     expected = {"b_enc": (n_features,), "W_dec": (n_features, d), "b_dec": (d,), "threshold": (n_features,)}
+    expected["scale"] = (n_features,)
     for name, shape in expected.items():
-        if tuple(given[name].shape) != shape:
+        if name in given and tuple(given[name].shape) != shape:
             raise UserError(
                 f"{source}: {name} has shape {tuple(given[name].shape)}, expected {shape} "
                 f"because W_enc is [d={d}, F={n_features}]. A transposed matrix? W_enc is [d, F], W_dec is [F, d]."
             )
     for name, tensor in given.items():
         _check_finite(name, tensor, source)
+    if "scale" in given and bool((given["scale"] <= 0).any()):
+        raise UserError(f"{source}: scale must be positive, but is not at feature {first_indices(given['scale'] <= 0)}")
 
 
 def _check_finite(name: str, tensor: Tensor, source: str) -> None:

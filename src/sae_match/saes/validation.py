@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from sae_match.errors import UserError
+from sae_match.saes.activation import ActivationKind
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
 
 logger = logging.getLogger(__name__)
@@ -13,8 +14,11 @@ UNIT_NORM_TOLERANCE = 0.01
 """bf16 rows of unit norm stay within this."""
 
 
-def validate_loaded(sae: SparseAutoencoder, layer: int | None) -> SparseAutoencoder:
-    """Refuse thresholds <= 0 and zero decoder rows; warn where decoder rows are not of unit norm.
+def validate_loaded(sae: SparseAutoencoder, layer: int | None, unit_norm: bool = True) -> SparseAutoencoder:
+    """Refuse thresholds <= 0 of a JumpReLU SAE (< 0 of others) and zero decoder rows.
+
+    Args:
+        unit_norm: decoder rows of this dialect have unit norm; warn where they do not.
 
     Returns the SAE itself, so that loaders can end with this call.
 
@@ -22,16 +26,17 @@ def validate_loaded(sae: SparseAutoencoder, layer: int | None) -> SparseAutoenco
         UserError: naming file, layer, key and feature indices.
     """
     where = sae.source if layer is None else f"{sae.source} (layer {layer})"
-    not_positive = sae.threshold <= 0
-    if bool(not_positive.any()):
+    jumps = sae.activation.kind is ActivationKind.jumprelu
+    refused = sae.threshold <= 0 if jumps else sae.threshold < 0
+    if bool(refused.any()):
         raise UserError(
             f"{where}: threshold must be positive for a JumpReLU SAE, but is <= 0 at feature "
-            f"{first_indices(not_positive)}. Is the file storing log thresholds, or another activation?"
+            f"{first_indices(refused)}. Is the file storing log thresholds, or another activation?"
         )
     norms = sae.W_dec.norm(dim=1)
     if bool((norms == 0).any()):
         raise UserError(f"{where}: W_dec row is all zero at feature {first_indices(norms == 0)}")
     worst = float((norms - 1).abs().max())
-    if worst > UNIT_NORM_TOLERANCE:
+    if unit_norm and worst > UNIT_NORM_TOLERANCE:
         logger.warning("%s: decoder rows are not of unit norm (largest deviation %.3g)", where, worst)
     return sae

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sae_match.config.schema import Part
 
@@ -26,13 +26,17 @@ class Source:
     """An opened dataset: what it is, what its content depends on, and how to read it.
 
     `name` enters the split and the order of drawing, `identity` the cache key (so it must change whenever
-    the documents may), and `read` yields the documents in a fixed order.
+    the documents may), and `read` yields the documents in a fixed order. `facts` is filled by `read` with what is only
+    known then, such as the commit of a branch; it is kept with the windows.
     """
 
     name: str
     identity: dict[str, str]
     read: Callable[[], Iterator[Document]]
     note: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    advice: str = ""
+    """What else could help where too few documents are long enough."""
 
 
 def is_evaluation(source: str, document_id: str) -> bool:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 from sae_match.config.schema import Bos
 from sae_match.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def bos_token(tokenizer: Any, bos: Bos) -> int | None:
     """Return the id that each window begins with, or None.
 
     auto: BOS where the tokenizer itself adds it (Gemma, Llama 3), none where it does not, even if it names a BOS
-    token (SmolLM2). required: BOS always. none: never. Raises UserError for `required` without a BOS token.
+    token (SmolLM2; GPT-2 and Pythia, whose <|endoftext|> stood between documents in training): that is logged, since
+    SAEs may have been trained either way. required: BOS always. none: never.
+
+    Raises UserError for `required` without a BOS token.
     """
     bos, token = Bos(bos), tokenizer.bos_token_id
     if bos is Bos.required and token is None:
@@ -26,7 +32,13 @@ def bos_token(tokenizer: Any, bos: Bos) -> int | None:
         return None
     if bos is Bos.required:
         return int(token)
-    return int(token) if tokenizer("a", verbose=False)["input_ids"][:1] == [token] else None
+    if tokenizer("a", verbose=False)["input_ids"][:1] == [token]:
+        return int(token)
+    _log.info(
+        "the tokenizer names the BOS token %r but does not add it: windows begin without (model.bos=required adds it)",
+        tokenizer.bos_token,
+    )
+    return None
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

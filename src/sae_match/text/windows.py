@@ -44,6 +44,16 @@ def load_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos =
     return windows
 
 
+def find_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos = Bos.auto) -> TokenWindows | None:
+    """The windows that `load_windows` would find in the cache, or None where it would have to build them.
+
+    Raises UserError where the source is not as configured.
+    """
+    _check(cfg)
+    recipe = make_recipe(cfg, open_source(cfg), tokenizer, bos_token(tokenizer, bos))
+    return read_entry(Path(cache_dir), recipe)
+
+
 def make_recipe(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None) -> dict[str, Any]:
     """Everything that the windows depend on, JSON-compatible; the dataset's short name is only a label."""
     return {
@@ -93,6 +103,7 @@ def _build(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None, 
         "recipe": recipe,
         "recipe_key": recipe_key(recipe),
         "note": source.note,
+        "facts": source.facts,
         "pool_documents": len(pool),
         "too_short_documents": sample.too_short,
         "documents": found,
@@ -136,6 +147,7 @@ def _too_few(cfg: DatasetConfig, source: Source, pool: int, found: int) -> str:
         advice += f", or dataset.documents to {found} (0 = all that are long enough)"
     if Part(cfg.part) is not Part.all:
         advice += ", or use dataset.part=all"
+    advice += source.advice
     return (
         f"{source.name}, part {Part(cfg.part).value}: {found} of {pool} documents have at least "
         f"{cfg.window_tokens} tokens, but {wanted}.\n{advice}."

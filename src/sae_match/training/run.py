@@ -67,8 +67,9 @@ def save_layer(sae: TrainedSae, output: Path, layer: int, cfg: TrainConfig) -> d
         "recipe": recipe_key(cfg),
     }
     metadata = {name: str(value) for name, value in entry.items()}
+    weights: dict[str, Any] = dict(sae.weights)
     save_native(
-        SparseAutoencoder(**sae.weights, source=f"trained layer {layer}"),
+        SparseAutoencoder(**weights, source=f"trained layer {layer}"),
         sae_path(output, layer),
         metadata,
         torch.bfloat16,

@@ -6,7 +6,7 @@ equal costs are truly equal and no comparison depends on the order of additions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ Int16 = npt.NDArray[np.int16]
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+Real = Any
+"""A real number: a Python float or a NumPy scalar, as compiled code takes either."""
 
 INFINITE = 1 << 62
 """Larger than any cost, price or path length."""

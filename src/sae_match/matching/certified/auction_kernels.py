@@ -111,11 +111,9 @@ def auction(
         i = queue[head]
         head = (head + 1) % ring
         counters[QUEUE] -= 1
-        best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
-        while best >= lists.bound[i] and stale(
-            i, best, counters, few, quantised, scale, costs, prices, lists, scratch
-        ):
-            best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
+        best_at, best, _, second = two_best(i, costs, prices, lists, counters)
+        while best >= lists.bound[i] and stale(i, best, counters, few, quantised, scale, costs, prices, lists, scratch):
+            best_at, best, _, second = two_best(i, costs, prices, lists, counters)
         if best >= lists.bound[i]:
             pending[counters[PENDING]] = i
             counters[PENDING] += 1

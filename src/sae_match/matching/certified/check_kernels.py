@@ -16,9 +16,17 @@ from sae_match.matching.certified.arrays import (
     Int64,
     Lists,
     Prices,
+    Real,
 )
 from sae_match.matching.certified.auction_kernels import EXACT
-from sae_match.matching.certified.list_kernels import FAST, QUANTISATION, SCAN_SLACK, exact_cost, lower_cost, scan_minimum
+from sae_match.matching.certified.list_kernels import (
+    FAST,
+    QUANTISATION,
+    SCAN_SLACK,
+    exact_cost,
+    lower_cost,
+    scan_minimum,
+)
 from sae_match.matching.certified.path_kernels import certain_cost
 
 CHUNK = 64
@@ -51,9 +59,7 @@ def row_duals(
 
 
 @njit(cache=True, nogil=True)
-def tight_pairs(
-    dual: Int64, rows: Int32, columns: Int32, prices: Prices, lists: Lists, held: Assignment
-) -> int:
+def tight_pairs(dual: Int64, rows: Int32, columns: Int32, prices: Prices, lists: Lists, held: Assignment) -> int:
     """Pairs outside the assignment that cost no more than their duals allow; returns their number, stored or not."""
     count = 0
     for i in range(dual.shape[0]):
@@ -68,7 +74,7 @@ def tight_pairs(
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def scan_below(
-    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, threshold: float, chosen: Int32
+    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real, threshold: Real, chosen: Int32
 ) -> int:
     """Columns whose float32 lower bound of cost - price is below `threshold`; returns their number."""
     count, m = 0, row.shape[0]

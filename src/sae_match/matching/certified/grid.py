@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.matching.certified.arrays import Costs, Float32, Int64
+from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int64
 from sae_match.matching.certified.list_kernels import squared_norms
 from sae_match.matching.certified.similarity import split
 
@@ -82,7 +82,7 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
 
 
-def _squares(rows: Float32, threads: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _squares(rows: Float32, threads: int) -> Float64:
     out = np.empty(len(rows), np.float64)
     split(threads, len(rows), lambda low, high: squared_norms(rows[low:high], out[low:high]))
     return out
@@ -92,7 +92,8 @@ def _comfortable(
     left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"], float]:
     """Both sides times a power of two where their squares would leave float32's range, and that factor."""
-    largest = max(float(torch.linalg.vector_norm(side, ord=math.inf)) for side in (left, right))
+    # aminmax reads a side once and allocates nothing.
+    largest = max(abs(float(end)) for side in (left, right) for end in torch.aminmax(side))
     if largest == 0 or COMFORTABLE[0] <= largest <= COMFORTABLE[1]:
         return left, right, 1.0
     factor = 2.0 ** -math.floor(math.log2(largest))

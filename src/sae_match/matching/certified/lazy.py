@@ -8,43 +8,21 @@ is somebody's first choice, and fall from there.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from queue import SimpleQueue
 
 import numpy as np
 from tqdm import tqdm
 
-from sae_match.matching.certified.arrays import (
-    SPARE,
-    UNOWNED,
-    Assignment,
-    Costs,
-    Float32,
-    Int16,
-    Int32,
-    Int64,
-    Prices,
-    Scratch,
-    grow,
-    new_lists,
-    new_scratch,
-)
+from sae_match.matching.certified.arrays import INFINITE, SPARE, UNOWNED, Int32, Int64
 from sae_match.matching.certified.auction_kernels import (
     BIDS,
-    COUNTERS,
     DEFERRED,
     PENDING,
     QUEUE,
-    REMADE,
     SPARES_LOST,
     auction,
     reduce_rows,
     release,
 )
-from sae_match.matching.certified.list_kernels import column_minima, make_lists, move_list
 from sae_match.matching.certified.path_kernels import (
     HEAP_FULL,
     NEEDS_ROW,
@@ -55,70 +33,24 @@ from sae_match.matching.certified.path_kernels import (
     new_heap,
     new_search,
 )
-from sae_match.matching.certified.similarity import Similarity, split
+from sae_match.matching.certified.workspace import FEW, Stopped, Workspace
 
 logger = logging.getLogger(__name__)
 
-LIST_LENGTH = 16
-"""Columns that a list is first made for; it holds a few more."""
-BATCH = 2048
-"""Rows whose exhausted lists are remade together."""
-FEW = 64
-"""With no more rows than this in the queue, lists are remade one at a time as they are needed."""
-FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 2.0, 1e-6, 5.0
-"""The auction's first and last epsilon, in units of the lists' median spread, and the ratio between rounds."""
-BIDS_PER_ROUND = 40
-"""Bids per row in one round; the price war of a last few rows is cheaper to end by shortest paths."""
+FIRST_EPSILON, LAST_EPSILON, EPSILON_FACTOR = 0.01, 1e-4, 10.0
+"""The auction's first epsilon in units of the lists' median spread, its last one in units of that spread over the
+number of rows, and the ratio between rounds. An assignment within epsilon of tight is within n epsilon of the optimum,
+and no augmenting path is longer than that: a last epsilon well below 1 / n keeps every search short."""
+WAR_BIDS, WAR_FACTOR = 6, 8
+"""Bids per row in the first round after which epsilon is raised, and by how much."""
+BIDS_PER_ROUND = 20
+"""Bids per row in each later round; what is left then is cheaper to place by shortest paths."""
 VISITS = 32
 """Visits of one row in the exact reduction before it is left to the shortest paths."""
-STRIPE = 2048
-"""Columns whose minima are found together: their running minima stay in the first-level cache."""
-SAMPLE_ROWS = 4096
-"""Rows from which the columns' minima are estimated where the products are not kept."""
 
 
-class Stopped(Exception):
-    """The search ended before the optimum; the message says why."""
-
-
-@dataclass
-class LazyAssignment:
-    """One assignment problem on its way to the optimum; `run` advances it as far as time allows.
-
-    Args:
-        costs: exact costs of the pairs.
-        row_cost: [n] squared norms of the rows in cost units; they shift a row's costs and set the first prices.
-        similarity: source of rows of inner products.
-        deadline: time.monotonic() after which `run` stops; None = never.
-        most_slots: largest pool of list entries (13 bytes each); `run` stops when it needs more.
-        progress: show bars.
-    """
-
-    costs: Costs
-    row_cost: Int64
-    similarity: Similarity
-    deadline: float | None = None
-    most_slots: int = 1 << 40
-    progress: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.n, self.m = len(self.costs.left), len(self.costs.right)
-        self.n_columns = self.m + len(self.costs.private_cost)
-        slots = min(self.m, 2 * LIST_LENGTH) + 1
-        self.lists = new_lists(self.n, slots)
-        self.counters = np.zeros(COUNTERS, np.int64)
-        self.held = Assignment(np.full(self.n_columns, UNOWNED, np.int32), np.full(self.n, UNOWNED, np.int32))
-        self.prices = Prices(np.zeros(self.n_columns, np.int64), np.zeros(self.m, np.float32))
-        self.scratch = [new_scratch(self.n_columns, self.m) for _ in range(self.similarity.threads)]
-        self.queue = np.empty(self.n, np.int32)
-        self.pending = np.empty(min(BATCH, self.n), np.int32)
-        self.augmentations = 0
-
-    @property
-    def spares(self) -> int:
-        """Number of spare rows: columns that stay unmatched."""
-        return self.n_columns - self.n
+class LazyAssignment(Workspace):
+    """One assignment problem on its way to the optimum; `run` advances it as far as time allows."""
 
     def run(self) -> Stopped | None:
         """Solve; returns why it stopped early, with prices and the partial assignment as they are then."""
@@ -132,126 +64,33 @@ class LazyAssignment:
             return stopped
         return None
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to `seconds[phase]`."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
-
-    def check_time(self) -> None:
-        """Raise Stopped after the deadline."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise Stopped("time limit")
-
-    # Preparation
-
-    def prepare(self) -> None:
-        """The similarity product, the first prices and the first lists."""
-        blocks = list(self.similarity.blocks())
-        bar = {"desc": "similarity", "unit": "block", "disable": not self.progress, "leave": False}
-        if self.similarity.cached and not self.similarity.complete:
-            with self.timed("product"):
-                for rows in tqdm(blocks, **bar):
-                    self.similarity.compute(rows)
-                    self.check_time()
-        with self.timed("prices"):
-            self.first_prices()
-        for rows in tqdm(blocks, **{**bar, "desc": "candidate lists"}):
-            with self.timed("lists" if self.similarity.cached else "product"):
-                self.remake(rows, np.full(len(rows), LIST_LENGTH, np.int64))
-            self.check_time()
-
-    def first_prices(self) -> None:
-        """Price every column at the least squared distance of any row (of a sample of rows, without a cache)."""
-        n = self.n
-        rows = np.arange(n) if self.similarity.cached else np.unique(np.linspace(0, n - 1, SAMPLE_ROWS).astype(np.int64))
-        least = np.full(self.m, np.float32(3e38), np.float32)
-        own = (self.row_cost / self.costs.unit).astype(np.float32)
-        parts = [rows] if self.similarity.cached else np.array_split(rows, -(-len(rows) // 256))
-        for part in parts:
-            quantised, scale, _ = self.similarity.get(part)
-            row_cost = own[part]
-
-            def stripes(low: int, high: int, q: Int16 = quantised, s: Float32 = scale, c: Float32 = row_cost) -> None:
-                for first in range(low, high, STRIPE):
-                    column_minima(q, s, c, first, min(high, first + STRIPE), least)
-
-            split(self.similarity.threads, self.m, stripes)
-            self.check_time()
-        real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
-        private = self.costs.private_cost + self.row_cost[: len(self.costs.private_cost)]
-        self.lower(np.concatenate([real, private]), first=True)
-        if self.spares:
-            # The columns that will stay unmatched all share the highest price.
-            ceiling = np.partition(self.prices.price, self.n)[self.n]
-            self.lower(np.minimum(self.prices.price, ceiling))
-
-    def lower(self, price: Int64, first: bool = False) -> None:
-        """Set all prices; only the first time may one rise."""
-        assert first or bool((price <= self.prices.price).all())
-        self.prices.price[:] = price
-        self.prices.offset[:] = (price[: self.m] - self.costs.column_cost[: self.m]) / self.costs.unit
-
-    # Lists
-
-    def remake(self, rows: Int64, wanted: Int64) -> None:
-        """Remake the lists of `rows` at today's prices, in as many threads as there are."""
-        quantised, scale, local = self.similarity.get(rows)
-        while len(rows):
-            needed = np.zeros(len(rows), np.int64)
-            free: SimpleQueue[Scratch] = SimpleQueue()
-            for scratch in self.scratch:
-                free.put(scratch)
-
-            def work(low: int, high: int) -> None:
-                part = slice(low, high)
-                scratch = free.get()
-                make_lists(
-                    rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists,
-                    scratch, needed[part],
-                )  # fmt: skip
-                free.put(scratch)
-
-            split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
-            short = needed > 0
-            for i, slots in zip(rows[short].tolist(), needed[short].tolist(), strict=True):
-                while not move_list(i, 2 * slots, self.lists):
-                    self.grow(2 * slots)
-            rows, local, wanted = rows[short], local[short], wanted[short]
-
-    def renew_pending(self) -> Int64:
-        """Remake the lists of the pending rows, longer where prices have not moved since; returns these rows."""
-        rows = self.pending[: self.counters[PENDING]].astype(np.int64)
-        self.counters[PENDING] = 0
-        self.counters[REMADE] += len(rows)
-        before = self.lists.bound[rows]
-        self.remake(rows, self.lists.wanted[rows])
-        self.lengthen(rows[self.lists.bound[rows] <= before], before[self.lists.bound[rows] <= before])
-        return rows
-
-    def lengthen(self, rows: Int64, above: Int64) -> None:
-        """Double the lists of `rows` until each bound is greater than its value in `above`."""
-        while len(rows):
-            self.check_time()
-            self.counters[REMADE] += len(rows)
-            self.remake(rows, 2 * self.lists.wanted[rows])
-            low = self.lists.bound[rows] <= above
-            rows, above = rows[low], above[low]
-
     # Auction
 
     def auction_rounds(self) -> None:
-        """Rounds of falling epsilon, each from the last one's prices."""
+        """A first round that serves everybody, then rounds of falling epsilon, each from the last one's prices."""
         spread = float(np.median(self._spreads()))
         if spread <= 0:
             return
-        epsilon = FIRST_EPSILON * spread
-        while epsilon >= max(1.0, LAST_EPSILON * spread):
-            self.auction_round(int(epsilon))
-            epsilon /= EPSILON_FACTOR
+        epsilon = self.first_round(max(1, int(FIRST_EPSILON * spread)))
+        while epsilon > max(1.0, LAST_EPSILON * spread / self.n):
+            epsilon = max(1, int(epsilon / EPSILON_FACTOR))
+            self.release(epsilon)
+            self.bid(epsilon, 0, BIDS_PER_ROUND * (self.n + self.spares))
+
+    def first_round(self, epsilon: int) -> int:
+        """Serve everybody; a price war is cut short by a larger epsilon. Returns the epsilon it took.
+
+        A small epsilon keeps the prices of all who are served at once near their optimum. Where a few outliers can
+        only be placed once all other prices have fallen far, it would take for ever.
+        """
+        self.release(epsilon)
+        head = self.bid(epsilon, 0, WAR_BIDS * (self.n + self.spares))
+        while self.counters[QUEUE] or self.counters[SPARES_LOST]:
+            epsilon *= WAR_FACTOR
+            if epsilon > INFINITE >> 16:
+                break
+            head = self.bid(epsilon, head, WAR_BIDS * (self.n + self.spares))
+        return epsilon
 
     def _spreads(self) -> Int64:
         """Per row, how far its list reaches beyond its best column."""
@@ -262,10 +101,9 @@ class LazyAssignment:
             spread[i] = min(self.lists.bound[i], int(values.max())) - int(values.min())
         return spread[:: max(1, self.n // 1024)]
 
-    def auction_round(self, epsilon: int) -> None:
-        """Bid until everybody is served, within the round's allowance of bids."""
-        self.release(epsilon)
-        head, stop = 0, self.counters[BIDS] + BIDS_PER_ROUND * (self.n + self.spares)
+    def bid(self, epsilon: int, head: int, most: int) -> int:
+        """Bid until everybody is served, or `most` bids are made; returns the queue's head."""
+        stop = int(self.counters[BIDS]) + most
         while self.counters[BIDS] < stop:
             if self.counters[QUEUE] == 0:
                 if self.counters[SPARES_LOST] == 0:
@@ -282,6 +120,7 @@ class LazyAssignment:
                 self.counters[QUEUE] += 1
             self.check_time()
         logger.debug("epsilon %d: %d bids in all, %d rows left", epsilon, self.counters[BIDS], self.counters[QUEUE])
+        return head
 
     def release(self, epsilon: int) -> None:
         """Free rows and spares whose columns are more than `epsilon` from their best; the free rows queue up."""
@@ -314,17 +153,6 @@ class LazyAssignment:
         # Every such bid counts once per column, so that a round ends.
         self.counters[BIDS] += lost
         return 0
-
-    def make_room(self) -> None:
-        """Grow the pool well before it is full, so that kernels seldom have to stop for it."""
-        if self.lists.tail[0] + 4 * self.m > len(self.lists.cost):
-            self.grow(8 * self.m)
-
-    def grow(self, slots: int) -> None:
-        """Enlarge the pool by half, and by `slots` at least."""
-        if len(self.lists.cost) + slots > self.most_slots:
-            raise Stopped("memory limit: the candidate lists have grown too long")
-        self.lists = grow(self.lists, slots)
 
     # Exact finish
 
@@ -381,5 +209,3 @@ class LazyAssignment:
                     row = np.array([search.state[ROW]], np.int64)
                     self.lengthen(row, self.lists.bound[row].copy())
                 self.check_time()
-
-

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sae_match.matching.certified.arrays import INFINITE, Costs, Float32, Int16, Int32, Int64, Lists, Prices, Scratch
+from sae_match.matching.certified.arrays import (
+    INFINITE,
+    Costs,
+    Float32,
+    Float64,
+    Int16,
+    Int32,
+    Int64,
+    Lists,
+    Prices,
+    Real,
+    Scratch,
+)
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
 """Lets the compiler vectorise a sum or a minimum; the values are finite by construction."""
@@ -50,7 +62,7 @@ def exact_cost(costs: Costs, i: int, j: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def squared_norms(rows: Float32, out: Float32) -> None:
+def squared_norms(rows: Float32, out: Float64) -> None:
     """Squared Euclidean norm of every row."""
     for i in range(rows.shape[0]):
         out[i] = dot(rows[i], rows[i])
@@ -71,21 +83,7 @@ def quantise(similarity: Float32, out: Int16, scale: Float32) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def column_minima(
-    quantised: Int16, scale: Float32, row_cost: Float32, low: int, high: int, out: Float32
-) -> None:
-    """out_j = min(out_j, min_i row_cost_i - 2 <i, j>) for the columns low..high-1."""
-    least = out[low:high]
-    for i in range(quantised.shape[0]):
-        row, twice, own = quantised[i, low:high], np.float32(2) * scale[i], row_cost[i]
-        for j in range(row.shape[0]):
-            least[j] = min(least[j], own - twice * np.float32(row[j]))
-
-
-@njit(cache=True, nogil=True, fastmath=FAST)
-def scan_minimum(
-    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, low: int, high: int
-) -> float:
+def scan_minimum(row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real, low: int, high: int) -> Real:
     """Least lower bound of cost - price among columns low..high-1."""
     best = np.float32(3e38)
     for j in range(low, high):
@@ -95,8 +93,8 @@ def scan_minimum(
 
 @njit(cache=True, nogil=True)
 def select(
-    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float, wanted: int, chosen: Int32
-) -> tuple[int, float]:
+    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real, wanted: int, chosen: Int32
+) -> tuple[int, Real]:
     """At least `wanted` columns with the least lower bounds: their number, and a threshold that all others exceed.
 
     The wanted-th least of the minima of short chunks is no less than the wanted-th least of all values, and few
@@ -120,8 +118,8 @@ def select(
 
 @njit(cache=True, nogil=True)
 def collect(
-    row: Int16, offset: Float32, norm: Float32, twice: float, beta: float,
-    chunk: int, minima: Float32, threshold: float, chosen: Int32,
+    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real,
+    chunk: int, minima: Float32, threshold: Real, chosen: Int32,
 ) -> int:  # fmt: skip
     """The columns whose lower bound is at most `threshold`; returns their number."""
     count = 0
@@ -137,7 +135,7 @@ def collect(
 
 
 @njit(cache=True, nogil=True)
-def lower_cost(costs: Costs, i: int, j: int, scale: float, level: int) -> int:
+def lower_cost(costs: Costs, i: int, j: int, scale: Real, level: int) -> int:
     """Lower bound of the exact cost, from the quantised inner product `level` * `scale`."""
     error = QUANTISATION * scale + 2.0 * costs.gamma * costs.left_norm[i] * costs.right_norm[j]
     return costs.column_cost[j] + np.int64(np.floor((-2.0 * scale * level - error) * costs.unit)) - 2
@@ -145,7 +143,7 @@ def lower_cost(costs: Costs, i: int, j: int, scale: float, level: int) -> int:
 
 @njit(cache=True, nogil=True)
 def make_list(
-    i: int, row: Int16, scale: float, wanted: int, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
+    i: int, row: Int16, scale: Real, wanted: int, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
 ) -> int:
     """Replace row i's list by its `wanted` best columns at today's prices.
 
@@ -209,9 +207,7 @@ def move_list(i: int, slots: int, lists: Lists) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def extend(
-    i: int, row: Int16, scale: float, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
-) -> bool:
+def extend(i: int, row: Int16, scale: Real, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch) -> bool:
     """Lengthen row i's list until its bound rises; False where the pool is full."""
     before, wanted = lists.bound[i], lists.wanted[i]
     while lists.bound[i] <= before:

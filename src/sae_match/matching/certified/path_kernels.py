@@ -32,9 +32,10 @@ from sae_match.matching.certified.list_kernels import exact_cost, extend
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
 """Outcomes of a search."""
-HEAP, REACHED, SCANNED, GATE, ROW, UPPER, END = range(7)
+HEAP, REACHED, SCANNED, GATE, ROW, UPPER, NEAREST, NEAREST_ROW, END = range(9)
 """Places in the state of a search: heap size, columns reached, rows scanned, the column through which the spare rows
-were reached, the row in hand, the nearest unowned column known, the unowned column found."""
+were reached, the row whose list is too short, the least label of an unowned column, that column and the row it was
+reached from, the unowned column where the search ended."""
 SPARE_ROW = -1
 """The spare rows, as a predecessor or source: they cost nothing in any column and are all alike."""
 
@@ -53,7 +54,7 @@ class Search(NamedTuple):
     origin: Int64
     """[n + 1] distance of a row minus its dual, so that origin + cost - price is a column's label; last: spares."""
     state: Int64
-    """[7]."""
+    """[9] see HEAP ... END."""
 
 
 class Heap(NamedTuple):
@@ -72,7 +73,7 @@ def new_search(n: int, n_columns: int) -> Search:
         done=np.zeros(n_columns, np.bool_),
         reached=np.empty(n_columns, np.int32),
         origin=np.zeros(n + 1, np.int64),
-        state=np.zeros(7, np.int64),
+        state=np.zeros(9, np.int64),
     )
 
 
@@ -141,7 +142,7 @@ def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignme
     if key < search.distance[j] and key <= search.state[UPPER]:
         search.distance[j] = key
         if held.owner[j] == UNOWNED:
-            search.state[UPPER] = key
+            search.state[UPPER], search.state[NEAREST], search.state[NEAREST_ROW] = key, j, row
         push(heap, search.state, key, row, j)
 
 
@@ -208,7 +209,7 @@ def settle_column(
 
 
 @njit(cache=True, nogil=True)
-def find_path(
+def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the order of events
     source: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
     lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> int:  # fmt: skip
@@ -227,6 +228,10 @@ def find_path(
         return HEAP_FULL
     while state[HEAP] > 0:
         key, i, column = heap.key[0], heap.row[0], heap.column[0]
+        if key >= state[UPPER]:
+            # Nothing left can be nearer, and among equals the search need not go on: many may be equal.
+            j, i = state[NEAREST], state[NEAREST_ROW]
+            return settle_column(j, i, state[UPPER], heap, search, costs, prices, lists, held, counters)
         pop(heap, state)
         j = -2 - column if column < -1 else column
         if column == -1:

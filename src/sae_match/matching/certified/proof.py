@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from sae_match.matching.certified.arrays import INFINITE, Int32, Int64
 from sae_match.matching.certified.auction_kernels import COUNTERS
 from sae_match.matching.certified.check_kernels import feasible_duals, row_duals, tight_pairs
-from sae_match.matching.certified.lazy import LazyAssignment, Stopped
+from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.list_kernels import exact_cost
 from sae_match.matching.certified.similarity import split
 from sae_match.matching.certified.ties import TightPairs, canonical
+from sae_match.matching.certified.workspace import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +101,21 @@ def verified(lazy: LazyAssignment, dual: Int64) -> Int64:
     """min over every column of cost - price, where that is below the dual; every pair is looked at."""
     proven = dual.copy()
     for block in lazy.similarity.blocks():
-        quantised, scale, local = lazy.similarity.get(block)
-
-        def check(low: int, high: int, rows: Int64 = block, at: Int64 = local) -> None:
-            feasible_duals(
-                rows[low:high], at[low:high], quantised, scale, dual, proven, np.empty(lazy.m, np.int32), lazy.costs,
-                lazy.prices, np.zeros(COUNTERS, np.int64),
-            )  # fmt: skip
-
-        split(lazy.similarity.threads, len(block), check)
+        split(lazy.similarity.threads, len(block), _checker(lazy, block, dual, proven))
     return proven
+
+
+def _checker(lazy: LazyAssignment, rows: Int64, dual: Int64, proven: Int64) -> Callable[[int, int], None]:
+    """Work on a range of `rows` for one thread."""
+    quantised, scale, local = lazy.similarity.get(rows)
+
+    def check(low: int, high: int) -> None:
+        chosen, counters = np.empty(lazy.m, np.int32), np.zeros(COUNTERS, np.int64)
+        feasible_duals(
+            rows[low:high], local[low:high], quantised, scale, dual, proven, chosen, lazy.costs, lazy.prices, counters
+        )
+
+    return check
 
 
 def total_cost(lazy: LazyAssignment, partner: Int32) -> int:
@@ -138,13 +145,12 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
 def _match_the_rest(lazy: LazyAssignment) -> None:
     """Give every free row a column: blocks of free rows against as many free columns, by assignment."""
     free = np.flatnonzero(lazy.held.partner < 0)
-    for rows in np.array_split(free, -(-len(free) // COMPLETION_BLOCK)) if len(free) else []:
-        left = np.flatnonzero(lazy.held.owner[: lazy.m] < 0)[: len(rows)]
-        if len(left) < len(rows):
-            # Rows may stay out, and more of them do than have columns left: these take their private columns.
-            for i in rows[len(left) :]:
-                _hand(lazy, int(i), lazy.m + int(i))
-            rows = rows[: len(left)]
+    for block in np.array_split(free, -(-len(free) // COMPLETION_BLOCK)) if len(free) else []:
+        left = np.flatnonzero(lazy.held.owner[: lazy.m] < 0)[: len(block)]
+        # Where rows may stay out, those for whom no column is left take their private ones.
+        for i in block[len(left) :]:
+            _hand(lazy, int(i), lazy.m + int(i))
+        rows = block[: len(left)]
         a = torch.from_numpy(lazy.costs.left[rows]).to(torch.float64)
         b = torch.from_numpy(lazy.costs.right[left]).to(torch.float64)
         own, chosen = linear_sum_assignment(torch.cdist(a, b).square().numpy())
@@ -154,5 +160,3 @@ def _match_the_rest(lazy: LazyAssignment) -> None:
 
 def _hand(lazy: LazyAssignment, i: int, j: int) -> None:
     lazy.held.owner[j], lazy.held.partner[i] = i, j
-
-

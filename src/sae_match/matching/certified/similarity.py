@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -67,6 +68,14 @@ class Similarity:
         first, last = int(rows[0]), int(rows[-1]) + 1
         self._product(self.left[first:last], self.quantised[first:last], self.scale[first:last])
 
+    def products(self, rows: Int64) -> Float32:
+        """Inner products of some rows in float32."""
+        if self.cached:
+            return self.quantised[rows] * self.scale[rows, None]
+        block = torch.mm(self.left[torch.from_numpy(rows)].to(self.device), self._columns).cpu()
+        self.rows_computed += len(rows)
+        return block.numpy()
+
     def get(self, rows: Int64) -> tuple[Int16, Float32, Int64]:
         """Quantised rows, their steps, and where each of `rows` is among them."""
         if self.cached:
@@ -82,7 +91,11 @@ class Similarity:
         block = torch.mm(left.to(self.device), self._columns).cpu()
         self._spot_check(left.numpy(), block)
         self.rows_computed += len(block)
-        split(self.threads, len(block), lambda low, high: quantise(block.numpy()[low:high], out[low:high], scale[low:high]))
+        split(
+            self.threads,
+            len(block),
+            lambda low, high: quantise(block.numpy()[low:high], out[low:high], scale[low:high]),
+        )
 
     def _spot_check(self, left: Float32, block: Float[Tensor, "r m"]) -> None:
         """The error bound holds for IEEE float32 only: a reduced-precision product must not pass unnoticed."""
@@ -90,9 +103,10 @@ class Similarity:
             a, b = left[at], self._right[j]
             allowed = self.gamma * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
             if not abs(float(block[at, j]) - dot(a, b)) <= allowed:
+                off = abs(float(block[at, j]) - dot(a, b))
                 raise UserError(
-                    f"the float32 matrix product on {self.device} is off by {abs(float(block[at, j]) - dot(a, b)):.1e}, "
-                    f"more than float32 allows ({allowed:.1e}): a reduced-precision mode is on, or values overflow. "
+                    f"the float32 matrix product on {self.device} is off by {off:.1e}, more than float32 allows "
+                    f"({allowed:.1e}): a reduced-precision mode is on, or values overflow. "
                     "Switch it off (torch.set_float32_matmul_precision('highest')) or set device=cpu."
                 )
 
@@ -104,5 +118,5 @@ def split(threads: int, n: int, work: Callable[[int, int], None]) -> None:
         return
     edges = np.linspace(0, n, threads + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
+        for future in [pool.submit(work, int(a), int(b)) for a, b in pairwise(edges)]:
             future.result()

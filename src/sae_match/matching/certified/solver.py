@@ -1,4 +1,4 @@
-"""The certified solver: exact one-to-one matching with a proof, in memory that grows with F x k or a quarter of F x F."""
+"""The certified solver: exact one-to-one matching with a proof, in a quarter of the dense matrix's memory or less."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from sae_match.errors import UserError
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
-from sae_match.matching.certified.lazy import LIST_LENGTH, LazyAssignment
+from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import Similarity
+from sae_match.matching.certified.workspace import LIST_LENGTH
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -99,6 +100,7 @@ class CertifiedSolver:
         started = time.monotonic()
         cached = self.use_cache(*problem.shape, problem.left.shape[1])
         problem.check()
+        begun = time.perf_counter()
         turned = problem.shape[0] > problem.shape[1]
         threads = torch.get_num_threads()
         grid = grid_problem(*((problem.right, problem.left) if turned else (problem.left, problem.right)), threads)
@@ -106,10 +108,12 @@ class CertifiedSolver:
             grid.left, grid.right, self.device, cached, self.block_rows, threads, grid.costs.gamma
         )  # fmt: skip
 
+        set_up = time.perf_counter() - begun
+
         def attempt(rejection: int | None) -> tuple[LazyAssignment, Proof]:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid))
-            lazy.progress = self.progress
+            lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             stopped = lazy.run()
             return lazy, prove(lazy, self.verify) if stopped is None else complete(lazy, stopped)
 
@@ -142,7 +146,9 @@ def _solution(
     objective = problem.objective(permutation)
     lower_bound = 0.0 if proof.deficit is None else max(0.0, objective - proof.deficit * grid.step)
     if proof.stopped:
-        logger.warning("the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped)
+        logger.warning(
+            "the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped
+        )
     statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
     statistics |= {
         "seconds/total": time.monotonic() - started,

@@ -1,0 +1,42 @@
+"""A dry run leaves nothing behind: Hydra's own folder of a job goes to a scratch directory that is removed."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sae_match.config.schema import Config
+
+_ASKED = re.compile(r"^\+{0,2}dry_run=(true|yes|on|1)$", re.IGNORECASE)
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+_PREFIX = "sae_match_dry_run_"
+
+
+@contextmanager
+def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
+    """Where the command line asks for a dry run, add to it (in place) that Hydra writes into a scratch directory.
+
+    Hydra makes a job's folder, with its configuration and log, before the job can say that it is a dry run. A dry run
+    that is switched on in a configuration file, not on the command line, leaves that folder.
+    """
+    if not any(_ASKED.match(argument) for argument in arguments[1:]):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:
+        # Of two values for one key Hydra takes the last.
+        arguments += [f"{key}={scratch}" for key in _FOLDERS]
+        yield
+
+
+def in_a_new_record(config: Config, arguments: list[str]) -> Config:
+    """The configuration with the output directory that the real run would have, in place of the scratch directory."""
+    if _PREFIX not in config.paths.output_dir:
+        return config
+    pairs = (argument.partition("=") for argument in arguments)
+    given = [value for key, _, value in pairs if key in _FOLDERS and _PREFIX not in value]
+    intended = given[-1] if given else str(Path("multirun") / "<a new folder>")
+    return replace(config, paths=replace(config.paths, output_dir=intended))

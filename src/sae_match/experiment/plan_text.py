@@ -1,0 +1,157 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import OmegaConf
+
+from sae_match.config.schema import Config, EvaluationLevel, ModelSource
+from sae_match.experiment.plan import Plan
+from sae_match.experiment.planned_model import NO_MODEL_NEEDED
+from sae_match.experiment.planned_time import Duration
+from sae_match.hub_lookup import HubFile
+
+GIB = 2**30
+
+
+def render(plan: Plan, durations: list[Duration]) -> str:
+    """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
+    lines = ["== Configuration ==", OmegaConf.to_yaml(OmegaConf.structured(plan.cfg), resolve=True).rstrip()]
+    if plan.machine is not None:
+        for title, part in (
+            (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
+            ("Reads and downloads", _reads(plan)),
+            ("Memory at the peak of each step", _memory(plan)),
+            ("Disk", _disk(plan)),
+            ("Time, estimated", _time(plan, durations)),
+        ):
+            lines += ["", f"== {title} ==", *part]
+    lines += ["", f"== Problems: {len(plan.problems) or 'none'} =="]
+    lines += [f"- {line}" for problem in plan.problems for line in problem.splitlines()]
+    if not plan.problems:
+        lines.append("The job can start: run the same command without dry_run=true.")
+    return "\n".join(lines)
+
+
+def size(n: int | None) -> str:
+    """Bytes for people."""
+    if n is None:
+        return "size unknown"
+    return f"{n / GIB:.2f} GiB" if n >= GIB / 10 else f"{n / 2**20:.1f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _jobs(plan: Plan) -> Iterator[str]:
+    cfg = plan.cfg
+    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name.value}"
+    yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
+    yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
+
+
+def _reads(plan: Plan) -> Iterator[str]:
+    cfg = plan.cfg
+    yield from _saes(plan)
+    if cfg.evaluation.level is EvaluationLevel.weights_only:
+        yield f"model and text: not read. {NO_MODEL_NEEDED}"
+        return
+    yield from _model(plan)
+    if plan.text is not None:
+        windows = "unknown number of" if plan.text.windows is None else f"at most {plan.text.windows}"
+        yield f"text {cfg.dataset.name}: {windows} windows of {cfg.dataset.window_tokens} tokens. {plan.text.note}"
+
+
+def _saes(plan: Plan) -> Iterator[str]:
+    cfg, saes = plan.cfg, plan.saes
+    if saes is None:
+        return
+    if cfg.sae.root is not None:
+        yield f"SAEs {cfg.sae.name}: {len(saes.shapes)} found in {cfg.sae.root}"
+    else:
+        yield f"SAEs {cfg.sae.repo_id}, revision {cfg.sae.revision or 'main'}: {_files(saes.files)}"
+        yield from (f"  {_file(file)}" for file in saes.files)
+    shapes = sorted({(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()})
+    yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in shapes)
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    cfg, model = plan.cfg, plan.model
+    if model is None:
+        return
+    where = cfg.model.repo_id if cfg.model.source is ModelSource.hub else cfg.model.path or "embedded"
+    yield f"model {cfg.model.name} ({where}): {_files(model.files)}"
+    yield from (f"  {_file(file)}" for file in model.files)
+    if model.facts is not None and model.size is not None:
+        facts, held = model.facts, model.size
+        yield (
+            f"  {facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}, {held.parameters:,} weights in "
+            f"{cfg.model.dtype}{_placement(cfg)}"
+        )
+    if model.note:
+        yield f"  {model.note}"
+
+
+def _placement(cfg: Config) -> str:
+    if cfg.model.device_map is None:
+        return ""
+    most = ", ".join(f"{place} {most}" for place, most in cfg.model.max_memory.items())
+    return f", spread by accelerate ({cfg.model.device_map}{f': {most}' if most else ''})"
+
+
+def _files(files: list[HubFile]) -> str:
+    if not files:
+        return "nothing to download"
+    missing = [file for file in files if file.cached is None]
+    total, left = (sum(file.size or 0 for file in group) for group in (files, missing))
+    return f"{len(files)} files, {size(total)}; {len(files) - len(missing)} in the cache, {size(left)} to download"
+
+
+def _file(file: HubFile) -> str:
+    return f"{file.filename}  {size(file.size)}  {'download' if file.cached is None else 'in the cache'}"
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    if machine is None:
+        return
+    if not plan.phases:
+        yield "unknown: the SAEs' shapes are not known before they are downloaded"
+    for phase in plan.phases:
+        parts = ", ".join(f"{name} {size(n)}" for name, n in phase.ram.items())
+        yield f"{phase.name}: {size(phase.ram_bytes)}" + (f" ({parts})" if parts else "")
+        if phase.gpu:
+            parts = ", ".join(f"{name} {size(n)}" for name, n in phase.gpu.items())
+            yield f"  on {machine.gpu}: {size(phase.gpu_bytes)} ({parts})"
+    yield f"Python and its libraries hold {size(machine.ram_used)} already; {size(machine.ram_free)} are free"
+    if machine.gpu is not None:
+        yield f"{machine.gpu}: {size(machine.gpu_free)} free"
+    if plan.phases and plan.model is not None and (plan.shape is None or plan.shape.model is None):
+        yield "without the steps that need the language model: its size is not known now"
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    for need in plan.disk:
+        yield f"{need.what}: {size(need.bytes)} in {need.path} ({need.key})"
+    if _windows_unknown(plan):
+        yield "residual streams are not counted: how many windows there are is known when the text has been cut"
+
+
+def _windows_unknown(plan: Plan) -> bool:
+    return plan.text is not None and plan.text.windows is None
+
+
+def _time(plan: Plan, durations: list[Duration]) -> Iterator[str]:
+    for step in durations:
+        yield f"{step.step}: {duration(step.seconds)} ({step.because})"
+    if _windows_unknown(plan):
+        yield "without the steps that depend on how many windows there are"
+    known = [step.seconds for step in durations if step.seconds is not None]
+    yield f"in all: about {duration(sum(known))}" + ("" if len(known) == len(durations) else ", and what is unknown")

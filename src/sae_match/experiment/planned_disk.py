@@ -1,0 +1,98 @@
+"""What a job writes to disk, and whether there is room for it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from sae_match.config.schema import Config
+from sae_match.errors import UserError
+from sae_match.experiment.estimates import JobShape
+from sae_match.experiment.machine import free_disk
+from sae_match.experiment.planned_model import PlannedModel
+from sae_match.experiment.planned_saes import PlannedSaes
+from sae_match.experiment.planned_text import PlannedText
+from sae_match.language_model.residual_streams import layer_bytes, layer_path
+
+GIB = 2**30
+FEATURE_ROW_BYTES = 96
+"""A feature's row in features.parquet and its entry in a permutation, uncompressed."""
+RECORD_BYTES = 20 * 2**20
+"""Figures, tables and the W&B mirror of a job, generously."""
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a job adds below one directory; `key` is what chooses that directory."""
+
+    what: str
+    path: Path
+    bytes: int
+    key: str
+
+
+def disk_needs(
+    cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, shape: JobShape | None
+) -> list[DiskNeed]:
+    """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, the record."""
+    files = saes.files + (model.files if model is not None else [])
+    missing = sum(file.size or 0 for file in files if file.cached is None)
+    needs = [DiskNeed("downloads", Path(constants.HF_HUB_CACHE), missing, "HF_HOME")]
+    if text is not None and shape is not None and shape.model is not None:
+        layers = cfg.layers.last - cfg.layers.first + 1 - len(captured(cfg, shape))
+        streams = layers * layer_bytes(shape.windows, shape.window_tokens, shape.d_model)
+        needs.append(DiskNeed("residual streams", Path(cfg.paths.cache_dir), streams, "paths.cache_dir"))
+    rows = sum(shape.widths[:-1]) if shape is not None else 0
+    record = rows * FEATURE_ROW_BYTES + RECORD_BYTES
+    return [*needs, DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")]
+
+
+def captured(cfg: Config, shape: JobShape) -> set[int]:
+    """Layers of the span in the cache entry that most likely is this job's.
+
+    An entry's key needs the model's weights; here the model's name and the windows' shape have to do, and there may be
+    fewer windows than the configuration allows. Capturing checks the room again with the exact key.
+    """
+    wanted = (cfg.model.name, shape.window_tokens, shape.d_model)
+    span = range(cfg.layers.first, cfg.layers.last + 1)
+    best: set[int] = set()
+    for path in (Path(cfg.paths.cache_dir) / "residual_streams").glob("*/manifest.json"):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            found = tuple(manifest[name] for name in ("model_name", "window_tokens", "d_model"))
+            fits = found == wanted and manifest["n_windows"] <= shape.windows
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not an entry; capturing will say so if it has to
+        if fits:
+            best = max(best, {layer for layer in span if layer_path(path.parent, layer).is_file()}, key=len)
+    return best
+
+
+def check_disk(needs: list[DiskNeed]) -> None:
+    """Refuse a job that one of the disks has no room for.
+
+    Raises:
+        UserError: every file system that is too full, with what would go there.
+    """
+    by_disk: dict[int, list[DiskNeed]] = defaultdict(list)
+    free: dict[int, int] = {}
+    for need in needs:
+        device, free_bytes = free_disk(need.path)
+        by_disk[device].append(need)
+        free[device] = free_bytes
+    found = []
+    for device, group in by_disk.items():
+        total = sum(need.bytes for need in group)
+        if total > free[device] > 0:  # a pseudo file system without size is refused as not writable
+            parts = ", ".join(f"{need.what} {need.bytes / GIB:.1f} in {need.path}" for need in group if need.bytes)
+            keys = " or ".join(need.key for need in group if need.bytes)
+            found.append(
+                f"the disk needs {total / GIB:.1f} GiB ({parts}), but {free[device] / GIB:.1f} GiB are free. Use fewer "
+                f"documents or layers, or another disk for {keys}."
+            )
+    if found:
+        raise UserError("\n".join(found))

@@ -1,0 +1,212 @@
+"""What the phases of a search share: costs, prices, candidate lists and their making, limits and timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+from tqdm import tqdm
+
+from sae_match.matching.certified.arrays import (
+    UNOWNED,
+    Assignment,
+    Costs,
+    Float32,
+    Int16,
+    Int64,
+    Prices,
+    Scratch,
+    grow,
+    new_lists,
+    new_scratch,
+)
+from sae_match.matching.certified.auction_kernels import COUNTERS, PENDING, REMADE
+from sae_match.matching.certified.list_kernels import make_lists, move_list
+from sae_match.matching.certified.similarity import Similarity, split
+
+LIST_LENGTH = 16
+"""Columns that a list is first made for; it holds a few more."""
+BATCH = 2048
+"""Rows whose exhausted lists are remade together."""
+FEW = 64
+"""With no more rows than this in the queue, lists are remade one at a time as they are needed."""
+SAMPLE_ROWS, PRICE_QUANTILE = 512, 0.05
+"""Rows from which the first prices are estimated, and the quantile of a column's costs that they are."""
+STRIPE = 1024
+"""Columns whose quantiles are found together."""
+
+
+class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved
+    """The search ended before the optimum; the message says why."""
+
+
+@dataclass
+class Workspace:
+    """Prices, candidate lists and the assignment in hand: what all phases of a search work on.
+
+    Args:
+        costs: exact costs of the pairs.
+        row_cost: [n] squared norms of the rows in cost units; they shift a row's costs and set the first prices.
+        similarity: source of rows of inner products.
+        deadline: time.monotonic() after which `run` stops; None = never.
+        most_slots: largest pool of list entries (13 bytes each); `run` stops when it needs more.
+        progress: show bars.
+    """
+
+    costs: Costs
+    row_cost: Int64
+    similarity: Similarity
+    deadline: float | None = None
+    most_slots: int = 1 << 40
+    progress: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.n, self.m = len(self.costs.left), len(self.costs.right)
+        self.n_columns = self.m + len(self.costs.private_cost)
+        slots = min(self.m, 2 * LIST_LENGTH) + 1
+        self.lists = new_lists(self.n, slots)
+        self.counters = np.zeros(COUNTERS, np.int64)
+        self.held = Assignment(np.full(self.n_columns, UNOWNED, np.int32), np.full(self.n, UNOWNED, np.int32))
+        self.prices = Prices(np.zeros(self.n_columns, np.int64), np.zeros(self.m, np.float32))
+        self.scratch = [new_scratch(self.n_columns, self.m) for _ in range(self.similarity.threads)]
+        self.queue = np.empty(self.n, np.int32)
+        self.pending = np.empty(min(BATCH, self.n), np.int32)
+        self.augmentations = 0
+
+    @property
+    def spares(self) -> int:
+        """Number of spare rows: columns that stay unmatched."""
+        return self.n_columns - self.n
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds[phase]`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+    def check_time(self) -> None:
+        """Raise Stopped after the deadline."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise Stopped("time limit")
+
+    # Preparation
+
+    def prepare(self) -> None:
+        """The similarity product, the first prices and the first lists."""
+        blocks = list(self.similarity.blocks())
+        bar = {"desc": "similarity", "unit": "block", "disable": not self.progress, "leave": False}
+        if self.similarity.cached and not self.similarity.complete:
+            with self.timed("product"):
+                for rows in tqdm(blocks, **bar):
+                    self.similarity.compute(rows)
+                    self.check_time()
+        with self.timed("prices"):
+            self.first_prices()
+        for rows in tqdm(blocks, **{**bar, "desc": "candidate lists"}):
+            with self.timed("lists" if self.similarity.cached else "product"):
+                self.remake(rows, np.full(len(rows), LIST_LENGTH, np.int64))
+            self.check_time()
+
+    def first_prices(self) -> None:
+        """Price every column at a low quantile of its squared distances to a sample of rows.
+
+        Higher than the minimum on purpose: a column that is too attractive loses its price in a few bids, but one
+        that nobody wants is reached only once the prices of all others have fallen.
+        """
+        n = self.n
+        rows = np.unique(np.linspace(0, n - 1, SAMPLE_ROWS).astype(np.int64))
+        products = self.similarity.products(rows)
+        own = (self.row_cost[rows] / self.costs.unit).astype(np.float32)
+        rank = int(PRICE_QUANTILE * len(rows))
+        least = np.empty(self.m, np.float32)
+
+        def quantiles(low: int, high: int) -> None:
+            for first in range(low, high, STRIPE):
+                part = slice(first, min(high, first + STRIPE))
+                least[part] = np.partition(own[:, None] - 2.0 * products[:, part], rank, axis=0)[rank]
+
+        split(self.similarity.threads, self.m, quantiles)
+        real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
+        private = self.costs.private_cost + self.row_cost[: len(self.costs.private_cost)]
+        self.lower(np.concatenate([real, private]), first=True)
+        if self.spares:
+            # The columns that will stay unmatched all share the highest price.
+            ceiling = np.partition(self.prices.price, self.n)[self.n]
+            self.lower(np.minimum(self.prices.price, ceiling))
+
+    def lower(self, price: Int64, first: bool = False) -> None:
+        """Set all prices; only the first time may one rise."""
+        assert first or bool((price <= self.prices.price).all())
+        self.prices.price[:] = price
+        self.prices.offset[:] = (price[: self.m] - self.costs.column_cost[: self.m]) / self.costs.unit
+
+    # Lists
+
+    def remake(self, rows: Int64, wanted: Int64) -> None:
+        """Remake the lists of `rows` at today's prices, in as many threads as there are."""
+        source = self.similarity.get(rows)
+        local = source[2]
+        while len(rows):
+            needed = self._make(rows, wanted, (source[0], source[1], local))
+            short = needed > 0
+            for i, slots in zip(rows[short].tolist(), needed[short].tolist(), strict=True):
+                while not move_list(i, 2 * slots, self.lists):
+                    self.grow(2 * slots)
+            rows, local, wanted = rows[short], local[short], wanted[short]
+
+    def _make(self, rows: Int64, wanted: Int64, source: tuple[Int16, Float32, Int64]) -> Int64:
+        """`make_lists` in threads; returns the slots that the lists which did not fit would need."""
+        quantised, scale, local = source
+        needed = np.zeros(len(rows), np.int64)
+        free: SimpleQueue[Scratch] = SimpleQueue()
+        for scratch in self.scratch:
+            free.put(scratch)
+
+        def work(low: int, high: int) -> None:
+            part, scratch = slice(low, high), free.get()
+            make_lists(
+                rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
+                needed[part],
+            )  # fmt: skip
+            free.put(scratch)
+
+        split(self.similarity.threads if len(rows) > FEW else 1, len(rows), work)
+        return needed
+
+    def renew_pending(self) -> Int64:
+        """Remake the lists of the pending rows, longer where prices have not moved since; returns these rows."""
+        rows = self.pending[: self.counters[PENDING]].astype(np.int64)
+        self.counters[PENDING] = 0
+        self.counters[REMADE] += len(rows)
+        before = self.lists.bound[rows]
+        self.remake(rows, self.lists.wanted[rows])
+        self.lengthen(rows[self.lists.bound[rows] <= before], before[self.lists.bound[rows] <= before])
+        return rows
+
+    def lengthen(self, rows: Int64, above: Int64) -> None:
+        """Double the lists of `rows` until each bound is greater than its value in `above`."""
+        while len(rows):
+            self.check_time()
+            self.counters[REMADE] += len(rows)
+            self.remake(rows, 2 * self.lists.wanted[rows])
+            low = self.lists.bound[rows] <= above
+            rows, above = rows[low], above[low]
+
+    def make_room(self) -> None:
+        """Grow the pool well before it is full, so that kernels seldom have to stop for it."""
+        if self.lists.tail[0] + 4 * self.m > len(self.lists.cost):
+            self.grow(8 * self.m)
+
+    def grow(self, slots: int) -> None:
+        """Enlarge the pool by half, and by `slots` at least."""
+        if len(self.lists.cost) + slots > self.most_slots:
+            raise Stopped("memory limit: the candidate lists have grown too long")
+        self.lists = grow(self.lists, slots)

@@ -1,0 +1,151 @@
+"""Estimates against the things they estimate: tensors, files, counted operations; and how they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from sae_match.config.schema import Metric, ModelConfig, ModelSource
+from sae_match.experiment import estimates
+from sae_match.experiment.estimates import JobShape, phases
+from sae_match.experiment.machine import available_ram
+from sae_match.experiment.plan import solver_bytes
+from sae_match.language_model import LanguageModel, load_language_model
+from sae_match.language_model.residual_streams import Manifest, layer_bytes
+from sae_match.language_model.size import ModelSize, model_size
+from sae_match.matching import Permutation
+from sae_match.matching.certified.solver import CertifiedSolver
+from sae_match.matching.dense import DenseSolver
+from sae_match.matching.problem import matching_problem
+from tests.builders import random_sae
+from tests.experiment.conftest import LAYERS
+
+GEMMA = ModelSize(
+    parameters=2_614_341_888, block_parameters=77_865_984, n_layers=26, d_model=2304, heads=8, d_ff=9216,
+    vocabulary=256_000, itemsize=2, eager=True,
+)  # fmt: skip
+PAPER = JobShape(
+    d_model=2304, widths=(16_384,) * 26, solver_bytes=5 * 2**30, batch_windows=2, window_tokens=1024, windows=100,
+    splice_windows=100, documents=100, model=GEMMA,
+)  # fmt: skip
+
+
+def test_sae_bytes_are_those_of_its_tensors() -> None:
+    sae = random_sae(width=24, d=8)
+    assert estimates.sae_bytes(8, 24) == sum(t.numel() * t.element_size() for t in sae.parameters().values())
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_problem_width_is_that_of_the_problem(metric: Metric) -> None:
+    problem = matching_problem(random_sae(seed=1), random_sae(seed=2), metric=metric)
+    assert estimates.problem_width(metric, 8) == problem.left.shape[1]
+
+
+def test_stream_bytes_are_those_of_the_file() -> None:
+    manifest = Manifest("k", "m", "name", "w", n_windows=7, window_tokens=5, d_model=3)
+    assert layer_bytes(7, 5, 3) == manifest.layer_bytes == torch.zeros(7, 5, 3).numel() * 4
+
+
+@pytest.fixture
+def model(model_directory: Path, tmp_path: Path) -> tuple[LanguageModel, ModelSize]:
+    cfg = ModelConfig(name="tiny", source=ModelSource.local, path=str(model_directory), attn_implementation="eager")
+    return load_language_model(cfg, "cpu", tmp_path), model_size(cfg, model_directory)
+
+
+def test_model_size_is_that_of_the_loaded_model(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    assert size.parameters == sum(p.numel() for p in loaded.hf.parameters())
+    assert size.bytes == sum(p.numel() * p.element_size() for p in loaded.hf.parameters())
+    assert size.block_parameters == sum(p.numel() for p in loaded.blocks[1].parameters())
+    assert (size.n_layers, size.d_model, size.d_ff, size.heads) == (LAYERS, 8, 16, 2)
+
+
+def test_gemma_is_counted_without_its_weights(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.Gemma2Config().save_pretrained(tmp_path)
+    cfg = ModelConfig(name="g", source=ModelSource.local, dtype="bfloat16", attn_implementation="eager")
+    assert model_size(cfg, tmp_path) == GEMMA
+
+
+def test_operations_of_a_capture_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    ids = torch.ones(3, 12, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        loaded.resid_post(ids, [2])
+    # The model's norms multiply no matrices, but their weights are counted.
+    assert estimates.capture_flops(size, 3, 12, last=2) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    ids = torch.ones(3, 12, dtype=torch.long)
+    shape = JobShape(8, (24,) * LAYERS, 0, 3, 12, windows=3, splice_windows=3, documents=3, model=size)
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    splices = estimates.VARIANTS + estimates.SPLICES_BESIDE_MATCHING
+    loaded.token_losses_from(0, torch.randn(3, 12, 8), ids)  # finds out what blocks return
+    with FlopCounterMode(display=False) as counter:
+        for layer in range(1, LAYERS):
+            x = torch.randn(3, 12, 8)
+            f_a, _ = a.encode(x), b.encode(x)
+            for _ in range(splices):
+                loaded.token_losses_from(layer, b.decode(Permutation.identity(24).apply(f_a)), ids)
+        loaded.token_losses_from(LAYERS - 1, x, ids)
+    found = estimates.splice_flops(size, shape, list(range(LAYERS)))
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+@given(layers=st.integers(2, 60), on_gpu=st.booleans())
+def test_no_step_needs_more_for_more_layers(layers: int, on_gpu: bool) -> None:
+    few, many = (
+        phases(replace(PAPER, widths=(16_384,) * 2), on_gpu),
+        phases(replace(PAPER, widths=(16_384,) * layers), on_gpu),
+    )
+    assert few == many
+
+
+def test_the_papers_run_fits() -> None:
+    base = 0.7 * 2**30
+    assert max(step.ram_bytes for step in phases(PAPER, on_gpu=False)) + base < 16 * 2**30
+    assert max(step.gpu_bytes for step in phases(PAPER, on_gpu=True)) < 24 * 2**30
+    assert max(step.ram_bytes for step in phases(PAPER, on_gpu=True)) + base < 16 * 2**30
+
+
+def test_what_is_where() -> None:
+    (loading,) = (step for step in phases(PAPER, on_gpu=True) if step.name == "load the model")
+    assert loading.ram_bytes == loading.gpu_bytes == GEMMA.bytes
+    assert all(not step.gpu for step in phases(PAPER, on_gpu=False))
+    spread = phases(PAPER, on_gpu=True, spread=True)
+    assert not any("model" in step.gpu or "model" in step.ram for step in spread)
+    weights_only = phases(replace(PAPER, model=None), on_gpu=False)
+    assert [step.name for step in weights_only] == ["check SAEs", "match a pair", "compare weights"]
+    subset = phases(replace(PAPER, splice_windows=10), on_gpu=False)[-1]
+    assert subset.ram["chosen windows"] == 2 * 10 * 1024 * 2304 * 4
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50_000))
+    write: Callable[[str, str], int] = lambda name, text: (tmp_path / name).write_text(text)  # noqa: E731
+    assert available_ram(tmp_path) == 50_000
+    write("memory.max", "max\n")
+    write("memory.current", "10000\n")
+    assert available_ram(tmp_path) == 50_000
+    write("memory.max", "30000\n")
+    assert available_ram(tmp_path) == 20_000
+    write("memory.stat", "anon 6000\nactive_file 1000\ninactive_file 3000\n")
+    assert available_ram(tmp_path) == 24_000, "file pages give way"
+
+
+def test_the_least_that_a_solver_can_do_with() -> None:
+    dense, certified = DenseSolver(), CertifiedSolver()
+    assert solver_bytes(dense, 100, 17) == dense.required_bytes(100, 100, 17)
+    assert solver_bytes(certified, 100, 17) == certified.required_bytes(100, 100, 17, cached=False)
+    assert solver_bytes(certified, 100, 17) < certified.required_bytes(100, 100, 17, cached=True)

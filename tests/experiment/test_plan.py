@@ -1,0 +1,279 @@
+"""The plan: everything that would stop a job, all at once and within seconds, and nothing that would not."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sae_match import UserError
+from sae_match.config.schema import Config
+from sae_match.experiment import Plan, make_plan, run
+from sae_match.experiment.plan_text import render
+from sae_match.experiment.planned_time import durations
+from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
+from tests.experiment.test_gemma_setting import config
+from tests.hub_server import Hub, point_libraries_at, set_offline
+
+Configured = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return build(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture
+def published(hub: Hub, setting: Setting) -> Hub:
+    setting.publish(hub)
+    return hub
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def refused(cfg: Config) -> list[str]:
+    """The plan's problems; a real run raises the same, before anything is matched."""
+    plan = make_plan(cfg)
+    with pytest.raises(UserError) as raised:
+        run(cfg)
+    assert str(raised.value) == "\n".join(plan.problems)
+    return plan.problems
+
+
+def text_of(plan: Plan) -> str:
+    return render(plan, durations(plan))
+
+
+def test_a_plan_names_every_file_and_writes_nothing(
+    published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    before = tree(tmp_path)
+    plan = make_plan(config(tmp_path))
+    assert plan.problems == []
+    assert plan.saes is not None and plan.model is not None and plan.shape is not None
+    assert plan.saes.files[0].filename == "layer_0/width_16k/average_l0_105/params.npz"
+    assert {(s.d_model, s.width) for s in plan.saes.shapes.values()} == {(32, 80)}
+    names = {file.filename for file in plan.model.files}
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
+    assert sum(name.endswith(".safetensors") for name in names) > 1, "a sharded model"
+    assert all(file.size and file.cached is None for file in plan.saes.files + plan.model.files)
+    downloads = next(need for need in plan.disk if need.what == "downloads")
+    assert downloads.bytes == sum(file.size or 0 for file in plan.saes.files + plan.model.files)
+    text = text_of(plan)
+    for words in ("Jobs: 3 layer pairs", "0->1, 1->2, 2->3", "average_l0_141", "4 files", "Gemma2ForCausalLM: 4 blocks",
+                  "at most 8 windows of 24 tokens", "match a pair", "splice and resume", "Problems: none"):  # fmt: skip
+        assert words in text, words
+    assert TOKEN not in text
+    assert tree(tmp_path) == before
+    # No weights were asked for, only a few kilobytes of one SAE and the model's configuration.
+    assert published.asked(r"\.safetensors$") == 0 and published.asked(r"layer_[1-3].*npz$") == 0
+
+
+def test_shapes_of_safetensors_come_from_their_headers(
+    hub: Hub, tmp_path: Path, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish("me/saes", random_saes)
+    changes = ["evaluation=weights_only", "sae=native", "sae.repo_id=me/saes", "sae.d_model=null", "sae.l0=null"]
+    plan = make_plan(config(tmp_path, *changes))
+    assert plan.problems == [] and plan.saes is not None
+    assert {layer: (s.d_model, s.width) for layer, s in plan.saes.shapes.items()} == dict.fromkeys(range(4), (8, 24))
+    assert not (tmp_path / "hub_cache").exists()
+    run(config(tmp_path, *changes))
+    hub.stop()
+    again = make_plan(config(tmp_path, *changes)).saes
+    assert again is not None and again.shapes == plan.saes.shapes
+
+
+def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path, "evaluation=weights_only"))
+    assert plan.problems == [] and plan.model is None
+    assert "evaluation=weights_only needs no language model, and so no licence and no token" in text_of(plan)
+    assert not any("gemma-2-2b" in path or "openwebtext" in path for _, path in published.requests)
+
+
+@pytest.mark.parametrize("token, words", [(None, "HF_TOKEN is not set"), ("other", "has no access")])
+def test_a_gated_model(
+    published: Hub, tmp_path: Path, token: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    (problem,) = refused(config(tmp_path))
+    assert f"accept its licence at https://huggingface.co/{MODEL}" in problem and words in problem
+    assert "evaluation=weights_only needs no language model" in problem
+    assert published.asked(r"npz$") <= 20 and not list((tmp_path / "hub_cache").rglob("*.npz")), "no SAE was fetched"
+
+
+def test_every_problem_at_once(
+    published: Hub, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gated model, an SAE that is not there, a gated text, too little memory for the solver, and no disk."""
+    incomplete = tmp_path / "incomplete"
+    shutil.copytree(setting.saes, incomplete)
+    shutil.rmtree(incomplete / "layer_2")
+    published.repositories[("model", SAES)].revisions["main"] = incomplete
+    published.publish(TEXT, setting.text, kind="dataset", gate="another token")
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    cfg = config(tmp_path, "solver.memory_limit_gib=1e-9")
+    problems = refused(cfg)
+    assert len(problems) == 5
+    for words, problem in zip(
+        (f"licence at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
+         "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=certified needs", "the disk needs"),
+        problems, strict=True,
+    ):  # fmt: skip
+        assert words in problem
+    text = text_of(make_plan(cfg))
+    assert "== Problems: 5 ==" in text and all(f"- {problem}" in text for problem in problems)
+
+
+@pytest.mark.parametrize("change, words", [
+    (["sae.repo_id=google/gemma-scope-2b-pt-absent", "sae.l0=105"], "no such repository, or it is private"),
+    (["sae.revision=v9"], "no such revision. Set sae.revision"),
+    (["model.revision=v9"], "no such revision. Set model.revision"),
+    (["dataset.repo_id=nobody/nothing"], "dataset nobody/nothing: no such repository"),
+    (["model.n_layers=null", "model.d_model=64", "sae.d_model=null"], "model.d_model=64, but"),
+    (["dataset.window_tokens=65"], "the context of gemma_2_2b is 64 tokens"),
+    (["layers.last=4", "model.n_layers=null"], "has blocks 0..3"),
+])  # fmt: skip
+def test_what_does_not_exist_or_fit(
+    published: Hub, tmp_path: Path, change: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert words in "\n".join(refused(config(tmp_path, *change)))
+
+
+def test_saes_of_another_model_are_refused_before_they_are_fetched(
+    published: Hub, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    published.publish("other/model", _other_model(tmp_path, setting))
+    cfg = config(tmp_path, "model.repo_id=other/model", "model.d_model=null")
+    (problem,) = refused(cfg)
+    assert "read d_model=32, but the model gemma_2_2b has d_model=48" in problem
+    assert not list((tmp_path / "hub_cache").rglob("*.npz"))
+
+
+def _other_model(tmp_path: Path, setting: Setting) -> Path:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(setting.model)
+    config.hidden_size = 48
+    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
+    published.stop()
+    started = time.monotonic()
+    problems = refused(config(tmp_path))
+    assert time.monotonic() - started < 20
+    assert [problem.split(":")[0] for problem in problems] == [
+        f"model {MODEL}", f"dataset {TEXT}", f"sae {SAES}",
+    ]  # fmt: skip
+    assert all("cannot be reached" in problem for problem in problems)
+    assert "layers without a cached copy: 0, 1, 2, 3" in problems[2]
+
+
+@pytest.fixture
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
+    """A server that accepts connections and never answers."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=50)
+    point_libraries_at(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "hub_cache", monkeypatch)
+    yield [listener]
+    listener.close()
+
+
+def test_a_hub_that_does_not_answer(silent: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_match.hub_lookup.TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("sae_match.hub_lookup.Lookup.__init__.__defaults__", (0.3,))
+    started = time.monotonic()
+    plan = make_plan(config(tmp_path))
+    assert time.monotonic() - started < 5, "one short wait, not one for every file"
+    assert len(plan.problems) == 3 and all("cannot be reached" in problem for problem in plan.problems)
+
+
+def test_a_hub_in_trouble(published: Hub, tmp_path: Path) -> None:
+    published.fail(".*", status=503)
+    plan = make_plan(config(tmp_path))
+    assert len(plan.problems) == 3 and all("in trouble (503)" in problem for problem in plan.problems)
+    assert len(published.requests) == 1, "not asked again"
+
+
+def test_offline_without_a_cache(published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_offline(monkeypatch)
+    problems = refused(config(tmp_path))
+    assert len(problems) == 3 and all("offline mode is on (HF_HUB_OFFLINE)" in problem for problem in problems)
+    assert published.requests == []
+
+
+def test_what_is_cached_needs_no_hub(published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    run(config(tmp_path))
+    published.stop()
+    plan = make_plan(config(tmp_path))
+    assert plan.problems == []
+    assert next(need.bytes for need in plan.disk if need.what == "downloads") == 0
+    assert plan.text is not None and "already cut into windows" in plan.text.note
+
+
+def test_too_little_memory_is_refused_before_the_model_is_loaded(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("sae_match.experiment.evaluation_step.load_language_model", no_model)
+    monkeypatch.setattr("sae_match.experiment.machine.available_ram", lambda _: 2000)
+    (problem,) = refused(configured(random_saes))
+    assert "GiB of main memory (" in problem and "evaluation.batch_windows" in problem
+
+
+def test_captured_streams_need_no_more_disk(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = configured(random_saes)
+    first = make_plan(cfg)
+    streams = {need.what: need.bytes for need in first.disk}["residual streams"]
+    assert streams == 4 * 20 * 12 * 8 * 4
+    run(cfg)
+    needs = {need.what: need for need in make_plan(configured(random_saes, "matching=decoder", output="b")).disk}
+    assert needs["residual streams"].bytes == 0
+
+
+def test_an_unknown_number_of_windows_is_said_to_be_unknown(configured: Configured, random_saes: Path) -> None:
+    plan = make_plan(configured(random_saes, "dataset.windows_per_document=0"))
+    assert plan.problems == [] and plan.text is not None and plan.text.windows is None
+    text = text_of(plan)
+    assert "unknown number of windows" in text and "residual streams are not counted" in text
+    assert "without the steps that depend" in text
+
+
+def test_a_full_disk_names_the_key_that_moves_the_files(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=1000))
+    (problem,) = make_plan(configured(random_saes)).problems
+    assert "the disk needs 0.0 GiB (residual streams" in problem and "paths.cache_dir or paths.output_dir" in problem
+
+
+def test_broken_rules_come_first_and_together(configured: Configured, random_saes: Path) -> None:
+    plan = make_plan(configured(random_saes, "layers.first=3", "evaluation.batch_windows=0", "device=tpu"))
+    assert len(plan.problems) == 1 and len(plan.problems[0].splitlines()) == 3
+    assert plan.machine is None and "Problems: 1" in render(plan, [])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test expects to be missing")
+def test_a_missing_gpu_is_one_problem_among_others(configured: Configured, random_saes: Path) -> None:
+    (random_saes / "layer_02.safetensors").unlink()
+    problems = refused(configured(random_saes, "device=cuda"))
+    assert len(problems) == 2 and "sees no CUDA device" in problems[0] and "layer_02.safetensors" in problems[1]

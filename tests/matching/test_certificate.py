@@ -1,0 +1,101 @@
+"""The proof itself: duals checked in float64 over all pairs, tampering noticed, ties resolved."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sae_match.matching import MatchingProblem
+from sae_match.matching.certified.grid import grid_problem
+from sae_match.matching.certified.lazy import LazyAssignment
+from sae_match.matching.certified.list_kernels import dot
+from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, total_cost, verified
+from sae_match.matching.certified.similarity import Similarity
+from sae_match.matching.certified.ties import TightPairs, canonical
+from tests.matching.problems import KINDS, distances, problem_of
+
+
+def solved(problem: MatchingProblem, cached: bool = True) -> LazyAssignment:
+    grid = grid_problem(problem.left, problem.right, threads=2)
+    similarity = Similarity(grid.left, grid.right, "cpu", cached, 64, 2, grid.costs.gamma)
+    lazy = LazyAssignment(grid.costs, grid.row_cost, similarity)
+    assert lazy.run() is None
+    return lazy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "m"), [(200, 200), (150, 200)])
+def test_duals_are_feasible_for_every_pair_in_float64(kind: str, n: int, m: int) -> None:
+    problem = problem_of(kind, n, m, 16, seed=7)
+    lazy = solved(problem)
+    dual = exact_duals(lazy) / lazy.costs.unit
+    price = lazy.prices.price / lazy.costs.unit
+    cost = distances(problem) - problem.left.double().square().sum(dim=1).numpy()[:, None]
+    tolerance = 1e-11 * float(np.abs(cost).max())
+    reduced = cost - dual[:, None] - price[None, :]
+    assert reduced.min() >= -tolerance
+    assert np.abs(reduced[np.arange(n), lazy.held.partner]).max() <= tolerance
+    # Unmatched columns carry the highest price, so the duals of the enlarged square problem add up to the cost.
+    unmatched = np.setdiff1d(np.arange(m), lazy.held.partner)
+    assert (price[unmatched] == price.max()).all()
+    assert dual_bound(lazy, exact_duals(lazy)) == total_cost(lazy, lazy.held.partner)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_final_pass_finds_an_infeasible_dual_wherever_it_is(cached: bool) -> None:
+    lazy = solved(problem_of("gaussian", 120, 120, 8, seed=1), cached)
+    dual = exact_duals(lazy)
+    assert np.array_equal(verified(lazy, dual), dual)
+    for row in (0, 63, 64, 119):
+        wrong = dual.copy()
+        wrong[row] += 1  # one grid step too high
+        proven = verified(lazy, wrong)
+        assert proven[row] == dual[row]
+        assert np.array_equal(np.delete(proven, row), np.delete(dual, row))
+
+
+def test_a_pair_hidden_from_the_lists_is_found_by_the_final_pass() -> None:
+    lazy = solved(problem_of("gaussian", 120, 120, 8, seed=1))
+    lazy.prices.price[17] += int(0.5 * lazy.costs.unit)  # column 17 now undercuts many rows' duals
+    lazy.prices.offset[17] += 0.5
+    lazy.lists.bound[:] = 1 << 62
+    proof = prove(lazy, verify=True)
+    assert proof.deficit is not None and proof.deficit > 0
+
+
+def test_an_exchange_of_equal_cost_is_resolved_to_the_least() -> None:
+    # Rows 0, 1, 2 hold columns 2, 0, 1 and may be turned round in either direction; row 3 has no choice.
+    tight = TightPairs(
+        np.array([0, 0, 1, 1, 2, 2], np.int32), np.array([0, 1, 1, 2, 2, 0], np.int32), np.zeros(5, np.bool_)
+    )
+    partner, choices = canonical(np.array([2, 0, 1, 4], np.int32), tight)
+    assert partner.tolist() == [0, 1, 2, 4]
+    assert choices == 3
+
+
+def test_a_column_left_over_can_be_part_of_the_exchange() -> None:
+    # Row 0 holds column 3 and could as well have column 1, which is left over; both may stay unmatched.
+    tight = TightPairs(np.array([0], np.int32), np.array([1], np.int32), np.array([False, True, False, True]))
+    assert canonical(np.array([3], np.int32), tight)[0].tolist() == [1]
+    # If column 3 may not stay unmatched, there is no choice.
+    fixed = TightPairs(tight.rows, tight.columns, np.array([False, True, False, False]))
+    assert canonical(np.array([3], np.int32), fixed)[0].tolist() == [3]
+
+
+@pytest.mark.parametrize("d", [1, 7, 127, 128, 129, 1000])
+def test_inner_products_agree_with_float64(d: int) -> None:
+    g = torch.Generator().manual_seed(d)
+    a, b = torch.randn(d, generator=g), torch.randn(d, generator=g)
+    assert dot(a.numpy(), b.numpy()) == pytest.approx(float(a.double() @ b.double()), rel=1e-12, abs=1e-13)
+
+
+def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
+    problem = problem_of("gaussian", 300, 300, 8, seed=1)
+    grid = grid_problem(problem.left, problem.right, threads=1)
+    similarity = Similarity(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+    lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, deadline=time.monotonic() - 1)
+    assert lazy.run() is not None
+    assert similarity.rows_computed == 64
