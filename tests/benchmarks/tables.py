@@ -47,6 +47,7 @@ def outcome(row: Row) -> str:
 
 def missing(row: Row) -> str:
     """Why a method has no time."""
+    record = row.record
     if record["status"] == "time":
         limit = f"> {record['time_limit_s']:g} s"
         return f"{limit} (at F = {record['inferred_from']:,} already)" if "inferred_from" in record else limit
@@ -61,6 +62,7 @@ def missing(row: Row) -> str:
 
 def excess(row: Row) -> str:
     """How far above the optimum the objective lies, or why that cannot be said."""
+    record = row.record
     if record.get("objective") is None:
         return NOTHING
     if record["pairs"] < row.spec.width:
