@@ -148,6 +148,20 @@ def test_stopping_in_any_phase_keeps_a_valid_bound(phase: str, monkeypatch: pyte
         assert solution.gap < 1
 
 
+def test_a_limit_that_falls_into_the_proof_keeps_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_match.matching.certified import solver as solver_module
+
+    def late(lazy: object, verify: bool) -> None:
+        raise workspace_module.Stopped("test")
+
+    monkeypatch.setattr(solver_module, "prove", late)
+    problem = problem_of("gaussian", 120, 130, 6, seed=2)
+    solution = CertifiedSolver().solve(problem)
+    assert solution.statistics["stopped_early"] == 1
+    assert solution.objective == pytest.approx(optimum(distances(problem)), rel=1e-11)
+    assert 0 < solution.lower_bound <= solution.objective
+
+
 def test_infinity_and_nan_are_refused() -> None:
     for bad in (float("nan"), float("inf")):
         right = torch.randn(6, 2)

@@ -15,10 +15,11 @@ from sae_match.errors import UserError
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
+from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import Similarity
-from sae_match.matching.certified.workspace import LIST_LENGTH
+from sae_match.matching.certified.workspace import LIST_LENGTH, Stopped
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -100,6 +101,7 @@ class CertifiedSolver:
         started = time.monotonic()
         cached = self.use_cache(*problem.shape, problem.left.shape[1])
         problem.check()
+        prepare_kernels()
         begun = time.perf_counter()
         turned = problem.shape[0] > problem.shape[1]
         threads = torch.get_num_threads()
@@ -115,7 +117,12 @@ class CertifiedSolver:
             lazy = LazyAssignment(costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid))
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             stopped = lazy.run()
-            return lazy, prove(lazy, self.verify) if stopped is None else complete(lazy, stopped)
+            if stopped is None:
+                try:
+                    return lazy, prove(lazy, self.verify)
+                except Stopped as late:  # the limit fell into the proof: the answer stands, the bound is what is known
+                    stopped = late
+            return lazy, complete(lazy, stopped)
 
         if problem.n_pairs is not None:
             lazy, proof = exactly(problem.n_pairs, attempt, grid.steps(float("inf")))
