@@ -34,7 +34,7 @@ def newest_source(sources: Path) -> float:
 
 
 def discard_stale(folder: Path, newest: float) -> None:
-    """Remove the indexes of compiled kernels that are older than `newest`; without its index a kernel is compiled anew."""
+    """Remove the indexes of kernels compiled before `newest`; without its index a kernel is compiled anew."""
     for index in folder.glob("*_kernels.*.nbi"):
         # Another process may be at it too, or the folder may be read-only: the kernels are then compiled in memory.
         with suppress(OSError):
