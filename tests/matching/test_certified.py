@@ -96,6 +96,7 @@ def test_lists_are_exhausted_and_remade_without_losing_the_optimum(kind: str, n:
 def test_short_lists_and_no_auction_still_reach_the_optimum(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is left to the shortest paths, on lists of two."""
     monkeypatch.setattr(workspace_module, "LIST_LENGTH", 2)
+    monkeypatch.setattr(workspace_module, "LONG_LIST_LENGTH", 2)
     monkeypatch.setattr(lazy_module.LazyAssignment, "auction_rounds", lambda self: None)
     monkeypatch.setattr(lazy_module, "VISITS", 1)
     for n, m, cache in [(150, 150, True), (150, 150, False), (140, 150, True)]:

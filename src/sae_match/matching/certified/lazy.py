@@ -24,11 +24,14 @@ from sae_match.matching.certified.auction_kernels import (
     release,
 )
 from sae_match.matching.certified.path_kernels import (
+    HEAP,
     HEAP_FULL,
     NEEDS_ROW,
     POOL_FULL,
     ROW,
     SPARE_ROW,
+    Heap,
+    Search,
     augment,
     new_heap,
     new_search,
@@ -206,6 +209,13 @@ class LazyAssignment(Workspace):
                 elif outcome == POOL_FULL:
                     self.grow(8 * self.m)
                 elif outcome == NEEDS_ROW:
-                    row = np.array([search.state[ROW]], np.int64)
-                    self.lengthen(row, self.lists.bound[row].copy())
+                    rows = rows_in_reach(int(search.state[ROW]), heap, search)
+                    self.lengthen(rows, self.lists.bound[rows].copy())
                 self.check_time()
+
+
+def rows_in_reach(row: int, heap: Heap, search: Search) -> Int64:
+    """A row whose list ended a search, and those whose lists would end it next: one product serves them all."""
+    waiting = np.flatnonzero(heap.column[: search.state[HEAP]] == -1)
+    nearest = waiting[np.argsort(heap.key[waiting], kind="stable")][: FEW - 1]
+    return np.unique(np.append(heap.row[nearest].astype(np.int64), row))

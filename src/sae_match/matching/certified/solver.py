@@ -19,7 +19,7 @@ from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import Similarity
-from sae_match.matching.certified.workspace import LIST_LENGTH, Stopped
+from sae_match.matching.certified.workspace import Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 SLOT_BYTES = 13
 """Bytes of one entry of a candidate list."""
-SLOTS_PER_ROW = 2 * LIST_LENGTH + 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class CertifiedSolver:
         """Peak memory of a match: the rows with the SAEs and their folded copies behind them, the lists, one block of
         the product, and the cache."""
         n, m = sorted((n_a, n_b))
-        lists = 4 * n * SLOTS_PER_ROW * SLOT_BYTES + 120 * (n + m)
+        lists = 4 * n * slots_per_row(cached) * SLOT_BYTES + 120 * (n + m)
         block = min(self.block_rows, n) * m
         return 3 * 4 * (n + m) * d + lists + 8 * block + (2 * n * m if cached else 0)
 
@@ -137,7 +136,7 @@ class CertifiedSolver:
         """List entries that memory allows, and the first lists in any case."""
         n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
         room = self.memory() - self.required_bytes(n, m, d, cached=True)
-        return max(2 * n * SLOTS_PER_ROW + 8 * m, int(room / SLOT_BYTES / 2))
+        return max(2 * n * (slots_per_row(cached=False) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
 
 
 def _solution(

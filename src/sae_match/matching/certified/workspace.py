@@ -28,8 +28,9 @@ from sae_match.matching.certified.auction_kernels import COUNTERS, PENDING, REMA
 from sae_match.matching.certified.list_kernels import make_lists, move_list
 from sae_match.matching.certified.similarity import Similarity, split
 
-LIST_LENGTH = 16
-"""Columns that a list is first made for; it holds a few more."""
+LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
+"""Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that
+needs a matrix product to be made anew is made to last."""
 BATCH = 2048
 """Rows whose exhausted lists are remade together."""
 FEW = 64
@@ -38,6 +39,16 @@ SAMPLE_ROWS, PRICE_QUANTILE = 512, 0.05
 """Rows from which the first prices are estimated, and the quantile of a column's costs that they are."""
 STRIPE = 1024
 """Columns whose quantiles are found together."""
+
+
+def list_length(cached: bool) -> int:
+    """Columns that a list is first made for."""
+    return LIST_LENGTH if cached else LONG_LIST_LENGTH
+
+
+def slots_per_row(cached: bool) -> int:
+    """Room for one row's list."""
+    return 2 * list_length(cached)
 
 
 class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved
@@ -68,7 +79,7 @@ class Workspace:
     def __post_init__(self) -> None:
         self.n, self.m = len(self.costs.left), len(self.costs.right)
         self.n_columns = self.m + len(self.costs.private_cost)
-        slots = min(self.m, 2 * LIST_LENGTH) + 1
+        slots = min(self.m, slots_per_row(self.similarity.cached)) + 1
         self.lists = new_lists(self.n, slots)
         self.counters = np.zeros(COUNTERS, np.int64)
         self.held = Assignment(np.full(self.n_columns, UNOWNED, np.int32), np.full(self.n, UNOWNED, np.int32))
@@ -112,7 +123,7 @@ class Workspace:
             self.first_prices()
         for rows in tqdm(blocks, **{**bar, "desc": "candidate lists"}):
             with self.timed("lists" if self.similarity.cached else "product"):
-                self.remake(rows, np.full(len(rows), LIST_LENGTH, np.int64))
+                self.remake(rows, np.full(len(rows), list_length(self.similarity.cached), np.int64))
             self.check_time()
 
     def first_prices(self) -> None:
