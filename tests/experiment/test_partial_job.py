@@ -96,7 +96,7 @@ def test_nothing_matched_is_still_a_record(configured: Configured, random_saes: 
 
 
 def test_more_pairs_than_features_fail_before_anything_is_computed(configured: Configured, random_saes: Path) -> None:
-    with pytest.raises(UserError, match=r"matching.n_pairs=25: layer 0's SAE has only 24 features"):
+    with pytest.raises(UserError, match=r"matching.n_pairs=25: SAEs of 24 and 24 features have at most 24"):
         run(configured(random_saes, "matching.n_pairs=25", "model.path=/absent"))
 
 

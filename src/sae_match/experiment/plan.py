@@ -171,9 +171,10 @@ def solver_bytes(solver: Solver, width: int, rows: int) -> int:
     needed = getattr(solver, "required_bytes", None)
     if needed is None:
         return 0
+    if "cached" not in inspect.signature(needed).parameters:
+        return int(needed(width, width, rows))
     # A solver that keeps inner products where they fit can do without.
-    options = {"cached": False} if "cached" in inspect.signature(needed).parameters else {}
-    return int(needed(width, width, rows, **options))
+    return min(int(needed(width, width, rows, cached=cached)) for cached in (True, False))
 
 
 def _job_shape(

@@ -67,7 +67,6 @@ class SpanSaes:
             # One by one: what is wrong with the first is said before the others are downloaded.
             headers[layer] = self.source.header(layer)
             self._check_header(layer, headers, d_model)
-        self._check_pairs(headers)
         for a, b in self.pairs:
             check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
@@ -155,13 +154,6 @@ class SpanSaes:
         self._usable(second)
         check_pair(self.cfg, solver, own.width, second.width, own.d_model)
 
-    def _check_pairs(self, headers: dict[int, SaeHeader]) -> None:
-        """Refuse more pairs than the narrowest SAE has features."""
-        layer, header = min(headers.items(), key=lambda item: item[1].width)
-        n_pairs = self.cfg.matching.n_pairs
-        if n_pairs is not None and n_pairs > header.width:
-            raise UserError(f"matching.n_pairs={n_pairs}: layer {layer}'s SAE has only {header.width} features")
-
 
 def check_one_stream(d_models: dict[int, int]) -> None:
     """Refuse SAEs of different models in one span.
@@ -195,9 +187,14 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
 
 
 def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
-    """Refuse a pair that the solver has no memory for.
+    """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
 
     Raises:
-        UserError: from the solver.
+        UserError: too few features, or from the solver.
     """
+    n_pairs = cfg.matching.n_pairs
+    if n_pairs is not None and n_pairs > min(width_a, width_b):
+        raise UserError(
+            f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
+        )
     solver.check_memory(width_a, width_b, problem_width(cfg.matching.metric, d_model))
