@@ -102,3 +102,13 @@ def test_the_wide_table_holds_everything(sweep: Path) -> None:
     assert frame["matching_score"].tolist()[:3] == pytest.approx([0.4563, 0.4463, 0.3663])
     assert pd.isna(frame["matching_score"].iloc[3]) and frame["error"].iloc[3].startswith("ValueError: b_enc")
     assert "l0" in frame.columns and frame.columns.is_unique
+
+
+def test_the_solvers_own_numbers_get_no_figure() -> None:
+    from sae_match.report.overlay import drawn
+
+    assert drawn("matching_score")
+    assert drawn("gap")
+    assert drawn("solver_seconds")
+    assert not drawn("solver/seconds/auction")
+    assert not drawn("tolerance")

@@ -18,6 +18,11 @@ OWN_VARIANTS = ("matched", "encode_permute_decode")
 same in every job are drawn once, for reference."""
 
 
+def drawn(metric: str) -> bool:
+    """Whether a metric gets a figure: what the solver did and proved stays in the tables."""
+    return metric not in ("lower_bound", "tolerance", "matched_pairs") and not metric.startswith("solver/")
+
+
 def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants).
 
@@ -29,7 +34,7 @@ def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
         for label, record in zip(labels(records), records, strict=True)
         if record.pairs is not None
     }
-    metrics = sorted({metric for table in tables.values() for metric in table["metric"].unique()})
+    metrics = sorted({metric for table in tables.values() for metric in table["metric"].unique() if drawn(metric)})
     return [path for metric in metrics for path in _overlay(tables, metric, directory)]
 
 
