@@ -6,16 +6,24 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_match.matching.memory import problem_bytes, refuse_above
+from sae_match.matching.memory import ChecksMemory, problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
 
-ADVICE = "narrower SAEs or a machine with more memory"
+
+class Control(ChecksMemory):
+    """Needs nothing beside the problem itself."""
+
+    advice = "narrower SAEs or a machine with more memory"
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """Peak memory of a match."""
+        return problem_bytes(n_a, n_b, d)
 
 
 @dataclass(frozen=True)
-class VanillaSolver:
+class VanillaSolver(Control):
     """Feature i to feature i, as far as both SAEs have one.
 
     Args:
@@ -24,14 +32,6 @@ class VanillaSolver:
 
     memory_limit_gib: float | None = None
     name = "vanilla"
-
-    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match: nothing beside the problem itself."""
-        return problem_bytes(n_a, n_b, d)
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The identity; where features were set aside, each of the others still goes to its own number."""
@@ -46,7 +46,7 @@ class VanillaSolver:
 
 
 @dataclass(frozen=True)
-class RandomSolver:
+class RandomSolver(Control):
     """A uniformly drawn one-to-one matching of as many features as the narrower SAE has.
 
     Args:
@@ -57,14 +57,6 @@ class RandomSolver:
     seed: int = 0
     memory_limit_gib: float | None = None
     name = "random"
-
-    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match: nothing beside the problem itself."""
-        return problem_bytes(n_a, n_b, d)
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The draw."""

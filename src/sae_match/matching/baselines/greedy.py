@@ -11,7 +11,7 @@ import torch
 from sae_match.matching.baselines.kernels import FREE, free_entries, match_greedily
 from sae_match.matching.baselines.nearest import ADVICE, lists_bytes
 from sae_match.matching.baselines.neighbours import Bools, Ints, NearestLists, Neighbours
-from sae_match.matching.memory import problem_bytes, refuse_above
+from sae_match.matching.memory import ChecksMemory, problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -23,7 +23,7 @@ SHORT = 4
 
 
 @dataclass(frozen=True)
-class GreedySolver:
+class GreedySolver(ChecksMemory):
     """The cheapest pair of features that are both free, again and again; ties by (feature of A, feature of B).
 
     Every feature of the narrower SAE gets a partner. Rows hold short lists of their nearest columns; where the next
@@ -39,6 +39,7 @@ class GreedySolver:
     device: str = "cpu"
     block_rows: int = 1024
     name = "greedy"
+    advice = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, what is left of B copied twice, one block of products, and the lists
@@ -46,10 +47,6 @@ class GreedySolver:
         gathered = 4 * min(self.block_rows, n_a) * d + 3 * n_b * d
         lists = 2 * lists_bytes(n_a, n_b, self.block_rows, LIST_LENGTH)
         return problem_bytes(n_a, n_b, d) + gathered + lists
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The greedy matching.

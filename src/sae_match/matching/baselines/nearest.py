@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sae_match.matching.baselines.neighbours import Ints, Neighbours
-from sae_match.matching.memory import problem_bytes, refuse_above
+from sae_match.matching.memory import ChecksMemory, problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -24,7 +24,7 @@ def lists_bytes(n: int, m: int, block_rows: int, length: int) -> int:
 
 
 @dataclass(frozen=True)
-class NearestSolver:
+class NearestSolver(ChecksMemory):
     """Every feature of A to the feature of B at the least distance, the lowest index first; many-to-one.
 
     Args:
@@ -37,15 +37,12 @@ class NearestSolver:
     device: str = "cpu"
     block_rows: int = 1024
     name = "nearest"
+    advice = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, one block of products, and the lists."""
         gathered = 4 * min(self.block_rows, n_a) * d
         return problem_bytes(n_a, n_b, d) + lists_bytes(n_a, n_b, self.block_rows, FIRST_LENGTH) + gathered
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The nearest feature of B for every feature of A.
@@ -63,7 +60,7 @@ class NearestSolver:
 
 
 @dataclass(frozen=True)
-class MutualSolver:
+class MutualSolver(ChecksMemory):
     """Pairs of features of which each is the other's nearest (the lowest index first); the rest stay unmatched.
 
     Args:
@@ -76,16 +73,13 @@ class MutualSolver:
     device: str = "cpu"
     block_rows: int = 1024
     name = "mutual"
+    advice = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, one block of products, and the lists."""
         n, m = max(n_a, n_b), max(n_a, n_b)
         gathered = 4 * min(self.block_rows, n) * d
         return problem_bytes(n_a, n_b, d) + lists_bytes(n, m, self.block_rows, FIRST_LENGTH) + gathered
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The mutual nearest neighbours.

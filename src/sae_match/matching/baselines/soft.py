@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_match.config.solver_schema import SoftRounding
-from sae_match.matching.memory import problem_bytes, refuse_above
+from sae_match.matching.memory import ChecksMemory, problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -45,7 +45,7 @@ class TransportPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SoftSolver:
+class SoftSolver(ChecksMemory):
     """Entropic optimal transport with uniform marginals (Cuturi 2013), rounded to a one-to-one matching.
 
     The transport cost of the soft plan, times the number of features of the narrower SAE so that it compares with
@@ -70,14 +70,11 @@ class SoftSolver:
     marginal_error: float = 1e-3
     rounding: SoftRounding = SoftRounding.plan
     name = "soft"
+    advice = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem and several dense matrices."""
         return problem_bytes(n_a, n_b, d) + BYTES_PER_PAIR * n_a * n_b
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), ADVICE)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The rounded plan, with the plan's own cost among the statistics.

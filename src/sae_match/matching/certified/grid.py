@@ -15,7 +15,7 @@ from sae_match.matching.certified.list_kernels import squared_norms
 from sae_match.matching.certified.similarity import split
 
 COST_BITS = 46
-"""Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less for more than 2^15 rows, so that the
+"""Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less from 2^15 rows on, so that the
 sum of all costs along any path stays within 63 bits."""
 COMFORTABLE = (2.0**-40, 2.0**40)
 """Largest norms that are used as they are; others are rescaled by a power of two, which loses nothing."""

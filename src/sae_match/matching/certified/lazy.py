@@ -1,8 +1,8 @@
 """The lazy assignment: prices by auction, an exact finish by shortest augmenting paths, on short candidate lists.
 
 Rows never outnumber columns. The columns that stay unmatched are held by zero-cost spare rows, all alike, which makes
-every shape a square problem and lets prices start anywhere: they start at the columns' minima, so that every column
-is somebody's first choice, and fall from there.
+every shape a square problem and lets prices start anywhere: they start at a low quantile of each column's costs, so
+that every column is sought after, and fall from there.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def scan_minimum(row: Int16, offset: Float32, norm: Float32, twice: Real, beta: 
 def kth_least(values: Float32, k: int) -> Real:
     """The k-th least value, counted from 0, by Hoare's selection; `values` is left reordered.
 
-    NumPy's own partition does the same, but takes longer to compile than all other kernels together.
+    NumPy's own partition does the same, but takes longer to compile than any of the kernels.
     """
     low, high = 0, values.shape[0] - 1
     while low < high:

@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 MOST_TIES = 20_000_000
 """Tight pairs that are stored to choose among equal optima."""
-COMPLETION_BLOCK = 2048
-"""Rows that are completed together, by an assignment problem of their own."""
+COMPLETION_BLOCK, HASTY_BLOCK = 2048, 128
+"""Rows that are completed together, by an assignment problem of their own; the second where most rows are still free:
+a search that was stopped so early has no good answer to protect, and its time is over."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
 def _match_the_rest(lazy: LazyAssignment) -> None:
     """Give every free row a column: blocks of free rows against as many free columns, by assignment."""
     free = np.flatnonzero(lazy.held.partner < 0)
-    for block in np.array_split(free, -(-len(free) // COMPLETION_BLOCK)) if len(free) else []:
+    size = COMPLETION_BLOCK if 2 * len(free) <= lazy.n else HASTY_BLOCK
+    for block in np.array_split(free, -(-len(free) // size)) if len(free) else []:
         left = np.flatnonzero(lazy.held.owner[: lazy.m] < 0)[: len(block)]
         # Where rows may stay out, those for whom no column is left take their private ones.
         for i in block[len(left) :]:

@@ -113,7 +113,9 @@ class CertifiedSolver:
 
         def attempt(rejection: int | None) -> tuple[LazyAssignment, Proof]:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
-            lazy = LazyAssignment(costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid))
+            lazy = LazyAssignment(
+                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached)
+            )
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             stopped = lazy.run()
             if stopped is None:
@@ -132,11 +134,11 @@ class CertifiedSolver:
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s
 
-    def _most_slots(self, grid: GridProblem) -> int:
+    def _most_slots(self, grid: GridProblem, cached: bool) -> int:
         """List entries that memory allows, and the first lists in any case."""
         n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
-        room = self.memory() - self.required_bytes(n, m, d, cached=True)
-        return max(2 * n * (slots_per_row(cached=False) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
+        room = self.memory() - self.required_bytes(n, m, d, cached)
+        return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
 
 
 def _solution(
