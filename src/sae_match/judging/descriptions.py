@@ -65,9 +65,9 @@ def from_contexts(
     if not places:
         return None
     shown = [_context(list(ids[window]), position, decode, around) for window, position in places]
-    terms = Counter(normalised(token) for _, token, _ in shown)
+    terms = Counter(visible(token).lower() for _, token, _ in shown)
     text = "Most activating tokens: " + ", ".join(
-        f'"{token.strip()}"' for token in dict.fromkeys(t for _, t, _ in shown)
+        f'"{token}"' for token in dict.fromkeys(visible(t) for _, t, _ in shown)
     )
     for left, token, right in shown:
         line = "\n- " + " ".join(f"{left}«{token}»{right}".split())
@@ -77,9 +77,9 @@ def from_contexts(
     return Description(text[:limit], terms, frozenset(places))
 
 
-def normalised(token: str) -> str:
-    """A token without surrounding white space, in lower case; white space itself stays visible."""
-    return token.strip().lower() or repr(token)
+def visible(token: str) -> str:
+    """A token without surrounding white space; a token that is white space is escaped."""
+    return token.strip() or token.encode("unicode_escape").decode()
 
 
 def _context(ids: list[int], position: int, decode: Decode, around: int) -> tuple[str, str, str]:
