@@ -24,9 +24,8 @@ def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_matched_copies_are_the_same_and_random_ones_are_not(configured: Configured, perfect_saes: Path) -> None:
-    """Layer 1 judged against layer 1: the SAEs of neighbouring layers would see different residual streams, so both
-    layers get the features of one, and the top contexts of partners are nearly the same."""
+def test_planted_partners_score_above_random_ones(configured: Configured, perfect_saes: Path) -> None:
+    """One set of features in another order in each layer: partners differ only in what the residual streams do."""
     result = run(configured(perfect_saes, "judging=offline", *FEW))
     stored = read_pairs(result.directory / "pairs.csv").set_index(["layer", "variant", "metric"])["value"]
     for layer in (0, 1):
