@@ -49,7 +49,7 @@ def test_the_default_is_the_embedded_demo() -> None:
     assert (cfg.sae.name, cfg.model.name, cfg.tracking.mode.value) == ("smollm2_135m", "smollm2_135m", "offline")
 
 
-GROUPS = ["matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "tracking"]
+GROUPS = ["matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "judging", "tracking"]
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
 
@@ -308,6 +309,7 @@ class Config:
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     evaluation: EvaluationConfig = MISSING
+    judging: JudgingConfig = MISSING
     tracking: TrackingConfig = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)

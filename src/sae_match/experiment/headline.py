@@ -15,7 +15,8 @@ COMPARED = ("encode_decode_previous", "encode_decode_current", "layer_drop", "en
 
 SUMMED = ("objective", "lower_bound", "tolerance", "matched_pairs", "solver_seconds", "dead_features/sae",
           "features_aside/sae")  # fmt: skip
-"""Numbers that are added up over pairs or layers, as is what solvers count (solver/...)."""
+"""Numbers that are added up over pairs or layers, as are the counts of `SUMMED_PREFIXES`."""
+SUMMED_PREFIXES = ("solver/", "judge_count/")
 LARGEST = ("gap", "solver/peak_memory_gib", "solver/cosine_gap", "solver/marginal_error")
 
 
@@ -52,7 +53,7 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
 def _combine(name: str, values: list[float]) -> float:
     if name in LARGEST:
         return float(np.max(values))
-    return float(np.sum(values) if name in SUMMED or name.startswith("solver/") else np.mean(values))
+    return float(np.sum(values) if name in SUMMED or name.startswith(SUMMED_PREFIXES) else np.mean(values))
 
 
 def _mean_estimate(group: list[MetricRow]) -> Estimate | None:

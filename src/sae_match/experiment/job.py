@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
-from sae_match.experiment import delta_loss_step, evaluation_step
+from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
@@ -119,6 +119,7 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     _write_tables(record, rows, features)
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record)
+    rows = rows + judging_step.judging_rows(cfg, saes, matchings, record, evaluator, progress)
     table = _write_tables(record, rows, features)
     metrics = headline(_defined(rows))
     record.write_metrics(metrics)

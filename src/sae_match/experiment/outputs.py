@@ -15,7 +15,7 @@ from sae_match.record.mirror import Mirror
 from sae_match.record.pairs import layer_rows, read_pairs
 from sae_match.report import plot_layer_curves, plot_mse_histogram, plot_overview, plot_theta
 
-CURVES = ("matching_score", "explained_variance", "delta_loss", "l0")
+CURVES = ("matching_score", "explained_variance", "delta_loss", "l0", "judge/same")
 """Metrics that get a figure of their own where they were measured."""
 THETA, NORM = "mean_theta", "residual_norm"
 
@@ -42,7 +42,7 @@ def draw_figures(
     paths = [plot_overview(pairs, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
-            paths.append(plot_layer_curves(pairs, metric, record.figure_path(metric)))
+            paths.append(plot_layer_curves(pairs, metric, record.figure_path(metric.replace("/", "_"))))
     mse = {"matched": features["mse_W_dec"].to_numpy(), "random": random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:

@@ -18,6 +18,7 @@ from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.errors import UserError
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
+from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
 from sae_match.experiment.matching_step import configured_solver
 from sae_match.experiment.planned_disk import DiskNeed, check_disk, disk_needs
@@ -97,6 +98,8 @@ def make_plan(cfg: Config) -> Plan:
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
     saes = plan_saes(cfg, lookup, cfg.sae.d_model or d_model, problems)
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
+    with noting(problems):
+        check_judging(cfg)
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)

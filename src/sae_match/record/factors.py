@@ -18,6 +18,7 @@ FACTOR_PATHS: dict[str, str] = {
     "layers_first": "layers.first",
     "layers_last": "layers.last",
     "evaluation": "evaluation.level",
+    "judge": "judging.name",
     "seed": "seed",
 }
 """Factor name -> its place in the resolved configuration. W&B cannot group by nested keys or tags, so

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 State = Literal["running", "done", "failed", "killed"]
 
 CONFIG, STATUS, METRICS, PAIRS = "config.yaml", "status.json", "metrics.json", "pairs.csv"
-FEATURES, TRACEBACK = "features.parquet", "error.log"
+FEATURES, JUDGEMENTS, TRACEBACK = "features.parquet", "judgements.jsonl", "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
 _NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run")
@@ -176,6 +176,16 @@ class JobRecord:
         with atomic_path(self.directory / FEATURES) as temporary:
             features.to_parquet(temporary, index=False, compression="zstd")
 
+    def write_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
+        """Write judgements.jsonl, one JSON object per judged pair.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
+        lines = [json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in judgements]
+        with atomic_path(self.directory / JUDGEMENTS) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
 
@@ -221,7 +231,7 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, TRACEBACK)]
+        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, JUDGEMENTS, TRACEBACK)]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         for path in results:

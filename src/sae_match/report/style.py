@@ -60,6 +60,8 @@ QUANTITIES: dict[str, Quantity] = {
     "weight_mse/W_dec": Quantity("MSE of decoder rows", "folded units²", log=True),
     "weight_mse/W_enc": Quantity("MSE of encoder columns", "folded units²", log=True),
     "weight_mse/b_enc": Quantity("MSE of encoder biases", "folded units²", log=True),
+    "judge/same": Quantity("pairs judged the same", "share"),
+    "judge/score": Quantity("judge's score", "1 different to 3 same"),
     "mean_theta": Quantity("mean threshold $\\theta$"),
     "residual_norm": Quantity("median residual norm"),
 }

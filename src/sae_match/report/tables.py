@@ -27,6 +27,8 @@ HEADLINE = (
     "delta_loss/encode_decode_current",
     "delta_loss/encode_decode_previous",
     "delta_loss/layer_drop",
+    "judge/same",
+    "judge/same/random",
 )
 """Columns of a summary, as far as any record has them."""
 

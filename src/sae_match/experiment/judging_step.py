@@ -1,0 +1,208 @@
+"""Judging: descriptions of a sample of the pairs of every variant, a judge's verdicts, and the rows they become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sae_match.config.judging_schema import JudgeName, JudgingConfig
+from sae_match.config.schema import Config
+from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.top_activations import top_activations
+from sae_match.experiment.evaluation_step import Evaluator
+from sae_match.experiment.matching_step import PairMatching
+from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.judging.cost import estimated_cost
+from sae_match.judging.descriptions import Description, explained, from_contexts
+from sae_match.judging.judge import Judge, Question, judge_all
+from sae_match.judging.levels import Judgement, Outcome
+from sae_match.judging.make_judge import check_cost, make_client, make_endpoint_judge, make_offline_judge
+from sae_match.judging.neuronpedia import explanation_files, read_explanations
+from sae_match.judging.sample import sample_pairs
+from sae_match.judging.scores import judge_rows
+from sae_match.record.cache import ResultCache
+from sae_match.record.job import JobRecord
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("matched", "random", "vanilla")
+"""Permutations whose pairs are judged."""
+
+Descriptions = dict[int, dict[int, Description]]
+"""By layer and feature; a feature without a description is missing."""
+
+
+@dataclass(frozen=True)
+class JudgedSample:
+    """The sampled pairs of one variant of one layer pair."""
+
+    layer: int
+    layer_to: int
+    variant: str
+    pairs: list[tuple[int, int]]
+
+
+def check_judging(cfg: Config) -> None:
+    """Find out before long work whether judging can begin.
+
+    Raises:
+        UserError: explanation files are missing, the endpoint's key is not set or refused, the endpoint cannot be
+            reached, or it may cost more than allowed.
+    """
+    judging = cfg.judging
+    if judging.name is JudgeName.none:
+        return
+    layers = range(cfg.layers.first, cfg.layers.last + 1)
+    if judging.neuronpedia is not None:
+        for layer in layers:
+            explanation_files(judging.neuronpedia, layer)
+    if judging.name is JudgeName.endpoint:
+        check_cost(judging, (len(layers) - 1) * len(VARIANTS) * judging.pairs)
+        make_client(judging).check()
+
+
+def judging_rows(
+    cfg: Config,
+    saes: SpanSaes,
+    matchings: list[PairMatching],
+    record: JobRecord,
+    evaluator: Evaluator | None,
+    progress: bool,
+) -> list[MetricRow]:
+    """Shares of the levels for every layer pair and variant; judgements.jsonl grows with each layer pair.
+
+    Args:
+        evaluator: model and residual streams, where features are described by their top contexts.
+
+    Raises:
+        UserError: explanation files that cannot be read or belong to other SAEs.
+    """
+    if cfg.judging.name is JudgeName.none:
+        return []
+    samples = list(_samples(cfg.judging, matchings))
+    descriptions = _descriptions(cfg, saes, samples, evaluator, progress)
+    rows: list[MetricRow] = []
+    lines: list[dict[str, Any]] = []
+    questions = sum(len(sample.pairs) for sample in samples)
+    with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
+        judge = _judge(cfg, samples, descriptions)
+        for sample in samples:
+            verdicts = judge_all(judge, _described(sample, descriptions))
+            lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]
+            record.write_judgements(lines)
+            seed = cfg.seed + sample.layer
+            layers = sample.layer, sample.layer_to
+            rows += judge_rows(verdicts, layers, sample.variant, cfg.evaluation.bootstrap_samples, seed)
+            bar.update(len(sample.pairs))
+    _report(rows)
+    return rows
+
+
+def _samples(judging: JudgingConfig, matchings: list[PairMatching]) -> Iterator[JudgedSample]:
+    for pair in matchings:
+        for variant in VARIANTS:
+            chosen = sample_pairs(pair.permutations[variant].indices, judging.pairs, judging.seed + pair.layer)
+            yield JudgedSample(pair.layer, pair.layer_to, variant, chosen)
+
+
+def _descriptions(
+    cfg: Config, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
+) -> Descriptions:
+    """Descriptions of the features that occur in a sample."""
+    wanted: dict[int, set[int]] = {layer: set() for layer in saes.layers}
+    for sample in samples:
+        for feature, partner in sample.pairs:
+            wanted[sample.layer].add(feature)
+            wanted[sample.layer_to].add(partner)
+    described: Descriptions = {}
+    for layer in tqdm(saes.layers, desc="describing features", disable=not progress):
+        if cfg.judging.neuronpedia is not None:
+            described[layer] = _explained(cfg.judging, layer, saes.facts[layer].width, wanted[layer])
+        elif evaluator is not None:
+            described[layer] = _by_contexts(evaluator, layer, wanted[layer])
+        silent = len(wanted[layer]) - len(described[layer])
+        logger.info("layer %d: %d features described, %d without", layer, len(described[layer]), silent)
+    return described
+
+
+def _explained(judging: JudgingConfig, layer: int, width: int, wanted: set[int]) -> dict[int, Description]:
+    texts = read_explanations(judging.neuronpedia or "", layer, width)
+    return {f: explained(texts[f], judging.description_chars) for f in sorted(wanted) if f in texts}
+
+
+def _by_contexts(evaluator: Evaluator, layer: int, wanted: set[int]) -> dict[int, Description]:
+    cfg = evaluator.cfg
+    top = top_activations(
+        evaluator.saes.load(layer),
+        evaluator.streams.layer(layer),
+        cfg.judging.contexts,
+        cfg.evaluation.batch_windows,
+        cfg.model.sink_positions,
+    )
+    ids = evaluator.windows.ids.tolist()
+    tokenizer, judging = evaluator.model.tokenizer, cfg.judging
+
+    def decode(tokens: Any) -> str:
+        return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    found = {
+        feature: from_contexts(ids, top.places(feature), decode, judging.context_tokens, judging.description_chars)
+        for feature in sorted(wanted)
+    }
+    return {feature: description for feature, description in found.items() if description is not None}
+
+
+def _described(sample: JudgedSample, descriptions: Descriptions) -> list[tuple[Description | None, Description | None]]:
+    first, second = descriptions[sample.layer], descriptions[sample.layer_to]
+    return [(first.get(feature), second.get(partner)) for feature, partner in sample.pairs]
+
+
+def _judge(cfg: Config, samples: list[JudgedSample], descriptions: Descriptions) -> Judge:
+    """The configured judge; for an endpoint the estimated cost is said before the first request."""
+    judging = cfg.judging
+    if judging.name is JudgeName.offline:
+        return make_offline_judge(judging)
+    judge = make_endpoint_judge(judging, ResultCache(Path(cfg.paths.cache_dir) / "judge_answers"))
+    pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
+    missing = judge.missing([Question(a, b) for a, b in pairs if a is not None and b is not None])
+    cost = estimated_cost(missing, judging.max_tokens, judging.price_input, judging.price_output)
+    logger.info(
+        "judge %s at %s: estimated %s; answers of earlier runs are reused", judging.model, judging.base_url, cost
+    )
+    return judge
+
+
+def _line(sample: JudgedSample, i: int, verdict: Judgement, descriptions: Descriptions) -> dict[str, Any]:
+    """One line of judgements.jsonl."""
+    feature, partner = sample.pairs[i]
+    a, b = descriptions[sample.layer].get(feature), descriptions[sample.layer_to].get(partner)
+    return {
+        "layer": sample.layer,
+        "layer_to": sample.layer_to,
+        "variant": sample.variant,
+        "feature": feature,
+        "partner": partner,
+        "outcome": verdict.outcome.value,
+        "level": None if verdict.level is None else verdict.level.value,
+        "overlap": verdict.overlap,
+        "text_a": None if a is None else a.text,
+        "text_b": None if b is None else b.text,
+        "answers": [asdict(answer) for answer in verdict.answers],
+    }
+
+
+def _report(rows: list[MetricRow]) -> None:
+    """Say how many pairs have no verdict, and why."""
+    counts = {outcome: 0 for outcome in Outcome}
+    for row in rows:
+        kind, _, name = row.metric.partition("/")
+        if kind == "judge_count":
+            counts[Outcome(name)] += int(row.value)
+    failed = sum(counts[outcome] for outcome in (Outcome.error, Outcome.refusal, Outcome.unparsable))
+    text = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items())
+    logger.log(logging.WARNING if failed else logging.INFO, "judged pairs: %s", text)

@@ -1,0 +1,48 @@
+"""Verdicts as tidy rows: shares of the three levels with intervals, and how many pairs have no verdict and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sae_match.evaluation.rows import MetricRow
+from sae_match.judging.levels import FAILURES, Judgement, Level, Outcome
+from sae_match.metrics.bootstrap import Bootstrap
+
+SHARE, COUNT = "judge", "judge_count"
+
+
+def judge_rows(
+    judgements: Sequence[Judgement], layers: tuple[int, int], variant: str, samples: int = 1000, seed: int = 0
+) -> list[MetricRow]:
+    """`judge/same`, `/maybe`, `/different` (shares of the answered pairs, adding up to 1) and `judge/score` (their mean
+    of 1 to 3, as in the paper's Figure 8), with 95 % bootstrap intervals over pairs; `judge_count/answered` and one
+    count per way to fail; `judge/order_disagreement`, the share of pairs asked in both orders that got two levels.
+
+    Shares are NaN where no pair was answered.
+    """
+    answered = np.array([judgement.outcome is Outcome.answered for judgement in judgements])
+    levels = [judgement.level for judgement in judgements]
+    rows: list[MetricRow] = []
+    n = int(answered.sum())
+    if judgements:
+        bootstrap = Bootstrap(len(judgements), samples, seed)
+        values = {level.value: np.array([found is level for found in levels]) for level in reversed(Level)}
+        values["score"] = np.array([0 if level is None else level.score for level in levels])
+        for name, numbers in values.items():
+            estimate = bootstrap.ratio(numbers.astype(np.float64), answered.astype(np.float64))
+            rows.append(MetricRow(*layers, variant, f"{SHARE}/{name}", estimate.value, n, estimate))
+    rows += _disagreement(judgements, layers, variant)
+    for outcome in (Outcome.answered, *FAILURES):
+        count = sum(judgement.outcome is outcome for judgement in judgements)
+        rows.append(MetricRow(*layers, variant, f"{COUNT}/{outcome.value}", float(count), len(judgements)))
+    return rows
+
+
+def _disagreement(judgements: Sequence[Judgement], layers: tuple[int, int], variant: str) -> list[MetricRow]:
+    both = [j for j in judgements if j.outcome is Outcome.answered and len(j.answers) == 2]
+    if not both:
+        return []
+    share = sum(len({answer.level for answer in j.answers}) > 1 for j in both) / len(both)
+    return [MetricRow(*layers, variant, f"{SHARE}/order_disagreement", share, len(both))]
