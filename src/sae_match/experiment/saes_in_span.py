@@ -68,7 +68,7 @@ class SpanSaes:
             headers[layer] = self.source.header(layer)
             self._check_header(layer, headers, d_model)
         self._check_pairs(headers)
-        for a, b in self.pairs:
+        for a, b in [*self.pairs, *far_pairs(self.cfg)]:
             check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
             sae = self._usable(self.source.load(layer))
@@ -161,6 +161,17 @@ class SpanSaes:
         n_pairs = self.cfg.matching.n_pairs
         if n_pairs is not None and n_pairs > header.width:
             raise UserError(f"matching.n_pairs={n_pairs}: layer {layer}'s SAE has only {header.width} features")
+
+
+def far_pairs(cfg: Config) -> list[tuple[int, int]]:
+    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
+    starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
+    return [
+        (start, start + distance)
+        for start in sorted(starts)
+        for distance in range(2, cfg.composition.max_distance + 1)
+        if start + distance <= cfg.layers.last
+    ]
 
 
 def check_one_stream(d_models: dict[int, int]) -> None:
