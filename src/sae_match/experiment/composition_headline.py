@@ -42,7 +42,10 @@ def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
                 name = f"composition/{metric}/{variant}/distance_{distance}"
                 numbers[name] = float(np.mean([row.value for row in group]))
                 _add_interval(numbers, name, _mean(group))
-    composed, exact, random = ({d: _mean(g) for d, g in curves.get((SCORE, v), {}).items()} for v in (COMPOSED, EXACT, RANDOM))  # fmt: skip
+    composed, exact, random = (
+        {distance: _mean(group) for distance, group in curves.get((SCORE, variant), {}).items()}
+        for variant in (COMPOSED, EXACT, RANDOM)
+    )
     for name, other, share in (("beats_random", random, 1.0), ("half_of_exact", exact, 0.5)):
         numbers |= _reach(f"composition/{name}", composed, other, share)
     return numbers

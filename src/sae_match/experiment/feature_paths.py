@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def path_table(features: pd.DataFrame, layers: Sequence[int], width: int) -> pd.
         **dict.fromkeys(STEP_COLUMNS, np.nan)
     )
     parts = [now]
-    for layer, layer_to in zip(layers[:-1], layers[1:], strict=True):
+    for layer, layer_to in pairwise(layers):
         steps = features.loc[features["layer"] == layer].reindex(columns=["feature", "partner", *STEP_COLUMNS])
         joined = now[["path", "feature"]].merge(steps, on="feature", how="inner")
         now = joined.assign(layer=layer_to, feature=joined["partner"])[list(parts[0].columns)]

@@ -1,4 +1,4 @@
-"""The per-pair table by distance: how scores change as layers lie further apart (`composition` in the configuration)."""
+"""The per-pair table by distance: how scores change as layers lie further apart (configuration: `composition`)."""
 
 from __future__ import annotations
 
