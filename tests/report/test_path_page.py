@@ -73,21 +73,12 @@ def paths_of(width: int = 3, layers: int = 3) -> pd.DataFrame:
 
 def test_the_data_are_those_of_the_table() -> None:
     page = Parsed(path_page("title", paths_of()))
+    steps = {"score": [None, 0.5, 0.5], "cosine": [None, 0.25, 0.25]}
     assert page.data == {
         "layers": [10, 11, 12],
         "paths": [
-            {
-                "feature": [0, 1, 2],
-                "mse": [None, 0.143, 0.143],
-                "score": [None, 0.5, 0.5],
-                "cosine": [None, 0.25, 0.25],
-            },
-            {
-                "feature": [1, 2, 0],
-                "mse": [None, 0.286, 0.286],
-                "score": [None, 0.5, 0.5],
-                "cosine": [None, 0.25, 0.25],
-            },
+            {"feature": [0, 1, 2], "mse": [None, 0.143, 0.143], **steps},
+            {"feature": [1, 2, 0], "mse": [None, 0.286, 0.286], **steps},
             {"feature": [2, 0], "mse": [None, 0.429], "score": [None, 0.5], "cosine": [None, 0.25]},
         ],
     }
