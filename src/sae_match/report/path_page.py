@@ -47,7 +47,8 @@ def path_page(
     Raises:
         UserError: a path is asked for that does not exist.
     """
-    whole = {int(number): _entry(path, tokens or {}, link) for number, path in paths.groupby("path", sort=True)}
+    groups = (path for _, path in paths.groupby("path", sort=True))
+    whole = {int(path["path"].iloc[0]): _entry(path, tokens or {}, link) for path in groups}
     chosen = _chosen(whole, features, data_bytes)
     layers = sorted(int(layer) for layer in paths["layer"].unique())
     data = _script_safe({"layers": layers, "paths": [whole[number] for number in chosen]})
@@ -64,7 +65,7 @@ def path_page(
 
 
 def _entry(path: pd.DataFrame, tokens: Mapping[tuple[int, int], str], link: Link) -> dict[str, object]:
-    places = [(int(row.layer), int(row.feature)) for row in path.itertuples()]
+    places = list(zip(path["layer"].tolist(), path["feature"].tolist(), strict=True))
     entry: dict[str, object] = {"feature": [feature for _, feature in places]}
     for name, column in (("mse", "mse_W_dec"), ("score", "matching_score"), ("cosine", "decoder_cosine")):
         entry[name] = [None if math.isnan(value) else float(f"{value:.3g}") for value in path[column].astype(float)]

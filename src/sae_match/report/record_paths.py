@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ def top_tokens(path: Path) -> dict[tuple[int, int], str]:
         return {}
     table = _read(path, ["layer", "feature", "token"])
     first = table.groupby(["layer", "feature"], sort=False).head(SHOWN_TOKENS)
-    joined = first.astype({"token": str}).groupby(["layer", "feature"], sort=False)["token"].agg(" · ".join)
-    return {(int(layer), int(feature)): text for (layer, feature), text in joined.items()}
+    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for layer, feature, token in zip(first["layer"], first["feature"], first["token"], strict=True):
+        found[int(layer), int(feature)].append(str(token))
+    return {place: " · ".join(texts) for place, texts in found.items()}
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
