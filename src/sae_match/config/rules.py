@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from sae_match.config.evaluation_rules import composition_rules, quantile_rules
 from sae_match.config.judging_rules import judging_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
@@ -79,6 +80,8 @@ def check_config(cfg: Config) -> None:
     problems += _solver_rules(cfg.solver)
     problems += _evaluation_rules(cfg.evaluation)
     problems += judging_rules(cfg)
+    problems += quantile_rules(cfg.evaluation)
+    problems += composition_rules(cfg.composition, cfg.layers)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)

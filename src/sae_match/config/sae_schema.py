@@ -73,6 +73,8 @@ class SaeConfig:
     """Width of what the SAEs read, where known before their files are."""
     n_layers: int | None = None
     """Number of blocks of the model that the SAEs belong to, where known."""
+    neuronpedia: str | None = None
+    """Name of these SAEs on neuronpedia.org as MODEL/SOURCE with {layer}, for links; null = they are not there."""
     first_layer: int = 0
     """First layer for which SAEs exist."""
     last_layer: int = MISSING

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
@@ -264,6 +265,8 @@ class EvaluationConfig:
     """Delta loss uses the first n windows of each of those documents; 0 = all."""
     splice_units: SpliceUnits = SpliceUnits.as_folding
     """Units of the activations carried along the permutation."""
+    quantiles: list[float] = field(default_factory=list)
+    """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
     batch_windows: int = 8
     """Windows per forward pass."""
     min_count: int = 10
@@ -312,6 +315,7 @@ class Config:
     judging: JudgingConfig = MISSING
     tracking: TrackingConfig = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
+    composition: CompositionConfig = field(default_factory=CompositionConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     device: str = "auto"
     """auto | cpu | cuda."""

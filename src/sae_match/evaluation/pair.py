@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,7 @@ def evaluate_pair(
     batch_windows: int = 8,
     sink_positions: int = 1,
     weights: bool = True,
+    quantiles: Sequence[float] = (),
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
@@ -71,6 +73,7 @@ def evaluate_pair(
         sink_positions: positions at each window's start that are not counted (1 = position 0).
         weights: also give the weight metrics, which need no residual streams.
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
+        quantiles: also the splices that carry only the q share of matched pairs with the lowest MSE (Eq. 6).
 
     Raises:
         UserError: shapes that do not fit together.
@@ -78,7 +81,7 @@ def evaluate_pair(
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
     document = torch.arange(len(x_a)) if document is None else document
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
-    splices = splices_of_pair(a, b, named, units)
+    splices = splices_of_pair(a, b, named, units, quantiles)
     statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
     rows = weight_rows(a, b, named, *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_match.config.schema import Folding, SpliceUnits
 from sae_match.errors import UserError
+from sae_match.evaluation.quantile_splice import QuantileSplice, quantile_splices
 from sae_match.matching import Permutation
 from sae_match.saes import SparseAutoencoder
 
@@ -65,7 +66,11 @@ def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Per
 
 
 def splices_of_pair(
-    a: SparseAutoencoder, b: SparseAutoencoder, permutations: dict[str, Permutation], units: SpliceUnits | str
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: dict[str, Permutation],
+    units: SpliceUnits | str,
+    quantiles: Sequence[float] = (),
 ) -> dict[str, Splice]:
     """All splices of a pair by name.
 
@@ -73,8 +78,14 @@ def splices_of_pair(
         permutations: by variant; `matched` gives `encode_permute_decode`, any other variant V gives
             `encode_permute_decode_V`.
         units: `theta` or `raw`.
+        quantiles: each q gives `quantile_q` of the variant `matched` (Eq. 6).
+
+    Raises:
+        UserError: unknown units, or quantiles outside 0..1 or without a variant `matched`.
     """
     units = parse_units(units)
+    if quantiles and "matched" not in permutations:
+        raise UserError(f"quantiles split the pairs of the variant matched; there are {', '.join(permutations)}")
     splices: dict[str, Splice] = {}
     for variant, permutation in permutations.items():
         name = ENCODE_PERMUTE_DECODE if variant == "matched" else f"{ENCODE_PERMUTE_DECODE}_{variant}"
@@ -82,4 +93,11 @@ def splices_of_pair(
     splices["encode_decode_current"] = lambda pair: b.decode(pair.f_b)
     splices["encode_decode_previous"] = lambda pair: a.decode(pair.f_a)
     splices["layer_drop"] = lambda pair: pair.x_a
+    if quantiles:
+        found = quantile_splices(a, b, permutations["matched"], units, quantiles)
+        splices |= {name: _of_pair(splice) for name, splice in found.items()}
     return splices
+
+
+def _of_pair(splice: QuantileSplice) -> Splice:
+    return lambda pair: splice(pair.f_a)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sae_match.config.schema import FoldingScale, SpliceUnits
 from sae_match.evaluation.pair import estimate_row
+from sae_match.evaluation.quantile_splice import QUANTILE
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, splices_of_pair
@@ -29,7 +30,7 @@ LOSS_VERSION = 1
 
 def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
     """delta_loss of every splice of every pair; losses are shared between jobs through the cache."""
-    total = len(pairs) * (len(pairs[0].permutations) + 3) + 1
+    total = len(pairs) * (len(pairs[0].permutations) + 3 + len(evaluator.cfg.evaluation.quantiles)) + 1
     with tqdm(
         total=total * len(evaluator.splice_windows.ids), desc="splicing", unit="window", disable=not evaluator.progress
     ) as bar:
@@ -54,7 +55,7 @@ def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
 
 def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor, bar: tqdm) -> list[MetricRow]:
     a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
-    splices = splices_of_pair(a, b, pair.permutations, evaluator.units)
+    splices = splices_of_pair(a, b, pair.permutations, evaluator.units, evaluator.cfg.evaluation.quantiles)
     keys = {name: _splice_key(evaluator, pair, name) for name in splices}
     losses: dict[str, Tensor] = {}
     for name, key in keys.items():
@@ -89,13 +90,15 @@ def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
     """Content key of one splice: only what its value depends on, so that jobs share the baselines."""
     facts = evaluator.saes.facts
     layer_a, layer_b = facts[pair.layer].content_hash, facts[pair.layer_to].content_hash
-    permuted = name.startswith(ENCODE_PERMUTE_DECODE)
+    permuted, partly = name.startswith(ENCODE_PERMUTE_DECODE), name.startswith(QUANTILE)
     depends: dict[str, object] = {"layer_a": pair.layer}
-    if permuted:
-        variant = name.removeprefix(ENCODE_PERMUTE_DECODE).removeprefix("_") or "matched"
-        indices = pair.permutations[variant].indices.tolist()
+    if permuted or partly:
+        variant = name.removeprefix(ENCODE_PERMUTE_DECODE).removeprefix("_") if permuted else ""
+        indices = pair.permutations[variant or "matched"].indices.tolist()
         depends |= {"sae_a": layer_a, "sae_b": layer_b, "indices": content_key(indices), "units": evaluator.units.value}
-        if evaluator.units is SpliceUnits.theta and evaluator.cfg.folding.scale not in THRESHOLDS:
+        # The pairs that a quantile splice carries are chosen in folded units, whatever travels along them.
+        needs_theta = partly or evaluator.units is SpliceUnits.theta
+        if needs_theta and evaluator.cfg.folding.scale not in THRESHOLDS:
             saes = [evaluator.saes.load(layer) for layer in (pair.layer, pair.layer_to)]
             depends["theta"] = content_key([sae.theta.tolist() for sae in saes])
     elif name == "encode_decode_current":

@@ -41,6 +41,8 @@ class JobShape:
         batch_windows, window_tokens: windows per forward pass, tokens per window.
         windows, splice_windows, documents: at most; windows with activations, those with token losses, documents.
         model: None for weights_only.
+        quantiles: splices of each pair beside the usual ones.
+        far_pairs: widths of the pairs further apart than neighbours that are matched and compared as well.
     """
 
     d_model: int
@@ -52,6 +54,8 @@ class JobShape:
     splice_windows: int = 0
     documents: int = 0
     model: ModelSize | None = None
+    quantiles: int = 0
+    far_pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def width(self) -> int:
@@ -167,8 +171,10 @@ def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int)
 
 def activation_flops(shape: JobShape) -> float:
     """Operations of encoding every pair's tokens with both SAEs and decoding every splice."""
-    decodes = VARIANTS + SPLICES_BESIDE_MATCHING - 1
+    decodes = VARIANTS + SPLICES_BESIDE_MATCHING - 1 + shape.quantiles
     per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in pairs(shape.widths)]
+    # Three permutations and one reconstruction of the first layer.
+    per_token += [2 * shape.d_model * (2 * a + b + VARIANTS * b) for a, b in shape.far_pairs]
     return float(shape.windows * shape.window_tokens * sum(per_token))
 
 
@@ -181,7 +187,7 @@ def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
     head = 2 * model.d_model * model.vocabulary
     block = 2 * model.block_parameters + 4 * shape.window_tokens * model.d_model
     resumed = [(model.n_layers - 1 - layer) * block + head for layer in layers[1:]]
-    splices = VARIANTS + SPLICES_BESIDE_MATCHING
+    splices = VARIANTS + SPLICES_BESIDE_MATCHING + shape.quantiles
     sae = [2 * shape.d_model * (a + b + splices * b) for a, b in pairs(shape.widths)]
     return float(shape.splice_windows * shape.window_tokens * (splices * sum(resumed) + resumed[-1] + sum(sae)))
 

@@ -129,6 +129,7 @@ def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[Metric
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
         weights=False,  # the matching step has them already
+        quantiles=evaluator.cfg.evaluation.quantiles,
     )
     return evaluation.rows, evaluation.statistics
 

@@ -18,6 +18,9 @@ from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
+from sae_match.experiment.composition_headline import composition_headline
+from sae_match.experiment.composition_step import composition_rows
+from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
@@ -120,8 +123,13 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record)
     rows = rows + judging_step.judging_rows(cfg, saes, matchings, record, evaluator, progress)
-    table = _write_tables(record, rows, features)
-    metrics = headline(_defined(rows))
+    far = composition_rows(cfg, saes, solver, record, matchings, evaluator, aside, progress)
+    table = _write_tables(record, rows + far, features)
+    if cfg.composition.paths:
+        record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
+    rows, far = _defined(rows), _defined(far)
+    # Averages over neighbours are not mixed with those over distance.
+    metrics = headline(rows) | composition_headline(rows + far)
     record.write_metrics(metrics)
     draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]))
     return Result(record.directory, metrics, table, features)

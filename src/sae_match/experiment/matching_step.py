@@ -75,13 +75,8 @@ def match_pair(
     """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
-    excluded = aside.get(layer), aside.get(layer_to)
-    matching = match_configured(cfg, a, b, solver, *excluded)
-    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
-    provenance["folding_scale"] = cfg.folding.scale.value
-    matched = replace(matching.permutation, provenance=provenance)
-    matched.save(record.permutation_path(layer, layer_to))
-    permutations = with_controls(matched, cfg.seed + layer, *excluded)
+    matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
+    permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
     rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
     features = feature_table(a, b, matched, layer, layer_to)
     random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
@@ -91,6 +86,25 @@ def match_pair(
         matching.seconds,
     )  # fmt: skip
     return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def match_and_save(
+    cfg: Config,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    solver: Solver,
+    record: JobRecord,
+    layers: tuple[int, int],
+    aside: Mapping[int, Bool[Tensor, " F"]],
+) -> tuple[Matching, Permutation]:
+    """Match two layers as configured; their permutation is in the record, its header says what produced it."""
+    layer, layer_to = layers
+    matching = match_configured(cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
+    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
+    provenance["folding_scale"] = cfg.folding.scale.value
+    matched = replace(matching.permutation, provenance=provenance)
+    matched.save(record.permutation_path(layer, layer_to))
+    return matching, matched
 
 
 def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:

@@ -13,7 +13,16 @@ from sae_match.experiment.matching_step import PairMatching
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
 from sae_match.record.pairs import layer_rows, read_pairs
-from sae_match.report import plot_layer_curves, plot_mse_histogram, plot_overview, plot_theta
+from sae_match.report import (
+    plot_composition,
+    plot_layer_curves,
+    plot_mse_histogram,
+    plot_overview,
+    plot_quantiles,
+    plot_theta,
+)
+from sae_match.report.distance_figures import has_distances
+from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
 
 CURVES = ("matching_score", "explained_variance", "delta_loss", "l0", "judge/same")
 """Metrics that get a figure of their own where they were measured."""
@@ -37,16 +46,22 @@ def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics)
 def draw_figures(
     record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame, random_mse: npt.NDArray[np.float32]
 ) -> list[Path]:
-    """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm."""
+    """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
+    over distance and over quantiles where they were asked for."""
     measured = set(pairs["metric"])
-    paths = [plot_overview(pairs, record.figure_path("overview"))]
+    near = per_layer_rows(pairs)
+    paths = [plot_overview(near, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
-            paths.append(plot_layer_curves(pairs, metric, record.figure_path(metric.replace("/", "_"))))
+            paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_"))))
     mse = {"matched": features["mse_W_dec"].to_numpy(), "random": random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
         paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM))
+    if has_distances(pairs):
+        paths.append(plot_composition(pairs, record.figure_path("composition")))
+    if has_quantiles(pairs):
+        paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
     return paths
 
 

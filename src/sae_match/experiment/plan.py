@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from sae_match.experiment.planned_model import PlannedModel, plan_model
 from sae_match.experiment.planned_saes import PlannedSaes, plan_saes
 from sae_match.experiment.planned_text import PlannedText, plan_text
 from sae_match.experiment.problems import noting
-from sae_match.experiment.saes_in_span import check_one_stream, check_pair, check_same_stream
+from sae_match.experiment.saes_in_span import check_one_stream, check_pair, check_same_stream, far_pairs
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.matching.solution import Solver
@@ -160,9 +161,9 @@ def _check_shapes(cfg: Config, saes: PlannedSaes, d_model: int | None, problems:
 def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list[str]) -> None:
     """Each pair of widths once: a span of equal SAEs has one answer."""
     pairs = {
-        (saes.shapes[layer].width, saes.shapes[layer + 1].width, saes.shapes[layer].d_model)
-        for layer in saes.shapes
-        if layer + 1 in saes.shapes
+        (saes.shapes[a].width, saes.shapes[b].width, saes.shapes[a].d_model)
+        for a, b in [*pairwise(range(cfg.layers.first, cfg.layers.last + 1)), *far_pairs(cfg)]
+        if a in saes.shapes and b in saes.shapes
     }
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
@@ -189,17 +190,18 @@ def _job_shape(
     widest = max(shape.width for shape in saes.shapes.values())
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
+    widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
     shape = JobShape(
         d_model=d_model,
-        widths=tuple(saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers),
+        widths=tuple(widths.values()),
         solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
+        quantiles=len(cfg.evaluation.quantiles),
+        far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
     )
     if model is None or text is None or model.size is None:
         return shape
-    return JobShape(
-        d_model=shape.d_model,
-        widths=shape.widths,
-        solver_bytes=shape.solver_bytes,
+    return replace(
+        shape,
         batch_windows=min(cfg.evaluation.batch_windows, text.windows or cfg.evaluation.batch_windows),
         window_tokens=cfg.dataset.window_tokens,
         windows=text.windows or 0,

@@ -65,6 +65,7 @@ def _download(plan: Plan) -> Duration:
 def _reading(shape: estimates.JobShape) -> Duration:
     reads = estimates.SAE_READS_FULL if shape.model is not None else estimates.SAE_READS_WEIGHTS
     total = reads * sum(estimates.sae_bytes(shape.d_model, width) for width in shape.widths)
+    total += sum(estimates.sae_bytes(shape.d_model, b) for _, b in shape.far_pairs)
     return Duration(
         "read SAEs", total / READ_RATE, f"{total / 1e9:.1f} GB, {reads} times each, at {READ_RATE / 1e6:.0f} MB/s"
     )
@@ -75,10 +76,9 @@ def _solving(cfg: Config, shape: estimates.JobShape) -> Duration:
     if reference is None:
         return Duration("match all pairs", None, f"solver={cfg.solver.name.value} has no measured reference")
     seconds, width, exponent = reference
-    total = sum(seconds * (max(pair) / width) ** exponent for pair in estimates.pairs(shape.widths))
-    return Duration(
-        "match all pairs", total, f"{len(shape.widths) - 1} pairs; {seconds} s at width {width}, power {exponent}"
-    )
+    pairs = [*estimates.pairs(shape.widths), *shape.far_pairs]
+    total = sum(seconds * (max(pair) / width) ** exponent for pair in pairs)
+    return Duration("match all pairs", total, f"{len(pairs)} pairs; {seconds} s at width {width}, power {exponent}")
 
 
 def _computing(step: str, flops: float, rate: float, dtype: str) -> Duration:

@@ -67,7 +67,7 @@ class SpanSaes:
             # One by one: what is wrong with the first is said before the others are downloaded.
             headers[layer] = self.source.header(layer)
             self._check_header(layer, headers, d_model)
-        for a, b in self.pairs:
+        for a, b in [*self.pairs, *far_pairs(self.cfg)]:
             check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
             sae = self._usable(self.source.load(layer))
@@ -153,6 +153,17 @@ class SpanSaes:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
         self._usable(second)
         check_pair(self.cfg, solver, own.width, second.width, own.d_model)
+
+
+def far_pairs(cfg: Config) -> list[tuple[int, int]]:
+    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
+    starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
+    return [
+        (start, start + distance)
+        for start in sorted(starts)
+        for distance in range(2, cfg.composition.max_distance + 1)
+        if start + distance <= cfg.layers.last
+    ]
 
 
 def check_one_stream(d_models: dict[int, int]) -> None:

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 State = Literal["running", "done", "failed", "killed"]
 
 CONFIG, STATUS, METRICS, PAIRS = "config.yaml", "status.json", "metrics.json", "pairs.csv"
-FEATURES, JUDGEMENTS, TRACEBACK = "features.parquet", "judgements.jsonl", "error.log"
+FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
+TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
 _NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run")
@@ -186,6 +187,11 @@ class JobRecord:
         with atomic_path(self.directory / JUDGEMENTS) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
 
+    def write_paths(self, paths: pd.DataFrame) -> None:
+        """Write paths.parquet, one row per layer of each feature's path."""
+        with atomic_path(self.directory / PATHS) as temporary:
+            paths.to_parquet(temporary, index=False, compression="zstd")
+
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
 
@@ -231,7 +237,7 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, JUDGEMENTS, TRACEBACK)]
+        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, PATHS, JUDGEMENTS, TRACEBACK)]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         for path in results:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .compare import labels
+from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
+from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles
 from .records import Record
 from .style import quantity
 
@@ -24,18 +26,29 @@ def drawn(metric: str) -> bool:
 
 
 def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
-    """One figure per metric: the jobs' own curves together (with a single job: all its variants).
+    """One figure per metric: the jobs' own curves together (with a single job: all its variants); per job one over
+    distance and one over quantiles, where it has them.
 
     File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
     Returns the paths, sorted by metric.
     """
-    tables = {
+    whole = {
         label: record.pairs.dropna(subset="value")
         for label, record in zip(labels(records), records, strict=True)
         if record.pairs is not None
     }
+    tables = {label: per_layer_rows(table) for label, table in whole.items()}
     metrics = sorted({metric for table in tables.values() for metric in table["metric"].unique() if drawn(metric)})
-    return [path for metric in metrics for path in _overlay(tables, metric, directory)]
+    paths = [path for metric in metrics for path in _overlay(tables, metric, directory)]
+    for name, draw, has in (
+        ("composition", plot_composition, has_distances),
+        ("quantiles", plot_quantiles, has_quantiles),
+    ):
+        chosen = {label: table for label, table in whole.items() if has(table)}
+        for number, (label, table) in enumerate(chosen.items()):
+            stem = name if len(chosen) == 1 else f"{name}_{number}"
+            paths.append(draw(table, directory / f"{stem}.png", label if len(whole) > 1 else None))
+    return paths
 
 
 def _overlay(tables: dict[str, pd.DataFrame], metric: str, directory: Path) -> list[Path]:

@@ -56,6 +56,7 @@ QUANTITIES: dict[str, Quantity] = {
     "r2": Quantity("$R^2$"),
     "fvu": Quantity("unexplained variance (FVU)"),
     "delta_loss": Quantity("$\\Delta$ loss", "nats/token"),
+    "agreement": Quantity("agreement with exact", "share of features"),
     "l0": Quantity("$L_0$", "active features/token"),
     "weight_mse/W_dec": Quantity("MSE of decoder rows", "folded units²", log=True),
     "weight_mse/W_enc": Quantity("MSE of encoder columns", "folded units²", log=True),

@@ -1,0 +1,43 @@
+"""Rules of `evaluation.quantiles` and `composition`, part of `check_config`. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sae_match.config.composition_schema import CompositionConfig
+from sae_match.config.schema import EvaluationConfig, EvaluationLevel, LayersConfig
+
+
+def quantile_rules(evaluation: EvaluationConfig) -> Iterator[str]:
+    """Quantiles are distinct numbers in 0..1, and need a full evaluation."""
+    quantiles = list(evaluation.quantiles)
+    if quantiles and evaluation.level is not EvaluationLevel.full:
+        yield "evaluation.quantiles are splices of the residual stream, and need evaluation=full"
+    for q in quantiles:
+        if not 0 <= q <= 1:
+            yield f"evaluation.quantiles: {q} is outside 0..1"
+    # The splices are named quantile_{q:g}.
+    if len({f"{q:g}" for q in quantiles}) < len(quantiles):
+        yield f"evaluation.quantiles={quantiles}: each must be named once (six digits tell them apart)"
+
+
+def composition_rules(composition: CompositionConfig, layers: LayersConfig) -> Iterator[str]:
+    """Distances that exist, and starts inside the span that something can be composed from."""
+    distance = composition.max_distance
+    if distance < 0 or distance == 1:
+        yield f"composition.max_distance={distance}: must be 0 (off) or at least 2 (1 is the matching itself)"
+    if distance >= 2 and layers.last - layers.first < 2:
+        yield (
+            f"composition.max_distance={distance}: layers.first={layers.first}, layers.last={layers.last} leaves "
+            "nothing to compose; a span needs at least three layers"
+        )
+    if composition.starts and distance == 0:
+        yield "composition.starts is set, but composition.max_distance=0 compares nothing"
+    for start in composition.starts:
+        if not layers.first <= start <= layers.last - 2:
+            yield (
+                f"composition.starts: nothing can be composed from layer {start}; layers.first={layers.first}, "
+                f"layers.last={layers.last} allow {layers.first}..{layers.last - 2}"
+            )
+    if len(set(composition.starts)) < len(composition.starts):
+        yield f"composition.starts={list(composition.starts)}: each layer once"

@@ -1,0 +1,112 @@
+"""Headline numbers of composition: per distance, and how far it reaches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM
+from sae_match.evaluation.rows import MetricRow
+from sae_match.metrics.bootstrap import Estimate, Floats
+from sae_match.record.distances import AT_DISTANCE_ONE
+
+METRICS = ("matching_score", "explained_variance", "agreement", "weight_mse/W_dec")
+"""Metrics that get a headline number per distance and variant."""
+SCORE = "matching_score"
+
+Curves = dict[tuple[str, str], dict[int, list[MetricRow]]]
+"""(metric, variant) -> distance -> one row per start."""
+
+
+def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
+    """`composition/METRIC/VARIANT/distance_D`, averaged over starts, with intervals; and how far composition reaches.
+
+    `composition/beats_random_until` is the distance at which the mean over starts of composed minus random matching
+    score falls to 0, interpolated linearly between distances; the largest measured distance where it does not.
+    `..._low` and `..._high` bound its 95 % interval over documents (all distances share their resamples), and
+    `..._reached` is the share of resamples in which it falls to 0 within the measured distances: 0 says that the
+    number is only a lower limit. `composition/half_of_exact_until` is the same for composed minus half of exact.
+
+    Far distances have fewer starts: the mean is over those that reach them.
+
+    Args:
+        rows: all rows of the job; empty result if none lies further apart than neighbours.
+    """
+    curves = _curves(rows)
+    numbers: dict[str, float] = {}
+    for (metric, variant), by_distance in curves.items():
+        if metric in METRICS and variant in (COMPOSED, EXACT, RANDOM):
+            for distance, group in by_distance.items():
+                name = f"composition/{metric}/{variant}/distance_{distance}"
+                numbers[name] = float(np.mean([row.value for row in group]))
+                _add_interval(numbers, name, _mean(group))
+    composed, exact, random = (
+        {distance: _mean(group) for distance, group in curves.get((SCORE, variant), {}).items()}
+        for variant in (COMPOSED, EXACT, RANDOM)
+    )
+    for name, other, share in (("beats_random", random, 1.0), ("half_of_exact", exact, 0.5)):
+        numbers |= _reach(f"composition/{name}", composed, other, share)
+    return numbers
+
+
+def reach(distances: Sequence[int], margins: Floats) -> Floats:
+    """The distance at which each column first falls to 0 or below, interpolated linearly; the last distance if it
+    never does, 0 if it begins there.
+
+    Args:
+        distances: ascending, [D].
+        margins: [D, R].
+    """
+    places = np.asarray(distances, dtype=np.float64)
+    failed = margins <= 0
+    first = np.where(failed.any(axis=0), failed.argmax(axis=0), 0)
+    column = np.arange(margins.shape[1])
+    before, after = margins[np.maximum(first - 1, 0), column], margins[first, column]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = before / (before - after)
+        crossing = places[np.maximum(first - 1, 0)] + share * (places[first] - places[np.maximum(first - 1, 0)])
+    return np.where(failed[0], 0.0, np.where(failed.any(axis=0), crossing, places[-1]))
+
+
+def _reach(
+    name: str, composed: dict[int, Estimate | None], other: dict[int, Estimate | None], share: float
+) -> dict[str, float]:
+    distances = sorted(composed.keys() & other.keys())
+    pairs = [(ours, theirs) for ours, theirs in ((composed[d], other[d]) for d in distances) if ours and theirs]
+    if len(pairs) < 2 or len(pairs) < len(distances):
+        return {}
+    values = np.array([[ours.value - share * theirs.value] for ours, theirs in pairs])
+    replicates = np.array([ours.replicates - share * theirs.replicates for ours, theirs in pairs])
+    estimate = Estimate(float(reach(distances, values)[0]), reach(distances, replicates))
+    numbers = {f"{name}_until": estimate.value, f"{name}_reached": float((replicates <= 0).any(axis=0).mean())}
+    _add_interval(numbers, f"{name}_until", estimate)
+    for distance, (ours, theirs) in zip(distances, pairs, strict=True):
+        margin = Estimate(ours.value - share * theirs.value, ours.replicates - share * theirs.replicates)
+        numbers[f"{name}_margin/distance_{distance}"] = margin.value
+        _add_interval(numbers, f"{name}_margin/distance_{distance}", margin)
+    return numbers
+
+
+def _curves(rows: Sequence[MetricRow]) -> Curves:
+    """Rows by metric, variant and distance; distance 1 from the adjacent pairs of the starts."""
+    starts = {row.layer for row in rows if row.layer_to - row.layer >= 2}
+    curves: Curves = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        distance = row.layer_to - row.layer
+        if row.layer in starts and distance >= 1:
+            names = AT_DISTANCE_ONE.get(row.variant, ()) if distance == 1 else (row.variant,)
+            for name in names:
+                curves[row.metric, name][distance].append(row)
+    return curves
+
+
+def _mean(group: Sequence[MetricRow]) -> Estimate | None:
+    estimates = [row.estimate for row in group if row.estimate is not None]
+    return Estimate.mean(estimates) if estimates and len(estimates) == len(group) else None
+
+
+def _add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
+    if estimate is not None:
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.interval

@@ -1,0 +1,91 @@
+"""Composition over growing distance: every far pair solved exactly, and compared with its composed permutation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_match.config.schema import Config
+from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM, agreement_rows, evaluate_far_pair
+from sae_match.evaluation.pair import weight_rows
+from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.evaluation_step import Evaluator
+from sae_match.experiment.matching_step import PairMatching, certificate_rows, match_and_save
+from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
+from sae_match.matching import Permutation
+from sae_match.matching.solution import Solver
+from sae_match.record.job import JobRecord
+from sae_match.saes import SparseAutoencoder
+
+logger = logging.getLogger(__name__)
+
+
+def composition_rows(
+    cfg: Config,
+    saes: SpanSaes,
+    solver: Solver,
+    record: JobRecord,
+    matchings: Sequence[PairMatching],
+    evaluator: Evaluator | None,
+    aside: Mapping[int, Bool[Tensor, " F"]],
+    progress: bool,
+) -> list[MetricRow]:
+    """Rows of every far pair, by start, then distance; none where `composition` asks for none.
+
+    Each exact permutation is in the record as soon as it exists. Two SAEs are held at a time.
+
+    Args:
+        matchings: the span's adjacent pairs, with their random controls.
+        evaluator: None for weights_only, which leaves agreement and weight metrics.
+        aside: features to leave unmatched, by layer.
+    """
+    rows: list[MetricRow] = []
+    for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
+        start, stop = layers
+        a, b = saes.load(start), saes.load(stop)
+        matching, exact = match_and_save(cfg, a, b, solver, record, layers, aside)
+        permutations = {COMPOSED: compose(matchings, layers, "matched"), EXACT: exact}
+        permutations[RANDOM] = compose(matchings, layers, "random")
+        found = agreement_rows(permutations, layers)
+        logger.info("layers %d -> %d: %.1f %% of composed partners are exact ones", *layers, 100 * found[0].value)
+        found += [replace(row, variant=EXACT) for row in certificate_rows(matching, *layers)]
+        found += weight_rows(a, b, permutations, *layers)
+        if evaluator is not None:
+            found += _text_rows(evaluator, a, b, permutations, layers)
+        rows += found
+    return rows
+
+
+def compose(matchings: Sequence[PairMatching], layers: tuple[int, int], variant: str) -> Permutation:
+    """The adjacent pairs' permutations of one variant between two layers, composed step by step."""
+    steps = [pair.permutations[variant] for pair in matchings if layers[0] <= pair.layer < layers[1]]
+    return reduce(Permutation.compose, steps)
+
+
+def _text_rows(
+    evaluator: Evaluator,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: dict[str, Permutation],
+    layers: tuple[int, int],
+) -> list[MetricRow]:
+    return evaluate_far_pair(
+        a,
+        b,
+        permutations,
+        evaluator.streams.layer(layers[0]),
+        evaluator.streams.layer(layers[1]),
+        evaluator.windows.document,
+        units=evaluator.units,
+        layers=layers,
+        min_count=evaluator.cfg.evaluation.min_count,
+        bootstrap=evaluator.bootstrap,
+        batch_windows=evaluator.cfg.evaluation.batch_windows,
+        sink_positions=evaluator.cfg.model.sink_positions,
+    )

@@ -1,0 +1,78 @@
+"""Figures of composition: scores against the distance between two layers (the paper's Fig. 8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from ..record.distances import distance_rows
+from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save
+from .style import BLUE, GREEN, ORANGE, Style, quantity
+
+METRICS = ("matching_score", "explained_variance", "agreement")
+LOOKS: dict[str, Style] = {
+    "exact": Style(GREEN, "s", "--", "solved exactly, mean"),
+    "composed": Style(BLUE, "o", "-", "composed, mean (thin: each start)"),
+    "random": Style(ORANGE, "v", ":", "composed random permutations, mean"),
+}
+"""Variants in drawing order, and how their means look."""
+
+
+def has_distances(pairs: pd.DataFrame) -> bool:
+    """Whether the table compares layers further apart than neighbours."""
+    return bool((pairs["layer_to"] - pairs["layer"] >= 2).any())
+
+
+def plot_composition(pairs: pd.DataFrame, path: Path, title: str | None = None) -> Path:
+    """Matching score, explained variance and agreement over distance, as far as they were measured: the composed
+    permutations of every start thin, means over starts thick, with the exact ones and the random control.
+
+    Raises:
+        ValueError: the table compares neighbours only.
+    """
+    rows = distance_rows(pairs.dropna(subset="value"))
+    metrics = [name for name in METRICS if name in set(rows["metric"])]
+    if not metrics:
+        raise ValueError("no layers further apart than neighbours in the table")
+    with paper_style():
+        figure = new_figure((COLUMN_INCHES[0] * len(metrics) * 0.85, COLUMN_INCHES[1]))
+        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for ax, metric in zip(axes, metrics, strict=True):
+            draw_distances(ax, rows[rows["metric"] == metric], metric)
+        legend_below(figure, axes[0], wide=60 if len(metrics) > 1 else 24)
+        if title:
+            figure.suptitle(title)
+        return save(figure, path)
+
+
+def draw_distances(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
+    """One metric over distance: `rows` as from `distance_rows`, of this metric only."""
+    for _, curve in rows[rows["variant"] == "composed"].groupby("layer"):
+        ax.plot(curve["distance"], curve["value"], color=BLUE, alpha=0.35, linewidth=0.7)
+    for name, look in LOOKS.items():
+        mean = rows[rows["variant"] == name].groupby("distance")["value"].mean()
+        if len(mean):
+            x = mean.index.to_numpy(dtype=float)
+            ax.plot(
+                x, mean.to_numpy(), color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label
+            )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("distance [layers]")
+    ax.set_ylabel(quantity(metric).axis)
+    if metric == "explained_variance":
+        _clip_below(ax, rows)
+
+
+def _clip_below(ax: Axes, rows: pd.DataFrame) -> None:
+    """A random permutation explains so much less than nothing that everything else would be a flat line."""
+    drawn = rows.loc[rows["variant"].isin(("composed", "exact")), "value"].to_numpy(dtype=float)
+    control = rows.loc[rows["variant"] == "random", "value"].to_numpy(dtype=float)
+    low, high = float(np.min(drawn)), float(np.max(drawn))
+    margin = 0.08 * (high - low or 1.0)
+    if control.size and control.min() < low - 2 * (high - low):
+        ax.set_ylim(low - margin, high + margin)
+        ax.set_title("random: below the axis", fontsize=7, color=ORANGE)
