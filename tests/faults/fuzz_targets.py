@@ -184,8 +184,9 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "dictionary_learning": (lambda root: write_dictionary(root / "d", "AutoEncoder"), "config.json"),
 }
 JSON_KEYS = [
-    "d_model", "d_sae", "d_in", "k", "act_fn", "jump_relu_threshold", "dataset_average_activation_norm", 
-    "hook_point_out", "hook_point_in", "norm_activation", "architecture", "hook_name", "metadata", "activation_fn", "activation",
+    "d_model", "d_sae", "d_in", "k", "act_fn", "jump_relu_threshold", "dataset_average_activation_norm",
+    "hook_point_out", "hook_point_in", "norm_activation", "architecture", "hook_name", "metadata", "activation_fn",
+    "activation",
     "activation_fn_kwargs", "normalize_activations", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm",
     "expansion_factor", "num_latents", "transcode", "signed", "trainer", "buffer", "activation_dim", "dict_size",
     "dict_class", "layer", "submodule_name", "in", "out", "hook_head_index", "model_from_pretrained_kwargs",

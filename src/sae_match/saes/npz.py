@@ -6,6 +6,7 @@ import lzma
 import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ MAX_MEMBERS = 1000
 _MEMBER = re.compile(r"[\w.-]+\.npy")
 _ERRORS = (
     ValueError, OSError, EOFError, RuntimeError, TypeError, OverflowError, SyntaxError, MemoryError, struct.error,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
 )  # fmt: skip
 """What zipfile and numpy raise on damaged or hostile archives."""
 

@@ -1,0 +1,11 @@
+"""Ten jobs of which one fails, again, and after the mend; `python -m tests.faults.failing_sweep` takes 200."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.failing_sweep import problems
+
+
+def test_one_bad_job_in_ten(tmp_path: Path) -> None:
+    assert problems(tmp_path, jobs=10) == []
