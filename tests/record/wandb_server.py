@@ -1,5 +1,8 @@
 """A W&B server on loopback: the few GraphQL calls, the file stream and the uploads that wandb-core makes, recorded.
 
+What it knows of W&B's own server is from the client's sources and from what W&B documents and users report, one thing
+above all: a run that is started again under its id, without `resume`, replaces what was there.
+
 It answers as the public client's own GraphQL documents ask, and refuses (HTTP 500, noted in `unknown`) whatever it does
 not know: a test can so assert that nothing was asked that got no true answer.
 """
@@ -8,12 +11,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 ENTITY = "tester"
@@ -93,6 +100,8 @@ class WandbServer:
 def _upsert(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
     inserted = v["name"] not in server.runs
     run = server.runs.setdefault(v["name"], Run())
+    if not inserted and v.get("id") is None:  # a new start under an old name; updates and resumed runs give the id
+        run.streams.clear()
     run.fields |= {key: value for key, value in v.items() if value is not None and key != "config"}
     if v.get("config"):
         run.config = json.loads(v["config"])
@@ -243,11 +252,19 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
     """A server on a free loopback port, for the duration of the block."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.daemon_threads = True
+    http = _Server(("127.0.0.1", 0), _Handler)
     state = WandbServer(url=f"http://127.0.0.1:{http.server_address[1]}")
     http.state = state  # type: ignore[attr-defined]
     thread = threading.Thread(target=http.serve_forever, daemon=True)
@@ -258,3 +275,18 @@ def wandb_server() -> Iterator[WandbServer]:
         http.shutdown()
         http.server_close()
         thread.join(timeout=10)
+
+
+def run_python(server: WandbServer, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python that knows this server only, with a home of its own."""
+    folders = {name: str(home / "wandb_home") for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "HOME")}
+    variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": API_KEY, "WANDB_MODE": "online", **folders}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **variables},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )

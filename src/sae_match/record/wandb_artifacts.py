@@ -50,9 +50,6 @@ def _reference(sae: SaeReference) -> wandb.Artifact:
 
 def _use(run: wandb.Run, artifact: wandb.Artifact) -> None:
     """Record an artifact that may not exist at the server yet as an input of the run."""
-    if run.offline:
-        # use_artifact asks the server and so refuses offline; this is the part of it that does not, and `wandb sync`
-        # then uploads the artifact and records its use.
-        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-    else:
-        run.use_artifact(artifact)
+    # `use_artifact` refuses to work offline, and online waits for each upload in turn. This is the part of it that does
+    # neither: the use is recorded when the artifact is uploaded, by the run itself or later by `wandb sync`.
+    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
