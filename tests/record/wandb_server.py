@@ -100,8 +100,9 @@ class WandbServer:
 def _upsert(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
     inserted = v["name"] not in server.runs
     run = server.runs.setdefault(v["name"], Run())
-    if not inserted and v.get("id") is None:  # a new start under an old name; updates and resumed runs give the id
+    if run.exit_code is not None:  # it had ended: this is a new start under its id
         run.streams.clear()
+        run.exit_code = None
     run.fields |= {key: value for key, value in v.items() if value is not None and key != "config"}
     if v.get("config"):
         run.config = json.loads(v["config"])
