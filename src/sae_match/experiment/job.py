@@ -34,6 +34,7 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
+from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import open_mirror
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,12 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
+    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    directory = Path(cfg.paths.output_dir)
     return {
-        "config": OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True),
+        "config": config,
+        "run_id": run_id(config, directory if group is None else directory.parent),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
