@@ -13,7 +13,7 @@ from ..record.distances import distance_rows
 from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save
 from .style import BLUE, GREEN, ORANGE, Style, quantity
 
-METRICS = ("matching_score", "explained_variance", "agreement")
+METRICS = ("matching_score", "explained_variance", "agreement", "judge/score")
 LOOKS: dict[str, Style] = {
     "exact": Style(GREEN, "s", "--", "solved exactly, mean"),
     "composed": Style(BLUE, "o", "-", "composed, mean (thin: each start)"),
@@ -28,8 +28,8 @@ def has_distances(pairs: pd.DataFrame) -> bool:
 
 
 def plot_composition(pairs: pd.DataFrame, path: Path, title: str | None = None) -> Path:
-    """Matching score, explained variance and agreement over distance, as far as they were measured: the composed
-    permutations of every start thin, means over starts thick, with the exact ones and the random control.
+    """Matching score, explained variance, agreement and judge score over distance, as far as they were measured: the
+    composed permutations of every start thin, means over starts thick, with the exact ones and the random control.
 
     Raises:
         ValueError: the table compares neighbours only.
