@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
@@ -24,7 +25,7 @@ def part(folder: Path, first: int, last: int, scores: list[float], metric: str =
                               "gap/matched": [0.1 * layer for layer, _ in pairs], f"{OURS}": scores,
                               f"{DROP}": [0.5 * score for score in scores]})  # fmt: skip
     layers = range(first, last + 1)
-    table = table._append(pair_rows([(t, t) for t in layers], {"mean_theta/sae": [float(t) for t in layers]}))
+    table = pd.concat([table, pair_rows([(t, t) for t in layers], {"mean_theta/sae": [float(t) for t in layers]})])
     config = {"matching": {"metric": metric}, "layers": {"first": first, "last": last}, "seed": 3,
               "evaluation": {"bootstrap_samples": 200}, "paths": {"output_dir": str(folder)}}  # fmt: skip
     sums = None
@@ -124,4 +125,4 @@ def test_the_order_of_the_jobs_does_not_matter(tmp_path: Path) -> None:
     assert one.records[0].metrics == other.records[0].metrics
     assert one.records[0].name == "a + b + … + d (4 jobs)"
     shutil.rmtree(tmp_path / "a")
-    assert "11" not in merged(tmp_path)[1][0].split("layers")[1].split("to")[0]
+    assert "layers 12 to 15, from 3 jobs" in merged(tmp_path)[1][0]

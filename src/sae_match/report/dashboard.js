@@ -6,10 +6,11 @@ function key(row, column) {
   return cell.dataset.sort === undefined ? cell.textContent : Number(cell.dataset.sort);
 }
 
-function compare(a, b) {
-  if (typeof a === "number" && typeof b === "number") return a - b;
+// Cells without a number stand after those with one, whichever way a column is sorted.
+function compare(a, b, sign) {
+  if (typeof a === "number" && typeof b === "number") return sign * (a - b);
   if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-  return a.localeCompare(b, "en", { numeric: true });
+  return sign * a.localeCompare(b, "en", { numeric: true });
 }
 
 function sortable(table) {
@@ -19,7 +20,7 @@ function sortable(table) {
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = [...body.rows], sign = down ? -1 : 1;
-    rows.sort((a, b) => sign * compare(key(a, column), key(b, column)));
+    rows.sort((a, b) => compare(key(a, column), key(b, column), sign));
     body.append(...rows);
   }));
 }
