@@ -66,8 +66,9 @@ def table(
 
 def _head(title: str, filtered: bool, left: bool) -> str:
     marks = (' class="text"' if left else "") + (" data-filter" if filtered else "")
-    # Long names of metrics may break after each part.
-    return f'<th scope="col"{marks}><button type="button">{escape(title).replace("/", "/<wbr>")}</button></th>'
+    # Long names of metrics may break after each part, but not before their mark.
+    text = escape(title).replace("/", "/<wbr>").replace(" ↓", "&nbsp;↓")
+    return f'<th scope="col"{marks}><button type="button">{text}</button></th>'
 
 
 def _cell(cell: Cell) -> str:

@@ -64,7 +64,7 @@ def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_C
     Args:
         most: jobs in one figure, and figures of one job's own kind; what was left out is said in the note.
     """
-    named = dict(zip(labels(records), records, strict=True))
+    named = {_marked(label, record): record for label, record in zip(labels(records), records, strict=True)}
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
     keys = comparison_keys(records)
     jobs = _Jobs(
@@ -77,6 +77,11 @@ def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_C
     figures = [figure for metric in sorted(tables) for figure in _overlay(tables[metric], metric, jobs)]
     figures += _per_job(whole, "composition", has_distances, plot_composition, distance_rows, jobs)
     return figures + _per_job(whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+
+
+def _marked(label: str, record: Record) -> str:
+    """A label that says if the curve is only what a job had measured when it ended, or has measured so far."""
+    return label if record.state == "done" else f"{label} ({record.state})"
 
 
 def _by_metric(whole: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
