@@ -19,6 +19,8 @@ from sae_match.config.compose import config_directory, register_schemas, to_data
 from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
+from sae_match.launchers import dead_job, missing_plugin
+from sae_match.terminal import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ EXIT_INTERRUPTED = 130
 
 def job(cfg: DictConfig) -> float | None:
     """Hydra's task function: check, run, log the headline numbers."""
+    quiet_libraries(cfg.progress)
     # Imported here so that --help, --cfg and configuration errors do not wait for torch.
     from sae_match.experiment import run
 
@@ -90,6 +93,8 @@ def run_command(command: Callable[[], object]) -> None:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error.__context__
+        if (advice := missing_plugin(str(error))) is not None:
+            fail(advice)
         detail = f"\n{cause}" if isinstance(cause, OmegaConfBaseException | HydraException) else ""
         # Hydra advises to add unknown keys with +, which the schema then refuses.
         lines = [line for line in f"{error}{detail}".splitlines() if not line.startswith("To append to your config")]
@@ -104,9 +109,15 @@ def run_command(command: Callable[[], object]) -> None:
         fail(out_of_memory(error))
     except RuntimeError as error:
         # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
-        if type(error).__name__ != "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError":
+            fail(out_of_memory(error))
+        if (advice := dead_job(error)) is None:
             raise
-        fail(out_of_memory(error))
+        fail(advice)
+    except Exception as error:
+        if (advice := dead_job(error)) is None:
+            raise
+        fail(advice)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -33,7 +33,7 @@ FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.j
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
-_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run")
+_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "capture")
 """Top-level configuration keys that may change without making it another job."""
 
 

@@ -1,0 +1,20 @@
+"""What is shown while a job runs. Knows no library that shows something: these read their environment when imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
+
+def wants_bars(progress: bool | None) -> bool:
+    """Whether bars are drawn: as asked, or (None) where standard error is a terminal."""
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def quiet_libraries(progress: bool | None) -> None:
+    """Where no bars are wanted, tell the hub's client and `datasets` to draw none; before they are imported."""
+    if not wants_bars(progress):
+        for name in _NO_BARS:
+            os.environ.setdefault(name, "1")
