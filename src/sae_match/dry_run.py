@@ -37,9 +37,14 @@ def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
         yield
 
 
+def is_scratch(directory: Path | str) -> bool:
+    """Whether a directory lies in the scratch directory of a dry run."""
+    return _PREFIX in str(directory)
+
+
 def in_a_new_record(config: Config, arguments: list[str]) -> Config:
     """The configuration with the output directory that the real run would have, in place of the scratch directory."""
-    if _PREFIX not in config.paths.output_dir:
+    if not is_scratch(config.paths.output_dir):
         return config
     pairs = (argument.partition("=") for argument in arguments)
     given = [value for key, _, value in pairs if key in _FOLDERS and _PREFIX not in value]

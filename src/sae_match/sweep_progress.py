@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-_NOTES, _PLANNED, _STATUS = ".jobs", "sweep.json", "status.json"
+from sae_match.record.state import STATUS
+from sae_match.sweep_notes import NOTES, PLANNED
 
 
 def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
@@ -23,14 +24,14 @@ def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
         sweep: the sweep's directory.
         now: seconds since the epoch; None = now.
     """
-    planned = _read(sweep / _NOTES / _PLANNED)
+    planned = _read(sweep / NOTES / PLANNED)
     if not planned:
         return f"job {number + 1}"
     line = f"job {number + 1} of {len(planned)}"
-    notes = [_read(path) for path in (sweep / _NOTES).glob("[0-9]*.json")]
+    notes = [_read(path) for path in (sweep / NOTES).glob("[0-9]*.json")]
     ended = [note for note in notes if note and _has_ended(sweep, note)]
     ran = sum(note.get("action") == "run" for note in ended)
-    elapsed = (time.time() if now is None else now) - (sweep / _NOTES / _PLANNED).stat().st_mtime
+    elapsed = (time.time() if now is None else now) - (sweep / NOTES / PLANNED).stat().st_mtime
     if not ran or elapsed <= 0:
         return line
     return f"{line}, about {duration(elapsed / ran * (len(planned) - len(ended)))} left"
@@ -49,7 +50,7 @@ def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
     """Whether a noted job is over: found finished, failed, or its record says so."""
     if note.get("action") != "run" or note.get("error") is not None:
         return True
-    status = _read(sweep / str(note["record"]) / _STATUS) if note.get("record") else None
+    status = _read(sweep / str(note["record"]) / STATUS) if note.get("record") else None
     return bool(status) and status.get("seconds") is not None
 
 

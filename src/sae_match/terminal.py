@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
+
+_COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
+
+
+def is_completion_query(arguments: Sequence[str]) -> bool:
+    """Whether a shell asks for the words that could come next; what goes wrong then must not be printed into its line."""
+    pairs = pairwise(arguments)
+    return any(option in _COMPLETION and value.startswith("query=") for option, value in pairs)
 
 
 def wants_bars(progress: bool | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-_SBATCH = '''
+_SBATCH = """
 import os, pathlib, re, subprocess, sys
 script = pathlib.Path(sys.argv[1])
 last = int(re.search(r"--array=0-(\\d+)", script.read_text())[1])
@@ -20,8 +20,8 @@ for task in range(last + 1):
     slurm = {"JOB_ID": 4242 + task, "ARRAY_JOB_ID": 4242, "ARRAY_TASK_ID": task, "NTASKS": 1, "JOB_NUM_NODES": 1,
              "NODEID": 0, "PROCID": 0, "LOCALID": 0, "JOB_NODELIST": "localhost"}
     subprocess.run(["bash", str(script)], env={**os.environ, **{f"SLURM_{k}": str(v) for k, v in slurm.items()}})
-'''
-_SRUN = '''
+"""
+_SRUN = """
 import os, subprocess, sys
 arguments = sys.argv[1:]
 output = arguments[arguments.index("--output") + 1]
@@ -29,7 +29,7 @@ for mark, name in (("%A", "ARRAY_JOB_ID"), ("%a", "ARRAY_TASK_ID"), ("%t", "PROC
     output = output.replace(mark, os.environ["SLURM_" + name])
 with open(output, "w") as log:
     sys.exit(subprocess.run(arguments[arguments.index("--output") + 2:], stdout=log, stderr=log).returncode)
-'''
+"""
 _SACCT = 'print("JobID|State|NodeList")'
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,9 +23,10 @@ MEASURED = ("seconds", "peak_memory_gib")
 
 def sweep(root: Path, launcher: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Three jobs over layers 0..2, of which the second fails: there is no layer 7."""
-    variables = {**os.environ, "SAE_MATCH_CACHE": str(root / "cache"), **environment}
+    variables = {**os.environ, "SAE_MATCH_CACHE": str(root / f"cache_{launcher}"), **environment}
     arguments = ["-m", f"launcher={launcher}", "sae=native", f"sae.root={root / 'saes'}", "layers.first=0",
-                 "layers.last=2,7,1", "evaluation=weights_only", "tracking=none", f"hydra.sweep.dir={root / launcher}"]  # fmt: skip
+                 "layers.last=2,7,1", "evaluation=weights_only", "tracking=none",
+                 f"hydra.sweep.dir={root / launcher}"]  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "sae_match", *arguments, *more],
         cwd=root, env=variables, capture_output=True, text=True, timeout=600, check=False,
@@ -38,7 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in range(3):
         save_native(random_sae(seed=layer), root / "saes" / f"layer_{layer:02d}.safetensors")
     done = sweep(root, "local")
-    assert done.returncode != 0, done.stderr
+    assert done.returncode not in (0, None) and state(root / "local" / "2") == "done", done.stderr
+    (root / "local.txt").write_text(done.stderr)
     return root
 
 
@@ -65,6 +68,15 @@ def assert_same_sweep(found: Path, expected: Path) -> None:
     assert state(found / "1") == "failed"
     assert "no SAE for layer 3" in (found / "1" / "error.log").read_text()
     assert "no SAE for layer 3" in (found / "1" / "sae_match.log").read_text()
+
+
+def test_a_sweep_says_where_it_stands(root: Path) -> None:
+    """Also in what is no terminal: there are no bars, so these lines are all that one sees."""
+    shown = (root / "local.txt").read_text()
+    assert re.search(r"^job 1 of 3$", shown, flags=re.M)
+    assert re.search(r"^job 2 of 3, about \d+ (s|min) left$", shown, flags=re.M)
+    assert re.search(r"^job 3 of 3, about \d+ (s|min) left$", shown, flags=re.M)
+    assert "%|" not in shown
 
 
 def test_joblib(root: Path) -> None:

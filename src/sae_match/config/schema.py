@@ -119,6 +119,14 @@ class EvaluationLevel(StrEnum):
     full = "full"
 
 
+class Rerun(StrEnum):
+    """Which jobs the command runs where records of earlier launches are found."""
+
+    failed = "failed"
+    all = "all"
+    none = "none"
+
+
 @dataclass
 class GroupWeights:
     """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
@@ -338,6 +346,10 @@ class Config:
     """Progress bars; null = only when standard error is a terminal."""
     dry_run: bool = False
     """Print what the job would download, need and take, and everything that would stop it; run and write nothing."""
+    rerun: Rerun = Rerun.failed
+    """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
+    (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
+    configuration and inputs; all: run everything again; none: run nothing, only report."""
 
 
 @dataclass

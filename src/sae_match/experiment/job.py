@@ -22,6 +22,7 @@ from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import composition_rows
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
+from sae_match.experiment.job_key import job_key
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
@@ -55,6 +56,8 @@ class Result:
 def run(cfg: Config, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
+    It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
+
     Args:
         cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
@@ -64,6 +67,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
             and recorded in the job's status.
     """
     record = JobRecord(Path(cfg.paths.output_dir))
+    record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     with record.guard():
         make_plan(cfg).require()
@@ -72,6 +76,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, device)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
+        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     return result
 
 
