@@ -105,22 +105,21 @@ def run_command(command: Callable[[], object]) -> None:
         fail(
             f"{error.filename}: {error.strerror}. Choose other paths.output_dir, paths.cache_dir or working directory."
         )
-    except MemoryError as error:
-        fail(out_of_memory(error))
-    except RuntimeError as error:
-        # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
-        if type(error).__name__ == "OutOfMemoryError":
-            fail(out_of_memory(error))
-        if (advice := dead_job(error)) is None:
-            raise
-        fail(advice)
     except Exception as error:
-        if (advice := dead_job(error)) is None:
+        if (advice := what_ended(error)) is None:
             raise
         fail(advice)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def what_ended(error: Exception) -> str | None:
+    """What to do about an error that is nobody's mistake: memory that ran out, or a job's process that died."""
+    # torch's own error is a RuntimeError; torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return out_of_memory(error)
+    return dead_job(error)
 
 
 def out_of_memory(error: BaseException) -> str:

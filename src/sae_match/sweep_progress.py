@@ -51,7 +51,7 @@ def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
     if note.get("action") != "run" or note.get("error") is not None:
         return True
     status = _read(sweep / str(note["record"]) / STATUS) if note.get("record") else None
-    return bool(status) and status.get("seconds") is not None
+    return isinstance(status, dict) and status.get("seconds") is not None
 
 
 def _read(path: Path) -> Any:

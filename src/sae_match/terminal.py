@@ -14,7 +14,7 @@ _COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
 def is_completion_query(arguments: Sequence[str]) -> bool:
-    """Whether a shell asks for the words that could come next; what goes wrong then must not be printed into its line."""
+    """Whether a shell asks for the words that could come next; an error must not be printed into its line."""
     pairs = pairwise(arguments)
     return any(option in _COMPLETION and value.startswith("query=") for option, value in pairs)
 
