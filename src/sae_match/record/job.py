@@ -254,6 +254,9 @@ class JobRecord:
         results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, PATHS, JUDGEMENTS, TRACEBACK)]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
+        # What a killed attempt was writing; see `atomic_path`.
+        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES):
+            results += folder.glob(".*.tmp*")
         for path in results:
             path.unlink(missing_ok=True)
 
