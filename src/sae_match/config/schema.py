@@ -181,6 +181,18 @@ class LayersConfig:
     """First layer (0-based; the residual stream after this block)."""
     last: int = MISSING
     """Last layer, inclusive."""
+    pair: int | None = None
+    """Short for first=pair, last=pair+1, so that a sweep can go over pairs; null once the two are set."""
+
+
+@dataclass
+class CaptureConfig:
+    """Which residual streams the one pass over the text keeps, for this job and those that share its cache."""
+
+    first: int | None = None
+    """First layer to capture; null = the job's own span."""
+    last: int | None = None
+    """Last layer to capture, inclusive; null = the job's own span."""
 
 
 @dataclass
@@ -330,6 +342,7 @@ class Config:
     judging: JudgingConfig = MISSING
     tracking: TrackingConfig = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     device: str = "auto"
