@@ -11,6 +11,8 @@ import pandas as pd
 from .compare import labels
 from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
+from .pair_figure import write_pair_figures
+from .paper_figures import of_one_pair, plot_bars, write_paper_figures
 from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles
 from .records import Record
 from .style import quantity
@@ -26,8 +28,8 @@ def drawn(metric: str) -> bool:
 
 
 def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
-    """One figure per metric: the jobs' own curves together (with a single job: all its variants); per job one over
-    distance and one over quantiles, where it has them.
+    """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
+    is one layer pair; per job one over distance and one over quantiles, where it has them; those in the paper's form.
 
     File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
     Returns the paths, sorted by metric.
@@ -48,7 +50,7 @@ def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
         for number, (label, table) in enumerate(chosen.items()):
             stem = name if len(chosen) == 1 else f"{name}_{number}"
             paths.append(draw(table, directory / f"{stem}.png", label if len(whole) > 1 else None))
-    return paths
+    return paths + write_paper_figures(records, directory) + write_pair_figures(records, directory)
 
 
 def _overlay(tables: dict[str, pd.DataFrame], metric: str, directory: Path) -> list[Path]:
@@ -62,11 +64,9 @@ def _overlay(tables: dict[str, pd.DataFrame], metric: str, directory: Path) -> l
     if len(tables) == 1 or not own:
         return [plot_layer_curves(first, metric, directory / f"{stem}.png", title)]
     common = first[first["variant"].isin(same)]
+    draw = plot_bars if of_one_pair(tables) else plot_overlay
     paths = {name: directory / (f"{stem}.png" if len(own) == 1 else f"{stem}_{name}.png") for name in own}
-    return [
-        plot_overlay(tables, metric, name, path, title=f"{title}: {name}", common=common)
-        for name, path in paths.items()
-    ]
+    return [draw(tables, metric, name, path, title=f"{title}: {name}", common=common) for name, path in paths.items()]
 
 
 def _same(tables: Iterable[pd.DataFrame], variant: str) -> bool:
