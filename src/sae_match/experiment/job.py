@@ -19,7 +19,7 @@ from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.composition_headline import composition_headline
-from sae_match.experiment.composition_step import composition_rows
+from sae_match.experiment.composition_step import compare_over_distance
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
@@ -123,8 +123,10 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     _write_tables(record, rows, features)
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record)
-    rows = rows + judging_step.judging_rows(cfg, saes, matchings, record, evaluator, progress)
-    far = composition_rows(cfg, saes, solver, record, matchings, evaluator, aside, progress)
+    far, far_pairs = compare_over_distance(cfg, saes, solver, record, matchings, evaluator, aside, progress)
+    _write_tables(record, rows + far, features)
+    for row in judging_step.judging_rows(cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
+        (rows if row.layer_to - row.layer == 1 else far).append(row)
     table = _write_tables(record, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
