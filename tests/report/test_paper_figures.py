@@ -105,7 +105,7 @@ def test_a_report_of_a_sparsity_sweep(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "sparsity.png").read_bytes() == first
 
 
-def pair_record(root: Path, layers: tuple[int, ...] = (12,)) -> Path:
+def pair_record(root: Path, layers: tuple[int, ...] = (12,), text: str = "Most activating tokens: {}") -> Path:
     """A job of 40 features whose MSE grows with the number; the judge calls the first half the same."""
     record = JobRecord(root)
     n = np.arange(40)
@@ -120,11 +120,12 @@ def pair_record(root: Path, layers: tuple[int, ...] = (12,)) -> Path:
     tokens = [(layer, i, f"${layer}_{i}") for layer in (12, 13) for i in n if i != 20]
     record.write_top_tokens(pd.DataFrame(tokens, columns=["layer", "feature", "token"]))
     lines = [
-        {"layer": 12, "layer_to": to, "variant": variant, "feature": int(i), "level": level}
+        {"layer": 12, "layer_to": to, "variant": variant, "feature": int(i), "partner": int(39 - i), "level": level,
+         "text_a": text.format(i), "text_b": text.format(39 - i)}
         for to, variant in ((13, "matched"), (13, "random"), (14, "matched"))
         for i in n
         for level in [("same" if i < 20 else "different") if (to, variant) == (13, "matched") else "maybe"]
-    ]
+    ]  # fmt: skip
     record.write_judgements(lines)
     return root
 
@@ -142,6 +143,12 @@ def test_examples_are_spread_over_the_ranking_and_have_tokens(tmp_path: Path) ->
     first = examples.iloc[0]
     assert (first["tokens"], first["partner_tokens"]) == ("$12_1", "$13_38")
     assert pair_examples(features.head(1), {})["mark"].tolist() == ["A"]
+
+
+def test_explanations_take_the_place_of_tokens(tmp_path: Path) -> None:
+    found = pair_examples_of(pair_record(tmp_path, text="words about {}"))
+    assert found is not None
+    assert found[1].iloc[0][["tokens", "partner_tokens"]].tolist() == ["words about 1", "words about 38"]
 
 
 def test_the_figure_and_its_examples_are_written(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from .style import BLUE, GREEN, ORANGE, VERMILION
 EXAMPLES = 8
 TOKEN_CHARACTERS = 46
 """What of a feature's tokens fits into a column of the figure."""
+CONTEXTS = "Most activating tokens:"
+"""How a description by top contexts begins; any other is an explanation."""
 LABELS = {"same": GREEN, "maybe": ORANGE, "different": VERMILION}
 EXAMPLE_COLUMNS = (
     "mark", "layer", "feature", "layer_to", "partner", "mse_W_dec", "matching_score", "judge", "tokens",
@@ -50,17 +52,27 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     features = pd.read_parquet(directory / FEATURES)
     if features["layer"].nunique() != 1:
         return None
-    features = features.assign(judge=_levels(directory / JUDGEMENTS, features["feature"]))
-    return features, pair_examples(features, top_tokens(directory / TOP_TOKENS))
+    judged = _judged(directory / JUDGEMENTS)
+    levels = {entry["feature"]: entry["level"] for entry in judged}
+    features = features.assign(judge=features["feature"].map(levels).astype(object))
+    return features, pair_examples(features, _explanations(judged) or top_tokens(directory / TOP_TOKENS))
 
 
-def _levels(path: Path, feature: pd.Series) -> pd.Series:
-    """The judge's level of each feature's matched pair, None where it has none."""
+def _judged(path: Path) -> list[dict[str, Any]]:
+    """The lines of judgements.jsonl on matched neighbours."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     entries = [json.loads(line) for line in lines]
-    neighbours = [e for e in entries if e["variant"] == "matched" and e["layer_to"] - e["layer"] == 1]
-    levels = {entry["feature"]: entry["level"] for entry in neighbours}
-    return feature.map(levels).astype(object)
+    return [e for e in entries if e["variant"] == "matched" and e["layer_to"] - e["layer"] == 1]
+
+
+def _explanations(judged: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
+    """What the judged features mean, by layer and feature, where somebody explained them (not their top contexts)."""
+    found = {
+        (entry[layer], entry[feature]): entry.get(text) or ""
+        for entry in judged
+        for layer, feature, text in (("layer", "feature", "text_a"), ("layer_to", "partner", "text_b"))
+    }
+    return {place: text for place, text in found.items() if text and not text.startswith(CONTEXTS)}
 
 
 def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str], count: int = EXAMPLES) -> pd.DataFrame:
@@ -70,7 +82,7 @@ def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str],
 
     Args:
         features: rows of one layer pair, as in features.parquet, with `judge`.
-        tokens: top tokens by layer and feature.
+        tokens: top tokens, or what a feature means, by layer and feature.
     """
     table = features.assign(
         tokens=[tokens.get(place, "") for place in zip(features["layer"], features["feature"], strict=True)],
@@ -137,7 +149,7 @@ def _write_examples(ax: Axes, examples: pd.DataFrame) -> None:
     """The examples as lines of text: mark, MSE, score, the two features and their tokens."""
     ax.set_axis_off()
     columns = (0.0, 0.03, 0.10, 0.17, 0.32, 0.67)
-    head = ("", "MSE", "score", "features", "top tokens", "the partner's")
+    head = ("", "MSE", "score", "features", "top tokens or explanation", "the partner's")
     lines = [head, *(_line(row) for row in examples.to_dict("records"))]
     for i, line in enumerate(lines):
         for x, text in zip(columns, line, strict=True):
