@@ -31,6 +31,7 @@ from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
@@ -144,6 +145,8 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     table = _write_tables(record, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
+        if evaluator is not None:
+            record.write_top_tokens(top_tokens_table(evaluator, progress))
     rows, far = _defined(rows), _defined(far)
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
