@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -71,6 +72,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
