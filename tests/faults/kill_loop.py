@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,8 @@ class Setting:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that runs this in the background makes its children deaf to Ctrl-C.
+            preexec_fn=_hear_interrupts,
         )
 
     def run(self, output: Path, cache: Path, *more: str) -> str:
@@ -85,6 +88,10 @@ class Setting:
         if process.returncode != 0:
             raise RuntimeError(errors)
         return errors
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:

@@ -12,14 +12,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -77,12 +77,27 @@ def capture(
     directory.mkdir(parents=True, exist_ok=True)
     _drop_damaged(directory, manifest, layers)
     if _missing(directory, layers):
-        with FileLock(directory / "capture.lock"):
+        with _only_one(directory):
             missing = _missing(directory, layers)  # another process may have captured them while this one waited
             if missing:
                 write_manifest(directory, manifest)
                 _PartialCapture(directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
     return ResidualStreams(directory)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """One capture per entry at a time, whatever its layers; a job that has to wait says so."""
+    lock = FileLock(directory / "capture.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("another job captures residual streams of this model and text; waiting for it (%s)", directory)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _manifest(model: LanguageModel, windows: Windows) -> Manifest:

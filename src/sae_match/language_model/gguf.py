@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_match.errors import UserError
 from sae_match.language_model.gguf_check import check_gguf
 from sae_match.language_model.quiet import without_progress_bars
+from sae_match.language_model.sums import write_sums
 
 _UNREADABLE = (
     ValueError, KeyError, IndexError, OSError, ImportError, struct.error, TypeError, AttributeError, OverflowError,
@@ -59,6 +60,7 @@ def converted(name: str, find: Callable[[], Path], cache_dir: Path) -> Path:
     scratch.mkdir(parents=True)
     try:
         _convert(gguf, scratch)
+        write_sums(scratch)
         # Two jobs may convert at once: the first rename wins, the other finds a non-empty directory and keeps it.
         with contextlib.suppress(OSError):
             os.rename(scratch, target)

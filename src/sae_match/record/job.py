@@ -20,6 +20,8 @@ import yaml
 from sae_match.atomic import atomic_path, write_json, write_text
 
 from ..errors import UserError
+from ..metrics.document_sums import DocumentSums
+from .documents import DOCUMENTS, SumsKey, write_documents
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
@@ -34,6 +36,7 @@ State = Literal["running", "done", "failed", "killed"]
 
 CONFIG, METRICS, PAIRS = "config.yaml", "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
+TOP_TOKENS = "top_tokens.parquet"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
@@ -194,6 +197,10 @@ class JobRecord:
         with atomic_path(self.directory / FEATURES) as temporary:
             features.to_parquet(temporary, index=False, compression="zstd")
 
+    def write_documents(self, sums: Mapping[SumsKey, DocumentSums]) -> None:
+        """Write documents.parquet: the sums behind each averaged metric, per document."""
+        write_documents(self.directory / DOCUMENTS, sums)
+
     def write_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
         """Write judgements.jsonl, one JSON object per judged pair.
 
@@ -208,6 +215,11 @@ class JobRecord:
         """Write paths.parquet, one row per layer of each feature's path."""
         with atomic_path(self.directory / PATHS) as temporary:
             paths.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_top_tokens(self, tokens: pd.DataFrame) -> None:
+        """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
+        with atomic_path(self.directory / TOP_TOKENS) as temporary:
+            tokens.to_parquet(temporary, index=False, compression="zstd")
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
@@ -251,7 +263,8 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, PATHS, JUDGEMENTS, TRACEBACK)]
+        names = (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+        results = [self.directory / name for name in names]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.
