@@ -12,6 +12,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
+from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
@@ -119,6 +120,14 @@ class EvaluationLevel(StrEnum):
     full = "full"
 
 
+class Rerun(StrEnum):
+    """Which jobs the command runs where records of earlier launches are found."""
+
+    failed = "failed"
+    all = "all"
+    none = "none"
+
+
 @dataclass
 class GroupWeights:
     """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
@@ -172,6 +181,18 @@ class LayersConfig:
     """First layer (0-based; the residual stream after this block)."""
     last: int = MISSING
     """Last layer, inclusive."""
+    pair: int | None = None
+    """Short for first=pair, last=pair+1, so that a sweep can go over pairs; null once the two are set."""
+
+
+@dataclass
+class CaptureConfig:
+    """Which residual streams the one pass over the text keeps, for this job and those that share its cache."""
+
+    first: int | None = None
+    """First layer to capture; null = the job's own span."""
+    last: int | None = None
+    """Last layer to capture, inclusive; null = the job's own span."""
 
 
 @dataclass
@@ -267,6 +288,12 @@ class EvaluationConfig:
     """Units of the activations carried along the permutation."""
     quantiles: list[float] = field(default_factory=list)
     """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
+    controls: list[Control] = field(default_factory=lambda: [Control.vanilla, Control.random])
+    """Measured beside the matching on the same tokens: vanilla | random | greedy | nearest | mutual | cosine |
+    correlation (of activations) | linear_map (of residual streams), or all. The last two are fitted on other text."""
+    fit_documents: int | None = None
+    """On how many documents the controls correlation and linear_map are fitted, none of them evaluated: the other part
+    of the source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
     batch_windows: int = 8
     """Windows per forward pass."""
     min_count: int = 10
@@ -315,6 +342,7 @@ class Config:
     judging: JudgingConfig = MISSING
     tracking: TrackingConfig = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     device: str = "auto"
@@ -325,6 +353,10 @@ class Config:
     """Progress bars; null = only when standard error is a terminal."""
     dry_run: bool = False
     """Print what the job would download, need and take, and everything that would stop it; run and write nothing."""
+    rerun: Rerun = Rerun.failed
+    """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
+    (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
+    configuration and inputs; all: run everything again; none: run nothing, only report."""
 
 
 @dataclass

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sae_match.atomic import atomic_path
+
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, legend_below, new_figure, paper_style, save
 from .compare import labels
 from .figures import WEIGHT_GROUPS
@@ -35,11 +37,18 @@ def write_paper_figures(records: Sequence[Record], directory: Path) -> list[Path
     written = []
     mse = weight_mse_rows(dict(zip(tables, (str(r.factors.get("folding")) for r in found), strict=True)), tables)
     if mse is not None:
-        written.append(plot_weight_mse(mse, directory / "weight_mse.png"))
+        written.append(_with_data(plot_weight_mse(mse, directory / "weight_mse.png"), mse))
     rows = sparsity_rows({label: (_l0(r), tables[label]) for label, r in zip(tables, found, strict=True)})
     if rows is not None:
-        written.append(plot_sparsity(rows, directory / "sparsity.png"))
+        written.append(_with_data(plot_sparsity(rows, directory / "sparsity.png"), rows))
     return written
+
+
+def _with_data(path: Path, rows: pd.DataFrame) -> Path:
+    """Write the plotted rows as CSV beside the figure."""
+    with atomic_path(path.with_suffix(".csv")) as temporary:
+        rows.to_csv(temporary, index=False, lineterminator="\n")
+    return path
 
 
 def _l0(record: Record) -> str:
