@@ -10,9 +10,10 @@ import pandas as pd
 
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.experiment.matching_step import PairMatching
+from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
-from sae_match.record.pairs import layer_rows, read_pairs
+from sae_match.record.pairs import read_pairs
 from sae_match.report import (
     plot_composition,
     plot_layer_curves,
@@ -70,8 +71,11 @@ def mirror_record(
 ) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker."""
     stored = read_pairs(record.directory / "pairs.csv")
-    mirror.log_layers(layer_rows(stored))
+    mirror.log_curves(LAYER, layer_curves(stored))
+    mirror.log_curves(DISTANCE, distance_curves(stored))
+    mirror.log_curves(QUANTILE, quantile_curves(stored))
     mirror.log_pair_table(stored)
+    mirror.log_comparison(metrics)
     histograms = {
         "mse_W_dec": features["mse_W_dec"].to_numpy(),
         "decoder_cosine": features["decoder_cosine"].to_numpy(),
@@ -81,5 +85,5 @@ def mirror_record(
         histograms["matching_score"] = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
     mirror.log_histograms({name: values for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
-    mirror.log_permutations(record.permutations)
     mirror.summary(metrics)
+    mirror.log_permutations(record.permutations)

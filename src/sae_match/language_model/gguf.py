@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.errors import UserError
 from sae_match.language_model.quiet import without_progress_bars
+from sae_match.language_model.sums import write_sums
 
 _UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError, ImportError, struct.error)
 """What transformers raises for a damaged file, an unknown architecture or a missing gguf library."""
@@ -55,6 +56,7 @@ def converted(name: str, find: Callable[[], Path], cache_dir: Path) -> Path:
     scratch.mkdir(parents=True)
     try:
         _convert(gguf, scratch)
+        write_sums(scratch)
         # Two jobs may convert at once: the first rename wins, the other finds a non-empty directory and keeps it.
         with contextlib.suppress(OSError):
             os.rename(scratch, target)

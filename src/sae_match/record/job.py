@@ -20,6 +20,8 @@ import yaml
 from sae_match.atomic import atomic_path, write_json, write_text
 
 from ..errors import UserError
+from ..metrics.document_sums import DocumentSums
+from .documents import DOCUMENTS, SumsKey, write_documents
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
@@ -194,6 +196,10 @@ class JobRecord:
         with atomic_path(self.directory / FEATURES) as temporary:
             features.to_parquet(temporary, index=False, compression="zstd")
 
+    def write_documents(self, sums: Mapping[SumsKey, DocumentSums]) -> None:
+        """Write documents.parquet: the sums behind each averaged metric, per document."""
+        write_documents(self.directory / DOCUMENTS, sums)
+
     def write_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
         """Write judgements.jsonl, one JSON object per judged pair.
 
@@ -251,7 +257,9 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [self.directory / name for name in (METRICS, PAIRS, FEATURES, PATHS, JUDGEMENTS, TRACEBACK)]
+        results = [
+            self.directory / name for name in (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, JUDGEMENTS, TRACEBACK)
+        ]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.
