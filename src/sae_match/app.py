@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.composition_guard import guarded_composition
 from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
@@ -86,7 +87,8 @@ def run_command(command: Callable[[], object]) -> None:
     # With this set Hydra raises instead of printing a trimmed traceback, so that what is shown is decided here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        command()
+        with guarded_composition():
+            command()
     except UserError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:

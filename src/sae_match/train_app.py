@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from sae_match.app import run_command
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_train_config
-from sae_match.config.schema import TrainConfig
+from sae_match.config.training_schema import TrainConfig
 from sae_match.terminal import quiet_libraries
 
 logger = logging.getLogger(__name__)

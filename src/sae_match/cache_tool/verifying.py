@@ -13,7 +13,7 @@ UNCHECKED = ("offload", "wandb")
 
 
 def damage(entry: Entry) -> str | None:
-    """What is wrong with an entry, or None; nothing is with entries of `UNCHECKED` kinds and with ones that are gone."""
+    """What is wrong with an entry, or None; nothing is with entries of `UNCHECKED` kinds and ones that are gone."""
     if entry.kind in UNCHECKED:
         return None
     check = _CHECKS.get(entry.kind, _result)

@@ -11,7 +11,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_match.config.schema import Config, LayersConfig, TrainConfig
+from sae_match.config.schema import Config, LayersConfig
+from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
 T = TypeVar("T", Config, TrainConfig)

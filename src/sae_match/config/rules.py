@@ -23,9 +23,9 @@ from sae_match.config.schema import (
     ModelSource,
     Part,
     TrackingConfig,
-    TrainConfig,
 )
 from sae_match.config.solver_schema import SolverConfig, SolverName
+from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")

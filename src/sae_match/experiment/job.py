@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -31,6 +32,7 @@ from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
@@ -70,6 +72,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
@@ -144,6 +147,8 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     table = _write_tables(record, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
+        if evaluator is not None:
+            record.write_top_tokens(top_tokens_table(evaluator, progress))
     rows, far = _defined(rows), _defined(far)
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)

@@ -36,6 +36,7 @@ State = Literal["running", "done", "failed", "killed"]
 
 CONFIG, METRICS, PAIRS = "config.yaml", "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
+TOP_TOKENS = "top_tokens.parquet"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 
@@ -215,6 +216,11 @@ class JobRecord:
         with atomic_path(self.directory / PATHS) as temporary:
             paths.to_parquet(temporary, index=False, compression="zstd")
 
+    def write_top_tokens(self, tokens: pd.DataFrame) -> None:
+        """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
+        with atomic_path(self.directory / TOP_TOKENS) as temporary:
+            tokens.to_parquet(temporary, index=False, compression="zstd")
+
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
 
@@ -257,9 +263,8 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [
-            self.directory / name for name in (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, JUDGEMENTS, TRACEBACK)
-        ]
+        names = (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+        results = [self.directory / name for name in names]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.
