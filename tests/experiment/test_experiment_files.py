@@ -29,6 +29,7 @@ from tests.experiments import EXPERIMENTS, jobs
 from tests.judging.chat_server import Response, chat_server, completion
 
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
+ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""
 LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun")
+_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun", "capture")
 _DIGITS = 16
 """Hexadecimal digits of an id: 64 bits, which a project of a million runs does not exhaust."""
 
