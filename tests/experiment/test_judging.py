@@ -58,6 +58,24 @@ def test_the_record_says_what_was_judged(configured: Configured, random_saes: Pa
     assert undescribed <= silent
 
 
+def test_distant_layers_are_judged_on_the_same_features(configured: Configured, perfect_saes: Path) -> None:
+    over_distance = ["composition.max_distance=2", "composition.starts=[0]", "judging=offline", *FEW]
+    result = run(configured(perfect_saes, *over_distance))
+    found = lines(result)
+    near = [line["feature"] for line in found if (line["layer"], line["layer_to"]) == (0, 1)]
+    for variant in ("composed", "exact", "random"):
+        far = [line for line in found if (line["layer_to"], line["variant"]) == (2, variant) and line["layer"] == 0]
+        assert [line["feature"] for line in far] == near[:6]
+        assert f"composition/judge/score/{variant}/distance_1" in result.metrics
+    composed = {line["feature"]: line["partner"] for line in found if line["variant"] == "composed"}
+    exact = {line["feature"]: line["partner"] for line in found if line["variant"] == "exact"}
+    assert composed == exact  # perfect SAEs: every step finds the planted partner
+    score = "composition/judge/score/{}/distance_2"
+    assert result.metrics[score.format("composed")] == result.metrics[score.format("exact")]
+    assert result.metrics[score.format("composed")] > result.metrics[score.format("random")]
+    assert result.metrics["judge_count/answered"] == 12  # neighbours only
+
+
 def test_an_endpoint_job_resumes_from_its_answers(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

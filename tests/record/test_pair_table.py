@@ -123,7 +123,7 @@ def test_factors_stand_at_the_top_of_the_flat_configuration(config: dict[str, An
 
 
 def test_whatever_an_experiment_sweeps_is_a_column(repository: Path) -> None:
-    paths = set(COLUMN_PATHS.values())
+    paths = {*COLUMN_PATHS.values(), "layers.pair"}  # short for layers.first and layers.last, which are columns
     files = sorted((repository / "conf" / "experiment").glob("*.yaml"))
     assert len(files) > 5
     for file in files:

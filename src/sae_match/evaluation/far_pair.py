@@ -18,6 +18,7 @@ from sae_match.saes import SparseAutoencoder
 COMPOSED, EXACT, RANDOM = "composed", "exact", "random"
 """The composition of the matched neighbours, the matching of the two layers themselves, and the composition of the
 neighbours' random controls (which is again a uniformly random permutation)."""
+FAR_VARIANTS = (COMPOSED, EXACT, RANDOM)
 
 
 def agreement_rows(permutations: dict[str, Permutation], layers: tuple[int, int]) -> list[MetricRow]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM
+from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Estimate, Floats
 from sae_match.record.distances import AT_DISTANCE_ONE
 
-METRICS = ("matching_score", "explained_variance", "agreement", "weight_mse/W_dec")
+METRICS = ("matching_score", "explained_variance", "agreement", "weight_mse/W_dec", "judge/score", "judge/same")
 """Metrics that get a headline number per distance and variant."""
 SCORE = "matching_score"
 
@@ -37,14 +37,14 @@ def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
     curves = _curves(rows)
     numbers: dict[str, float] = {}
     for (metric, variant), by_distance in curves.items():
-        if metric in METRICS and variant in (COMPOSED, EXACT, RANDOM):
+        if metric in METRICS and variant in FAR_VARIANTS:
             for distance, group in by_distance.items():
                 name = f"composition/{metric}/{variant}/distance_{distance}"
                 numbers[name] = float(np.mean([row.value for row in group]))
                 _add_interval(numbers, name, _mean(group))
     composed, exact, random = (
         {distance: _mean(group) for distance, group in curves.get((SCORE, variant), {}).items()}
-        for variant in (COMPOSED, EXACT, RANDOM)
+        for variant in FAR_VARIANTS
     )
     for name, other, share in (("beats_random", random, 1.0), ("half_of_exact", exact, 0.5)):
         numbers |= _reach(f"composition/{name}", composed, other, share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from jaxtyping import Bool
@@ -26,7 +26,21 @@ from sae_match.saes import SparseAutoencoder
 logger = logging.getLogger(__name__)
 
 
-def composition_rows(
+@dataclass(frozen=True)
+class FarPair:
+    """Two layers further apart than neighbours.
+
+    Attributes:
+        layer, layer_to: the layers.
+        permutations: `composed`, `exact` and `random`.
+    """
+
+    layer: int
+    layer_to: int
+    permutations: dict[str, Permutation]
+
+
+def compare_over_distance(
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -35,8 +49,8 @@ def composition_rows(
     evaluator: Evaluator | None,
     aside: Mapping[int, Bool[Tensor, " F"]],
     progress: bool,
-) -> list[MetricRow]:
-    """Rows of every far pair, by start, then distance; none where `composition` asks for none.
+) -> tuple[list[MetricRow], list[FarPair]]:
+    """Rows and permutations of every far pair, by start, then distance; none where `composition` asks for none.
 
     Each exact permutation is in the record as soon as it exists. Two SAEs are held at a time.
 
@@ -46,6 +60,7 @@ def composition_rows(
         aside: features to leave unmatched, by layer.
     """
     rows: list[MetricRow] = []
+    pairs: list[FarPair] = []
     for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
         start, stop = layers
         a, b = saes.load(start), saes.load(stop)
@@ -59,7 +74,8 @@ def composition_rows(
         if evaluator is not None:
             found += _text_rows(evaluator, a, b, permutations, layers)
         rows += found
-    return rows
+        pairs.append(FarPair(start, stop, permutations))
+    return rows, pairs
 
 
 def compose(matchings: Sequence[PairMatching], layers: tuple[int, int], variant: str) -> Permutation:

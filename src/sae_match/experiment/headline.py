@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import numpy as np
-
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.bootstrap import Estimate
-
-COMPARED = ("encode_decode_previous", "encode_decode_current", "layer_drop", "encode_permute_decode_random")
-"""Splices from which encode_permute_decode's difference is reported with a paired interval."""
-
-SUMMED = ("objective", "lower_bound", "tolerance", "matched_pairs", "solver_seconds", "dead_features/sae",
-          "features_aside/sae")  # fmt: skip
-"""Numbers that are added up over pairs or layers, as are the counts of `SUMMED_PREFIXES`."""
-SUMMED_PREFIXES = ("solver/", "judge_count/")
-LARGEST = ("gap", "solver/peak_memory_gib", "solver/cosine_gap", "solver/marginal_error")
+from sae_match.record.averaging import combine, headline_name
 
 
 def metric_name(row: MetricRow) -> str:
     """`metric` for the matched variant, else `metric/variant`."""
-    return row.metric if row.variant == "matched" else f"{row.metric}/{row.variant}"
+    return headline_name(row.metric, row.variant)
 
 
 def headline(rows: list[MetricRow]) -> dict[str, float]:
-    """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals, and paired differences.
+    """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals.
 
     The intervals are over documents: the layer pairs share their resamples, so the interval of the average keeps
     their correlation. `objective`, the solver's seconds and counts are sums; `gap` is the largest.
@@ -36,24 +25,9 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
         grouped[metric_name(row)].append(row)
     numbers: dict[str, float] = {}
     for name, group in grouped.items():
-        numbers[name] = _combine(name, [row.value for row in group])
+        numbers[name] = combine(name, [row.value for row in group])
         _add_interval(numbers, name, _mean_estimate(group))
-    for metric in ("delta_loss", "explained_variance"):
-        ours = _mean_estimate(grouped.get(f"{metric}/{ENCODE_PERMUTE_DECODE}", []))
-        for other in COMPARED:
-            theirs = _mean_estimate(grouped.get(f"{metric}/{other}", []))
-            if ours is not None and theirs is not None:
-                difference = ours - theirs
-                name = f"{metric}_difference/{other}"
-                numbers[name] = difference.value
-                _add_interval(numbers, name, difference)
     return numbers
-
-
-def _combine(name: str, values: list[float]) -> float:
-    if name in LARGEST:
-        return float(np.max(values))
-    return float(np.sum(values) if name in SUMMED or name.startswith(SUMMED_PREFIXES) else np.mean(values))
 
 
 def _mean_estimate(group: list[MetricRow]) -> Estimate | None:

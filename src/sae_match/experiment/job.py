@@ -16,17 +16,23 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.config.secrets import refuse_secrets
+from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.composition_headline import composition_headline
-from sae_match.experiment.composition_step import composition_rows
+from sae_match.experiment.composition_step import compare_over_distance
+from sae_match.experiment.controls_step import add_controls, linear_map
+from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
+from sae_match.experiment.job_key import job_key
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
@@ -56,6 +62,8 @@ class Result:
 def run(cfg: Config, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
+    It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
+
     Args:
         cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
@@ -64,7 +72,9 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
     record = JobRecord(Path(cfg.paths.output_dir))
+    record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     with record.guard():
         make_plan(cfg).require()
@@ -73,6 +83,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, device)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
+        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     return result
 
 
@@ -117,21 +128,27 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()
     if evaluator is not None:
-        write_json(record.directory / "text.json", {"key": evaluator.windows.key, **evaluator.windows.info})
+        write_json(record.directory / "text.json", text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
     matchings = match_span(cfg, saes, solver, record, progress, aside)
+    matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record)
-    rows = rows + judging_step.judging_rows(cfg, saes, matchings, record, evaluator, progress)
-    far = composition_rows(cfg, saes, solver, record, matchings, evaluator, aside, progress)
+        record.write_documents(document_sums(evaluator, rows))
+    far, far_pairs = compare_over_distance(cfg, saes, solver, record, matchings, evaluator, aside, progress)
+    _write_tables(record, rows + far, features)
+    for row in judging_step.judging_rows(cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
+        (rows if row.layer_to - row.layer == 1 else far).append(row)
     table = _write_tables(record, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
+        if evaluator is not None:
+            record.write_top_tokens(top_tokens_table(evaluator, progress))
     rows, far = _defined(rows), _defined(far)
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
@@ -148,7 +165,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair)
+        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -160,7 +177,7 @@ def _evaluate(
         _write_tables(record, rows, table)
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
-    return rows, table
+    return rows + differences.difference_rows(rows) + differences.ceiling_rows(rows), table
 
 
 def _defined(rows: list[MetricRow]) -> list[MetricRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from sae_match.config.judging_schema import JudgeName, JudgingConfig
 from sae_match.config.schema import Config
+from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.top_activations import top_activations
+from sae_match.experiment.composition_step import FarPair
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
-from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
 from sae_match.judging.cost import estimated_cost
 from sae_match.judging.descriptions import Description, explained, from_contexts
 from sae_match.judging.judge import Judge, Question, judge_all
@@ -31,7 +33,7 @@ from sae_match.record.job import JobRecord
 logger = logging.getLogger(__name__)
 
 VARIANTS = ("matched", "random", "vanilla")
-"""Permutations whose pairs are judged."""
+"""Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
 
 Descriptions = dict[int, dict[int, Description]]
 """By layer and feature; a feature without a description is missing."""
@@ -62,14 +64,15 @@ def check_judging(cfg: Config) -> None:
         for layer in layers:
             explanation_files(judging.neuronpedia, layer)
     if judging.name is JudgeName.endpoint:
-        check_cost(judging, (len(layers) - 1) * len(VARIANTS) * judging.pairs)
+        judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
+        check_cost(judging, judged * judging.pairs)
         make_client(judging).check()
 
 
 def judging_rows(
     cfg: Config,
     saes: SpanSaes,
-    matchings: list[PairMatching],
+    matchings: Sequence[PairMatching | FarPair],
     record: JobRecord,
     evaluator: Evaluator | None,
     progress: bool,
@@ -77,6 +80,7 @@ def judging_rows(
     """Shares of the levels for every layer pair and variant; judgements.jsonl grows with each layer pair.
 
     Args:
+        matchings: neighbours, then layers further apart.
         evaluator: model and residual streams, where features are described by their top contexts.
 
     Raises:
@@ -103,9 +107,10 @@ def judging_rows(
     return rows
 
 
-def _samples(judging: JudgingConfig, matchings: list[PairMatching]) -> Iterator[JudgedSample]:
+def _samples(judging: JudgingConfig, matchings: Sequence[PairMatching | FarPair]) -> Iterator[JudgedSample]:
     for pair in matchings:
-        for variant in VARIANTS:
+        for variant in FAR_VARIANTS if isinstance(pair, FarPair) else VARIANTS:
+            # By the first layer alone: over distance the same features are judged.
             chosen = sample_pairs(pair.permutations[variant].indices, judging.pairs, judging.seed + pair.layer)
             yield JudgedSample(pair.layer, pair.layer_to, variant, chosen)
 

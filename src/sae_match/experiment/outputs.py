@@ -23,6 +23,7 @@ from sae_match.report import (
     plot_theta,
 )
 from sae_match.report.distance_figures import has_distances
+from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
 
 CURVES = ("matching_score", "explained_variance", "delta_loss", "l0", "judge/same")
@@ -48,7 +49,7 @@ def draw_figures(
     record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame, random_mse: npt.NDArray[np.float32]
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
-    over distance and over quantiles where they were asked for."""
+    over distance and over quantiles where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
     near = per_layer_rows(pairs)
     paths = [plot_overview(near, record.figure_path("overview"))]
@@ -63,6 +64,8 @@ def draw_figures(
         paths.append(plot_composition(pairs, record.figure_path("composition")))
     if has_quantiles(pairs):
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
+    if (shown := pair_examples_of(record.directory)) is not None:
+        paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
 
 

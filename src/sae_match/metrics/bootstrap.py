@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sae_match.errors import UserError
+from sae_match.metrics.document_sums import DocumentSums
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,10 +22,13 @@ class Estimate:
         value: the statistic on all documents.
         replicates: [B], the statistic on each resample; estimates from one `Bootstrap` share their resamples, so
             sums and differences of estimates have honest (paired) intervals.
+        sums: what to keep per document so that it can be computed again; None where that is not kept, as for
+            differences and averages.
     """
 
     value: float
     replicates: Floats
+    sums: DocumentSums | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,4 +85,5 @@ class Bootstrap:
 
     def ratio(self, numerator: Floats, denominator: Floats) -> Estimate:
         """Estimate of sum(numerator) / sum(denominator), both per document."""
-        return self.estimate(lambda n, d: n[..., 0] / d[..., 0], numerator, denominator)
+        found = self.estimate(lambda n, d: n[..., 0] / d[..., 0], numerator, denominator)
+        return replace(found, sums=DocumentSums(numerator, denominator))

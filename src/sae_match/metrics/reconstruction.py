@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.metrics.bootstrap import Bootstrap, Estimate, Floats
+from sae_match.metrics.document_sums import DocumentSums, rotated, spread
 
 
 class ReconstructionStatistics:
@@ -49,22 +51,18 @@ class ReconstructionStatistics:
 
     def explained_variance(self, bootstrap: Bootstrap) -> Estimate:
         """1 - Var(x_hat - x) / Var(x); 1 for a reconstruction that is right up to a constant."""
-        return bootstrap.estimate(
-            lambda n, e, e2, x, x2: 1 - _spread(n, e, e2) / _spread(n, x, x2),
-            *self._arrays(self.count, self.error, self.error_squared, self.target, self.target_squared),
-        )
+        n, e, e2, x, x2 = self._arrays(
+            self.count, self.error, self.error_squared, self.target, self.target_squared
+        )  # fmt: skip
+        found = bootstrap.estimate(lambda n, e, e2, x, x2: 1 - spread(n, e, e2) / spread(n, x, x2), n, e, e2, x, x2)
+        return replace(found, sums=DocumentSums(e2, x2, n, rotated(e), rotated(x)))
 
     def r2(self, bootstrap: Bootstrap) -> Estimate:
         """1 - squared error / squared deviation from the mean; fvu is one minus this."""
         return bootstrap.estimate(
-            lambda n, e2, x, x2: 1 - e2[..., 0] / _spread(n, x, x2),
+            lambda n, e2, x, x2: 1 - e2[..., 0] / spread(n, x, x2),
             *self._arrays(self.count, self.error_squared, self.target, self.target_squared),
         )
 
     def _arrays(self, *tensors: Tensor) -> list[Floats]:
         return [t.cpu().numpy() for t in tensors]
-
-
-def _spread(n: Floats, total: Floats, squared: Floats) -> Floats:
-    """Sum over tokens and dimensions of the squared deviation from the per-dimension mean."""
-    return np.asarray(squared[..., 0] - np.square(total).sum(axis=-1) / n[..., 0])

@@ -13,7 +13,7 @@ from ..record.distances import distance_rows
 from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save
 from .style import BLUE, GREEN, ORANGE, Style, quantity
 
-METRICS = ("matching_score", "explained_variance", "agreement")
+METRICS = ("matching_score", "explained_variance", "agreement", "judge/score")
 LOOKS: dict[str, Style] = {
     "exact": Style(GREEN, "s", "--", "solved exactly, mean"),
     "composed": Style(BLUE, "o", "-", "composed, mean (thin: each start)"),
@@ -28,8 +28,8 @@ def has_distances(pairs: pd.DataFrame) -> bool:
 
 
 def plot_composition(pairs: pd.DataFrame, path: Path, title: str | None = None) -> Path:
-    """Matching score, explained variance and agreement over distance, as far as they were measured: the composed
-    permutations of every start thin, means over starts thick, with the exact ones and the random control.
+    """Matching score, explained variance, agreement and judge score over distance, as far as they were measured: the
+    composed permutations of every start thin, means over starts thick, with the exact ones and the random control.
 
     Raises:
         ValueError: the table compares neighbours only.
@@ -39,11 +39,14 @@ def plot_composition(pairs: pd.DataFrame, path: Path, title: str | None = None) 
     if not metrics:
         raise ValueError("no layers further apart than neighbours in the table")
     with paper_style():
-        figure = new_figure((COLUMN_INCHES[0] * len(metrics) * 0.85, COLUMN_INCHES[1]))
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        # Four panels in one row would be wider than a page.
+        columns = 2 if len(metrics) == 4 else len(metrics)
+        lines = -(-len(metrics) // columns)
+        figure = new_figure((COLUMN_INCHES[0] * columns * 0.85, COLUMN_INCHES[1] * lines))
+        axes = figure.subplots(lines, columns, squeeze=False).flat
         for ax, metric in zip(axes, metrics, strict=True):
             draw_distances(ax, rows[rows["metric"] == metric], metric)
-        legend_below(figure, axes[0], wide=60 if len(metrics) > 1 else 24)
+        legend_below(figure, axes[0], wide=60 if columns > 1 else 24)
         if title:
             figure.suptitle(title)
         return save(figure, path)

@@ -10,7 +10,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 
-from sae_match.config.schema import TrackingMode, TrainConfig
+from sae_match.config.schema import TrackingMode
+from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
 
