@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from sae_match.config.controls import control_rules
 from sae_match.config.evaluation_rules import composition_rules, quantile_rules
 from sae_match.config.judging_rules import judging_rules
 from sae_match.config.sae_rules import sae_rules
@@ -82,6 +83,7 @@ def check_config(cfg: Config) -> None:
     problems += judging_rules(cfg)
     problems += quantile_rules(cfg.evaluation)
     problems += composition_rules(cfg.composition, cfg.layers)
+    problems += control_rules(cfg)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)

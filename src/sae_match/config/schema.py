@@ -12,6 +12,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
+from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
@@ -267,6 +268,12 @@ class EvaluationConfig:
     """Units of the activations carried along the permutation."""
     quantiles: list[float] = field(default_factory=list)
     """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
+    controls: list[Control] = field(default_factory=lambda: [Control.vanilla, Control.random])
+    """Measured beside the matching on the same tokens: vanilla | random | greedy | nearest | mutual | cosine |
+    correlation (of activations) | linear_map (of residual streams), or all. The last two are fitted on other text."""
+    fit_documents: int | None = None
+    """On how many documents the controls correlation and linear_map are fitted, none of them evaluated: the other part
+    of the source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
     batch_windows: int = 8
     """Windows per forward pass."""
     min_count: int = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_match.config.schema import SpliceUnits
 from sae_match.evaluation.activations import ActivationStatistics, collect_activations
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import splices_of_pair
+from sae_match.evaluation.splices import Splice, splices_of_pair
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
 from sae_match.metrics.weight_distance import weight_distances
@@ -59,6 +59,7 @@ def evaluate_pair(
     sink_positions: int = 1,
     weights: bool = True,
     quantiles: Sequence[float] = (),
+    more_splices: Mapping[str, Splice] | None = None,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
@@ -74,6 +75,7 @@ def evaluate_pair(
         weights: also give the weight metrics, which need no residual streams.
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
         quantiles: also the splices that carry only the q share of matched pairs with the lowest MSE (Eq. 6).
+        more_splices: further reconstructions of x_b, by name.
 
     Raises:
         UserError: shapes that do not fit together.
@@ -81,7 +83,7 @@ def evaluate_pair(
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
     document = torch.arange(len(x_a)) if document is None else document
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
-    splices = splices_of_pair(a, b, named, units, quantiles)
+    splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
     statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
     rows = weight_rows(a, b, named, *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)

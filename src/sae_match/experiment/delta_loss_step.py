@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.config.controls import Control, chosen
 from sae_match.config.schema import FoldingScale, SpliceUnits
+from sae_match.evaluation.linear_map import LINEAR_MAP
 from sae_match.evaluation.pair import estimate_row
 from sae_match.evaluation.quantile_splice import QUANTILE
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, splices_of_pair
+from sae_match.experiment.controls_step import linear_map
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.metrics.delta_loss import delta_loss
@@ -30,7 +33,9 @@ LOSS_VERSION = 1
 
 def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
     """delta_loss of every splice of every pair; losses are shared between jobs through the cache."""
-    total = len(pairs) * (len(pairs[0].permutations) + 3 + len(evaluator.cfg.evaluation.quantiles)) + 1
+    evaluation = evaluator.cfg.evaluation
+    others = 3 + len(evaluation.quantiles) + (Control.linear_map in chosen(evaluation.controls))
+    total = len(pairs) * (len(pairs[0].permutations) + others) + 1
     with tqdm(
         total=total * len(evaluator.splice_windows.ids), desc="splicing", unit="window", disable=not evaluator.progress
     ) as bar:
@@ -56,6 +61,7 @@ def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
 def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor, bar: tqdm) -> list[MetricRow]:
     a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
     splices = splices_of_pair(a, b, pair.permutations, evaluator.units, evaluator.cfg.evaluation.quantiles)
+    splices |= linear_map(evaluator, pair)
     keys = {name: _splice_key(evaluator, pair, name) for name in splices}
     losses: dict[str, Tensor] = {}
     for name, key in keys.items():
@@ -101,6 +107,8 @@ def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
         if needs_theta and evaluator.cfg.folding.scale not in THRESHOLDS:
             saes = [evaluator.saes.load(layer) for layer in (pair.layer, pair.layer_to)]
             depends["theta"] = content_key([sae.theta.tolist() for sae in saes])
+    elif name == LINEAR_MAP and evaluator.fit is not None:
+        depends |= {"fit": evaluator.fit.windows.key}
     elif name == "encode_decode_current":
         depends = {"sae_b": layer_b}
     elif name == "encode_decode_previous":

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.metrics.document_sums import DocumentSums
 from sae_match.metrics.estimate_again import STORED
 from sae_match.record.documents import SumsKey
+
+
+def text_facts(evaluator: Evaluator) -> dict[str, Any]:
+    """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""
+    facts = {"key": evaluator.windows.key, **evaluator.windows.info}
+    if evaluator.fit is not None:
+        fit = evaluator.fit.windows
+        counts = {"documents": fit.n_documents, "windows": fit.n_windows, "tokens": fit.ids.numel()}
+        facts["fit"] = {**fit.info, "key": fit.key, **counts, "titles": fit.titles}
+    return facts
 
 
 def document_sums(evaluator: Evaluator, rows: Iterable[MetricRow]) -> dict[SumsKey, DocumentSums]:

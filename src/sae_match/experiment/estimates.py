@@ -12,6 +12,7 @@ from itertools import pairwise
 from sae_match.config.schema import Metric
 from sae_match.language_model.residual_streams import layer_bytes
 from sae_match.language_model.size import ModelSize
+from sae_match.matching.by_similarity import required_bytes
 
 FLOAT = 4
 """Bytes of a float32: SAEs, residual streams and feature activations."""
@@ -25,7 +26,7 @@ LOGIT_ELEMENTS = 2**25
 SPLICES_BESIDE_MATCHING = 3
 """encode_decode_current, encode_decode_previous and layer_drop; the others are one per permutation variant."""
 VARIANTS = 3
-"""Permutation variants of a pair: matched, vanilla, random."""
+"""Permutation variants of a pair by default: matched, vanilla, random."""
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
 """How often each SAE is read: checked, matched; then for activations, and for delta loss."""
 
@@ -42,6 +43,10 @@ class JobShape:
         windows, splice_windows, documents: at most; windows with activations, those with token losses, documents.
         model: None for weights_only.
         quantiles: splices of each pair beside the usual ones.
+        permutations: matchings of each pair that are evaluated, controls included.
+        correlated: whether one of them needs the correlation of every pair of features.
+        mapped: whether there is a splice by a linear map.
+        fit_windows: windows on which controls are fitted, beside the evaluated ones.
         far_pairs: widths of the pairs further apart than neighbours that are matched and compared as well.
     """
 
@@ -55,6 +60,10 @@ class JobShape:
     documents: int = 0
     model: ModelSize | None = None
     quantiles: int = 0
+    permutations: int = VARIANTS
+    correlated: bool = False
+    mapped: bool = False
+    fit_windows: int = 0
     far_pairs: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -116,9 +125,9 @@ def activation_bytes(batch_windows: int, window_tokens: int, width: int) -> int:
     return LIVE_ACTIVATIONS * FLOAT * batch_windows * window_tokens * width
 
 
-def count_bytes(documents: int, width: int) -> int:
+def count_bytes(documents: int, width: int, permutations: int = VARIANTS) -> int:
     """Activation counts of a pair per document: int64, two SAEs and one co-activation table per variant."""
-    return 8 * documents * width * (2 + VARIANTS)
+    return 8 * documents * width * (2 + permutations)
 
 
 def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
@@ -146,7 +155,11 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
     if shape.model is not None:
         activations = activation_bytes(shape.batch_windows, shape.window_tokens, shape.width)
         loaded = model | {"two SAEs": pair, "activations": activations}
-        counts = {"counts": count_bytes(shape.documents, shape.width)}
+        counts = {"counts": count_bytes(shape.documents, shape.width, shape.permutations)}
+        if shape.correlated:
+            products = {"correlations, on the device": FLOAT * shape.width**2}
+            solving = {"correlations and their assignment": required_bytes(shape.width, shape.width)}
+            steps.append(_placed("match by correlation", solving, loaded | (products if on_gpu else {}), on_gpu))
         steps.append(_placed("activations of a pair", _subset(shape), loaded | counts, on_gpu))
         steps.append(_placed("splice and resume", _subset(shape), loaded | forward, on_gpu))
     return steps
@@ -171,11 +184,15 @@ def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int)
 
 def activation_flops(shape: JobShape) -> float:
     """Operations of encoding every pair's tokens with both SAEs and decoding every splice."""
-    decodes = VARIANTS + SPLICES_BESIDE_MATCHING - 1 + shape.quantiles
+    decodes = shape.permutations + SPLICES_BESIDE_MATCHING - 1 + shape.quantiles
     per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in pairs(shape.widths)]
     # Three permutations and one reconstruction of the first layer.
     per_token += [2 * shape.d_model * (2 * a + b + VARIANTS * b) for a, b in shape.far_pairs]
-    return float(shape.windows * shape.window_tokens * sum(per_token))
+    found = float(shape.windows * shape.window_tokens * sum(per_token))
+    if shape.correlated:  # two passes, the second with the products of all activations
+        correlating = [4 * shape.d_model * (a + b) + 2 * a * b for a, b in pairs(shape.widths)]
+        found += float(shape.fit_windows * shape.window_tokens * sum(correlating))
+    return found
 
 
 def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
@@ -187,7 +204,7 @@ def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
     head = 2 * model.d_model * model.vocabulary
     block = 2 * model.block_parameters + 4 * shape.window_tokens * model.d_model
     resumed = [(model.n_layers - 1 - layer) * block + head for layer in layers[1:]]
-    splices = VARIANTS + SPLICES_BESIDE_MATCHING + shape.quantiles
+    splices = shape.permutations + SPLICES_BESIDE_MATCHING + shape.quantiles + shape.mapped
     sae = [2 * shape.d_model * (a + b + splices * b) for a, b in pairs(shape.widths)]
     return float(shape.splice_windows * shape.window_tokens * (splices * sum(resumed) + resumed[-1] + sum(sae)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.config.controls import fits
 from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationStatistics, never_active
 from sae_match.evaluation.pair import estimate_row, evaluate_pair
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, resolve_units
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, resolve_units
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
@@ -24,8 +26,17 @@ from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
 from sae_match.text import TokenWindows, load_windows
+from sae_match.text.fit_windows import load_fit_windows
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitText:
+    """Text that is not evaluated, on which controls are fitted, and the span's residual streams on it."""
+
+    windows: TokenWindows
+    streams: ResidualStreams
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Evaluator:
         windows: all evaluation windows; residual streams and activation metrics cover these.
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
+        fit: None where no control is fitted.
     """
 
     cfg: Config
@@ -50,6 +62,7 @@ class Evaluator:
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     progress: bool
+    fit: FitText | None = None
 
     @property
     def units(self) -> SpliceUnits:
@@ -77,6 +90,12 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams)
+    fit = None
+    if fits(cfg.evaluation):
+        other = load_fit_windows(
+            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, cache_dir, cfg.model.bos
+        )
+        fit = FitText(other, capture(model, other, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress))
     logger.info(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
@@ -95,6 +114,7 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
+        fit=fit,
     )
 
 
@@ -112,7 +132,9 @@ def _dead(evaluator: Evaluator, layer: int, sae: SparseAutoencoder) -> Bool[Tens
     return never_active(sae, evaluator.streams.layer(layer), cfg.evaluation.batch_windows, cfg.model.sink_positions)
 
 
-def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[MetricRow], ActivationStatistics]:
+def evaluate_span(
+    evaluator: Evaluator, pair: PairMatching, more_splices: Mapping[str, Splice] | None = None
+) -> tuple[list[MetricRow], ActivationStatistics]:
     """All text metrics of one pair, and the activation counts behind its per-feature columns."""
     a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
     evaluation = evaluate_pair(
@@ -130,6 +152,7 @@ def evaluate_span(evaluator: Evaluator, pair: PairMatching) -> tuple[list[Metric
         sink_positions=evaluator.cfg.model.sink_positions,
         weights=False,  # the matching step has them already
         quantiles=evaluator.cfg.evaluation.quantiles,
+        more_splices=more_splices,
     )
     return evaluation.rows, evaluation.statistics
 

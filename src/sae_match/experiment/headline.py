@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.bootstrap import Estimate
-from sae_match.record.averaging import COMPARED, DIFFERENCES, combine, headline_name
+from sae_match.record.averaging import combine, headline_name
 
 
 def metric_name(row: MetricRow) -> str:
@@ -16,7 +15,7 @@ def metric_name(row: MetricRow) -> str:
 
 
 def headline(rows: list[MetricRow]) -> dict[str, float]:
-    """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals, and paired differences.
+    """Averages over pairs (or layers), `_low` / `_high` of their 95 % intervals.
 
     The intervals are over documents: the layer pairs share their resamples, so the interval of the average keeps
     their correlation. `objective`, the solver's seconds and counts are sums; `gap` is the largest.
@@ -28,15 +27,6 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
     for name, group in grouped.items():
         numbers[name] = combine(name, [row.value for row in group])
         _add_interval(numbers, name, _mean_estimate(group))
-    for metric in DIFFERENCES:
-        ours = _mean_estimate(grouped.get(f"{metric}/{ENCODE_PERMUTE_DECODE}", []))
-        for other in COMPARED:
-            theirs = _mean_estimate(grouped.get(f"{metric}/{other}", []))
-            if ours is not None and theirs is not None:
-                difference = ours - theirs
-                name = f"{metric}_difference/{other}"
-                numbers[name] = difference.value
-                _add_interval(numbers, name, difference)
     return numbers
 
 

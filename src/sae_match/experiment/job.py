@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.document_step import document_sums
+from sae_match.experiment.controls_step import add_controls, linear_map
+from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
@@ -113,11 +115,12 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
     record.clear_results()
     if evaluator is not None:
-        write_json(record.directory / "text.json", {"key": evaluator.windows.key, **evaluator.windows.info})
+        write_json(record.directory / "text.json", text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
     matchings = match_span(cfg, saes, solver, record, progress, aside)
+    matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
@@ -147,7 +150,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair)
+        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -159,7 +162,7 @@ def _evaluate(
         _write_tables(record, rows, table)
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
-    return rows, table
+    return rows + differences.difference_rows(rows) + differences.ceiling_rows(rows), table
 
 
 def _defined(rows: list[MetricRow]) -> list[MetricRow]:

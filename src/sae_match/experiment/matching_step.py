@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.config.controls import chosen
 from sae_match.config.schema import Config
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
@@ -33,7 +34,7 @@ class PairMatching:
 
     Attributes:
         layer, layer_to: layers t and t+1.
-        permutations: `matched`, `vanilla` and `random`, all without the features set aside.
+        permutations: `matched` and the controls that are asked for, all without the features set aside.
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
         random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
@@ -77,9 +78,11 @@ def match_pair(
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
     permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
+    random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
+    wanted = ("matched", *chosen(cfg.evaluation.controls))
+    permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
     rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
     features = feature_table(a, b, matched, layer, layer_to)
-    random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
         layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",

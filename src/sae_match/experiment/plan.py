@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
+from sae_match.config.controls import Control, chosen, fits
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.errors import UserError
+from sae_match.experiment.controls_step import check_correlation, control_solvers
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
@@ -167,7 +169,9 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     }
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
-            check_pair(cfg, solver, width_a, width_b, d_model)
+            for one in (solver, *control_solvers(cfg).values()):
+                check_pair(cfg, one, width_a, width_b, d_model)
+            check_correlation(cfg, width_a, width_b)
 
 
 def solver_bytes(solver: Solver, width: int, rows: int) -> int:
@@ -191,11 +195,15 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
+    controls = chosen(cfg.evaluation.controls)
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
         solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
         quantiles=len(cfg.evaluation.quantiles),
+        permutations=1 + sum(control is not Control.linear_map for control in controls),
+        correlated=Control.correlation in controls,
+        mapped=Control.linear_map in controls,
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
     )
     if model is None or text is None or model.size is None:
@@ -207,5 +215,8 @@ def _job_shape(
         windows=text.windows or 0,
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
+        fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
+        if fits(cfg.evaluation)
+        else 0,
         model=model.size,
     )

@@ -45,6 +45,10 @@ def disk_needs(
     if text is not None and shape is not None and shape.model is not None:
         layers = cfg.layers.last - cfg.layers.first + 1 - len(captured(cfg, shape))
         streams = layers * layer_bytes(shape.windows, shape.window_tokens, shape.d_model)
+        if shape.fit_windows:
+            per_layer = layer_bytes(shape.fit_windows, shape.window_tokens, shape.d_model)
+            fitted = (cfg.layers.last - cfg.layers.first + 1) * per_layer
+            needs.append(DiskNeed("streams to fit controls on", Path(cfg.paths.cache_dir), fitted, "paths.cache_dir"))
         needs.append(DiskNeed("residual streams", Path(cfg.paths.cache_dir), streams, "paths.cache_dir"))
     rows = sum(shape.widths[:-1]) if shape is not None else 0
     record = rows * FEATURE_ROW_BYTES + RECORD_BYTES

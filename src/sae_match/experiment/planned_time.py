@@ -46,7 +46,9 @@ def durations(plan: Plan) -> list[Duration]:
     own = single if dtype == torch.float32 else matmul_flops(plan.device, dtype) * share
     found.append(_reading(shape))
     if shape.model is not None:
-        flops = estimates.capture_flops(shape.model, shape.windows, shape.window_tokens, plan.layers[-1])
+        flops = estimates.capture_flops(
+            shape.model, shape.windows + shape.fit_windows, shape.window_tokens, plan.layers[-1]
+        )
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
     found.append(_solving(plan.cfg, shape))
     if shape.model is not None:

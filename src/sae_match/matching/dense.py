@@ -66,7 +66,7 @@ class DenseSolver:
         cost, step = grid_cost(rows, columns, self.block_rows)
         _, assigned = linear_sum_assignment(cost)
         deficit = dual_deficit(cost, assigned, self.block_rows)
-        permutation = _permutation(assigned, n_a, n_b)
+        permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
         return Solution(
             permutation=permutation,
@@ -128,7 +128,8 @@ def _relax(cost: Floats, base: Floats, block_rows: int) -> Floats:
     return reached
 
 
-def _permutation(assigned: npt.NDArray[np.int64], n_a: int, n_b: int) -> Permutation:
+def assigned_permutation(assigned: npt.NDArray[np.int64], n_a: int, n_b: int) -> Permutation:
+    """The matching A -> B from the partner of each feature of the narrower side."""
     partners = torch.from_numpy(assigned.astype(np.int64))
     if n_a <= n_b:
         return Permutation(partners, n_b)

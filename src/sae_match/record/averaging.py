@@ -12,12 +12,6 @@ SUMMED = ("objective", "lower_bound", "tolerance", "matched_pairs", "solver_seco
 SUMMED_PREFIXES = ("solver/", "judge_count/")
 LARGEST = ("gap", "solver/peak_memory_gib", "solver/cosine_gap", "solver/marginal_error")
 
-DIFFERENCES = ("delta_loss", "explained_variance")
-"""Metrics of which a job reports how encode_permute_decode differs from the splices of `COMPARED`, as
-`METRIC_difference/SPLICE`."""
-COMPARED = ("encode_decode_previous", "encode_decode_current", "layer_drop", "encode_permute_decode_random")
-"""Splices from which encode_permute_decode's difference is reported with a paired interval."""
-
 
 def headline_name(metric: str, variant: str) -> str:
     """`metric` for the matched variant, else `metric/variant`."""

@@ -1,0 +1,59 @@
+"""Pearson correlation of two SAEs' feature activations over tokens, streamed: a data-driven measure of sameness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.saes import SparseAutoencoder
+
+Batches = Iterator[tuple[Float[Tensor, "tokens F_a"], Float[Tensor, "tokens F_b"]]]
+
+
+@torch.no_grad()
+def activation_correlations(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    x_a: Float[Tensor, "windows tokens d"],
+    x_b: Float[Tensor, "windows tokens d"],
+    batch_windows: int = 8,
+    sink_positions: int = 1,
+) -> Float[Tensor, "F_a F_b"]:
+    """Correlation of every feature of A with every feature of B, float32.
+
+    Two passes over the tokens: means and standard deviations in float64, then products of standardised activations.
+    A feature that never changes (a dead one) correlates with nothing: 0. Memory beyond one batch: 4 F_a F_b bytes.
+
+    Args:
+        x_a, x_b: resid_post of both layers on the same tokens; memory-mapped CPU tensors are fine.
+        sink_positions: positions at each window's start that are left out.
+    """
+
+    def activations() -> Batches:
+        for part_a, part_b in zip(x_a.split(batch_windows), x_b.split(batch_windows), strict=True):
+            f_a, f_b = (sae.encode(x[:, sink_positions:].to(sae.device)) for sae, x in ((a, part_a), (b, part_b)))
+            yield f_a.flatten(0, 1), f_b.flatten(0, 1)
+
+    n = x_a.shape[0] * (x_a.shape[1] - sink_positions)
+    sums = [torch.zeros(2, sae.width, dtype=torch.float64, device=sae.device) for sae in (a, b)]
+    for both in activations():
+        for total, f in zip(sums, both, strict=True):
+            total[0] += f.sum(dim=0, dtype=torch.float64)
+            total[1] += f.to(torch.float64).square().sum(dim=0)
+    (mean_a, scale_a), (mean_b, scale_b) = (_standard(total / n) for total in sums)
+    products = torch.zeros(a.width, b.width, device=a.device)
+    for f_a, f_b in activations():
+        products.addmm_(((f_a - mean_a) * scale_a).T, (f_b - mean_b) * scale_b, alpha=1 / n)
+    return products.clamp_(-1.0, 1.0)
+
+
+def _standard(moments: Float[Tensor, "2 F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+    """Mean and one over the standard deviation, 0 where nothing varies, float32."""
+    mean, square = moments
+    variance = square - mean.square()
+    varies = variance > 1e-12 * square
+    scale = torch.where(varies, variance.clamp(min=1e-300).rsqrt(), 0.0)
+    return mean.float(), scale.float()

@@ -1,0 +1,88 @@
+"""The best affine map from one layer's residual stream to the next one's: what a splice without features could do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_match.errors import UserError
+from sae_match.evaluation.splices import PairActivations
+
+LINEAR_MAP = "linear_map"
+"""Name of the splice."""
+CONDITION = 1e12
+"""Above this ratio of the largest to the smallest eigenvalue of the covariance, its inverse is mostly rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """x_b ~ x_a @ weight + bias.
+
+    Attributes:
+        ridge: what was added to the diagonal of x_a's covariance; 0 = plain least squares.
+        tokens: on how many tokens it was fitted.
+    """
+
+    weight: Float[Tensor, "d d"]
+    bias: Float[Tensor, " d"]
+    ridge: float
+    tokens: int
+
+    def __call__(self, pair: PairActivations) -> Float[Tensor, "*batch d"]:
+        """The residual that replaces x_b."""
+        x = pair.x_a
+        return x @ self.weight.to(x.device, x.dtype) + self.bias.to(x.device, x.dtype)
+
+
+@torch.no_grad()
+def fit_linear_map(
+    x_a: Float[Tensor, "windows tokens d"],
+    x_b: Float[Tensor, "windows tokens d"],
+    batch_windows: int = 8,
+    sink_positions: int = 1,
+    device: str | torch.device = "cpu",
+) -> LinearMap:
+    """Least squares with an intercept, from covariances accumulated in float64 in one pass.
+
+    Where the covariance of x_a is singular or nearly so (condition above 1e12, as with fewer tokens than dimensions),
+    its largest eigenvalue over that condition is added to its diagonal (ridge), which keeps the solution small in the
+    directions that the tokens do not show.
+
+    Raises:
+        UserError: residuals of different shapes, no tokens after the sink positions, or no variance.
+    """
+    if x_a.shape != x_b.shape or x_a.ndim != 3 or len(x_a) == 0 or x_a.shape[1] <= sink_positions:
+        raise UserError(f"a linear map needs residuals of the same tokens: {tuple(x_a.shape)} and {tuple(x_b.shape)}")
+    d = x_a.shape[2]
+    n = x_a.shape[0] * (x_a.shape[1] - sink_positions)
+    # Subtracted before products are formed: a mean far from zero would cost their last digits.
+    origin = [x[0, sink_positions:].to(device, torch.float64).mean(dim=0) for x in (x_a, x_b)]
+    total_a, total_b = (torch.zeros(d, dtype=torch.float64, device=device) for _ in range(2))
+    squares, products = (torch.zeros(d, d, dtype=torch.float64, device=device) for _ in range(2))
+    for parts in zip(x_a.split(batch_windows), x_b.split(batch_windows), strict=True):
+        a, b = (
+            x[:, sink_positions:].to(device, torch.float64).flatten(0, 1) - start
+            for x, start in zip(parts, origin, strict=True)
+        )
+        total_a += a.sum(dim=0)
+        total_b += b.sum(dim=0)
+        squares.addmm_(a.T, a)
+        products.addmm_(a.T, b)
+    mean_a, mean_b = total_a / n, total_b / n
+    covariance = squares / n - torch.outer(mean_a, mean_a)
+    weight, ridge = _solve(covariance, products / n - torch.outer(mean_a, mean_b))
+    bias = (mean_b + origin[1]) - (mean_a + origin[0]) @ weight
+    return LinearMap(weight.float(), bias.float(), ridge, n)
+
+
+def _solve(covariance: Float[Tensor, "d d"], cross: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], float]:
+    values = torch.linalg.eigvalsh(covariance)
+    largest = float(values[-1])
+    if not largest > 0:
+        raise UserError("the residual stream does not vary over the text that the linear map is fitted on")
+    ridge = 0.0 if float(values[0]) * CONDITION > largest else largest / CONDITION
+    regular = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return torch.linalg.solve(regular, cross), ridge

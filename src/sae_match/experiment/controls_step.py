@@ -1,0 +1,146 @@
+"""Controls beside `vanilla` and `random`: other ways to match each pair, evaluated like the matching itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_match.config.controls import SOLVED, Control, chosen
+from sae_match.config.schema import Config
+from sae_match.config.solver_schema import SolverName
+from sae_match.evaluation.correlation import activation_correlations
+from sae_match.evaluation.linear_map import LINEAR_MAP, LinearMap, fit_linear_map
+from sae_match.evaluation.pair import weight_rows
+from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.evaluation_step import Evaluator
+from sae_match.experiment.matching_step import PairMatching, match_configured
+from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.language_model import ResidualStreams
+from sae_match.matching import Permutation, make_solver
+from sae_match.matching.by_similarity import SimilarityMatching, check_memory, match_by_similarity
+from sae_match.matching.solution import Solver
+from sae_match.saes import SparseAutoencoder
+
+logger = logging.getLogger(__name__)
+
+Aside = Mapping[int, Bool[Tensor, " F"]]
+
+
+def control_solvers(cfg: Config, device: str = "cpu") -> dict[str, Solver]:
+    """The baseline solvers among the controls, with the options of the job's own solver."""
+    named = [control for control in chosen(cfg.evaluation.controls) if control in SOLVED]
+    return {
+        control.value: make_solver(replace(cfg.solver, name=SolverName(control.value)), device=device, seed=cfg.seed)
+        for control in named
+    }
+
+
+def check_correlation(cfg: Config, width_a: int, width_b: int) -> None:
+    """Refuse widths whose correlations do not fit into memory, if the job needs them.
+
+    Raises:
+        UserError: too little memory.
+    """
+    if Control.correlation in chosen(cfg.evaluation.controls):
+        check_memory(width_a, width_b, cfg.solver.memory_limit_gib)
+
+
+def add_controls(
+    cfg: Config,
+    saes: SpanSaes,
+    matchings: Sequence[PairMatching],
+    evaluator: Evaluator | None,
+    aside: Aside,
+    device: str,
+    progress: bool,
+) -> list[PairMatching]:
+    """The pairs with the permutations of the further controls and their weight metrics.
+
+    Args:
+        evaluator: with text to fit on; None for weights_only.
+        aside: features that every control leaves unmatched as well, by layer.
+    """
+    solvers = control_solvers(cfg, device)
+    correlated = Control.correlation in chosen(cfg.evaluation.controls)
+    if not solvers and not correlated:
+        return list(matchings)
+    found: list[PairMatching] = []
+    for pair in tqdm(matchings, desc="matching controls", disable=not progress):
+        a, b = saes.load(pair.layer), saes.load(pair.layer_to)
+        excluded = aside.get(pair.layer), aside.get(pair.layer_to)
+        more = {name: match_configured(cfg, a, b, s, *excluded).permutation for name, s in solvers.items()}
+        rows: list[MetricRow] = []
+        if correlated and evaluator is not None:
+            matching = _correlated(evaluator, pair, a, b, *excluded)
+            more[Control.correlation.value] = matching.permutation
+            values = {"fit_correlation": matching.mean, "gap": matching.gap}
+            n = len(matching.permutation.matched)
+            rows = [MetricRow(pair.layer, pair.layer_to, "correlation", name, x, n) for name, x in values.items()]
+        rows += weight_rows(a, b, more, pair.layer, pair.layer_to)
+        logger.info("layers %d -> %d: controls %s", pair.layer, pair.layer_to, ", ".join(more))
+        found.append(replace(pair, permutations=pair.permutations | more, rows=pair.rows + rows))
+    return found
+
+
+def linear_map(evaluator: Evaluator, pair: PairMatching) -> dict[str, LinearMap]:
+    """The splice `linear_map` of a pair, fitted on the text that is not evaluated; none if the job asks for none.
+
+    Fitted whenever it is needed: kept for a whole span, the maps would outgrow the SAEs.
+    """
+    if Control.linear_map not in chosen(evaluator.cfg.evaluation.controls):
+        return {}
+    streams = _streams(evaluator)
+    fitted = fit_linear_map(
+        streams.layer(pair.layer),
+        streams.layer(pair.layer_to),
+        evaluator.cfg.evaluation.batch_windows,
+        evaluator.cfg.model.sink_positions,
+        evaluator.saes.device,
+    )
+    if fitted.ridge > 0:
+        logger.warning(
+            "layers %d -> %d: the linear map is regularised (ridge %.2g): %d tokens do not determine it",
+            pair.layer, pair.layer_to, fitted.ridge, fitted.tokens,
+        )  # fmt: skip
+    return {LINEAR_MAP: fitted}
+
+
+def _correlated(
+    evaluator: Evaluator,
+    pair: PairMatching,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    exclude_a: Bool[Tensor, " F_a"] | None,
+    exclude_b: Bool[Tensor, " F_b"] | None,
+) -> SimilarityMatching:
+    """The matching of highest activation correlation on the text that is not evaluated."""
+    streams, cfg = _streams(evaluator), evaluator.cfg
+    similarity = activation_correlations(
+        a,
+        b,
+        streams.layer(pair.layer),
+        streams.layer(pair.layer_to),
+        cfg.evaluation.batch_windows,
+        cfg.model.sink_positions,
+    ).cpu()
+    if exclude_a is None and exclude_b is None:
+        return match_by_similarity(similarity)
+    kept_a, kept_b = (
+        torch.arange(n) if gone is None else (~gone).nonzero().flatten()
+        for n, gone in zip(similarity.shape, (exclude_a, exclude_b), strict=True)
+    )
+    part = match_by_similarity(similarity[kept_a][:, kept_b])
+    whole: Permutation = part.permutation.embedded(kept_a, kept_b, *similarity.shape)
+    return part._replace(permutation=whole)
+
+
+def _streams(evaluator: Evaluator) -> ResidualStreams:
+    if evaluator.fit is None:
+        raise RuntimeError("a control needs text to be fitted on, and none was prepared")
+    return evaluator.fit.streams
