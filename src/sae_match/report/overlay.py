@@ -16,6 +16,8 @@ from .compare import comparison_keys, labels, setting
 from .directions import lower_is_better
 from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
+from .pair_figure import write_pair_figures
+from .paper_figures import of_one_pair, plot_bars, write_paper_figures
 from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles, quantile_rows
 from .records import Record
 from .style import Style, factor_styles, quantity
@@ -25,6 +27,13 @@ OWN_VARIANTS = ("matched", "encode_permute_decode")
 same in every job are drawn once, for reference."""
 MAX_CURVES = 12
 """Jobs in one figure; of more, the best by their mean are drawn."""
+
+PAPER = {
+    "weight_mse": "weight MSE by folding, over layer pairs",
+    "sparsity": "splices against the sparsity of the SAEs",
+    "pairs": "example pairs",
+}
+"""Titles of the figures in the paper's form, by file name."""
 
 Tables = dict[str, dict[str, pd.DataFrame]]
 """Metric -> job's label -> its rows over layer pairs."""
@@ -61,8 +70,8 @@ def drawn(metric: str) -> bool:
 
 
 def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_CURVES) -> list[Drawn]:
-    """One figure per metric: the jobs' own curves together (with a single job: all its variants); per job one over
-    distance and one over quantiles, where it has them.
+    """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
+    is one layer pair; per job one over distance and one over quantiles, where it has them; those in the paper's form.
 
     File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
 
@@ -81,7 +90,9 @@ def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_C
     tables = _by_metric(whole)
     figures = [figure for metric in sorted(tables) for figure in _overlay(tables[metric], metric, jobs)]
     figures += _per_job(whole, "composition", has_distances, plot_composition, distance_rows, jobs)
-    return figures + _per_job(whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+    figures += _per_job(whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+    paper = write_paper_figures(records, directory) + write_pair_figures(records, directory)
+    return figures + [Drawn(path, PAPER.get(path.stem, path.stem.replace("_", " "))) for path in paper]
 
 
 def _marked(label: str, record: Record) -> str:
@@ -128,9 +139,13 @@ def _own_curves(
         note = f"The best {len(chosen)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
         title += f" (best {len(chosen)} of {len(curves)} jobs)"
     path = jobs.directory / f"{stem}.png"
-    plot_overlay(
-        {label: curves[label] for label in chosen}, metric, variant, path, title=title, common=common, look=look
-    )
+    drawn_curves = {label: curves[label] for label in chosen}
+    if of_one_pair(drawn_curves):
+        # The rows of all variants: a bar's own ceiling is drawn beside it.
+        rows = {label: tables[label] for label in chosen}
+        plot_bars(rows, metric, variant, path, title=title, common=common)
+    else:
+        plot_overlay(drawn_curves, metric, variant, path, title=title, common=common, look=look)
     plotted = [(jobs.names[label], curves[label]) for label in chosen]
     return Drawn(_with_data(path, [*plotted, ("every job", common)]), title, note)
 

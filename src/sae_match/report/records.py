@@ -16,8 +16,9 @@ import yaml
 
 from ..errors import UserError
 from ..record.factors import factors_of, flatten
-from ..record.job import CONFIG, METRICS, PAIRS, STATUS
+from ..record.job import CONFIG, METRICS, PAIRS
 from ..record.pairs import read_pairs
+from ..record.state import STATUS, interpret
 
 BAD_STATES = ("failed", "killed", "unreadable")
 """States that make a report end with a non-zero exit code."""
@@ -27,9 +28,9 @@ BAD_STATES = ("failed", "killed", "unreadable")
 class Record:
     """One job as its directory tells it.
 
-    `state` is running, done, failed or killed as written, or "unreadable" where a file of the record is damaged
-    (`error` then says which). `pairs` is None where the job has no pairs.csv. `parts` are the jobs that a record was
-    merged from (`merge.merge_spans`), if it was.
+    `state` is running, done, failed or killed (also where its process is gone without saying so), or "unreadable" where
+    a file of the record is damaged (`error` then says which). `pairs` is None where the job has no pairs.csv. `parts`
+    are the jobs that a record was merged from (`merge.merge_spans`), if it was.
     """
 
     name: str
@@ -70,13 +71,14 @@ def read_record(path: Path, name: str | None = None) -> Record:
     name = path.name if name is None else name
     try:
         status = _mapping(path / STATUS, json.loads)
-        error = status.get("error")
+        now = interpret(status)
+        error = now.error
         return Record(
             name=name,
             path=path,
-            state=str(status["state"]),
+            state=now.state,
             error=None if error is None else f"{error['type']}: {error['message']}",
-            seconds=status.get("seconds"),
+            seconds=now.seconds,
             config=_mapping(path / CONFIG, _yaml) if (path / CONFIG).exists() else {},
             metrics=_mapping(path / METRICS, json.loads) if (path / METRICS).exists() else {},
             pairs=_pairs(path / PAIRS) if (path / PAIRS).exists() else None,
