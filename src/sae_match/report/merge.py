@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..record.averaging import averaged, combine, headline_name
 from ..record.distances import near_rows
-from .compare import NEVER_A_FACTOR
+from ..record.science import science_of
 from .paired import SAMPLES, SEED
 from .records import Record
 from .resamples import cached_bootstrap, document_sums, means
@@ -74,8 +74,8 @@ def _span(record: Record) -> tuple[int, int] | None:
 
 
 def _science_but_layers(record: Record) -> str:
-    kept = {key: value for key, value in record.config.items() if key not in (*NEVER_A_FACTOR, "layers")}
-    return json.dumps(kept, sort_keys=True, default=str)
+    """What jobs of one span have in common. Nodes of a cluster may differ in their device."""
+    return json.dumps(science_of(record.config, ("layers", "device")), sort_keys=True, default=str)
 
 
 def _merge(parts: Sequence[Record]) -> tuple[Record, list[str]]:
