@@ -74,8 +74,8 @@ def _span(record: Record) -> tuple[int, int] | None:
 
 
 def _science_but_layers(record: Record) -> str:
-    """What jobs of one span have in common. Nodes of a cluster may differ in their device."""
-    return json.dumps(science_of(record.config, ("layers", "device")), sort_keys=True, default=str)
+    """What jobs of one span have in common. What they capture for each other does not count, nor does a device."""
+    return json.dumps(science_of(record.config, ("layers", "capture", "device")), sort_keys=True, default=str)
 
 
 def _merge(parts: Sequence[Record]) -> tuple[Record, list[str]]:
