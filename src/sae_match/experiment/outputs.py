@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sae_match.config.controls import FITTED, SOLVED
 from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
@@ -49,7 +51,7 @@ def draw_figures(
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles where they were asked for."""
     measured = set(pairs["metric"])
-    near = per_layer_rows(pairs)
+    near = few_variants(per_layer_rows(pairs))
     paths = [plot_overview(near, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
@@ -63,6 +65,12 @@ def draw_figures(
     if has_quantiles(pairs):
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
     return paths
+
+
+def few_variants(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
+    more = [control.value for control in (*SOLVED, *FITTED)]
+    return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 
 def mirror_record(
