@@ -6,19 +6,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.composition_guard import guarded_composition
 from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
+from sae_match.launchers import dead_job, missing_plugin
+from sae_match.sweep import in_sweep, reported
+from sae_match.terminal import is_completion_query, quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +29,27 @@ EXIT_INTERRUPTED = 130
 
 def job(cfg: DictConfig) -> float | None:
     """Hydra's task function: check, run, log the headline numbers."""
+    quiet_libraries(cfg.progress)
     # Imported here so that --help, --cfg and configuration errors do not wait for torch.
     from sae_match.experiment import run
+    from sae_match.experiment.rerun import Action, decide
+    from sae_match.sweep_progress import progress_line
 
-    config = to_dataclass(cfg, Config)
-    if config.dry_run:
-        show_plan(config)
-        return None
-    try:
-        result = run(config, group=sweep_name())
-    except Exception as error:
-        # Hydra reports only the first failed job of a sweep, at its end; each one says so in its own log as well.
-        if sweep_name() is not None:
-            logger.error("job %s failed: %s", HydraConfig.get().job.num, error)
-        raise
+    with in_sweep() as place:
+        config = to_dataclass(cfg, Config)
+        if config.dry_run:
+            show_plan(config)
+            return None
+        decision = decide(config, place.sweep)
+        place.record, place.action = decision.directory, decision.action
+        place.note()
+        if place.sweep is not None and decision.action is Action.run:
+            logger.info("%s", progress_line(place.sweep, place.number))
+        if decision.action is Action.report and place.sweep is None:
+            raise UserError(f"rerun=none: there is no finished record of this job in {decision.directory}")
+        if decision.action is not Action.run:
+            return decision.metrics.get("matching_score")
+        result = run(decision.cfg, group=None if place.sweep is None else place.sweep.name)
     logger.info("record: %s", result.directory)
     for name in ("matching_score", "weight_mse/W_dec", "explained_variance/encode_permute_decode",
                  "delta_loss/encode_permute_decode"):  # fmt: skip
@@ -67,16 +75,10 @@ def show_plan(config: Config) -> None:
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
 
 
-def sweep_name() -> str | None:
-    """Name of the sweep's directory, which groups its W&B runs; None for a single run."""
-    config = HydraConfig.get()
-    return Path(config.sweep.dir).name if config.mode is RunMode.MULTIRUN else None
-
-
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
     register_schemas()
-    with dry_run_arguments(sys.argv):
+    with dry_run_arguments(sys.argv), reported():
         run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))
 
 
@@ -85,11 +87,16 @@ def run_command(command: Callable[[], object]) -> None:
     # With this set Hydra raises instead of printing a trimmed traceback, so that what is shown is decided here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        command()
+        with guarded_composition():
+            command()
     except UserError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
+        if is_completion_query(sys.argv):
+            sys.exit(EXIT_USER_ERROR)
         cause = error.__cause__ or error.__context__
+        if (advice := missing_plugin(str(error))) is not None:
+            fail(advice)
         detail = f"\n{cause}" if isinstance(cause, OmegaConfBaseException | HydraException) else ""
         # Hydra advises to add unknown keys with +, which the schema then refuses.
         lines = [line for line in f"{error}{detail}".splitlines() if not line.startswith("To append to your config")]
@@ -100,16 +107,21 @@ def run_command(command: Callable[[], object]) -> None:
         fail(
             f"{error.filename}: {error.strerror}. Choose other paths.output_dir, paths.cache_dir or working directory."
         )
-    except MemoryError as error:
-        fail(out_of_memory(error))
-    except RuntimeError as error:
-        # torch.OutOfMemoryError is a RuntimeError; torch is not imported here.
-        if type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        if (advice := what_ended(error)) is None:
             raise
-        fail(out_of_memory(error))
+        fail(advice)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def what_ended(error: Exception) -> str | None:
+    """What to do about an error that is nobody's mistake: memory that ran out, or a job's process that died."""
+    # torch's own error is a RuntimeError; torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return out_of_memory(error)
+    return dead_job(error)
 
 
 def out_of_memory(error: BaseException) -> str:

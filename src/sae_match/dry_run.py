@@ -14,11 +14,13 @@ from sae_match.config.schema import Config
 _ASKED = re.compile(r"^\+{0,2}dry_run=(true|yes|on|1)$", re.IGNORECASE)
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _PREFIX = "sae_match_dry_run_"
+_LAUNCHER = ("launcher=", "hydra/launcher=", "hydra.launcher.")
 
 
 @contextmanager
 def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
-    """Where the command line asks for a dry run, add to it (in place) that Hydra writes into a scratch directory.
+    """Where the command line asks for a dry run, change it in place: Hydra
+    writes into a scratch directory, and launches jobs in this process.
 
     Hydra makes a job's folder, with its configuration and log, before the job can say that it is a dry run. A dry run
     that is switched on in a configuration file, not on the command line, leaves that folder.
@@ -29,12 +31,20 @@ def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:
         # Of two values for one key Hydra takes the last.
         arguments += [f"{key}={scratch}" for key in _FOLDERS]
+        # The plans are printed here: a plan that waits in a cluster's queue is none.
+        arguments[1:] = [argument for argument in arguments[1:] if not argument.lstrip("+").startswith(_LAUNCHER)]
+        arguments.append("launcher=local")
         yield
+
+
+def is_scratch(directory: Path | str) -> bool:
+    """Whether a directory lies in the scratch directory of a dry run."""
+    return _PREFIX in str(directory)
 
 
 def in_a_new_record(config: Config, arguments: list[str]) -> Config:
     """The configuration with the output directory that the real run would have, in place of the scratch directory."""
-    if _PREFIX not in config.paths.output_dir:
+    if not is_scratch(config.paths.output_dir):
         return config
     pairs = (argument.partition("=") for argument in arguments)
     given = [value for key, _, value in pairs if key in _FOLDERS and _PREFIX not in value]

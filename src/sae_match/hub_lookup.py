@@ -69,7 +69,7 @@ class Lookup:
                 return self._ask(repository, filename)
             except Exception as raised:
                 error = self._judge(raised, repository, filename)
-        cached = _cached(repository, filename, repository.revision)
+        cached = cached_path(repository, filename, repository.revision)
         if cached is None:
             raise self._refused(error, repository, None if _whole(error) else filename)
         # The client falls back on its cache in the same way.
@@ -98,7 +98,7 @@ class Lookup:
             endpoint=constants.ENDPOINT,
         )  # fmt: skip
         metadata = get_hf_file_metadata(url, timeout=self.timeout, endpoint=constants.ENDPOINT)
-        cached = _cached(repository, filename, metadata.commit_hash) or _blob(repository, metadata.etag)
+        cached = cached_path(repository, filename, metadata.commit_hash) or _blob(repository, metadata.etag)
         return HubFile(repository, filename, metadata.size, cached)
 
     def _list(self, repository: Repository) -> list[HubFile]:
@@ -107,7 +107,7 @@ class Lookup:
             timeout=self.timeout,
         )  # fmt: skip
         names = [(sibling.rfilename, sibling.size) for sibling in getattr(info, "siblings", None) or []]
-        return [HubFile(repository, name, size, _cached(repository, name, info.sha)) for name, size in names]
+        return [HubFile(repository, name, size, cached_path(repository, name, info.sha)) for name, size in names]
 
     def _judge(self, error: Exception, repository: Repository, filename: str | None) -> Exception:
         """The error, unless the cache cannot stand in for it; a hub that is down is not asked again."""
@@ -136,7 +136,8 @@ def _folder(repository: Repository) -> Path:
     return Path(constants.HF_HUB_CACHE) / name
 
 
-def _cached(repository: Repository, filename: str, revision: str | None) -> Path | None:
+def cached_path(repository: Repository, filename: str, revision: str | None) -> Path | None:
+    """A file of a repository in the hub client's cache, or None; nothing is asked or fetched."""
     found = try_to_load_from_cache(
         repository.repo_id, filename, revision=revision, repo_type=_kind(repository), cache_dir=constants.HF_HUB_CACHE
     )

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from sae_match.app import run_command
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_train_config
-from sae_match.config.schema import TrainConfig
+from sae_match.config.training_schema import TrainConfig
+from sae_match.terminal import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ def job(cfg: DictConfig) -> None:
     """Hydra's task function: check, train, log one line per layer."""
     checked = to_dataclass(cfg, TrainConfig)
     check_train_config(checked)
+    quiet_libraries(checked.progress)
     from sae_match.training.run import run_training
 
     for entry in run_training(checked):

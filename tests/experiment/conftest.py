@@ -7,50 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from hydra import compose, initialize_config_dir
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.schema import Config
 from sae_match.saes import SparseAutoencoder, save_native
 from tests.builders import identity_sae, permuted, random_sae
-
-D_MODEL, LAYERS, WORDS = 8, 4, 40
+from tests.tiny_setting import D_MODEL, LAYERS, build_model, build_text
 
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with 4 blocks and d_model 8, and a word-level tokenizer without BOS."""
-    directory = tmp_path_factory.mktemp("model")
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS + 2, hidden_size=D_MODEL, intermediate_size=16, num_hidden_layers=LAYERS,
-        num_attention_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(directory)
-    vocabulary = {"[UNK]": 0} | {f"w{i}": i + 1 for i in range(WORDS)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(directory)
-    return directory
+    return build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
 def text_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten documents of 30 random words."""
-    directory = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(4)
-    for i in range(10):
-        words = torch.randint(WORDS, (30,), generator=generator).tolist()
-        (directory / f"d{i}.txt").write_text(" ".join(f"w{w}" for w in words), encoding="utf-8")
-    return directory
+    return build_text(tmp_path_factory.mktemp("text"))
 
 
 def _save(root: Path, saes: dict[str, SparseAutoencoder]) -> Path:

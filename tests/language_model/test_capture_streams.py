@@ -106,7 +106,7 @@ def test_files_are_plain_safetensors(llama: LanguageModel, windows: SimpleNamesp
         assert file.metadata()["key"] == streams.key and file.metadata()["layer"] == "1"
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["model_key"] == llama.key and manifest["windows_key"] == windows.key
-    assert {path.suffix for path in directory.iterdir()} <= {".safetensors", ".json", ".lock"}
+    assert {path.suffix for path in directory.iterdir()} <= {".safetensors", ".json", ".lock", ".sha256"}
 
 
 def test_half_precision_is_stored_as_float32(

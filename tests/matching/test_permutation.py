@@ -132,3 +132,13 @@ def test_a_matching_of_parts_embedded_in_the_whole() -> None:
 def test_composing_needs_a_common_layer() -> None:
     with pytest.raises(UserError, match="cannot compose"):
         Permutation.identity(3).compose(Permutation.identity(4))
+
+
+def test_equal_permutations_are_equal_files_that_the_library_reads(tmp_path: Path) -> None:
+    provenance = {"metric": "both", "note": "Grüße", "seconds": 0.25}
+    for name in ("a", "b", "c", "d"):
+        Permutation(torch.tensor([2, -1, 0]), 5, dict(provenance)).save(tmp_path / name)
+    assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c", "d")}) == 1
+    assert load_file(tmp_path / "a")["permutation"].tolist() == [2, -1, 0]
+    back = Permutation.load(tmp_path / "a")
+    assert (back.n_b, back.provenance) == (5, provenance)

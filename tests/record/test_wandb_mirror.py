@@ -10,34 +10,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import wandb
 from matplotlib.figure import Figure
 
 from sae_match.errors import UserError
+from sae_match.matching import Permutation
 from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
 from sae_match.record.wandb_settings import artifact_name, checked_tags
 from tests.wandb_reader import inspect
 
 METRICS = ("both", "decoder", "encoder")
+PROVENANCE = {"layer_a": 11, "layer_b": 12, "sae_a": "aa11", "sae_b": "bb12"}
 SUMMARY = {
     "matching_score": 1 / 3,
     "matching_score_low": 0.25,
     "pairs_matched": 2,
-    "certified": True,
-    "solver": "dense",
 }
 
 
 def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cache: Path) -> None:
     record.write_pairs(pairs)
     record.write_metrics({**SUMMARY, "not_measured": None})
-    record.permutation_path(11, 12).write_bytes(b"a permutation")
+    Permutation(torch.arange(3), 3, PROVENANCE).save(record.permutation_path(11, 12))
     Figure().savefig(record.figure_path("overview"))
     with open_mirror(
         record.directory, mode="offline", config=config, cache_dir=cache, group="sweep-1", tags=["demo"]
     ) as mirror:
-        mirror.log_layers(layer_rows(pairs))
+        mirror.log_curves("layer", layer_rows(pairs))
         mirror.log_pair_table(pairs)
+        mirror.log_comparison(SUMMARY)
         mirror.log_histograms({"mse/11_to_12": np.arange(128.0), "ready": np.histogram(np.arange(9.0), bins=3)})
         mirror.log_figures([record.figure_path("overview")])
         mirror.log_permutations(record.permutations)
@@ -68,7 +70,16 @@ def check_identity(run: dict[str, list[Any]], config: dict[str, Any]) -> None:
     assert stored == flat_config(config)
     assert [entry["exit_code"] for entry in run["exit"]] == [0]
     by_layer = {entry.get("name", entry.get("glob_name")): entry.get("step_metric") for entry in run["metric"]}
-    assert by_layer == {"layer": None, "per_layer/*": "layer"}
+    assert by_layer == {
+        "layer": None,
+        "distance": None,
+        "quantile": None,
+        "per_layer/*": "layer",
+        "by_distance/*": "distance",
+        "by_quantile/*": "quantile",
+    }
+    # Neither last nor smallest nor largest values of curves pass for headline numbers.
+    assert all(entry.get("summary") == {"none": True} for entry in run["metric"])
 
 
 def check_history(run: dict[str, list[Any]], pairs: pd.DataFrame) -> None:
@@ -91,7 +102,9 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     for entry in run["summary"]:
         summary |= entry.get("update", {})
     numbers = {
-        key: value for key, value in summary.items() if not key.startswith(("_", "pairs.", "histograms/", "figures/"))
+        key: value
+        for key, value in summary.items()
+        if not key.startswith(("_", "pairs.", "comparison.", "histograms/", "figures/"))
     }
     record = json.loads((job / "metrics.json").read_text())
     assert numbers == {key: value for key, value in record.items() if value is not None} == SUMMARY
@@ -109,7 +122,25 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     assert content["path"] == "layer_11_to_12.safetensors"
     # `wandb sync` reads the staged copy: it must lie with the job, not in a cache.
     assert Path(content["local_path"]).is_relative_to(job)
-    assert Path(content["local_path"]).read_bytes() == b"a permutation"
+    assert (
+        Path(content["local_path"]).read_bytes() == (job / "permutations" / "layer_11_to_12.safetensors").read_bytes()
+    )
+    saes = {entry["name"]: entry for entry in run["artifact"] if entry["type"] == "sae"}
+    assert set(saes) == {"sae-tiny-layer-11", "sae-tiny-layer-12"}
+    assert all(entry["use_after_commit"] for entry in saes.values()) and not artifact.get("use_after_commit")
+    assert json.loads(saes["sae-tiny-layer-11"]["metadata"])["content_hash"] == "aa11"
+    (reference,) = saes["sae-tiny-layer-12"]["manifest"]["contents"]
+    assert json.loads(Path(reference["local_path"]).read_text())["content_hash"] == "bb12"
+
+    comparison = json.loads((files / summary["comparison.path"]).read_text())
+    rows = {row[-4]: dict(zip(comparison["columns"], row, strict=True)) for row in comparison["data"]}
+    assert set(rows) == {"matching_score", "pairs_matched"}
+    assert (rows["matching_score"]["value"], rows["matching_score"]["low"], rows["matching_score"]["high"]) == (
+        1 / 3,
+        0.25,
+        None,
+    )
+    assert rows["matching_score"]["folding"] == "theta"
 
 
 def test_a_failed_job_closes_its_run_as_failed_and_restores_the_environment(
@@ -122,7 +153,7 @@ def test_a_failed_job_closes_its_run_as_failed_and_restores_the_environment(
         WandbMirror(tmp_path / "job", mode="offline", config=config, cache_dir=tmp_path, run_id="stable-id") as mirror,
     ):
         assert Path(os.environ["WANDB_DATA_DIR"]).is_relative_to(tmp_path / "job")
-        mirror.log_layers([{"layer": 0, "a": 1.0}])
+        mirror.log_curves("layer", [{"layer": 0, "a": 1.0}])
         raise ZeroDivisionError
     assert wandb.run is None
     assert os.environ["WANDB_CACHE_DIR"] == "/the/users/own" and "WANDB_DATA_DIR" not in os.environ
@@ -140,7 +171,7 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
     nan = float("nan")
     with WandbMirror(tmp_path, mode="offline", config=config, cache_dir=tmp_path / "c") as mirror:
         with pytest.raises(ValueError, match="per_layer/score"):
-            mirror.log_layers([{"layer": 0, "score": 0.1}, {"layer": 1, "score": nan}])
+            mirror.log_curves("layer", [{"layer": 0, "score": 0.1}, {"layer": 1, "score": nan}])
         with pytest.raises(ValueError, match="delta_loss"):
             mirror.summary({"ok": 1.0, "delta_loss": np.float64("inf")})
         with pytest.raises(ValueError, match="matching_score/ceiling"):
@@ -148,7 +179,11 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
         with pytest.raises(ValueError, match="mse"):
             mirror.log_histograms({"mse": np.array([0.1, nan])})
         with pytest.raises(ValueError, match="distinct"):
-            mirror.log_layers([{"layer": 0, "score": 0.1}, {"layer": 0, "score": 0.2}])
+            mirror.log_curves("layer", [{"layer": 0, "score": 0.1}, {"layer": 0, "score": 0.2}])
+        with pytest.raises(ValueError, match="distinct"):
+            mirror.log_curves("distance", [{"layer": 0, "score": 0.1}])
+        with pytest.raises(TypeError, match="recipe"):
+            mirror.summary({"ok": 1.0, "recipe": "abc"})
         with pytest.raises(ValueError, match="no permutations"):
             mirror.log_permutations(tmp_path / "none")
     run = inspect(tmp_path)
@@ -200,7 +235,8 @@ def test_an_unknown_mode_is_refused(tmp_path: Path, config: dict[str, Any]) -> N
 def test_tracking_none_takes_everything_and_writes_nothing(tmp_path: Path, pairs: pd.DataFrame) -> None:
     with open_mirror(tmp_path, mode="none") as mirror:
         assert isinstance(mirror, NullMirror)
-        mirror.log_layers([{"layer": 0}])
+        mirror.log_curves("layer", [{"layer": 0}])
+        mirror.log_comparison({"a": 1.0})
         mirror.log_pair_table(pairs)
         mirror.log_histograms({"a": np.zeros(1)})
         mirror.log_figures([tmp_path / "a.png"])

@@ -12,8 +12,10 @@ import pytest
 from sae_match.errors import UserError
 from sae_match.record.pairs import read_pairs, write_pairs
 from sae_match.report import find_records, read_record
-from sae_match.report.cli import main, report
+from sae_match.report.cli import main
+from sae_match.report.contents import Options, make_tables
 from sae_match.report.overlay import write_overlays
+from sae_match.report.writing import report_text
 
 FIGURES = [
     "delta_loss.png",
@@ -27,6 +29,10 @@ FIGURES = [
 ]
 
 
+WITH_DATA = sorted(name.replace(".png", f".{kind}") for name in FIGURES for kind in ("png", "svg", "csv"))
+TABLES = ["ablation.csv", "effects.csv", "report.csv", "report.html", "report.md"]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -37,23 +43,23 @@ def test_a_failed_job_is_shown_and_makes_the_exit_code_1(sweep: Path, capsys: py
     assert printed.startswith("# SAE Match: 3 of 4 jobs done\n")
     assert "- **10** failed: ValueError: b_enc | has a NaN in layer 12" in printed
     written = sweep / "report"
-    assert sorted(contents(written)) == sorted([*FIGURES, "report.csv", "report.md"])
+    assert sorted(contents(written)) == sorted([*WITH_DATA, *TABLES])
     assert (written / "report.md").read_text() == printed
     assert all(f"({name})" in printed for name in FIGURES)
     assert len(pd.read_csv(written / "report.csv")) == 4
 
 
 def test_the_report_is_a_pure_function_of_the_records(sweep: Path, tmp_path: Path) -> None:
-    main([str(sweep), "--output", str(tmp_path / "one")])
+    main([str(sweep), "--output", str(tmp_path / "out")])
     shutil.copytree(sweep, tmp_path / "moved" / "sweep")
-    main([str(tmp_path / "moved" / "sweep"), "--output", str(tmp_path / "two")])
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    main([str(tmp_path / "moved" / "sweep"), "--output", str(tmp_path / "moved" / "out")])
+    assert contents(tmp_path / "out") == contents(tmp_path / "moved" / "out")
 
 
 def test_a_sweep_without_trouble_ends_with_0(sweep: Path) -> None:
     shutil.rmtree(sweep / "10")
     assert main([str(sweep), "--no-figures"]) == 0
-    assert sorted(contents(sweep / "report")) == ["report.csv", "report.md"]
+    assert sorted(contents(sweep / "report")) == TABLES
 
 
 def test_several_paths_are_printed_and_written_only_on_request(
@@ -98,7 +104,7 @@ def test_a_damaged_record_is_reported_and_hides_no_other(sweep: Path, file: str,
     records = {record.name: record for record in find_records([sweep])}
     assert records["1"].state == "unreadable" and records["0"].state == "done"
     assert file in (records["1"].error or "") or file == "status.json"
-    assert "**unreadable**" in report(list(records.values()))
+    assert "**unreadable**" in report_text(make_tables(list(records.values()), Options()), Options())
 
 
 def test_a_job_is_named_by_its_place(sweep: Path) -> None:

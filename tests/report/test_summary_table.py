@@ -45,7 +45,7 @@ def test_one_row_per_job_in_natural_order(sweep: Path) -> None:
         ["0", "done", "both", "theta", "0.456 [0.400, 0.500]"],
         ["1", "done", "both", "none", "0.446 [0.400, 0.500]"],
         ["9", "done", "decoder", "theta", "0.366 [0.400, 0.500]"],
-        ["10", "**failed**", "decoder", "none", "–"],
+        ["10", "**failed**", "decoder", "none", "failed"],
     ]
 
 

@@ -11,7 +11,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_match.config.schema import Config, TrainConfig
+from sae_match.config.schema import Config, LayersConfig
+from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
 T = TypeVar("T", Config, TrainConfig)
@@ -41,8 +42,8 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
     """The configuration as an instance of its schema class, all interpolations resolved.
 
     Raises:
-        UserError: a key that the schema does not know (also one added with + or ++), a missing value, or a value
-            of the wrong type; the message names the key.
+        UserError: a key that the schema does not know (also one added with + or ++), a missing value, a value of the
+            wrong type, or `layers.pair` beside `first` or `last`; the message names the key.
     """
     try:
         plain = OmegaConf.to_container(cfg, resolve=False)
@@ -62,7 +63,27 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
         raise UserError(f"configuration: {error}") from error
     if not isinstance(result, kind):
         raise UserError(f"configuration does not form a {kind.__name__}")
-    return result
+    return expand_pair(result, plain)
+
+
+def expand_pair(config: T, given: Any) -> T:
+    """The configuration with `layers.pair` replaced by the `first` and `last` that it stands for: one name for one job.
+
+    Args:
+        given: nested mappings before interpolation. The defaults of first and last refer to what the SAEs cover, so
+            numbers there are the user's.
+
+    Raises:
+        UserError: `first` or `last` is given as well.
+    """
+    pair = config.layers.pair
+    if pair is None:
+        return config
+    numbers = {name: given["layers"][name] for name in ("first", "last") if isinstance(given["layers"][name], int)}
+    if numbers:
+        names = " and ".join(f"layers.{name}={value}" for name, value in numbers.items())
+        raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
+    return dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1))
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:

@@ -1,11 +1,11 @@
-"""Rules of `evaluation.quantiles` and `composition`, part of `check_config`. Knows no torch."""
+"""Rules of `evaluation.quantiles`, `capture` and `composition`, part of `check_config`. Knows no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.schema import EvaluationConfig, EvaluationLevel, LayersConfig
+from sae_match.config.schema import Config, EvaluationConfig, EvaluationLevel, LayersConfig
 
 
 def quantile_rules(evaluation: EvaluationConfig) -> Iterator[str]:
@@ -19,6 +19,17 @@ def quantile_rules(evaluation: EvaluationConfig) -> Iterator[str]:
     # The splices are named quantile_{q:g}.
     if len({f"{q:g}" for q in quantiles}) < len(quantiles):
         yield f"evaluation.quantiles={quantiles}: each must be named once (six digits tell them apart)"
+
+
+def capture_rules(cfg: Config) -> Iterator[str]:
+    """What is captured covers the job's own span, and exists."""
+    first, last, blocks = cfg.capture.first, cfg.capture.last, cfg.model.n_layers
+    if first is not None and not 0 <= first <= cfg.layers.first:
+        yield f"capture.first={first}: must be within 0..{cfg.layers.first} (layers.first)"
+    if last is not None and last < cfg.layers.last:
+        yield f"capture.last={last}: must be at least layers.last={cfg.layers.last}"
+    if last is not None and blocks is not None and last >= blocks:
+        yield f"capture.last={last}: {cfg.model.name} has blocks 0..{blocks - 1}"
 
 
 def composition_rules(composition: CompositionConfig, layers: LayersConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from sae_match.config.controls import control_rules
-from sae_match.config.evaluation_rules import composition_rules, quantile_rules
+from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
 from sae_match.config.judging_rules import judging_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
@@ -23,9 +23,9 @@ from sae_match.config.schema import (
     ModelSource,
     Part,
     TrackingConfig,
-    TrainConfig,
 )
 from sae_match.config.solver_schema import SolverConfig, SolverName
+from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -85,6 +85,7 @@ def check_config(cfg: Config) -> None:
     problems += composition_rules(cfg.composition, cfg.layers)
     problems += control_rules(cfg)
     if cfg.evaluation.level is EvaluationLevel.full:
+        problems += capture_rules(cfg)
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)
     problems += _common_rules(cfg.device, cfg.tracking)
@@ -120,6 +121,8 @@ def _raise(problems: list[str]) -> None:
 
 
 def _layer_rules(layers: LayersConfig, need_pair: bool) -> Iterator[str]:
+    if layers.pair is not None:
+        yield f"layers.pair={layers.pair} is short for first and last on the command line; set those two here"
     if layers.first < 0:
         yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
     if need_pair and layers.last <= layers.first:

@@ -50,7 +50,8 @@ class SaeConfig:
     """Gemma Scope width, such as 16k."""
     l0: str | None = None
     """Sparsity. Gemma Scope: canonical, paper, similar (evenest L0 over the span), or a number that names
-    average_l0_N. Gemma Scope 2: small, medium or big."""
+    average_l0_N. Gemma Scope 2: small, medium or big. Native: a number that l0_filename holds. In place of a number
+    there may be one per layer of the span, such as 71/70."""
     l0_near: int | None = None
     """With l0=similar: each layer takes the L0 nearest to this one; null = the evenest choice at any sparsity."""
     every_layer: bool = True
@@ -65,6 +66,10 @@ class SaeConfig:
     the files do not hold it. On the command line with a plus: '+sae.norm_scaling_factors={7: 2.5, 8: 2.4}'."""
     filename: str = "layer_{layer:02d}.safetensors"
     """Native layout: file name per layer."""
+    l0_filename: str | None = None
+    """Native layout: file name at sae.l0=N, with {layer} and {l0}; a folder may stand in front."""
+    default_l0: int | None = None
+    """Native layout: the L0 that `filename` was trained for; sae.l0 of null or of this number reads it."""
     ceiling_filename: str | None = None
     """Native layout: file name of a second seed; where it exists the same-layer match is the ceiling."""
     site: Site | None = None

@@ -120,6 +120,14 @@ class EvaluationLevel(StrEnum):
     full = "full"
 
 
+class Rerun(StrEnum):
+    """Which jobs the command runs where records of earlier launches are found."""
+
+    failed = "failed"
+    all = "all"
+    none = "none"
+
+
 @dataclass
 class GroupWeights:
     """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
@@ -173,6 +181,18 @@ class LayersConfig:
     """First layer (0-based; the residual stream after this block)."""
     last: int = MISSING
     """Last layer, inclusive."""
+    pair: int | None = None
+    """Short for first=pair, last=pair+1, so that a sweep can go over pairs; null once the two are set."""
+
+
+@dataclass
+class CaptureConfig:
+    """Which residual streams the one pass over the text keeps, for this job and those that share its cache."""
+
+    first: int | None = None
+    """First layer to capture; null = the job's own span."""
+    last: int | None = None
+    """Last layer to capture, inclusive; null = the job's own span."""
 
 
 @dataclass
@@ -322,6 +342,7 @@ class Config:
     judging: JudgingConfig = MISSING
     tracking: TrackingConfig = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     device: str = "auto"
@@ -332,70 +353,7 @@ class Config:
     """Progress bars; null = only when standard error is a terminal."""
     dry_run: bool = False
     """Print what the job would download, need and take, and everything that would stop it; run and write nothing."""
-
-
-@dataclass
-class TrainingConfig:
-    """Recipe of one JumpReLU SAE (Rajamanoharan et al. 2024, with a steered sparsity coefficient)."""
-
-    width: int = 1152
-    """Number of features F."""
-    target_l0: float = 32.0
-    """Mean number of active features per token that the controller steers to."""
-    tokens: int = 19_000_000
-    """Training tokens in all (epochs over the captured tokens)."""
-    batch_tokens: int = 2048
-    """Tokens per step."""
-    lr: float = 1e-3
-    """Adam learning rate of the weights."""
-    beta1: float = 0.9
-    """Adam's decay of the gradient mean."""
-    beta2: float = 0.999
-    """Adam's decay of the squared gradient."""
-    lr_log_threshold: float = 1e-2
-    """Adam learning rate of log theta."""
-    bandwidth: float = 0.1
-    """Kernel bandwidth of the straight-through estimator, in scaled activation units."""
-    topk_steps: int = 150
-    """BatchTopK steps that find the first threshold."""
-    warmup_steps: int = 200
-    """Linear learning-rate warm-up."""
-    decay_fraction: float = 0.5
-    """Share of the run, at its end, over which the learning rate decays to zero."""
-    clip_norm_factor: float = 4.0
-    """Training tokens with a norm above this multiple of the median are rescaled to it."""
-    controller_gain: float = 0.02
-    """Largest relative change of the sparsity coefficient per step."""
-    dead_tokens: int = 500_000
-    """A feature that fired on none of this many last tokens counts as dead and gets the auxiliary loss."""
-    aux_coefficient: float = 0.03125
-    """Weight of the auxiliary loss: dead features reconstruct what the others left over. 0 = none."""
-    fast_matmul: bool = True
-    """Let oneDNN choose the kernels of float32 products: exact float32 and twice MKL's speed on AMD processors;
-    processors with AMX multiply in bfloat16."""
-    checkpoint_seconds: int = 120
-    """Seconds between checkpoints."""
-    log_every_steps: int = 100
-    """Steps between logged points."""
-
-
-@dataclass
-class TrainConfig:
-    """The whole configuration of one `sae-match-train` job."""
-
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: ModelConfig = MISSING
-    tracking: TrackingConfig = MISSING
-    datasets: dict[str, DatasetConfig] = MISSING
-    """Training texts by name."""
-    held_out: dict[str, DatasetConfig] = MISSING
-    """Texts for the held-out report, by name; an embedded text must name a part that is not trained on."""
-    layers: LayersConfig = field(default_factory=LayersConfig)
-    """One SAE per layer of the span."""
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
-    """Seed of initialisation and data order; each layer derives its own from it."""
-    device: str = "auto"
-    """auto | cpu | cuda."""
-    progress: bool | None = None
-    """Progress bars; null = only when standard error is a terminal."""
+    rerun: Rerun = Rerun.failed
+    """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
+    (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
+    configuration and inputs; all: run everything again; none: run nothing, only report."""

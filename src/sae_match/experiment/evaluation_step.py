@@ -88,7 +88,7 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
     windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
-    streams = capture(model, windows, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress)
+    streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams)
     fit = None
     if fits(cfg.evaluation):
@@ -116,6 +116,13 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
         progress=progress,
         fit=fit,
     )
+
+
+def captured_layers(cfg: Config) -> list[int]:
+    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
+    first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
+    last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
+    return list(range(first, last + 1))
 
 
 def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:

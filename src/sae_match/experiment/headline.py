@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import numpy as np
-
 from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Estimate
-
-SUMMED = ("objective", "lower_bound", "tolerance", "matched_pairs", "solver_seconds", "dead_features/sae",
-          "features_aside/sae")  # fmt: skip
-"""Numbers that are added up over pairs or layers, as are the counts of `SUMMED_PREFIXES`."""
-SUMMED_PREFIXES = ("solver/", "judge_count/")
-LARGEST = ("gap", "solver/peak_memory_gib", "solver/cosine_gap", "solver/marginal_error")
+from sae_match.record.averaging import combine, headline_name
 
 
 def metric_name(row: MetricRow) -> str:
     """`metric` for the matched variant, else `metric/variant`."""
-    return row.metric if row.variant == "matched" else f"{row.metric}/{row.variant}"
+    return headline_name(row.metric, row.variant)
 
 
 def headline(rows: list[MetricRow]) -> dict[str, float]:
@@ -32,15 +25,9 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
         grouped[metric_name(row)].append(row)
     numbers: dict[str, float] = {}
     for name, group in grouped.items():
-        numbers[name] = _combine(name, [row.value for row in group])
+        numbers[name] = combine(name, [row.value for row in group])
         _add_interval(numbers, name, _mean_estimate(group))
     return numbers
-
-
-def _combine(name: str, values: list[float]) -> float:
-    if name in LARGEST:
-        return float(np.max(values))
-    return float(np.sum(values) if name in SUMMED or name.startswith(SUMMED_PREFIXES) else np.mean(values))
 
 
 def _mean_estimate(group: list[MetricRow]) -> Estimate | None:

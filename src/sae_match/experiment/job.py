@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -25,14 +26,17 @@ from sae_match.experiment.controls_step import add_controls, linear_map, say_cei
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
+from sae_match.experiment.job_key import job_key
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
+from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
+from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import open_mirror
 
 logger = logging.getLogger(__name__)
@@ -58,6 +62,8 @@ class Result:
 def run(cfg: Config, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
+    It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
+
     Args:
         cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
@@ -66,7 +72,9 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
     record = JobRecord(Path(cfg.paths.output_dir))
+    record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     with record.guard():
         make_plan(cfg).require()
@@ -75,6 +83,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, device)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
+        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     return result
 
 
@@ -89,8 +98,12 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
+    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    directory = Path(cfg.paths.output_dir)
     return {
-        "config": OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True),
+        "config": config,
+        "run_id": run_id(config, directory if group is None else directory.parent),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
@@ -134,6 +147,8 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     table = _write_tables(record, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
+        if evaluator is not None:
+            record.write_top_tokens(top_tokens_table(evaluator, progress))
     rows, far = _defined(rows), _defined(far)
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)

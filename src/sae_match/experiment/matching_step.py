@@ -18,6 +18,7 @@ from sae_match.config.controls import chosen
 from sae_match.config.schema import Config
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
@@ -123,20 +124,23 @@ def match_configured(
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
 ) -> Matching:
-    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs."""
-    return match(
-        a,
-        b,
-        metric=cfg.matching.metric,
-        folding=cfg.folding.name,
-        solver=solver,
-        include_bias=cfg.matching.include_bias,
-        weights=cfg.matching.weights,
-        rejection_cost=cfg.matching.rejection_cost,
-        n_pairs=cfg.matching.n_pairs,
-        exclude_a=exclude_a,
-        exclude_b=exclude_b,
-    )
+    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
+    return cached_matching(
+        cfg, a, b, exclude_a, exclude_b,
+        lambda: match(
+            a,
+            b,
+            metric=cfg.matching.metric,
+            folding=cfg.folding.name,
+            solver=solver,
+            include_bias=cfg.matching.include_bias,
+            weights=cfg.matching.weights,
+            rejection_cost=cfg.matching.rejection_cost,
+            n_pairs=cfg.matching.n_pairs,
+            exclude_a=exclude_a,
+            exclude_b=exclude_b,
+        ),
+    )  # fmt: skip
 
 
 def with_controls(

@@ -12,9 +12,10 @@ from sae_match.config.controls import FITTED, SOLVED
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
+from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
-from sae_match.record.pairs import layer_rows, read_pairs
+from sae_match.record.pairs import read_pairs
 from sae_match.report import (
     plot_composition,
     plot_layer_curves,
@@ -24,6 +25,7 @@ from sae_match.report import (
     plot_theta,
 )
 from sae_match.report.distance_figures import has_distances
+from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
 
 CURVES = ("matching_score", "explained_variance", "delta_loss", "l0", "judge/same")
@@ -49,7 +51,7 @@ def draw_figures(
     record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame, random_mse: npt.NDArray[np.float32]
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
-    over distance and over quantiles where they were asked for."""
+    over distance and over quantiles where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
     near = few_variants(per_layer_rows(pairs))
     paths = [plot_overview(near, record.figure_path("overview"))]
@@ -64,6 +66,8 @@ def draw_figures(
         paths.append(plot_composition(pairs, record.figure_path("composition")))
     if has_quantiles(pairs):
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
+    if (shown := pair_examples_of(record.directory)) is not None:
+        paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
 
 
@@ -78,8 +82,11 @@ def mirror_record(
 ) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker."""
     stored = read_pairs(record.directory / "pairs.csv")
-    mirror.log_layers(layer_rows(stored))
+    mirror.log_curves(LAYER, layer_curves(stored))
+    mirror.log_curves(DISTANCE, distance_curves(stored))
+    mirror.log_curves(QUANTILE, quantile_curves(stored))
     mirror.log_pair_table(stored)
+    mirror.log_comparison(metrics)
     histograms = {
         "mse_W_dec": features["mse_W_dec"].to_numpy(),
         "decoder_cosine": features["decoder_cosine"].to_numpy(),
@@ -89,5 +96,5 @@ def mirror_record(
         histograms["matching_score"] = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
     mirror.log_histograms({name: values for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
-    mirror.log_permutations(record.permutations)
     mirror.summary(metrics)
+    mirror.log_permutations(record.permutations)

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.estimates import JobShape
+from sae_match.experiment.evaluation_step import captured_layers
 from sae_match.experiment.machine import free_disk
 from sae_match.experiment.planned_model import PlannedModel
 from sae_match.experiment.planned_saes import PlannedSaes
@@ -43,7 +44,7 @@ def disk_needs(
     missing = sum(file.size or 0 for file in files if file.cached is None)
     needs = [DiskNeed("downloads", Path(constants.HF_HUB_CACHE), missing, "HF_HOME")]
     if text is not None and shape is not None and shape.model is not None:
-        layers = cfg.layers.last - cfg.layers.first + 1 - len(captured(cfg, shape))
+        layers = len(captured_layers(cfg)) - len(captured(cfg, shape))
         streams = layers * layer_bytes(shape.windows, shape.window_tokens, shape.d_model)
         if shape.fit_windows:
             per_layer = layer_bytes(shape.fit_windows, shape.window_tokens, shape.d_model)
@@ -56,13 +57,13 @@ def disk_needs(
 
 
 def captured(cfg: Config, shape: JobShape) -> set[int]:
-    """Layers of the span in the cache entry that most likely is this job's.
+    """Those of `captured_layers` in the cache entry that most likely is this job's.
 
     An entry's key needs the model's weights; here the model's name and the windows' shape have to do, and there may be
     fewer windows than the configuration allows. Capturing checks the room again with the exact key.
     """
     wanted = (cfg.model.name, shape.window_tokens, shape.d_model)
-    span = range(cfg.layers.first, cfg.layers.last + 1)
+    span = captured_layers(cfg)
     best: set[int] = set()
     for path in (Path(cfg.paths.cache_dir) / "residual_streams").glob("*/manifest.json"):
         try:

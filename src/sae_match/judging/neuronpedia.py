@@ -13,10 +13,13 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sae_match.errors import UserError
 
+MAX_LINE, ALWAYS_FINE, MAX_RATIO = 1 << 20, 1 << 28, 100
+"""Characters of one explanation's line; a file that unpacks to more than 256 MiB and to more than 100 times its size is
+no list of explanations (they pack about ten to one)."""
 _BATCH = re.compile(r"^batch-\d+\.jsonl(\.gz)?$")
 
 
@@ -68,12 +71,23 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8") as packed:
-                yield from enumerate(packed, start=1)
+                yield from enumerate(_short_lines(path, packed), start=1)
         else:
             with path.open(encoding="utf-8") as plain:
-                yield from enumerate(plain, start=1)
+                yield from enumerate(_short_lines(path, plain), start=1)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable explanation file ({error}); fetch it again") from error
+
+
+def _short_lines(path: Path, file: IO[str]) -> Iterator[str]:
+    """The lines; memory stays bounded whatever a file unpacks to."""
+    most, read = max(ALWAYS_FINE, MAX_RATIO * path.stat().st_size), 0
+    while line := file.readline(MAX_LINE + 1):
+        read += len(line)
+        if len(line) > MAX_LINE or read > most:
+            what = f"a line of more than {MAX_LINE} characters" if len(line) > MAX_LINE else f"more than {most} of text"
+            raise UserError(f"{path}: unpacks to {what}, which is no list of explanations; fetch it again")
+        yield line
 
 
 def _explanation(line: str, where: str, layer: int, width: int) -> tuple[int, tuple[str, ...]]:
@@ -82,7 +96,7 @@ def _explanation(line: str, where: str, layer: int, width: int) -> tuple[int, tu
         entry: Any = json.loads(line)
         feature = int(entry["index"])
         named = [entry.get(name) or "" for name in ("typeName", "explanationModelName", "description", "id")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: not an explanation with an index and a description ({error})") from None
     if not 0 <= feature < width:
         raise UserError(f"{where}: feature {feature}, but the SAE of layer {layer} has {width}: other SAEs' files?")

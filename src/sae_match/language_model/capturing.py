@@ -12,19 +12,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.errors import UserError
+from sae_match.language_model.checksums import damage, write_checksum
 from sae_match.language_model.language_model import LanguageModel
 from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path, write_manifest
 
@@ -74,13 +75,29 @@ def capture(
     manifest = _manifest(model, windows)
     directory = Path(cache_dir) / "residual_streams" / manifest.key
     directory.mkdir(parents=True, exist_ok=True)
+    _drop_damaged(directory, manifest, layers)
     if _missing(directory, layers):
-        with FileLock(directory / "capture.lock"):
+        with _only_one(directory):
             missing = _missing(directory, layers)  # another process may have captured them while this one waited
             if missing:
                 write_manifest(directory, manifest)
                 _PartialCapture(directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
     return ResidualStreams(directory)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """One capture per entry at a time, whatever its layers; a job that has to wait says so."""
+    lock = FileLock(directory / "capture.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("another job captures residual streams of this model and text; waiting for it (%s)", directory)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _manifest(model: LanguageModel, windows: Windows) -> Manifest:
@@ -99,13 +116,34 @@ def _missing(directory: Path, layers: Sequence[int]) -> list[int]:
     return sorted(layer for layer in set(layers) if not layer_path(directory, layer).is_file())
 
 
+def _drop_damaged(directory: Path, manifest: Manifest, layers: Sequence[int]) -> None:
+    """Removes layers whose file is not what was captured (bytes changed, missing, or another layer's), with a warning.
+
+    Jobs that read such a file at this moment keep what they have mapped.
+    """
+
+    def problem(layer: int) -> str | None:
+        path = layer_path(directory, layer)
+        return damage(path, manifest.header(layer), manifest.layer_bytes) if path.is_file() else None
+
+    damaged = [layer for layer in sorted(set(layers)) if problem(layer) is not None]
+    if not damaged:
+        return
+    with FileLock(directory / "capture.lock"):
+        for layer in damaged:
+            # Asked again: another process may have captured it anew while this one waited.
+            if (what := problem(layer)) is not None:
+                _log.warning("%s is damaged (%s) and will be captured anew", layer_path(directory, layer), what)
+                layer_path(directory, layer).unlink(missing_ok=True)
+
+
 class _PartialCapture:
     """The unfinished files of some layers, and how many windows each of them holds."""
 
     def __init__(self, directory: Path, manifest: Manifest, layers: list[int]) -> None:
         self.directory, self.manifest, self.layers = directory, manifest, layers
         self.record = directory / "progress.json"
-        done = json.loads(self.record.read_text()) if self.record.is_file() else {}
+        done = self._read_record()
         self.windows_done = {int(layer): int(n) for layer, n in done.items() if self._path(int(layer)).is_file()}
 
     def run(self, model: LanguageModel, ids: Int[Tensor, "windows tokens"], batch: int, progress: bool) -> None:
@@ -149,9 +187,18 @@ class _PartialCapture:
 
     def _finish(self) -> None:
         for layer in self.layers:
+            write_checksum(self._path(layer), layer_path(self.directory, layer))
             os.replace(self._path(layer), layer_path(self.directory, layer))
             del self.windows_done[layer]
         self._write_record()
+
+    def _read_record(self) -> dict[str, int]:
+        try:
+            done = json.loads(self.record.read_text()) if self.record.is_file() else {}
+            return {str(int(layer)): int(n) for layer, n in done.items() if 0 <= int(n) <= self.manifest.n_windows}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            _log.warning("%s is damaged (%s): the capture starts over", self.record, error)
+            return {}
 
     def _write_record(self) -> None:
         if not self.windows_done:

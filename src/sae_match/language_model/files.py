@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from sae_match.config.schema import ModelConfig, ModelSource
@@ -89,9 +90,12 @@ def _shards(directory: Path, name: str) -> list[str]:
     if not index.is_file():
         return [name]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of weights ({error}); delete it and run again") from error
+    if not names or not all(isinstance(found, str) and re.fullmatch(r"[\w-][\w.-]*", found) for found in names):
+        raise UserError(f"{index}: names files outside its own folder; such an index is refused")
+    return names
 
 
 def _with_weights(repository: Repository, names: list[str]) -> Path:

@@ -17,9 +17,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.errors import UserError
+from sae_match.language_model.gguf_check import check_gguf
 from sae_match.language_model.quiet import without_progress_bars
+from sae_match.language_model.sums import write_sums
 
-_UNREADABLE = (ValueError, KeyError, IndexError, OSError, NotImplementedError, ImportError, struct.error)
+_UNREADABLE = (
+    ValueError, KeyError, IndexError, OSError, ImportError, struct.error, TypeError, AttributeError, OverflowError,
+    RuntimeError, MemoryError, AssertionError,
+)  # fmt: skip
 """What transformers raises for a damaged file, an unknown architecture or a missing gguf library."""
 
 _log = logging.getLogger(__name__)
@@ -55,6 +60,7 @@ def converted(name: str, find: Callable[[], Path], cache_dir: Path) -> Path:
     scratch.mkdir(parents=True)
     try:
         _convert(gguf, scratch)
+        write_sums(scratch)
         # Two jobs may convert at once: the first rename wins, the other finds a non-empty directory and keeps it.
         with contextlib.suppress(OSError):
             os.rename(scratch, target)
@@ -72,6 +78,7 @@ def sha256(path: Path) -> str:
 
 
 def _convert(gguf: Path, into: Path) -> None:
+    check_gguf(gguf)
     with without_progress_bars():
         try:
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

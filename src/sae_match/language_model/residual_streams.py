@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_match.atomic import write_json
 from sae_match.errors import UserError
+from sae_match.language_model.in_use import hold
 
 TENSOR_NAME = "resid_post"
 _FILE_PATTERN = "layer_[0-9][0-9]*.safetensors"
@@ -81,6 +82,7 @@ class ResidualStreams:
             self.manifest = Manifest(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: not a residual-stream cache ({error}); delete the directory and rerun") from None
+        self._hold = hold(self.directory)
 
     @cached_property
     def layers(self) -> list[int]:

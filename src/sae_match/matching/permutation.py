@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_match.atomic import atomic_path
@@ -131,14 +131,17 @@ class Permutation:
         return Permutation(indices, n_b, self.provenance, self.many_to_one)
 
     def save(self, path: Path | str) -> None:
-        """Write to `path` as safetensors: tensor `permutation`, provenance as JSON in the header; atomic."""
+        """Write to `path` as safetensors: tensor `permutation`, provenance as JSON in the header; atomic.
+
+        Equal permutations with equal provenance are equal files.
+        """
         metadata = {
             "width_b": str(self.n_b),
             "many_to_one": json.dumps(self.many_to_one),
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         with atomic_path(Path(path)) as temporary:
-            save_file({"permutation": self.indices.contiguous()}, temporary, metadata=metadata)
+            temporary.write_bytes(_serialised(self.indices, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Permutation:
@@ -158,3 +161,12 @@ class Permutation:
         width_b = int(metadata.get("width_b", len(indices)))
         many_to_one = metadata.get("many_to_one") == "true"
         return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")), many_to_one)
+
+
+def _serialised(indices: Int[Tensor, " F_a"], metadata: dict[str, str]) -> bytes:
+    """A safetensors file; the library's own writer orders metadata anew each time."""
+    data = indices.cpu().contiguous().numpy().astype("<i8").tobytes()
+    tensor = {"dtype": "I64", "shape": list(indices.shape), "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": metadata, "permutation": tensor}, sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # safetensors wants aligned data
+    return struct.pack("<Q", len(header)) + header + data

@@ -55,6 +55,14 @@ class ResultCache:
             log.warning("cache entry %s is damaged and will be computed anew: %s", path, error)
             return None
 
+    def damage(self, key: str) -> str | None:
+        """What is wrong with an entry, or None."""
+        try:
+            _read(self.path(key), key)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            return str(error)
+        return None
+
     def put(self, key: str, payload: Mapping[str, object]) -> None:
         """Store scalars (float, int, str, bool, None) and NumPy arrays by name.
 

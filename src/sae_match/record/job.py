@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 import traceback
@@ -23,20 +24,21 @@ from ..metrics.document_sums import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
+from .process import this_process
 from .provenance import git_state, versions
+from .science import science_hash, science_of
+from .state import STATUS, read_status
 from .termination import sigterm_raises
 
 log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "killed"]
 
-CONFIG, STATUS, METRICS, PAIRS = "config.yaml", "status.json", "metrics.json", "pairs.csv"
+CONFIG, METRICS, PAIRS = "config.yaml", "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
+TOP_TOKENS = "top_tokens.parquet"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
-
-_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run")
-"""Top-level configuration keys that may change without making it another job."""
 
 
 class JobRecord:
@@ -55,12 +57,17 @@ class JobRecord:
         directory: where the job writes; created with its parents.
         overwrite: allow replacing the finished record of a job with a different configuration.
 
+    Attributes:
+        key: content key of configuration and inputs, stored in status.json; None where it is not known (yet).
+
     Raises:
         UserError: the directory cannot be created or written to.
     """
 
     def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
         self.directory = Path(directory)
+        self.key: str | None = None
+        self._science_hash: str | None = None
         self._overwrite = overwrite
         self._status: dict[str, Any] = {}
         self._clock = time.monotonic()
@@ -81,14 +88,22 @@ class JobRecord:
 
         Raises:
             UserError: the directory holds the finished record of another configuration (and
-                `overwrite` is false). Where results go and how they are tracked does not count.
+                `overwrite` is false), or another process is writing there. Where results go and how they are
+                tracked does not count.
         """
+        status = read_status(self.directory)
+        if status is not None and status.alive and status.pid != os.getpid():
+            raise UserError(
+                f"{self.directory}: process {status.pid} is running a job there. Wait for it, or choose another "
+                "paths.output_dir."
+            )
         if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
             raise UserError(
                 f"{self.directory} holds the finished record of a job with another configuration. "
                 "Choose another paths.output_dir, or remove that directory first."
             )
         write_text(self.directory / CONFIG, yaml_text)
+        self._science_hash = science_hash(yaml.safe_load(yaml_text))
 
     def running(self) -> None:
         """Mark the job as started; results of an earlier attempt stay until `clear_results`."""
@@ -100,6 +115,9 @@ class JobRecord:
             "started": _now(),
             "ended": None,
             "seconds": None,
+            "key": self.key,
+            "science": self._science_hash,
+            "process": this_process(),
             "versions": versions(),
             "git_sha": git.sha,
             "git_dirty": git.dirty,
@@ -116,7 +134,7 @@ class JobRecord:
             raise RuntimeError("JobRecord.finish called before running()")
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
-        self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds}
+        self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
         write_json(self.directory / STATUS, self._status)
 
     @contextmanager
@@ -198,6 +216,11 @@ class JobRecord:
         with atomic_path(self.directory / PATHS) as temporary:
             paths.to_parquet(temporary, index=False, compression="zstd")
 
+    def write_top_tokens(self, tokens: pd.DataFrame) -> None:
+        """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
+        with atomic_path(self.directory / TOP_TOKENS) as temporary:
+            tokens.to_parquet(temporary, index=False, compression="zstd")
+
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
 
@@ -225,11 +248,8 @@ class JobRecord:
     # -- an earlier record in the same place -------------------------------------------------------------
 
     def _finished(self) -> bool:
-        try:
-            status = json.loads((self.directory / STATUS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(status, dict) and status.get("state") == "done"
+        status = read_status(self.directory)
+        return status is not None and status.state == "done"
 
     def _old_science(self) -> Any:
         try:
@@ -243,20 +263,19 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        results = [
-            self.directory / name for name in (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, JUDGEMENTS, TRACEBACK)
-        ]
+        names = (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+        results = [self.directory / name for name in names]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
+        # What a killed attempt was writing; see `atomic_path`.
+        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES):
+            results += folder.glob(".*.tmp*")
         for path in results:
             path.unlink(missing_ok=True)
 
 
 def _science(yaml_text: str) -> Any:
-    config = yaml.safe_load(yaml_text)
-    if not isinstance(config, dict):
-        return config
-    return {key: value for key, value in config.items() if key not in _NOT_SCIENCE}
+    return science_of(yaml.safe_load(yaml_text))
 
 
 def _now() -> str:

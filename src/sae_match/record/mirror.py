@@ -26,11 +26,15 @@ class Mirror(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def log_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One step per layer; every row has an int `layer`, each layer occurs once."""
+    def log_curves(self, axis: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One step per place on an axis (`layer`, `distance` or `quantile`), which every row names and no two share."""
 
     def log_pair_table(self, pairs: pd.DataFrame) -> None:
         """The whole pairs.csv as a table; empty cells allowed for low, high and n only."""
+
+    def log_comparison(self, numbers: Mapping[str, Any]) -> None:
+        """The headline numbers as a table with the job's settings in every row: laid under those of other jobs it
+        compares them."""
 
     def log_histograms(self, histograms: Mapping[str, np.ndarray | Histogram]) -> None:
         """Raw values (binned here, 64 bins) or ready histograms (at most 512 bins), by name."""
@@ -39,10 +43,10 @@ class Mirror(Protocol):
         """Image files, named by their stem."""
 
     def log_permutations(self, directory: Path) -> None:
-        """Every safetensors file of a folder as one artifact."""
+        """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
-        """Headline numbers."""
+        """Headline numbers; nothing but numbers, so that columns sort."""
 
 
 class NullMirror:
@@ -56,7 +60,10 @@ class NullMirror:
     ) -> None:
         return None
 
-    def log_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def log_curves(self, axis: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def log_comparison(self, numbers: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def log_pair_table(self, pairs: pd.DataFrame) -> None:

@@ -14,18 +14,21 @@ import pandas as pd
 import wandb
 
 from ..errors import UserError
-from .factors import flat_config
-from .metrics import plain_metrics, undefined
+from .comparison import comparison_table
+from .curves import DISTANCE, LAYER, QUANTILE
+from .factors import columns_of, flat_config
+from .metrics import Scalar, plain_metrics, undefined
 from .mirror import Histogram, Mirror, NullMirror
 from .pairs import tidy_pairs, undefined_rows
-from .wandb_settings import INIT_TIMEOUT_SECONDS, artifact_name, checked_tags, environment, wandb_directories
+from .wandb_artifacts import log_permutations
+from .wandb_settings import INIT_TIMEOUT_SECONDS, checked_tags, environment, wandb_directories
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["offline", "online", "none"]
 
-LAYER = "layer"
-PER_LAYER = "per_layer/"
+PREFIXES = {LAYER: "per_layer/", DISTANCE: "by_distance/", QUANTILE: "by_quantile/"}
+"""Axis -> what the names of its curves begin with. Curves of one axis never share a panel with those of another."""
 _BINS, _MAX_BINS = 64, 512
 
 
@@ -49,7 +52,8 @@ class WandbMirror:
         config: the resolved configuration as nested plain dicts; stored flat, factors at the top.
         cache_dir: where W&B's own cache goes.
         project, entity, group, job_type, name, tags: as in `wandb.init`.
-        run_id: a stable id; an online run of the same id is replaced.
+        run_id: a stable id. An earlier run of the same id is continued: its address stays, its content is replaced.
+        appends: keep what an earlier online run of that id has logged, for jobs that go on where they stopped.
 
     Raises:
         UserError: a tag is too long, the mode is unknown; on entering, no run could be started.
@@ -69,6 +73,7 @@ class WandbMirror:
         name: str | None = None,
         tags: Sequence[str] = (),
         run_id: str | None = None,
+        appends: bool = False,
     ) -> None:
         if mode not in ("offline", "online"):
             raise UserError(f"tracking.mode={mode!r} is unknown; choose offline, online or none")
@@ -84,6 +89,9 @@ class WandbMirror:
             "id": run_id,
             "config": flat_config(config),
         }
+        if appends and mode == "online":
+            self._arguments["resume"] = "allow"
+        self._config = dict(config)
         self._stack = ExitStack()
         self._run: wandb.Run | None = None
 
@@ -105,8 +113,9 @@ class WandbMirror:
         try:
             self._run = self._start()
             # summary="none": without it the last layer's number would pass for a headline number.
-            self._run.define_metric(LAYER, summary="none")
-            self._run.define_metric(f"{PER_LAYER}*", step_metric=LAYER, summary="none")
+            for axis, prefix in PREFIXES.items():
+                self._run.define_metric(axis, summary="none")
+                self._run.define_metric(f"{prefix}*", step_metric=axis, summary="none")
         except BaseException:
             self.__exit__(RuntimeError, None, None)
             raise
@@ -144,7 +153,7 @@ class WandbMirror:
             if run is None:
                 return
             try:
-                run.finish(exit_code=0 if kind is None else 1)
+                run.finish(exit_code=_exit_code(error if error is not None else kind))
             except Exception:
                 # The record is complete without W&B; losing the upload must neither fail the job nor
                 # hide the error that ended it.
@@ -153,15 +162,16 @@ class WandbMirror:
 
     # -- content -----------------------------------------------------------------------------------------
 
-    def log_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One step per layer; every row has an int `layer`, each layer occurs once."""
-        layers = [row.get(LAYER) for row in rows]
-        if any(not isinstance(layer, (int, np.integer)) for layer in layers) or len(set(layers)) != len(layers):
-            raise ValueError(f"per-layer rows need distinct integer layers, got {layers}")
+    def log_curves(self, axis: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One step per place on an axis (`layer`, `distance` or `quantile`), which every row names and no two share."""
+        places = [row.get(axis) for row in rows]
+        kinds = (int, float, np.number) if axis == QUANTILE else (int, np.integer)
+        if any(not isinstance(place, kinds) for place in places) or len(set(places)) != len(places):
+            raise ValueError(f"rows of curves need distinct numbers of their axis {axis}, got {places}")
         steps = []
         for row in rows:
-            numbers = {f"{PER_LAYER}{name}": value for name, value in row.items() if name != LAYER}
-            steps.append({LAYER: int(row[LAYER]), **_measured(numbers)})
+            numbers = {f"{PREFIXES[axis]}{name}": value for name, value in row.items() if name != axis}
+            steps.append(_measured({axis: row[axis]}) | _measured(numbers))
         for step in steps:
             self.run.log(step)
 
@@ -187,19 +197,23 @@ class WandbMirror:
         if paths:
             self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
+    def log_comparison(self, numbers: Mapping[str, Any]) -> None:
+        """The headline numbers as a table with the job's settings in every row: laid under those of other jobs it
+        compares them."""
+        table = comparison_table(columns_of(self._config), _measured(numbers))
+        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
+        self.run.log({"comparison": wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)})
+
     def log_permutations(self, directory: Path) -> None:
-        """Every safetensors file of a folder as one artifact `permutations-<run id>`."""
-        files = sorted(Path(directory).glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"no permutations in {directory}")
-        artifact = wandb.Artifact(artifact_name(f"permutations-{self.run.id}"), type="permutations")
-        for path in files:
-            artifact.add_file(str(path), name=path.name)
-        self.run.log_artifact(artifact)
+        """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
+        log_permutations(self.run, Path(directory), self._config)
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
-        """Headline numbers."""
-        self.run.summary.update(_measured(numbers))
+        """Headline numbers; nothing but numbers, so that columns sort."""
+        measured = _measured(numbers)
+        if wrong := [name for name, value in measured.items() if isinstance(value, (str, bool))]:
+            raise TypeError(f"a summary holds numbers only, and these are none: {', '.join(wrong)}")
+        self.run.summary.update(measured)
 
 
 _ADVICE = (
@@ -208,7 +222,16 @@ _ADVICE = (
 )
 
 
-def _measured(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _exit_code(ending: BaseException | type[BaseException] | None) -> int:
+    """What the process would exit with: 0, the code of a SystemExit (143 after SIGTERM), 130 after Ctrl-C, else 1."""
+    if ending is None:
+        return 0
+    if isinstance(ending, SystemExit) and isinstance(ending.code, int) and ending.code > 0:
+        return ending.code
+    return 130 if isinstance(ending, KeyboardInterrupt) else 1
+
+
+def _measured(numbers: Mapping[str, Any]) -> dict[str, Scalar]:
     """Plain scalars without None.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)
 PAGE_INCHES = (7.2, 5.8)
 DPI = 200
+
+VECTOR_FORMATS = ("svg", "pdf")
+_BARE_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+_beside: ContextVar[tuple[str, ...]] = ContextVar("formats written beside each PNG", default=())
 
 _RC: dict[Any, Any] = {
     "font.size": 8,
@@ -38,6 +47,9 @@ _RC: dict[Any, Any] = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
+    # Names inside an SVG are hashes with a random salt unless one is given; texts in a PDF stay texts.
+    "svg.hashsalt": "sae_match",
+    "pdf.fonttype": 42,
 }
 
 
@@ -63,8 +75,26 @@ def legend_below(figure: FigureBase, ax: Axes, wide: int = 24) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
+@contextmanager
+def also_written(formats: Sequence[str]) -> Iterator[None]:
+    """Inside the block `save` writes these vector formats beside each PNG.
+
+    Raises:
+        ValueError: a format is not in `VECTOR_FORMATS`.
+    """
+    if unknown := set(formats) - set(VECTOR_FORMATS):
+        raise ValueError(f"unknown figure formats {sorted(unknown)}; there are {VECTOR_FORMATS}")
+    token = _beside.set(tuple(formats))
+    try:
+        yield
+    finally:
+        _beside.reset(token)
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG at 200 dpi, atomically; the same figure gives the same bytes."""
-    with atomic_path(Path(path)) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+    """Write a PNG at 200 dpi, and the formats of `also_written` beside it, atomically; the same figure gives the same
+    bytes. Returns the PNG's path."""
+    for kind in ("png", *_beside.get()):
+        with atomic_path(Path(path).with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_BARE_METADATA[kind])
     return Path(path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..record.factors import FACTOR_PATHS, flatten
+from ..record.factors import FACTOR_PATHS
 from .records import Record
 
-_NEVER_A_FACTOR = ("paths", "tracking", "progress", "device", "experiment")
+NEVER_A_FACTOR = ("paths", "tracking", "progress", "device", "experiment", "dry_run", "rerun")
+"""Top-level configuration keys that do not change what is measured."""
 
 
 def comparison_keys(records: Sequence[Record]) -> list[str]:
@@ -19,14 +20,14 @@ def comparison_keys(records: Sequence[Record]) -> list[str]:
     if len({_values(record, keys) for record in configured}) == len(configured):
         return keys
     covered = {FACTOR_PATHS[name].split(".")[0] for name in keys if FACTOR_PATHS[name].endswith(".name")}
-    skipped = covered.union(_NEVER_A_FACTOR)
-    flat = sorted({key for record in configured for key in flatten(record.config)} - set(FACTOR_PATHS.values()))
+    skipped = covered.union(NEVER_A_FACTOR)
+    flat = sorted({key for record in configured for key in record.flat} - set(FACTOR_PATHS.values()))
     return keys + [key for key in flat if key.split(".")[0] not in skipped and _varies(key, configured)]
 
 
 def setting(record: Record, key: str) -> Any:
     """A factor's or a dotted configuration key's value, or None."""
-    return record.factors[key] if key in record.factors else flatten(record.config).get(key)
+    return record.factors[key] if key in record.factors else record.flat.get(key)
 
 
 def labels(records: Sequence[Record]) -> list[str]:

@@ -39,11 +39,14 @@ def plot_composition(pairs: pd.DataFrame, path: Path, title: str | None = None) 
     if not metrics:
         raise ValueError("no layers further apart than neighbours in the table")
     with paper_style():
-        figure = new_figure((COLUMN_INCHES[0] * len(metrics) * 0.85, COLUMN_INCHES[1]))
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        # Four panels in one row would be wider than a page.
+        columns = 2 if len(metrics) == 4 else len(metrics)
+        lines = -(-len(metrics) // columns)
+        figure = new_figure((COLUMN_INCHES[0] * columns * 0.85, COLUMN_INCHES[1] * lines))
+        axes = figure.subplots(lines, columns, squeeze=False).flat
         for ax, metric in zip(axes, metrics, strict=True):
             draw_distances(ax, rows[rows["metric"] == metric], metric)
-        legend_below(figure, axes[0], wide=60 if len(metrics) > 1 else 24)
+        legend_below(figure, axes[0], wide=60 if columns > 1 else 24)
         if title:
             figure.suptitle(title)
         return save(figure, path)

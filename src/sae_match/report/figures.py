@@ -125,9 +125,10 @@ def plot_overlay(
     *,
     title: str | None = None,
     common: pd.DataFrame | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Path:
     """The same metric and variant of several jobs (label -> table) over layer pairs; variants that are the
-    same in all of them (`common`) once, in grey.
+    same in all of them (`common`) once, in grey. `look`: a style per label, in the legend's order.
 
     Raises:
         ValueError: no job has a value.
@@ -136,10 +137,11 @@ def plot_overlay(
         table[(table["metric"] == metric) & (table["variant"] == variant)].assign(variant=label)
         for label, table in tables.items()
     ]
-    look = styles([label for label, frame in zip(tables, frames, strict=True) if len(frame)])
+    there = [label for label, frame in zip(tables, frames, strict=True) if len(frame)]
+    look = styles(there) if look is None else {label: look[label] for label in there}
     if common is not None:
         frames.append(common)
-        look |= references(list(common["variant"].unique()))
+        look = look | references(list(common["variant"].unique()))
     with paper_style():
         figure = new_figure(OVERLAY_INCHES)
         ax = figure.subplots()

@@ -1,23 +1,62 @@
-"""Per-layer figures of several jobs at once."""
+"""Per-layer figures of several jobs at once, each with the plotted data as CSV beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .compare import labels
+from sae_match.atomic import atomic_path
+
+from ..record.distances import distance_rows
+from .compare import comparison_keys, labels, setting
+from .directions import lower_is_better
 from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
-from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles
+from .pair_figure import write_pair_figures
+from .paper_figures import of_one_pair, plot_bars, write_paper_figures
+from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles, quantile_rows
 from .records import Record
-from .style import quantity
+from .style import Style, factor_styles, quantity
 
 OWN_VARIANTS = ("matched", "encode_permute_decode")
 """The variants that depend on the matching: one curve per job. Of a metric's others, those that are the
 same in every job are drawn once, for reference."""
+MAX_CURVES = 12
+"""Jobs in one figure; of more, the best by their mean are drawn."""
+
+PAPER = {
+    "weight_mse": "weight MSE by folding, over layer pairs",
+    "sparsity": "splices against the sparsity of the SAEs",
+    "pairs": "example pairs",
+}
+"""Titles of the figures in the paper's form, by file name."""
+
+Tables = dict[str, dict[str, pd.DataFrame]]
+"""Metric -> job's label -> its rows over layer pairs."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as written: the PNG's path (the same name with .csv beside it holds what is plotted), what it shows, and
+    what was left out of it."""
+
+    path: Path
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """What every figure needs to know of the jobs: names and varying settings by label, where to write, how many."""
+
+    names: Mapping[str, str]
+    settings: Mapping[str, Sequence[str]]
+    directory: Path
+    most: int
 
 
 def drawn(metric: str) -> bool:
@@ -25,56 +64,129 @@ def drawn(metric: str) -> bool:
     return metric not in ("lower_bound", "tolerance", "matched_pairs") and not metric.startswith("solver/")
 
 
-def write_overlays(records: Sequence[Record], directory: Path) -> list[Path]:
-    """One figure per metric: the jobs' own curves together (with a single job: all its variants); per job one over
-    distance and one over quantiles, where it has them.
+def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_CURVES) -> list[Drawn]:
+    """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
+    is one layer pair; per job one over distance and one over quantiles, where it has them; those in the paper's form.
 
     File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
-    Returns the paths, sorted by metric.
+
+    Args:
+        most: jobs in one figure, and figures of one job's own kind; what was left out is said in the note.
     """
-    whole = {
-        label: record.pairs.dropna(subset="value")
-        for label, record in zip(labels(records), records, strict=True)
-        if record.pairs is not None
-    }
-    tables = {label: per_layer_rows(table) for label, table in whole.items()}
-    metrics = sorted({metric for table in tables.values() for metric in table["metric"].unique() if drawn(metric)})
-    paths = [path for metric in metrics for path in _overlay(tables, metric, directory)]
-    for name, draw, has in (
-        ("composition", plot_composition, has_distances),
-        ("quantiles", plot_quantiles, has_quantiles),
-    ):
-        chosen = {label: table for label, table in whole.items() if has(table)}
-        for number, (label, table) in enumerate(chosen.items()):
-            stem = name if len(chosen) == 1 else f"{name}_{number}"
-            paths.append(draw(table, directory / f"{stem}.png", label if len(whole) > 1 else None))
-    return paths
-
-
-def _overlay(tables: dict[str, pd.DataFrame], metric: str, directory: Path) -> list[Path]:
-    stem, title = metric.replace("/", "_"), quantity(metric).title
-    tables = {label: table[table["metric"] == metric] for label, table in tables.items()}
-    tables = {label: table for label, table in tables.items() if len(table)}
-    first = next(iter(tables.values()))
-    variants = sorted({name for table in tables.values() for name in table["variant"]})
-    same = [name for name in variants if name not in OWN_VARIANTS and _same(tables.values(), name)]
-    own = [name for name in OWN_VARIANTS if name in variants] or [name for name in variants if name not in same]
-    if len(tables) == 1 or not own:
-        return [plot_layer_curves(first, metric, directory / f"{stem}.png", title)]
-    common = first[first["variant"].isin(same)]
-    paths = {name: directory / (f"{stem}.png" if len(own) == 1 else f"{stem}_{name}.png") for name in own}
-    return [
-        plot_overlay(tables, metric, name, path, title=f"{title}: {name}", common=common)
-        for name, path in paths.items()
-    ]
-
-
-def _same(tables: Iterable[pd.DataFrame], variant: str) -> bool:
-    """Whether every job has the same curve of a variant: its matching does not enter it."""
-    curves = [
-        table[table["variant"] == variant].set_index(["layer", "layer_to"])["value"].sort_index() for table in tables
-    ]
-    return all(
-        curve.index.equals(curves[0].index) and np.allclose(curve.to_numpy(), curves[0].to_numpy(), rtol=1e-6, atol=0)
-        for curve in curves
+    named = {_marked(label, record): record for label, record in zip(labels(records), records, strict=True)}
+    whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
+    keys = comparison_keys(records)
+    jobs = _Jobs(
+        names={label: record.name for label, record in named.items()},
+        settings={label: [repr(setting(record, key)) for key in keys] for label, record in named.items()},
+        directory=directory,
+        most=most,
     )
+    tables = _by_metric(whole)
+    figures = [figure for metric in sorted(tables) for figure in _overlay(tables[metric], metric, jobs)]
+    figures += _per_job(whole, "composition", has_distances, plot_composition, distance_rows, jobs)
+    figures += _per_job(whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+    paper = write_paper_figures(records, directory) + write_pair_figures(records, directory)
+    return figures + [Drawn(path, PAPER.get(path.stem, path.stem.replace("_", " "))) for path in paper]
+
+
+def _marked(label: str, record: Record) -> str:
+    """A label that says if the curve is only what a job had measured when it ended, or has measured so far."""
+    return label if record.state == "done" else f"{label} ({record.state})"
+
+
+def _by_metric(whole: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Metric -> label -> rows over layer pairs."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for label, table in whole.items():
+        for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
+            if drawn(str(metric)):
+                found.setdefault(str(metric), {})[label] = rows
+    return found
+
+
+def _overlay(tables: Mapping[str, pd.DataFrame], metric: str, jobs: _Jobs) -> list[Drawn]:
+    stem, title = metric.replace("/", "_"), quantity(metric).title
+    first = next(iter(tables.values()))
+    joined = pd.concat(tables.values(), ignore_index=True)
+    counts = joined.groupby("variant", sort=True).size()
+    same = [name for name in counts.index if name not in OWN_VARIANTS and _same(joined, name, len(tables))]
+    own = [name for name in OWN_VARIANTS if name in counts.index] or [name for name in counts.index if name not in same]
+    if len(tables) == 1 or not own:
+        path = plot_layer_curves(first, metric, jobs.directory / f"{stem}.png", title)
+        whose = jobs.names[next(iter(tables))] if len(tables) == 1 else "every job"
+        return [Drawn(_with_data(path, [(whose, first)]), title)]
+    common = first[first["variant"].isin(same)]
+    return [
+        _own_curves(tables, metric, name, stem if len(own) == 1 else f"{stem}_{name}", common, jobs) for name in own
+    ]
+
+
+def _own_curves(
+    tables: Mapping[str, pd.DataFrame], metric: str, variant: str, stem: str, common: pd.DataFrame, jobs: _Jobs
+) -> Drawn:
+    curves = {label: table[table["variant"] == variant] for label, table in tables.items()}
+    curves = {label: rows for label, rows in curves.items() if len(rows)}
+    chosen = _best(curves, metric, jobs.most)
+    look: dict[str, Style] = factor_styles({label: jobs.settings[label] for label in chosen})
+    title, note = f"{quantity(metric).title}: {variant}", ""
+    if len(chosen) < len(curves):
+        note = f"The best {len(chosen)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
+        title += f" (best {len(chosen)} of {len(curves)} jobs)"
+    path = jobs.directory / f"{stem}.png"
+    drawn_curves = {label: curves[label] for label in chosen}
+    if of_one_pair(drawn_curves):
+        # The rows of all variants: a bar's own ceiling is drawn beside it.
+        rows = {label: tables[label] for label in chosen}
+        plot_bars(rows, metric, variant, path, title=title, common=common)
+    else:
+        plot_overlay(drawn_curves, metric, variant, path, title=title, common=common, look=look)
+    plotted = [(jobs.names[label], curves[label]) for label in chosen]
+    return Drawn(_with_data(path, [*plotted, ("every job", common)]), title, note)
+
+
+def _best(curves: Mapping[str, pd.DataFrame], metric: str, most: int) -> list[str]:
+    """The labels of the best jobs by their mean, in the jobs' order."""
+    sign = 1 if lower_is_better(metric) else -1
+    ranked = sorted(curves, key=lambda label: sign * float(curves[label]["value"].mean()))
+    chosen = set(ranked[:most])
+    return [label for label in curves if label in chosen]
+
+
+def _per_job(
+    whole: Mapping[str, pd.DataFrame],
+    stem: str,
+    has: Callable[[pd.DataFrame], bool],
+    plot: Callable[[pd.DataFrame, Path, str | None], Path],
+    rows: Callable[[pd.DataFrame], pd.DataFrame],
+    jobs: _Jobs,
+) -> list[Drawn]:
+    """One figure for each of the first jobs that have what it shows."""
+    chosen = [label for label, table in whole.items() if has(table)]
+    figures = []
+    for number, label in enumerate(chosen[: jobs.most]):
+        path = jobs.directory / (f"{stem}.png" if len(chosen) == 1 else f"{stem}_{number}.png")
+        plot(whole[label], path, label if len(whole) > 1 else None)
+        note = f"The first {jobs.most} of {len(chosen)} jobs have this figure." if len(chosen) > jobs.most else ""
+        title = stem if len(whole) == 1 else f"{stem}: {label}"
+        figures.append(Drawn(_with_data(path, [(jobs.names[label], rows(whole[label]))]), title, note))
+    return figures
+
+
+def _with_data(path: Path, plotted: Sequence[tuple[str, pd.DataFrame]]) -> Path:
+    """Write the plotted rows, with the job they are from, as CSV beside the figure."""
+    rows = pd.concat([table.assign(job=job) for job, table in plotted if len(table)], ignore_index=True)
+    columns = ["job", *(name for name in rows.columns if name != "job")]
+    with atomic_path(path.with_suffix(".csv")) as temporary:
+        rows[columns].to_csv(temporary, index=False, lineterminator="\n")
+    return path
+
+
+def _same(joined: pd.DataFrame, variant: str, jobs: int) -> bool:
+    """Whether every job has the same curve of a variant: its matching does not enter it."""
+    rows = joined[joined["variant"] == variant].sort_values(["layer", "layer_to"], kind="stable")
+    if len(rows) % jobs:
+        return False
+    places = rows[["layer", "layer_to"]].to_numpy().reshape(-1, jobs, 2)
+    values = rows["value"].to_numpy(dtype=float).reshape(-1, jobs)
+    return bool((places == places[:, :1]).all()) and np.allclose(values, values[:, :1], rtol=1e-6, atol=0)

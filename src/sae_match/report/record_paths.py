@@ -12,14 +12,11 @@ import pandas as pd
 from sae_match.atomic import write_text
 
 from ..errors import UserError
-from ..record.job import PATHS
+from ..record.job import PATHS, TOP_TOKENS
 from .path_page import Link, path_page
 from .records import Record
 
 STEP_COLUMNS = ("mse_W_dec", "decoder_cosine", "matching_score")
-TOP_TOKENS = "top_tokens.parquet"
-"""A table of the record, where it exists: one row per layer, feature and token, the strongest first; columns `layer`,
-`feature`, `token`."""
 SHOWN_TOKENS = 8
 NEURONPEDIA = "https://www.neuronpedia.org"
 OTHER_THAN_CANONICAL = {"paper": (4, 13, 14)}

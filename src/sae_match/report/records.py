@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
-from ..record.factors import factors_of
-from ..record.job import CONFIG, METRICS, PAIRS, STATUS
+from ..record.factors import factors_of, flatten
+from ..record.job import CONFIG, METRICS, PAIRS
 from ..record.pairs import read_pairs
+from ..record.state import STATUS, interpret
 
 BAD_STATES = ("failed", "killed", "unreadable")
 """States that make a report end with a non-zero exit code."""
@@ -26,8 +28,9 @@ BAD_STATES = ("failed", "killed", "unreadable")
 class Record:
     """One job as its directory tells it.
 
-    `state` is running, done, failed or killed as written, or "unreadable" where a file of the record is damaged
-    (`error` then says which). `pairs` is None where the job has no pairs.csv.
+    `state` is running, done, failed or killed (also where its process is gone without saying so), or "unreadable" where
+    a file of the record is damaged (`error` then says which). `pairs` is None where the job has no pairs.csv. `parts`
+    are the jobs that a record was merged from (`merge.merge_spans`), if it was.
     """
 
     name: str
@@ -38,11 +41,28 @@ class Record:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     pairs: pd.DataFrame | None = None
+    parts: tuple[Record, ...] = ()
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, Any]:
         """The factors of the job's configuration (`record.FACTOR_PATHS`)."""
         return factors_of(self.config)
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The job's configuration on one level, keys joined with '.'."""
+        return flatten(self.config)
+
+    @property
+    def sources(self) -> tuple[Record, ...]:
+        """The jobs on disk behind this record: its parts, or itself."""
+        return self.parts or (self,)
+
+    @property
+    def reason(self) -> str:
+        """The first line of the error, without surrounding space; empty where there is none."""
+        lines = (self.error or "").strip().splitlines()
+        return " ".join(lines[0].split()) if lines else ""
 
 
 def read_record(path: Path, name: str | None = None) -> Record:
@@ -51,14 +71,15 @@ def read_record(path: Path, name: str | None = None) -> Record:
     name = path.name if name is None else name
     try:
         status = _mapping(path / STATUS, json.loads)
-        error = status.get("error")
+        now = interpret(status)
+        error = now.error
         return Record(
             name=name,
             path=path,
-            state=str(status["state"]),
+            state=now.state,
             error=None if error is None else f"{error['type']}: {error['message']}",
-            seconds=status.get("seconds"),
-            config=_mapping(path / CONFIG, yaml.safe_load) if (path / CONFIG).exists() else {},
+            seconds=now.seconds,
+            config=_mapping(path / CONFIG, _yaml) if (path / CONFIG).exists() else {},
             metrics=_mapping(path / METRICS, json.loads) if (path / METRICS).exists() else {},
             pairs=_pairs(path / PAIRS) if (path / PAIRS).exists() else None,
         )
@@ -94,6 +115,11 @@ def _name(folder: Path, root: Path) -> str:
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     pieces = re.split(r"(\d+)", path.as_posix())
     return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
+
+
+def _yaml(text: str) -> Any:
+    """Like `yaml.safe_load`, with libyaml where it is there: ten times faster, which hundreds of jobs notice."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -76,6 +76,34 @@ def quantity(metric: str) -> Quantity:
 def references(variants: Sequence[str]) -> dict[str, Style]:
     """The variants' styles in grey with thin dashes: what stands behind the curves that a figure is about."""
     return {name: look._replace(color=GREY, linestyle=":") for name, look in styles(variants).items()}
+
+
+def factor_styles(settings: Mapping[str, Sequence[str]]) -> dict[str, Style]:
+    """A style per label: one colour each if the palette has enough, otherwise the colour tells the level of the setting
+    with the most levels that the palette can show, and marker and dashes the rest.
+
+    Args:
+        settings: label -> values of the settings that vary, as many for every label.
+    """
+    if len(settings) <= len(PALETTE):
+        return styles(list(settings))
+    columns = list(zip(*settings.values(), strict=True))
+    levels = [list(dict.fromkeys(column)) for column in columns]
+    fitting = [place for place, found in enumerate(levels) if 1 < len(found) <= len(PALETTE)]
+    if not fitting:
+        return styles(list(settings))
+    place = max(fitting, key=lambda index: len(levels[index]))
+    rests = list(dict.fromkeys(_without(values, place) for values in settings.values()))
+    looks: dict[str, Style] = {}
+    for label, values in settings.items():
+        rest = rests.index(_without(values, place))
+        marker, dashes = MARKERS[rest % len(MARKERS)], DASHES[rest % len(DASHES)]
+        looks[label] = Style(PALETTE[levels[place].index(values[place])], marker, dashes, label)
+    return looks
+
+
+def _without(values: Sequence[str], place: int) -> tuple[str, ...]:
+    return (*values[:place], *values[place + 1 :])
 
 
 def styles(variants: Sequence[str]) -> dict[str, Style]:

@@ -66,18 +66,23 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
     return "\n".join("| " + " | ".join(row) + " |" for row in padded) + "\n"
 
 
+def headline_names(records: Sequence[Record], metrics: Sequence[str] | None = None) -> list[str]:
+    """The names asked for, or those of `HEADLINE`, that any record has."""
+    return [name for name in metrics or HEADLINE if any(record.metrics.get(name) is not None for record in records)]
+
+
 def summary_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
     """Markdown: one row per job with the settings that vary and the headline metrics as `value [low, high]`.
 
     What is the same in every job (settings, and metrics of every finished job) stands once, above the
-    table. Jobs that did not finish keep their row, with their state in bold.
+    table. Jobs that did not finish keep their row, with their state in bold and in place of every number.
 
     Args:
         metrics: names from metrics.json, in column order; default `HEADLINE`.
     """
     keys = comparison_keys(records)
     finished = [record for record in records if record.state == "done"]
-    names = [name for name in metrics or HEADLINE if any(record.metrics.get(name) is not None for record in records)]
+    names = headline_names(records, metrics)
     common = shared([_shown(record.metrics, names) for record in finished]) if len(finished) > 1 else {}
     names = [name for name in names if name not in common]
     header = ["job", "state", *keys, *names, "seconds"]
@@ -106,7 +111,10 @@ def _row(record: Record, keys: Sequence[str], names: Sequence[str]) -> list[str]
     state = f"**{record.state}**" if record.state in BAD_STATES else record.state
     settings = [str(setting(record, key)) if record.config else ABSENT for key in keys]
     seconds = ABSENT if record.seconds is None else f"{record.seconds:.1f}"
-    return [record.name, state, *settings, *(_shown(record.metrics, [name])[name] for name in names), seconds]
+    shown = _shown(record.metrics, names)
+    numbers = [record.state if record.metrics.get(name) is None and record.state != "done" else shown[name]
+               for name in names]  # fmt: skip
+    return [record.name, state, *settings, *numbers, seconds]
 
 
 def _shown(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +16,10 @@ from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, Activat
 from sae_match.saes.dictionary_learning_config import CLASSES, DictionaryConfig, read_dictionary_config
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.loader import FolderLoader
+from sae_match.saes.npz import check_expansion
 from sae_match.saes.parametrization import canonical_gated, subtract_input_bias
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.tensor_files import as_float32, need_file, need_shapes
+from sae_match.saes.tensor_files import MOST, as_float32, need_file, need_shapes
 from sae_match.saes.validation import validate_loaded
 
 
@@ -77,7 +80,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: missing or unreadable file, other content than tensors, or tensors larger than the file.
     """
     try:
-        state = torch.load(need_file(path), map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(need_file(path)):
+            with zipfile.ZipFile(path) as archive:
+                check_expansion(path, archive)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:
@@ -95,7 +101,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _activation(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]) -> tuple[Activation, float]:
     """The activation, and the threshold of classes that have one for all features."""
-    stored = float(state["threshold"]) if "threshold" in state and state["threshold"].numel() == 1 else -1.0
+    stored = _scalar(state, "threshold", -1.0)
     if settings.dict_class == "AutoEncoderTopK":
         kept = stored if stored > 0 else None
         return Activation(ActivationKind.topk, k=_k(path, settings, state), stored_threshold=kept), 0.0
@@ -107,8 +113,17 @@ def _activation(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]
     return kinds.get(settings.dict_class, RELU), 0.0
 
 
+def _scalar(state: dict[str, Tensor], name: str, default: float) -> float:
+    """A tensor of one finite real number, or the default."""
+    tensor = state.get(name)
+    if tensor is None or tensor.numel() != 1 or tensor.is_complex():
+        return default
+    value = float(tensor)
+    return value if math.isfinite(value) else default
+
+
 def _k(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]) -> int:
-    k = int(state["k"]) if "k" in state and state["k"].numel() == 1 else settings.k
-    if k is None or k < 1:
+    k = int(_scalar(state, "k", settings.k or 0))
+    if not 1 <= k <= MOST:
         raise UserError(f"{path}: {settings.dict_class} without its number of active features k")
     return k

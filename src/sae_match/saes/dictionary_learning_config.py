@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
-from sae_match.saes.tensor_files import number, read_json
+from sae_match.saes.tensor_files import MOST, number, read_json
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ def read_dictionary_config(path: Path) -> DictionaryConfig:
     if not isinstance(trainer, Mapping):
         raise UserError(f"{path}: no `trainer` entry; is this the config of a dictionary_learning run?")
     dict_class = trainer.get("dict_class")
-    if dict_class not in CLASSES:
-        raise UserError(f"{path}: trainer.dict_class={dict_class!r}; supported: {', '.join(CLASSES)}")
+    if not isinstance(dict_class, str) or dict_class not in CLASSES:
+        raise UserError(f"{path}: trainer.dict_class={repr(dict_class)[:100]}; supported: {', '.join(CLASSES)}")
     layer, k = trainer.get("layer"), trainer.get("k")
     return DictionaryConfig(
         dict_class=dict_class,
         d_model=number(path, config, "trainer.activation_dim"),
         width=number(path, config, "trainer.dict_size"),
-        k=k if isinstance(k, int) else None,
+        k=k if isinstance(k, int) and k <= MOST else None,
         site=_site(trainer, config.get("buffer")),
-        layer=layer if isinstance(layer, int) else None,
+        layer=layer if isinstance(layer, int) and abs(layer) <= MOST else None,
     )
 
 

@@ -15,6 +15,7 @@ from sae_match.saes.header import SaeHeader
 from sae_match.saes.locating import fetch, local_root
 from sae_match.saes.npz import npz_shapes, read_npz
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
+from sae_match.saes.sparsity import l0_of_layer
 from sae_match.saes.tensor_files import matrix_shape, need_names
 from sae_match.saes.validation import validate_loaded
 
@@ -87,7 +88,7 @@ def _width(cfg: SaeConfig) -> str:
 
 def _l0(cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> int:
     """The N of the layer's folder; with a local root, of the folders that are there."""
-    l0, width = cfg.l0 or "canonical", _width(cfg)
+    l0, width = l0_of_layer(cfg.l0, layer, span) or "canonical", _width(cfg)
     if l0 == "similar":
         layers = sorted({*span, layer})
         have = {n: _l0s_on_disk(cfg, n) if cfg.root else published_l0s(cfg.repo_id, width, n) for n in layers}

@@ -14,7 +14,7 @@ from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 from sae_match.saes.tensor_files import matrix_shape, need_names, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.validation import validate_loaded
 
-_FOLDER = re.compile(r"layer_(\d+)_width_\w+?_l0_\w+")
+_FOLDER = re.compile(r"layer_(\d{1,4})_width_\w+?_l0_\w+")
 _SITES = {name: Site(name) for name in ("resid_post", "mlp_out", "attn_out", "transcoder")}
 """Sites by the folder's name. The attention SAEs read the heads' outputs before the last projection."""
 _SKIP = "affine_skip_connection"

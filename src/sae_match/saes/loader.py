@@ -11,7 +11,7 @@ from sae_match.saes.header import SaeHeader
 from sae_match.saes.locating import fetch_folder, layer_folder
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
-_HOOK = re.compile(r"blocks\.(\d+)\.(?:(attn)\.)?hook_(\w+)$")
+_HOOK = re.compile(r"blocks\.(\d{1,4})\.(?:(attn)\.)?hook_(\w+)$")
 _SITES = {name: Site(name) for name in ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")}
 
 
@@ -57,12 +57,12 @@ class FolderLoader:
         return fetch_folder(cfg, self.FILES, layer)
 
 
-def site_of_hook(name: str | None) -> tuple[Site, int | None]:
+def site_of_hook(name: object) -> tuple[Site, int | None]:
     """Site and block of a TransformerLens hook name; `unknown` where the name says something else.
 
     `blocks.N.attn.hook_z`, the attention output before its last projection, counts as attn_out.
     """
-    found = _HOOK.match(name or "")
+    found = _HOOK.match(name) if isinstance(name, str) else None
     if found is None:
         return Site.unknown, None
     layer, attention, hook = int(found[1]), found[2], found[3]

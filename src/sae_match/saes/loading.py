@@ -15,11 +15,12 @@ from sae_match.saes.gemma_scope_2 import GemmaScope2
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.llama_scope import LlamaScope
 from sae_match.saes.loader import Loader
-from sae_match.saes.locating import fill, local_root
+from sae_match.saes.locating import fill, inside_only, is_file, local_root
 from sae_match.saes.native import Native
 from sae_match.saes.saelens import Saelens
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 from sae_match.saes.sparsify import Sparsify
+from sae_match.saes.sparsity import native_l0
 
 E = TypeVar("E", Dialect, Site)
 
@@ -87,11 +88,13 @@ class SaeSource:
         return self.loader.read(self.locate([layer])[layer], layer, self.cfg)
 
     def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
-        """A second seed of one layer's SAE, or None where there is none."""
+        """A second seed of one layer's SAE, or None where there is none: it has the sparsity of `sae.filename`."""
         if self.cfg.ceiling_filename is None or self.cfg.root is None:
             return None
-        path = local_root(self.cfg.root) / fill(self.cfg.ceiling_filename, layer, "sae.ceiling_filename")
-        return self.loader.read(path, layer, self.cfg) if path.is_file() else None
+        if native_l0(self.cfg, layer, self.span) is not None:
+            return None
+        path = local_root(self.cfg.root) / inside_only(fill(self.cfg.ceiling_filename, layer, "sae.ceiling_filename"))
+        return self.loader.read(path, layer, self.cfg) if is_file(path) else None
 
 
 def load_sae(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.errors import UserError
 from sae_match.saes.hub import download
+
+_PLACEHOLDER = re.compile(r"\{(layer|next)(?::(0?\dd))?\}")
 
 
 def local_root(root: str) -> Path:
@@ -27,13 +30,14 @@ def fetch(cfg: SaeConfig, name: str, layer: int) -> Path:
     Raises:
         UserError: neither root nor repo_id set, or the file is missing or cannot be downloaded.
     """
+    inside_only(name)
     if cfg.root is None:
         if cfg.repo_id is None:
             raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
         return download(cfg.repo_id, name, cfg.revision)
     root = local_root(cfg.root)
     path = root / name
-    if not path.is_file():
+    if not is_file(path):
         parent = path.parent
         while not parent.is_dir() and parent not in (root, root.parent):
             parent = parent.parent
@@ -63,13 +67,41 @@ def layer_folder(cfg: SaeConfig, layer: int) -> str:
     return fill(cfg.folder, layer, "sae.folder").strip("/")
 
 
+def inside_only(name: str) -> str:
+    """The name itself: a path that stays inside the directory or repository it belongs to.
+
+    Links are followed: the hub client's own cache consists of them.
+
+    Raises:
+        UserError: an absolute path, `..`, or an unprintable character.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or not name.isprintable():
+        raise UserError(
+            f"{name[:200]!r}: names of files inside sae.root or sae.repo_id (from sae.filename, sae.folder, sae.width, "
+            "sae.l0) are relative and without '..'; set sae.root to the directory itself"
+        )
+    return name
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have counts as no."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def fill(pattern: str, layer: int, key: str) -> str:
     """A name pattern with {layer} and {next} (= layer + 1) filled in.
 
     Raises:
         UserError: other placeholders, or broken braces.
     """
-    try:
-        return pattern.format(layer=layer, next=layer + 1)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise UserError(f"{key}={pattern}: only {{layer}} and {{next}} can be filled in ({error!r})") from error
+    # str.format would also follow attributes ({layer.x}) and allocate any width ({layer:999999999d}).
+    filled = _PLACEHOLDER.sub(lambda found: format(layer + (found[1] == "next"), found[2] or "d"), pattern)
+    if "{" in filled or "}" in filled:
+        raise UserError(
+            f"{key}={pattern}: only {{layer}} and {{next}} can be filled in, with a width such as {{layer:02d}} at most"
+        )
+    return filled

@@ -13,8 +13,9 @@ from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
 from sae_match.saes.header import SaeHeader
-from sae_match.saes.locating import fetch, fill
+from sae_match.saes.locating import fetch
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
+from sae_match.saes.sparsity import check_native_l0, native_name
 from sae_match.saes.tensor_files import matrix_shape, need_file, safetensors_shapes
 from sae_match.saes.validation import validate_loaded
 
@@ -29,14 +30,15 @@ class Native:
 
     def names(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> tuple[str, ...]:
         """The layer's one file."""
-        return (fill(cfg.filename, layer, "sae.filename"),)
+        return (native_name(cfg, layer, span),)
 
     def locate(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> Path:
         """Local path of one layer's file.
 
         Raises:
-            UserError: neither root nor repo_id set, or the file is missing.
+            UserError: neither root nor repo_id set, or the file is missing; with the L0s that are there, for `sae.l0`.
         """
+        check_native_l0(cfg, layer, span)
         return fetch(cfg, self.names(cfg, layer, span)[0], layer)
 
     def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:

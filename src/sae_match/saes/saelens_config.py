@@ -54,7 +54,7 @@ def read_saelens_config(path: Path) -> SaelensConfig:
     Raises:
         UserError: unreadable, without dimensions, or of an architecture that is not supported.
     """
-    cfg = {_RENAMED.get(key, key): value for key, value in read_json(path).items()}
+    cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(path).items()}
     metadata = cfg.get("metadata")
     cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
     named = _architecture(path, cfg)

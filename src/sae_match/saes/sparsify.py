@@ -16,7 +16,7 @@ from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.validation import validate_loaded
 
-_HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?$")
+_HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
 _MODULES = {"mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out, "attention": Site.attn_out}
 
 

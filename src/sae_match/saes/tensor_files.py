@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 
+MOST = 1 << 48
+"""No dimension or count is larger; such integers also stay printable and exact as floats."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -22,7 +26,11 @@ def need_file(path: Path) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"SAE file not found: {str(path)[:200]} ({error.strerror})") from None
+    if not found:
         raise UserError(f"SAE file not found: {path}")
     return path
 
@@ -117,9 +125,9 @@ def number(path: Path, cfg: Mapping[str, Any], key: str, kind: type[int] | type[
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     fits = isinstance(value, int) if kind is int else isinstance(value, (int, float))
-    if not fits or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise UserError(f"{path}: {key} must be a positive {kind.__name__}, got {value!r}")
-    return value
+    if not fits or isinstance(value, bool) or not 0 < value <= (MOST if kind is int else sys.float_info.max):
+        raise UserError(f"{path}: {key} must be a positive {kind.__name__}, got {repr(value)[:100]}")
+    return value if kind is int else float(value)
 
 
 def need_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -20,6 +20,7 @@ from sae_match.errors import UserError
 from sae_match.text.token_windows import TokenWindows
 
 _log = logging.getLogger(__name__)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 _TENSORS, _MANIFEST = "windows.safetensors", "manifest.json"
 
 
@@ -34,14 +35,30 @@ def read_entry(cache_dir: Path, recipe: dict[str, Any]) -> TokenWindows | None:
     if not (entry / _MANIFEST).exists():
         return None
     try:
-        manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
-        tensors = load_file(entry / _TENSORS)
-        windows = TokenWindows.build(tensors["ids"], tensors["document"], manifest["titles"], manifest["info"])
-        if windows.key != manifest["content_key"] or manifest["recipe"] != recipe:
-            raise ValueError("the content does not match the manifest")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return _read(entry, recipe)
+    except _DAMAGE as error:
         _log.warning("Cached tokens in %s are damaged (%s); they are built again.", entry, error)
         return None
+
+
+def entry_damage(entry: Path) -> str | None:
+    """What is wrong with an entry's directory, judged by its own manifest, or None."""
+    try:
+        recipe = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["recipe"]
+        if recipe_key(recipe) != entry.name:
+            raise ValueError("the manifest is another entry's")
+        _read(entry, recipe)
+    except _DAMAGE as error:
+        return str(error)
+    return None
+
+
+def _read(entry: Path, recipe: dict[str, Any]) -> TokenWindows:
+    manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
+    tensors = load_file(entry / _TENSORS)
+    windows = TokenWindows.build(tensors["ids"], tensors["document"], manifest["titles"], manifest["info"])
+    if windows.key != manifest["content_key"] or manifest["recipe"] != recipe:
+        raise ValueError("the content does not match the manifest")
     return windows
 
 

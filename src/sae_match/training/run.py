@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import DatasetConfig, TrainConfig
+from sae_match.config.schema import DatasetConfig
+from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.record.provenance import content_key

@@ -10,7 +10,9 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
 
-from sae_match.config.schema import TrackingMode, TrainConfig
+from sae_match.config.schema import TrackingMode
+from sae_match.config.training_schema import TrainConfig
+from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
 
 
@@ -35,9 +37,10 @@ def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
         return
     plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
     config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    online = cfg.tracking.mode is TrackingMode.online
     mirror = WandbMirror(
         Path(cfg.paths.output_dir),
-        mode="online" if cfg.tracking.mode is TrackingMode.online else "offline",
+        mode="online" if online else "offline",
         config={**config, "layer": layer},
         cache_dir=Path(cfg.paths.cache_dir),
         project=cfg.tracking.project,
@@ -45,7 +48,16 @@ def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
         group=cfg.tracking.group,
         tags=cfg.tracking.tags,
         job_type="train",
+        # A training goes on where it stopped, so its curves do. Offline each attempt is a run of its own: of two with
+        # one id `wandb sync` would keep the later one's curves only.
+        run_id=run_id({**config, "layer": layer}, Path(cfg.paths.output_dir)) if online else None,
+        appends=True,
         name=f"train-{cfg.model.name}-layer-{layer}-seed-{cfg.seed}",
     )
     with mirror:
-        yield LayerTracking(WandbLogger(experiment=mirror.run), mirror.summary)
+        yield LayerTracking(WandbLogger(experiment=mirror.run), lambda report: mirror.summary(_numbers(report)))
+
+
+def _numbers(report: Mapping[str, object]) -> dict[str, object]:
+    """The report without its texts (the model's name and the recipe, which the run's config holds)."""
+    return {name: value for name, value in report.items() if not isinstance(value, (str, bool))}

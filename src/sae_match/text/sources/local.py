@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _jsonl_rows(file: Path) -> Iterator[Mapping[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number} is not a JSON object with a text column.")
@@ -123,7 +124,16 @@ def _parquet_texts(file: Path, cfg: DatasetConfig) -> Iterator[str]:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from error
-    with parquet:
+    with parquet, _readable(file):
         column = text_column(parquet.schema_arrow.names, cfg.column, str(file))
         batches = parquet.iter_batches(batch_size=1024, columns=[column])
         yield from row_texts((row for batch in batches for row in batch.to_pylist()), column, str(file))
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Pages of data can be damaged behind a footer that is whole."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is not a readable parquet file: {error}") from error

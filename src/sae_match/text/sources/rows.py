@@ -14,6 +14,8 @@ TEXT_COLUMNS = ("text", "content", "code")
 LINES_WITHOUT_HEADING = 10_000
 """So many lines without a heading are no WikiText."""
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can spell them, UTF-8 and tokenizers cannot."""
 _ARTICLE_HEADING = re.compile(r"^= ([^=]|[^=].*[^=]) =$")
 
 
@@ -43,6 +45,8 @@ def row_texts(rows: Iterable[Mapping[str, Any]], column: str, where: str) -> Ite
                 f"{where}, row {number}: column {column!r} holds {type(text).__name__}, not text.\n"
                 "Set dataset.column to a text column."
             )
+        if not text.isascii() and _LONE_SURROGATE.search(text):
+            raise UserError(f"{where}, row {number}: column {column!r} holds half a character (a lone surrogate)")
         yield text
 
 

@@ -1,0 +1,3 @@
+"""`sae-match-cache`: what the shared cache holds, whether it is intact, and making room."""
+
+from __future__ import annotations

@@ -1,0 +1,120 @@
+"""Whether a job has to run, and where its record goes, given the records that earlier launches have left."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sae_match.config.schema import Config, Rerun
+from sae_match.experiment.job_key import job_key
+from sae_match.record.job import FEATURES, METRICS, PAIRS
+from sae_match.record.science import science_hash
+from sae_match.record.state import Status, read_status, records_in
+
+logger = logging.getLogger(__name__)
+
+
+class Action(StrEnum):
+    """What happens to a job."""
+
+    run = "run"
+    skip = "skip"
+    report = "report"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a job, and where its record is or will be.
+
+    Attributes:
+        cfg: the configuration to run; its paths.output_dir is `directory`.
+        directory: the job's record.
+        metrics: headline numbers of a finished record that is not run again.
+    """
+
+    action: Action
+    cfg: Config
+    directory: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def decide(cfg: Config, sweep: Path | None = None) -> Decision:
+    """Look for the job's record and decide what happens, as `cfg.rerun` says.
+
+    A job is known by its key (`job_key`), not by its number: numbers shift when a sweep is extended, so a finished
+    record counts wherever below the sweep's directory it lies. A job that has to run goes to its own directory; where
+    that holds the record of another configuration that is done, or that another process is running, it goes beside it,
+    to NUMBER-HASH. A finished record whose inputs have changed since is run again in its place.
+
+    Args:
+        sweep: directory of the sweep that the job belongs to; None for a single job.
+    """
+    own, key = Path(cfg.paths.output_dir), job_key(cfg)
+    science = science_hash(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
+    records = _records(own, sweep)
+    done = _finished(records, key)
+    if done is not None and cfg.rerun is not Rerun.all:
+        logger.info("done already, with the same configuration and inputs: %s (rerun=all runs it again)", done)
+        return Decision(Action.skip, _at(cfg, done), done, _metrics(done) or {})
+    directory = done or _earlier(records, science) or _place(own, sweep, science)
+    if cfg.rerun is Rerun.none:
+        status = read_status(directory)
+        state = "not there" if status is None else status.state
+        logger.info("rerun=none: %s is %s, and left as it is", directory, state)
+        return Decision(Action.report, cfg, directory)
+    return Decision(Action.run, _at(cfg, directory), directory)
+
+
+def _at(cfg: Config, directory: Path) -> Config:
+    return replace(cfg, paths=replace(cfg.paths, output_dir=str(directory)))
+
+
+def _records(own: Path, sweep: Path | None) -> list[tuple[Path, Status]]:
+    """Records that may be the job's: its own directory's first, then all of the sweep."""
+    status = read_status(own)
+    found = [] if status is None else [(own, status)]
+    return found + ([] if sweep is None else list(records_in(sweep)))
+
+
+def _finished(records: list[tuple[Path, Status]], key: str | None) -> Path | None:
+    """The finished, readable record with this key."""
+    for directory, status in records:
+        if key is not None and status.state == "done" and status.key == key:
+            if _metrics(directory) is not None and all((directory / name).is_file() for name in (PAIRS, FEATURES)):
+                return directory
+            logger.warning("%s is marked as done, but its results are missing or damaged; it is run again", directory)
+    return None
+
+
+def _earlier(records: list[tuple[Path, Status]], science: str) -> Path | None:
+    """The finished record of the same configuration over other inputs, or with damaged results."""
+    for directory, status in records:
+        if status.state == "done" and status.science == science:
+            logger.info("%s: inputs or results are not what they were; it is run again", directory)
+            return directory
+    return None
+
+
+def _place(own: Path, sweep: Path | None, science: str) -> Path:
+    """The job's own directory, or one beside it where that is another job's."""
+    status = read_status(own)
+    taken = status is not None and (status.alive or status.state == "done")
+    if sweep is None or own.parent != sweep or not taken or (status is not None and status.science == science):
+        return own
+    beside = own.with_name(f"{own.name}-{science[:8]}")
+    logger.info("%s holds another job of this sweep directory; this one's record goes to %s", own, beside)
+    return beside
+
+
+def _metrics(directory: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,50 @@
+"""The tokens on which every feature of the span fires most, as a table: what a path or a pair is shown with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from tqdm import tqdm
+
+from sae_match.evaluation.top_activations import TopActivations, top_activations
+from sae_match.experiment.evaluation_step import Evaluator
+from sae_match.judging.descriptions import visible
+
+WINDOWS = 12
+"""Windows searched per feature, one token from each: fewer distinct tokens than that are left."""
+TOKENS = 8
+"""Distinct tokens kept per feature."""
+COLUMNS = ("layer", "feature", "token")
+
+
+def top_tokens_table(evaluator: Evaluator, progress: bool) -> pd.DataFrame:
+    """One row per layer, feature and token: the distinct tokens of the feature's largest activations, largest first.
+
+    Features that never fire have no rows. Tokens are decoded one by one and shown without surrounding white space.
+    """
+    cfg, saes = evaluator.cfg, evaluator.saes
+    ids, tokenizer = evaluator.windows.ids, evaluator.model.tokenizer
+    texts: dict[int, str] = {}
+
+    def text(window: int, position: int) -> str:
+        token = int(ids[window, position])
+        if token not in texts:
+            texts[token] = visible(str(tokenizer.decode([token], clean_up_tokenization_spaces=False)))
+        return texts[token]
+
+    rows: list[tuple[int, int, str]] = []
+    for layer in tqdm(saes.layers, desc="top tokens", disable=not progress):
+        batch, sinks = cfg.evaluation.batch_windows, cfg.model.sink_positions
+        top = top_activations(saes.load(layer), evaluator.streams.layer(layer), WINDOWS, batch, sinks)
+        rows += [(layer, feature, token) for feature, token in _tokens(top, text)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype({"layer": "int32", "feature": "int32", "token": "str"})
+
+
+def _tokens(top: TopActivations, text: Callable[[int, int], str]) -> list[tuple[int, str]]:
+    return [
+        (feature, token)
+        for feature in range(len(top.value))
+        for token in list(dict.fromkeys(text(*place) for place in top.places(feature)))[:TOKENS]
+    ]

@@ -1,0 +1,112 @@
+"""The ablation table: every combination of the factors that vary, with its numbers, their intervals and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .compare import comparison_keys, setting
+from .directions import compared_metrics, lower_is_better, number, titled
+from .records import Record
+from .resamples import Resamples
+from .tables import ABSENT, format_value, markdown_table
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks of one metric, 1 for the best, by the record's place; and whether ties are those of paired intervals."""
+
+    ranks: dict[int, int]
+    paired: bool
+
+
+def rank(records: Sequence[Record], name: str, resamples: Resamples) -> Ranking:
+    """1 + the number of jobs that are better, where better means: the 95 % interval of the paired difference excludes
+    0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value."""
+    values = {place: value for place, record in enumerate(records) if (value := number(record, name)) is not None}
+    places, sign = list(values), -1.0 if lower_is_better(name) else 1.0
+    means = [resamples.mean(records[place], name) for place in places]
+    known = [mean for mean in means if mean is not None]
+    paired = len(known) == len(places) > 1 and len({mean.over for mean in known}) == 1
+    if paired:
+        replicates = sign * np.stack([mean.estimate.replicates for mean in known])
+        better = [_lower_ends(replicates - row) > 0 for row in replicates]
+    else:
+        signed = sign * np.array([values[place] for place in places])
+        better = [signed > value for value in signed]
+    return Ranking({place: 1 + int(np.sum(row)) for place, row in zip(places, better, strict=True)}, paired)
+
+
+def _lower_ends(differences: np.ndarray) -> np.ndarray:
+    """The lower end of the 95 % interval of each row; resamples without a value are left out."""
+    if np.isfinite(differences).all():
+        return np.quantile(differences, 0.025, axis=1)
+    ends = [np.quantile(row[np.isfinite(row)], 0.025) if np.isfinite(row).any() else -np.inf for row in differences]
+    return np.array(ends)
+
+
+def ablation_frame(records: Sequence[Record], metrics: Sequence[str], resamples: Resamples) -> pd.DataFrame:
+    """One row per job: its name and state, the settings that vary, and per metric the value, the ends of its 95 %
+    interval and its rank (empty where the job has none)."""
+    keys = comparison_keys(records)
+    rankings = {name: rank(records, name, resamples).ranks for name in metrics}
+    rows: list[dict[str, Any]] = []
+    for place, record in enumerate(records):
+        row: dict[str, Any] = {"job": record.name, "state": record.state}
+        row |= {key: setting(record, key) for key in keys}
+        for name in metrics:
+            for suffix in ("", "_low", "_high"):
+                row[f"{name}{suffix}"] = number(record, f"{name}{suffix}")
+            row[f"{name}_rank"] = rankings[name].get(place)
+        rows.append(row)
+    ranks = {f"{name}_rank": "Int64" for name in metrics}
+    return pd.DataFrame(rows).astype(ranks)
+
+
+def ablation_cells(frame: pd.DataFrame, metrics: Sequence[str]) -> list[list[str]]:
+    """The metrics' columns as text, one list per row: value, interval and rank, or the state of a job without."""
+    return [[_cell(row, name) for name in metrics] for row in frame.to_dict("records")]
+
+
+def ablation_table(records: Sequence[Record], frame: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """The ablation table as Markdown."""
+    keys = comparison_keys(records)
+    settings = [[str(value) for value in row] for row in frame[keys].astype(object).to_numpy().tolist()]
+    header = [*keys, *(titled(name) for name in metrics), "job"]
+    cells = ablation_cells(frame, metrics)
+    rows = [[*s, *c, job] for s, c, job in zip(settings, cells, frame["job"], strict=True)]
+    return markdown_table(header, rows, right=[titled(name) for name in metrics])
+
+
+def ranking_note(records: Sequence[Record], metrics: Sequence[str], resamples: Resamples) -> str:
+    """How the ranks came to be."""
+    paired = [name for name in metrics if rank(records, name, resamples).paired]
+    plain = [name for name in metrics if name not in paired]
+    text = "#1 is the best; ↓ marks numbers of which the lower is better."
+    if paired:
+        text += (
+            f" Ranks of {', '.join(paired)}: 1 + the number of jobs that are better with a 95 % interval of the paired "
+            "difference (same documents, resampled together) that excludes 0."
+        )
+    if plain:
+        text += f" Ranks of {', '.join(plain)}: of the plain values, without paired differences between all jobs."
+    return text
+
+
+def _cell(row: dict[Any, Any], name: str) -> str:
+    value = row[name]
+    if value is None or pd.isna(value):
+        return str(row["state"]) if row["state"] != "done" else ABSENT
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    ends = (None, None) if low is None or pd.isna(low) else (low, high)
+    return f"{format_value(value, *ends)} #{row[f'{name}_rank']}"
+
+
+def ablation_metrics(records: Sequence[Record], asked: Sequence[str] | None = None) -> list[str]:
+    """The metrics of the table: of those compared (or asked for), the ones in which finished jobs differ."""
+    names = compared_metrics(records, asked)
+    return [name for name in names if len({number(record, name) for record in records} - {None}) > 1]

@@ -1,0 +1,82 @@
+"""`layers.pair`, `capture`, and the experiments that answer common questions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sae_match import UserError
+from sae_match.config.rules import check_config
+from sae_match.config.schema import LayersConfig
+from sae_match.config.solver_schema import SolverName
+from sae_match.record.science import science_hash
+from tests.config.test_configuration import composed, composed_training
+
+
+def plain(*overrides: str) -> dict[str, object]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.structured(composed(*overrides)), resolve=True, enum_to_str=True)  # type: ignore[return-value]
+
+
+def test_a_pair_is_the_same_job_as_its_two_layers() -> None:
+    assert plain("layers.pair=13") == plain("layers.first=13", "layers.last=14")
+    assert composed_training("model=gpt2").layers == LayersConfig(11, 18)
+
+
+@pytest.mark.parametrize("given", [["layers.first=12"], ["layers.last=15"], ["layers.first=13", "layers.last=14"]])
+def test_a_pair_beside_a_span_is_refused(given: list[str]) -> None:
+    with pytest.raises(UserError, match=r"layers.pair=13 and layers.*give one of them"):
+        composed("layers.pair=13", *given)
+
+
+def test_a_pair_outside_the_saes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layers.first=18, layers.last=19: the SAEs smollm2_135m cover layers 11..18"):
+        check_config(composed("layers.pair=18"))
+
+
+def test_library_callers_name_both_layers() -> None:
+    cfg = composed()
+    with pytest.raises(UserError, match="short for first and last"):
+        check_config(replace(cfg, layers=LayersConfig(first=13, last=14, pair=13)))
+
+
+def test_what_is_captured_decides_no_result() -> None:
+    assert science_hash(plain("layers.pair=13")) == science_hash(
+        plain("layers.pair=13", "capture.first=11", "capture.last=18")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["capture.first=14"], "within 0..13"),
+        (["capture.first=-1"], "within 0..13"),
+        (["capture.last=13"], "at least layers.last=14"),
+        (["capture.last=30"], "has blocks 0..29"),
+    ],
+)
+def test_a_capture_covers_the_span_and_exists(change: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(composed("layers.pair=13", *change))
+
+
+def test_each_pair_captures_all_layers_once() -> None:
+    cfg = composed("experiment=each_pair", "layers.pair=16")
+    check_config(cfg)
+    assert (cfg.layers.first, cfg.layers.last, cfg.capture.first, cfg.capture.last) == (16, 17, 11, 18)
+    gemma = composed("experiment=each_pair", "sae=gemma_scope_2b", "model=gemma_2_2b", "layers.pair=0")
+    assert (gemma.layers.last, gemma.capture.first, gemma.capture.last) == (1, 0, 25)
+
+
+def test_wide_saes_keep_no_products() -> None:
+    cfg = composed("experiment=wide")
+    check_config(cfg)
+    assert (cfg.sae.width, cfg.solver.name, cfg.solver.cache) == ("65k", SolverName.certified, False)
+    assert (cfg.layers.first, cfg.layers.last) == (12, 13)
+
+
+def test_one_pair_is_the_first_or_the_one_asked_for() -> None:
+    assert composed("experiment=one_pair").layers == LayersConfig(11, 12)
+    assert composed("experiment=one_pair", "layers.pair=14").layers == LayersConfig(14, 15)

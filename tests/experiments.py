@@ -1,0 +1,45 @@
+"""The experiment files under conf/: their jobs, and the command lines that their comments name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from sae_match.config.compose import config_directory, register_schemas
+
+EXPERIMENTS = sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
+PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
+
+
+def commands(experiment: str) -> list[list[str]]:
+    """The arguments of every `sae-match` command in the file's comments; a line that ends with a backslash goes on."""
+    text = (config_directory() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    comments = "\n".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+    lines = re.sub(r"\\\n", " ", comments).splitlines()
+    found = [re.sub(r"  +\(.*\)$", "", line) for line in lines if line.startswith("sae-match ")]
+    return [shlex.split(line)[1:] for line in found]
+
+
+def jobs(arguments: list[str]) -> list[list[str]]:
+    """The overrides of every job that a command line starts: Hydra's own sweep over its values and the file's."""
+    return [list(job) for job in _jobs(tuple(arguments))]
+
+
+@cache
+def _jobs(arguments: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    register_schemas()
+    parser = OverridesParser.create()
+    single = [argument for argument in arguments if argument.startswith("experiment=")]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        cfg = compose("config", [*PATHS, *single], return_hydra_config=True)
+    params = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
+    assert isinstance(params, dict)
+    swept = [f"{key}={value}" for key, value in params.items()]
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
+    return tuple(tuple(job) for job in batch)

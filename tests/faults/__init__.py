@@ -1,0 +1,1 @@
+"""Killing jobs, and what is left."""

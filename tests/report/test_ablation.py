@@ -1,0 +1,103 @@
+"""The ablation table: hand-computed ranks, ties from paired differences, failed cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_match.report.ablation import (
+    ablation_cells,
+    ablation_frame,
+    ablation_metrics,
+    ablation_table,
+    rank,
+    ranking_note,
+)
+from sae_match.report.directions import lower_is_better
+from sae_match.report.records import find_records
+from sae_match.report.resamples import Resamples
+from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
+
+SCORE, LOSS, MSE = "matching_score", "delta_loss/encode_permute_decode", "weight_mse/W_dec"
+NAMES = [SCORE, LOSS, MSE]
+
+
+def ranks(name: str) -> list[int]:
+    found = rank(design(), name, Resamples(NAMES))
+    assert not found.paired
+    return [found.ranks[place] for place in range(4)]
+
+
+def test_ranks_know_which_way_is_better() -> None:
+    assert ranks(SCORE) == [2, 4, 1, 3]
+    assert ranks(LOSS) == [2, 3, 1, 4]
+    assert ranks(MSE) == [2, 2, 4, 1]  # the same value, the same rank
+    directions = {name: lower_is_better(name) for name in (*NAMES, "explained_variance/layer_drop", "matching_iou")}
+    assert list(directions.values()) == [False, True, True, False, False]
+
+
+def test_a_row_per_combination_with_value_interval_and_rank() -> None:
+    records = [*design(), job("4", "encoder", "theta", "failed", "ValueError: no\nmore")]
+    records[0] = job("0", "both", "theta", score=0.50, loss=1.0, mse=0.10, matching_score_low=0.4,
+                     matching_score_high=0.6)  # fmt: skip
+    frame = ablation_frame(records, NAMES, Resamples(NAMES))
+    assert list(frame.columns[:4]) == ["job", "state", "metric", "folding"]
+    first = frame.iloc[0]
+    assert (first[SCORE], first[f"{SCORE}_low"], first[f"{SCORE}_high"], first[f"{SCORE}_rank"]) == (0.5, 0.4, 0.6, 2)
+    cells = ablation_cells(frame, NAMES)
+    assert cells[0] == ["0.500 [0.400, 0.600] #2", "1.000 #2", "0.100 #2"]
+    assert cells[4] == ["failed", "failed", "failed"]
+    lines = ablation_table(records, frame, NAMES).splitlines()
+    assert [text.strip() for text in lines[0].split("|")[1:-1]] == [
+        "metric", "folding", SCORE, f"{LOSS} ↓", f"{MSE} ↓", "job",
+    ]  # fmt: skip
+    assert len(lines) == 7 and "plain values" in ranking_note(records, NAMES, Resamples(NAMES))
+
+
+def test_only_numbers_in_which_jobs_differ_are_ranked() -> None:
+    records = [job("0", "both", "theta", score=0.5, mse=0.1), job("1", "both", "none", score=0.5, mse=0.2)]
+    assert ablation_metrics(records) == [MSE]
+    assert ablation_metrics(records, ["matching_score", "nothing"]) == []
+    assert ablation_metrics(records[:1]) == []
+
+
+def paired_jobs(tmp_path: Path, documents: list[np.ndarray]) -> list:
+    """Jobs 0, 1, ... with the given matching score in each document."""
+    for index, values in enumerate(documents):
+        config = {"matching": {"metric": str(index)}, "seed": 0}
+        mean = float(values.mean())
+        pairs = pair_rows([(0, 1)], {"matching_score/matched": [mean]})
+        stored(tmp_path / str(index), config, pairs, {SCORE: mean}, ratio_sums(list(values)))
+    return find_records([tmp_path])
+
+
+def test_jobs_share_a_rank_where_the_paired_interval_holds_0(tmp_path: Path) -> None:
+    base = np.linspace(0.2, 0.8, 40)
+    noise = np.where(np.arange(40) % 2, 0.05, -0.05)
+    # Job 1 is a little better than job 0 in every document; job 2 better on average, but not beyond noise.
+    records = paired_jobs(tmp_path, [base, base + 0.01, base + 0.012 + noise])
+    found = rank(records, SCORE, Resamples([SCORE]))
+    assert found.paired
+    assert found.ranks == {0: 2, 1: 1, 2: 1}
+    note = ranking_note(records, [SCORE], Resamples([SCORE]))
+    assert "paired" in note and "plain values" not in note
+
+
+def test_a_job_without_sums_makes_plain_ranks(tmp_path: Path) -> None:
+    records = paired_jobs(tmp_path, [np.full(9, 0.5), np.full(9, 0.6)])
+    (tmp_path / "1" / "documents.parquet").unlink()
+    found = rank(records, SCORE, Resamples([SCORE]))
+    assert not found.paired and found.ranks == {0: 2, 1: 1}
+
+
+def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
+    first, second = np.array([0.1, 0.5, 0.9, 0.3]), np.array([0.2, 0.4, 0.9, 0.6])
+    records = paired_jobs(tmp_path, [first, second])
+    difference = Resamples([SCORE]).difference(records[1], records[0], SCORE)
+    assert difference is not None
+    counts = np.random.default_rng(0).multinomial(4, np.full(4, 0.25), size=1000)
+    by_hand = (counts @ (second - first)) / 4
+    assert difference.value == pytest.approx((second - first).mean())
+    assert difference.interval == pytest.approx(tuple(np.quantile(by_hand, (0.025, 0.975))))

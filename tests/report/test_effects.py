@@ -1,0 +1,84 @@
+"""Factor effects: hand-computed, with all other factors held fixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_match.report.effects import contrasts, effects_frame, effects_note, effects_table, factors
+from sae_match.report.records import Record, find_records
+from sae_match.report.resamples import Resamples
+from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
+
+SCORE, LOSS = "matching_score", "delta_loss/encode_permute_decode"
+
+
+def frame_of(records: list[Record]) -> dict[tuple[str, str, str], dict]:
+    frame = effects_frame(records, [SCORE, LOSS], Resamples([SCORE, LOSS]))
+    return {(row["factor"], row["level"], row["metric"]): row for row in frame.to_dict("records")}
+
+
+def test_effects_by_hand() -> None:
+    rows = frame_of(design())
+    decoder = rows["metric", "decoder", SCORE]
+    assert decoder["effect"] == pytest.approx((0.06 + 0.04) / 2)
+    assert (decoder["smallest"], decoder["largest"]) == pytest.approx((0.04, 0.06))
+    assert (decoder["cells"], decoder["unmatched"], decoder["reference"]) == (2, 0, "both")
+    assert decoder["jobs"] == "2 - 0; 3 - 1"
+    none = rows["folding", "none", LOSS]
+    assert none["effect"] == pytest.approx((1.0 + 3.5) / 2)
+    assert (none["smallest"], none["largest"]) == pytest.approx((1.0, 3.5))
+    assert len(rows) == 4
+
+
+def test_a_failed_cell_is_counted_not_guessed() -> None:
+    records = design()
+    records[3] = job("3", "decoder", "none", "failed", "ValueError")
+    rows = frame_of(records)
+    assert rows["metric", "decoder", SCORE]["effect"] == pytest.approx(0.06)
+    assert (rows["metric", "decoder", SCORE]["cells"], rows["metric", "decoder", SCORE]["unmatched"]) == (1, 1)
+    frame = effects_frame(records, [SCORE], Resamples([SCORE]))
+    assert "1 (+1 without partner)" in effects_table(frame, [SCORE])
+
+
+def test_a_level_without_any_partner_keeps_its_row() -> None:
+    records = [job("0", "both", "theta", "failed"), job("1", "decoder", "theta", score=1.0), job("2", "both", "none")]
+    rows = frame_of(records)
+    lonely = rows["metric", "decoder", SCORE]
+    assert (lonely["cells"] == 0 and lonely["effect"] is None) or np.isnan(lonely["effect"])
+    assert "–" in effects_table(effects_frame(records, [SCORE], Resamples([SCORE])), [SCORE])
+
+
+def test_settings_that_move_together_are_one_factor() -> None:
+    records = [
+        Record(name=n, path=Path(n), state="done", config={"sae": {"name": n}, "model": {"name": n}, "seed": seed})
+        for n in ("a", "b")
+        for seed in (0, 1)
+    ]
+    assert [factor.name for factor in factors(records)] == ["sae + model", "seed"]
+    assert [(c.level, len(c.cells)) for c in contrasts(records)] == [(("b", "b"), 2), ((1,), 2)]
+
+
+def test_the_interval_is_that_of_the_mean_over_cells(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    documents = {}
+    for index, (metric, folding) in enumerate([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]):
+        values = documents[metric, folding] = generator.random(12)
+        config = {"matching": {"metric": metric}, "folding": {"name": folding}, "seed": 0}
+        pairs = pair_rows([(0, 1)], {"matching_score/matched": [float(values.mean())]})
+        stored(tmp_path / str(index), config, pairs, {SCORE: float(values.mean())}, ratio_sums(list(values)))
+    frame = effects_frame(find_records([tmp_path]), [SCORE], Resamples([SCORE]))
+    row = frame[frame["factor"] == "metric"].iloc[0]
+    per_document = ((documents["b", "x"] - documents["a", "x"]) + (documents["b", "y"] - documents["a", "y"])) / 2
+    counts = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=1000)
+    assert row["effect"] == pytest.approx(per_document.mean())
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(counts @ per_document / 12, (0.025, 0.975))))
+    assert "95 % interval" in effects_note(frame) and "no interval" not in effects_note(frame)
+
+
+def test_without_sums_the_note_says_so() -> None:
+    frame = effects_frame(design(), [SCORE], Resamples([SCORE]))
+    assert "no interval" in effects_note(frame) and "resampled" not in effects_note(frame)
+    assert "(0.0400 … 0.0600)" in effects_table(frame, [SCORE])
