@@ -34,7 +34,11 @@ LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]
 EMBEDDED = ["dataset.documents=4", "dataset.window_tokens=12", "dataset.windows_per_document=1"]
 SHORT = ["layers.first=12", "layers.last=15"]
-EXTRA = {"fig5_pairs": ["judging=offline"], "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"]}
+EXTRA = {
+    "fig5_pairs": ["judging=offline"],
+    "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
+    "controls": ["evaluation.fit_documents=4"],
+}
 OWN_FIGURE = {"fig3_weight_mse": "weight_mse.png", "fig5_pairs": "pairs.png", "fig14_sparsity": "sparsity.png"}
 
 
