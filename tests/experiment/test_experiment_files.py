@@ -24,9 +24,9 @@ from sae_match.report.pair_figure import write_pair_figures
 from sae_match.report.paper_figures import write_paper_figures
 from sae_match.saes import save_native
 from tests.builders import random_sae
-from tests.experiment.conftest import D_MODEL, WORDS
 from tests.experiments import EXPERIMENTS, jobs
 from tests.judging.chat_server import Response, chat_server, completion
+from tests.tiny_setting import D_MODEL, WORDS
 
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""
