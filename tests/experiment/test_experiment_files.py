@@ -33,7 +33,7 @@ ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command
 LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]
 EMBEDDED = ["dataset.documents=4", "dataset.window_tokens=12", "dataset.windows_per_document=1"]
-SHORT = ["layers.first=12", "layers.last=15"]
+SPAN, PAIR = ["layers.first=12", "layers.last=15"], ["layers.first=13", "layers.last=14"]
 EXTRA = {
     "fig5_pairs": ["judging=offline"],
     "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
@@ -82,7 +82,8 @@ def arguments(experiment: str, places: dict[str, Path], judge: str) -> list[str]
     swept = {override.partition("=")[0] for job in jobs(named) for override in job}
     small = ["model=local", f"model.path={places['model']}", f"sae.root={places['saes']}", "model.sink_positions=2"]
     small += EMBEDDED if "dataset" in swept else [text.format(text=places["text"]) for text in TEXT]
-    small += [] if _sets_layers(experiment) or "layers.first" in swept else SHORT
+    if not (_sets_layers(experiment) or "layers.first" in swept):
+        small += SPAN if len(jobs(named)) == 1 else PAIR
     small += [override.format(judge=judge) for override in EXTRA.get(experiment, [])]
     small += [f"judging.base_url={judge}"] if experiment == "fig4_llm_judge" else []
     fixed = ["tracking=none", "evaluation.bootstrap_samples=20", "evaluation.min_count=1", "device=cpu"]
