@@ -24,9 +24,9 @@ from sae_match.report.pair_figure import write_pair_figures
 from sae_match.report.paper_figures import write_paper_figures
 from sae_match.saes import save_native
 from tests.builders import random_sae
-from tests.experiment.conftest import D_MODEL, WORDS
 from tests.experiments import EXPERIMENTS, jobs
 from tests.judging.chat_server import Response, chat_server, completion
+from tests.tiny_setting import D_MODEL, WORDS
 
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
 ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
@@ -35,7 +35,11 @@ LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]
 EMBEDDED = ["dataset.documents=4", "dataset.window_tokens=12", "dataset.windows_per_document=1"]
 SPAN, PAIR = ["layers.first=12", "layers.last=15"], ["layers.first=13", "layers.last=14"]
-EXTRA = {"fig5_pairs": ["judging=offline"], "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"]}
+EXTRA = {
+    "fig5_pairs": ["judging=offline"],
+    "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
+    "controls": ["evaluation.fit_documents=4"],
+}
 OWN_FIGURE = {"fig3_weight_mse": "weight_mse.png", "fig5_pairs": "pairs.png", "fig14_sparsity": "sparsity.png"}
 
 
