@@ -152,7 +152,7 @@ def _report() -> bool:
     from sae_match.sweep_table import render, write_table
 
     rows = write_table(_launch.directory)
-    if all(row["action"] is None for row in rows):
+    if all(row["action"] is None and row["error"] is None for row in rows):
         return False  # no job began: the configuration was refused, and that has been said
     print(f"\nsweep {_launch.directory}\n{render(rows)}", flush=True)
     return all(row["state"] == "done" for row in rows)

@@ -55,14 +55,24 @@ def pairs(job: Path) -> list[list[str]]:
         return [row for row in csv.reader(file) if not any(word in cell for cell in row for word in MEASURED)]
 
 
+def permutation(path: Path) -> tuple[bytes, dict[str, object]]:
+    """The data of a permutation's file byte for byte, and its header without the time that the solver took."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8:end])["__metadata__"]
+    provenance = json.loads(metadata.pop("provenance"))
+    del provenance["seconds"]
+    return content[end:], {**metadata, **provenance}
+
+
 def assert_same_sweep(found: Path, expected: Path) -> None:
     for job, pair_count in (("0", 2), ("2", 1)):
         assert state(found / job) == "done"
         names = sorted(path.name for path in (expected / job / "permutations").iterdir())
         assert len(names) == pair_count
         for name in names:
-            one, other = (side / job / "permutations" / name for side in (found, expected))
-            assert one.read_bytes() == other.read_bytes(), name
+            one, other = (permutation(side / job / "permutations" / name) for side in (found, expected))
+            assert one == other, name
         assert pairs(found / job) == pairs(expected / job) and len(pairs(found / job)) > 5
         assert "gap 0.0e+00" in (found / job / "sae_match.log").read_text()
     assert state(found / "1") == "failed"
@@ -101,7 +111,7 @@ def test_submitits_local_executor(root: Path) -> None:
 def test_a_slurm_array(root: Path, tmp_path: Path) -> None:
     path = f"{fake_slurm.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
     resources = ["partition=gpu", "gpus_per_node=2", "mem_gb=7", "cpus_per_task=3", "timeout_min=55",
-                 "array_parallelism=5", "setup=['export FROM_SETUP=1']"]  # fmt: skip
+                 "array_parallelism=2", "setup=['export FROM_SETUP=1']"]  # fmt: skip
     done = sweep(root, "submitit", *(f"hydra.launcher.{resource}" for resource in resources), PATH=path)
     assert done.returncode not in (0, None)
     assert "no SAE for layer 3" in done.stderr
@@ -109,7 +119,7 @@ def test_a_slurm_array(root: Path, tmp_path: Path) -> None:
     (script,) = (root / "submitit" / ".submitit").rglob("*submission.sh")
     lines = script.read_text().splitlines()
     for line in ("--partition=gpu", "--gpus-per-node=2", "--mem=7GB", "--cpus-per-task=3", "--time=55",
-                 "--array=0-2%5", "--job-name=sae_match"):  # fmt: skip
+                 "--array=0-2%2", "--job-name=sae_match"):  # fmt: skip
         assert f"#SBATCH {line}" in lines, line
     assert "export FROM_SETUP=1" in lines
     assert list((root / "submitit" / ".submitit").rglob("4242_2_0_log.out"))

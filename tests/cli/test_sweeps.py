@@ -29,7 +29,8 @@ def place(tmp_path: Path) -> Path:
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "SAE_MATCH_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
     fixed = ["sae=native", "sae.root=saes", "layers.first=0", "evaluation=weights_only", "hydra.sweep.dir=sweep"]
-    command = [sys.executable, "-m", "sae_match", *fixed, *arguments]
+    # argparse wants overrides in one piece.
+    command = [sys.executable, "-m", "sae_match", *sorted([*fixed, *arguments], key="-m".__ne__)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True)
 

@@ -24,17 +24,22 @@ from sae_match.report.pair_figure import write_pair_figures
 from sae_match.report.paper_figures import write_paper_figures
 from sae_match.saes import save_native
 from tests.builders import random_sae
-from tests.experiment.conftest import D_MODEL, WORDS
 from tests.experiments import EXPERIMENTS, jobs
 from tests.judging.chat_server import Response, chat_server, completion
+from tests.tiny_setting import D_MODEL, WORDS
 
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
+ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""
 LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]
 EMBEDDED = ["dataset.documents=4", "dataset.window_tokens=12", "dataset.windows_per_document=1"]
-SHORT = ["layers.first=12", "layers.last=15"]
-EXTRA = {"fig5_pairs": ["judging=offline"], "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"]}
+SPAN, PAIR = ["layers.first=12", "layers.last=15"], ["layers.first=13", "layers.last=14"]
+EXTRA = {
+    "fig5_pairs": ["judging=offline"],
+    "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
+    "controls": ["evaluation.fit_documents=4"],
+}
 OWN_FIGURE = {"fig3_weight_mse": "weight_mse.png", "fig5_pairs": "pairs.png", "fig14_sparsity": "sparsity.png"}
 
 
@@ -78,7 +83,8 @@ def arguments(experiment: str, places: dict[str, Path], judge: str) -> list[str]
     swept = {override.partition("=")[0] for job in jobs(named) for override in job}
     small = ["model=local", f"model.path={places['model']}", f"sae.root={places['saes']}", "model.sink_positions=2"]
     small += EMBEDDED if "dataset" in swept else [text.format(text=places["text"]) for text in TEXT]
-    small += [] if _sets_layers(experiment) or "layers.first" in swept else SHORT
+    if not (_sets_layers(experiment) or "layers.first" in swept):
+        small += SPAN if len(jobs(named)) == 1 else PAIR
     small += [override.format(judge=judge) for override in EXTRA.get(experiment, [])]
     small += [f"judging.base_url={judge}"] if experiment == "fig4_llm_judge" else []
     fixed = ["tracking=none", "evaluation.bootstrap_samples=20", "evaluation.min_count=1", "device=cpu"]

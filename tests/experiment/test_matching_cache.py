@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from sae_match.config.schema import Config
+from sae_match.config.solver_schema import SolverName
 from sae_match.experiment import matching_step, run
 from sae_match.experiment.matching_cache import matching_key
-from sae_match.matching import Matching
+from sae_match.matching import Matching, make_solver
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
 from tests.builders import random_sae
@@ -44,6 +45,10 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[Matching]:
 def matching(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
     solver = matching_step.configured_solver(cfg, "cpu", progress=False)
     return matching_step.match_configured(cfg, a, b, solver, **excluded)
+
+
+def key_of(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
+    return matching_key(cfg, a, b, cfg.solver.name.value, mask, None)
 
 
 def entries(cfg: Config) -> list[Path]:
@@ -94,25 +99,25 @@ def test_baselines_come_back_too(configured: Configured, tmp_path: Path, solved:
 def test_what_can_change_a_matching_makes_it_another(
     configured: Configured, tmp_path: Path, override: str, shared: bool
 ) -> None:
-    keys = {matching_key(configured(tmp_path, *more), A, B, None, None) for more in ([], [override])}
+    keys = {key_of(configured(tmp_path, *more)) for more in ([], [override])}
     assert len(keys) == (1 if shared else 2)
 
 
 def test_saes_masks_scales_and_the_random_solvers_seed_are_in_the_key(configured: Configured, tmp_path: Path) -> None:
     cfg, mask = configured(tmp_path), torch.arange(24) == 3
-    plain = matching_key(cfg, A, B, None, None)
+    plain = key_of(cfg)
     others = {
-        matching_key(cfg, B, A, None, None),
-        matching_key(cfg, A, random_sae(width=30, seed=7), None, None),
-        matching_key(cfg, A, B, mask, None),
-        matching_key(cfg, A, B, ~mask, None),
-        matching_key(cfg, A.replace(scale=torch.ones(24)), B, None, None),
+        key_of(cfg, B, A),
+        key_of(cfg, A, random_sae(width=30, seed=7)),
+        key_of(cfg, mask=mask),
+        key_of(cfg, mask=~mask),
+        key_of(cfg, A.replace(scale=torch.ones(24))),
     }
     assert len({plain, *others}) == 6
     unfolded = configured(tmp_path, "folding=none")
     scaled = A.replace(scale=torch.ones(24))
-    assert matching_key(unfolded, A, B, None, None) == matching_key(unfolded, scaled, B, None, None)
-    seeds = {matching_key(configured(tmp_path, "solver=random", f"seed={s}"), A, B, None, None) for s in (0, 1)}
+    assert key_of(unfolded) == key_of(unfolded, scaled)
+    seeds = {key_of(configured(tmp_path, "solver=random", f"seed={s}")) for s in (0, 1)}
     assert len(seeds) == 2
 
 
@@ -213,6 +218,19 @@ def test_jobs_of_a_sweep_share_their_matchings(
     far = run(configured(random_saes, "composition.max_distance=2", "evaluation=weights_only", output="third"))
     assert len(solved) == n + 2
     assert far.metrics["objective"] == pytest.approx(other.metrics["objective"])
+
+
+def test_a_control_that_is_solved_otherwise_is_not_the_configured_matching(
+    configured: Configured, tmp_path: Path
+) -> None:
+    cfg = configured(tmp_path)
+    exact = matching(cfg)
+    greedy = make_solver(replace(cfg.solver, name=SolverName.greedy))
+    for _ in range(2):
+        control = matching_step.match_configured(cfg, A, B, greedy)
+        assert control.permutation.provenance["solver"] == "greedy"
+        assert control.gap is None and exact.gap is not None
+    assert len(entries(cfg)) == 2
 
 
 def test_exclusions_survive_the_cache(configured: Configured, tmp_path: Path) -> None:

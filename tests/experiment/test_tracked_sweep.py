@@ -20,6 +20,7 @@ from sae_match.config.compose import config_directory, register_schemas, to_data
 from sae_match.config.schema import Config
 from sae_match.experiment import job as job_module
 from sae_match.experiment import run
+from sae_match.record.factors import COLUMN_PATHS
 from sae_match.saes import save_native
 from tests.builders import random_sae
 from tests.record.wandb_server import run_python, wandb_server
@@ -37,10 +38,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, text_
     root = tmp_path_factory.mktemp("tracked")
     for layer in range(4):
         save_native(random_sae(width=24, d=8, seed=layer), root / "saes" / f"layer_{layer:02d}.safetensors")
+    save_native(random_sae(width=24, d=8, seed=9), root / "saes" / "layer_01_seed_1.safetensors")
 
     def job(name: str, *overrides: str) -> Config:
         fixed = [
-            "sae=native", f"sae.root={root / 'saes'}", "model=local", f"model.path={model_directory}", "dataset=local",
+            "sae=native", f"sae.root={root / 'saes'}",
+            "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'", "model=local",
+            f"model.path={model_directory}", "dataset=local",
             f"dataset.path={text_directory}", "dataset.documents=10", "dataset.window_tokens=12", "layers.first=0",
             "layers.last=3", "evaluation.bootstrap_samples=20", "device=cpu", "progress=false",
             f"paths.output_dir={root / 'sweep' / name}", f"paths.cache_dir={root / 'cache'}",
@@ -150,3 +154,24 @@ def test_wandb_sync_brings_a_sweep_to_a_server(sweep: Path, tmp_path: Path) -> N
         assert "layer_00_to_01.safetensors" in output["files"]
     # One node per SAE in the lineage graph, whichever job used it.
     assert set(server.runs[first].used) == set(server.runs[second].used)
+
+
+def test_the_page_on_reading_a_sweep_names_what_jobs_log(sweep: Path, tmp_path: Path, repository: Path) -> None:
+    page = (repository / "multirun" / "WANDB.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 120
+    logged = attempts(sweep / "0", tmp_path)[0]
+    history = {re.sub(r"\.(_type|path|sha256|size|values|bins).*", "", name) for name in keys(logged)}
+    summary = {name for entry in logged["summary"] for name in entry.get("update", {})}
+    summary = {name for name in summary if "." not in name or name.startswith("decoder_cosine")}
+    columns = set(logged["run"][0]["config"]["update"])
+    named = set(re.findall(r"`([A-Za-z_0-9./]+)`", page))
+    curves = {name for name in named if name.startswith(("per_layer/", "by_", "histograms/", "figures/"))}
+    assert len(curves) > 30 and curves <= history
+    table = page[page.index("## Runs table") : page.index("## Panels to build")]
+    factors, sorted_by = (set(re.findall(r"`([a-zA-Z_0-9./]+)`", part)) for part in table.split("3. Sort by"))
+    assert factors - {"Group", "tracking.group"} <= columns
+    assert sorted_by - {"metrics.json", "_low", "_high"} <= summary
+    # And every column there is: the page is the only list of them.
+    assert set(COLUMN_PATHS) <= factors
+    headline = {name for name in named - curves if re.search(r"[^/]/[^/]", name)}
+    assert len(headline) > 6 and headline <= summary

@@ -67,15 +67,18 @@ class Setting:
             "evaluation.bootstrap_samples=50", "device=cpu", f"paths.output_dir={output}", f"hydra.run.dir={output}",
             f"paths.cache_dir={cache}", "progress=false",
         ]  # fmt: skip
-        return subprocess.Popen(
-            [sys.executable, "-m", "sae_match", *arguments, *more],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell that runs this in the background makes its children deaf to Ctrl-C.
-            preexec_fn=_hear_interrupts,
-        )
+        # A shell that runs this in the background has made it, and so its children, deaf to Ctrl-C.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sae_match", *arguments, *more],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def run(self, output: Path, cache: Path, *more: str) -> str:
         """Run the command to its end; what it logged.
@@ -88,10 +91,6 @@ class Setting:
         if process.returncode != 0:
             raise RuntimeError(errors)
         return errors
-
-
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:

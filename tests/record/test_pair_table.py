@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_match.record import PAIR_COLUMNS, JobRecord, factors_of, flat_config, layer_rows, read_pairs
+from sae_match.record.factors import COLUMN_PATHS
 from sae_match.record.pairs import write_pairs
 
 
@@ -118,6 +120,21 @@ def test_factors_stand_at_the_top_of_the_flat_configuration(config: dict[str, An
         and flat["solver.memory_limit_gib"] is None
     )
     assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def test_whatever_an_experiment_sweeps_is_a_column(repository: Path) -> None:
+    paths = {*COLUMN_PATHS.values(), "layers.pair"}  # short for layers.first and layers.last, which are columns
+    files = sorted((repository / "conf" / "experiment").glob("*.yaml"))
+    assert len(files) > 5
+    for file in files:
+        hydra = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("hydra", {})
+        for key in hydra.get("sweeper", {}).get("params", {}):
+            assert key in paths or any(path.startswith(f"{key}.") for path in paths), f"{file.name}: {key}"
+
+
+def test_lists_are_columns_as_text(config: dict[str, Any]) -> None:
+    given = {**config, "evaluation": {**config["evaluation"], "quantiles": [0.1, 0.5]}}
+    assert flat_config(given)["quantiles"] == "0.1, 0.5" and flat_config(given)["evaluation.quantiles"] == [0.1, 0.5]
 
 
 def test_a_key_that_a_factor_would_hide_is_refused(config: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ SCORE, LOSS, MSE = "matching_score", "delta_loss/encode_permute_decode", "weight
 NAMES = [SCORE, LOSS, MSE]
 
 
+def rankings(records: list) -> dict:
+    return {name: rank(records, name, Resamples(NAMES)) for name in NAMES}
+
+
 def ranks(name: str) -> list[int]:
     found = rank(design(), name, Resamples(NAMES))
     assert not found.paired
@@ -42,7 +46,7 @@ def test_a_row_per_combination_with_value_interval_and_rank() -> None:
     records = [*design(), job("4", "encoder", "theta", "failed", "ValueError: no\nmore")]
     records[0] = job("0", "both", "theta", score=0.50, loss=1.0, mse=0.10, matching_score_low=0.4,
                      matching_score_high=0.6)  # fmt: skip
-    frame = ablation_frame(records, NAMES, Resamples(NAMES))
+    frame = ablation_frame(records, rankings(records))
     assert list(frame.columns[:4]) == ["job", "state", "metric", "folding"]
     first = frame.iloc[0]
     assert (first[SCORE], first[f"{SCORE}_low"], first[f"{SCORE}_high"], first[f"{SCORE}_rank"]) == (0.5, 0.4, 0.6, 2)
@@ -53,7 +57,7 @@ def test_a_row_per_combination_with_value_interval_and_rank() -> None:
     assert [text.strip() for text in lines[0].split("|")[1:-1]] == [
         "metric", "folding", SCORE, f"{LOSS} ↓", f"{MSE} ↓", "job",
     ]  # fmt: skip
-    assert len(lines) == 7 and "plain values" in ranking_note(records, NAMES, Resamples(NAMES))
+    assert len(lines) == 7 and "plain values" in ranking_note(rankings(records))
 
 
 def test_only_numbers_in_which_jobs_differ_are_ranked() -> None:
@@ -81,7 +85,7 @@ def test_jobs_share_a_rank_where_the_paired_interval_holds_0(tmp_path: Path) -> 
     found = rank(records, SCORE, Resamples([SCORE]))
     assert found.paired
     assert found.ranks == {0: 2, 1: 1, 2: 1}
-    note = ranking_note(records, [SCORE], Resamples([SCORE]))
+    note = ranking_note({SCORE: found})
     assert "paired" in note and "plain values" not in note
 
 

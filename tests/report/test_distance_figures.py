@@ -80,7 +80,7 @@ def test_reports_of_one_and_of_several_jobs(tmp_path: Path, composed: pd.DataFra
         with record.guard():
             record.write_pairs(pairs)
     one = write_overlays(find_records([tmp_path / "jobs" / "0"]), tmp_path / "one")
-    assert {"composition.png", "quantiles.png"} <= {path.name for path in one}
-    several = {path.name for path in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "several")}
+    assert {"composition.png", "quantiles.png"} <= {figure.path.name for figure in one}
+    several = {figure.path.name for figure in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "several")}
     assert {"composition_0.png", "composition_1.png", "quantiles_0.png", "quantiles_1.png"} <= several
     assert "agreement.png" not in several

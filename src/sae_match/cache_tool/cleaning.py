@@ -103,7 +103,7 @@ def _free(entry: Entry) -> Iterator[bool]:
 def _remove_repository(path: Path) -> None:
     from huggingface_hub import scan_cache_dir
 
-    cache = scan_cache_dir()
+    cache = scan_cache_dir(path.parent)
     commits = [
         r.commit_hash for repository in cache.repos if Path(repository.repo_path) == path for r in repository.revisions
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,42 @@ def _local_entries(folder: Path, kind: str) -> Iterator[Entry]:
     for path in sorted(folder.glob("*.safetensors" if kind in RESULTS else "*")):
         if not path.name.startswith(".") and (kind in RESULTS or path.is_dir()):
             size, used = measure(path)
+            with untouched(path):
+                what = describe(path)
             if path.exists():
-                yield Entry(kind, path, size, used, describe(path))
+                yield Entry(kind, path, size, used, what)
+
+
+@contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """Looking is not use: what is read in the block keeps its times."""
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    before = {file: times for file in files if (times := _times(file)) is not None}
+    try:
+        yield
+    finally:
+        for file, times in before.items():
+            # Only where the time of writing is still the same: another process may have used it meanwhile.
+            now = _times(file)
+            if now is not None and now != times and now[1] == times[1]:
+                with suppress(OSError):
+                    os.utime(file, ns=times)
+
+
+def _times(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_atime_ns, stat.st_mtime_ns
 
 
 def _hub_entries() -> Iterator[Entry]:
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     for repository in repositories:

@@ -6,18 +6,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .entries import HUB, RESULTS, Entry
+from .entries import HUB, RESULTS, Entry, untouched
 
 UNCHECKED = ("offload", "wandb")
 """Kinds that hold other libraries' files, which say nothing of their content."""
 
 
 def damage(entry: Entry) -> str | None:
-    """What is wrong with an entry, or None; nothing is with entries of `UNCHECKED` kinds and ones that are gone."""
+    """What is wrong with an entry, or None; there is nothing with `UNCHECKED` kinds and with entries that are gone.
+
+    Looking does not count as use: the files keep their times.
+    """
     if entry.kind in UNCHECKED:
         return None
-    check = _CHECKS.get(entry.kind, _result)
-    found = check(entry.path)
+    with untouched(entry.path):
+        found = _CHECKS[entry.kind](entry.path)
     return found if entry.path.exists() else None
 
 
@@ -44,7 +47,7 @@ def _streams(path: Path) -> str | None:
     if not (path / "manifest.json").exists():
         return None if not list(path.glob("*.safetensors")) else "layers without a manifest"
     try:
-        streams = ResidualStreams(path)
+        streams = ResidualStreams(path, in_use=False)
         if streams.key != path.name:
             return "the manifest is another entry's"
         for layer in streams.layers:

@@ -88,6 +88,23 @@ def add_controls(
     return found
 
 
+def say_ceilings(rows: Sequence[MetricRow]) -> None:
+    """Log how far each pair is from what two seeds of one layer reach: the SAEs' own variance."""
+    known = {(row.layer, row.layer_to, row.metric): row.value for row in rows if row.variant == "ceiling"}
+    for row in rows:
+        metric = row.metric.removesuffix("_to_ceiling")
+        if metric != row.metric and metric in ("matching_score", "explained_variance") and row.estimate is not None:
+            seeds = [
+                f"{known[at, at, metric]:.3f} for two seeds of layer {at}"
+                for at in (row.layer, row.layer_to)
+                if (at, at, metric) in known
+            ]
+            logger.info(
+                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
+                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+            )  # fmt: skip
+
+
 def linear_map(evaluator: Evaluator, pair: PairMatching) -> dict[str, LinearMap]:
     """The splice `linear_map` of a pair, fitted on the text that is not evaluated; none if the job asks for none.
 

@@ -22,7 +22,7 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.controls_step import add_controls, linear_map
+from sae_match.experiment.controls_step import add_controls, linear_map, say_ceilings
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
@@ -177,7 +177,9 @@ def _evaluate(
         _write_tables(record, rows, table)
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
-    return rows + differences.difference_rows(rows) + differences.ceiling_rows(rows), table
+    rows += differences.difference_rows(rows) + differences.ceiling_rows(rows)
+    say_ceilings(rows)
+    return rows, table
 
 
 def _defined(rows: list[MetricRow]) -> list[MetricRow]:

@@ -41,6 +41,7 @@ def cached_matching(
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
+    solver: str,
     exclude_a: Tensor | None,
     exclude_b: Tensor | None,
     solve: Callable[[], Matching],
@@ -49,15 +50,19 @@ def cached_matching(
 
     Of several processes that want the same matching one solves, the others wait for it. An entry that is damaged, or
     does not fit the SAEs, is reported and solved anew.
+
+    Args:
+        solver: name of the solver that `solve` uses, with the options of `cfg.solver`; it need not be the configured
+            one (controls are solved otherwise). What depends on anything else, such as activations, has no place here.
     """
     directory = Path(cfg.paths.cache_dir) / FOLDER
-    cache, key = ResultCache(directory), matching_key(cfg, a, b, exclude_a, exclude_b)
-    found = _read(cache, key, a, b)
+    cache, key = ResultCache(directory), matching_key(cfg, a, b, solver, exclude_a, exclude_b)
+    found = _read(cache, key, a, b, solver)
     if found is not None:
         logger.info("matching found in the cache (%s)", key[:12])
         return found
     with _alone(directory / f"{key}.lock"):
-        found = _read(cache, key, a, b)  # another process may have solved it while this one waited
+        found = _read(cache, key, a, b, solver)  # another process may have solved it while this one waited
         if found is None:
             found = solve()
             _write(cache, key, found)
@@ -65,13 +70,18 @@ def cached_matching(
 
 
 def matching_key(
-    cfg: Config, a: SparseAutoencoder, b: SparseAutoencoder, exclude_a: Tensor | None, exclude_b: Tensor | None
+    cfg: Config,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    solver: str,
+    exclude_a: Tensor | None,
+    exclude_b: Tensor | None,
 ) -> str:
     """Content key of a matching: everything that can change the permutation, its cost or its proof.
 
     Solver options that only save memory are in it too: it costs a solve, where leaving one out wrongly costs a result.
     """
-    solver = {name: value for name, value in asdict(cfg.solver).items() if name != "memory_limit_gib"}
+    options = {name: value for name, value in asdict(cfg.solver).items() if name not in ("name", "memory_limit_gib")}
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
@@ -84,8 +94,8 @@ def matching_key(
             "theta": theta,
             "excluded": [None if mask is None else _digest(mask) for mask in (exclude_a, exclude_b)],
             "matching": compared,
-            "solver": solver,
-            "seed": cfg.seed if cfg.solver.name is SolverName.random else None,
+            "solver": {"name": solver, **options},
+            "seed": cfg.seed if solver == SolverName.random else None,
             "device": a.device.type,
         }
     )
@@ -110,7 +120,7 @@ def _write(cache: ResultCache, key: str, matching: Matching) -> None:
     cache.put(key, payload | {name: getattr(matching, name) for name in _NUMBERS})
 
 
-def _read(cache: ResultCache, key: str, a: SparseAutoencoder, b: SparseAutoencoder) -> Matching | None:
+def _read(cache: ResultCache, key: str, a: SparseAutoencoder, b: SparseAutoencoder, solver: str) -> Matching | None:
     payload = cache.get(key)
     if payload is None:
         return None
@@ -119,8 +129,9 @@ def _read(cache: ResultCache, key: str, a: SparseAutoencoder, b: SparseAutoencod
         if not isinstance(indices, np.ndarray) or indices.shape != (a.width,) or payload["width_b"] != b.width:
             raise ValueError(f"it is not for {a.width} and {b.width} features")
         provenance, statistics = (json.loads(str(payload[name])) for name in ("provenance", "statistics"))
-        if (provenance["sae_a"], provenance["sae_b"]) != (a.content_hash, b.content_hash):
-            raise ValueError("it is for other SAEs")
+        origin = provenance["sae_a"], provenance["sae_b"], provenance["solver"]
+        if origin != (a.content_hash, b.content_hash, solver):
+            raise ValueError("it is for other SAEs or from another solver")
         permutation = Permutation(torch.from_numpy(indices), b.width, provenance, bool(payload["many_to_one"]))
         return Matching(
             permutation,

@@ -126,7 +126,7 @@ def match_configured(
 ) -> Matching:
     """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
     return cached_matching(
-        cfg, a, b, exclude_a, exclude_b,
+        cfg, a, b, solver.name, exclude_a, exclude_b,
         lambda: match(
             a,
             b,

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sae_match.config.controls import FITTED, SOLVED
 from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.job import JobRecord
@@ -51,7 +53,7 @@ def draw_figures(
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
-    near = per_layer_rows(pairs)
+    near = few_variants(per_layer_rows(pairs))
     paths = [plot_overview(near, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
@@ -67,6 +69,12 @@ def draw_figures(
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
+
+
+def few_variants(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
+    more = [control.value for control in (*SOLVED, *FITTED)]
+    return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 
 def mirror_record(

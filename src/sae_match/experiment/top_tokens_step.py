@@ -33,13 +33,14 @@ def top_tokens_table(evaluator: Evaluator, progress: bool) -> pd.DataFrame:
             texts[token] = visible(str(tokenizer.decode([token], clean_up_tokenization_spaces=False)))
         return texts[token]
 
-    rows: list[tuple[int, int, str]] = []
+    parts: list[pd.DataFrame] = []
     for layer in tqdm(saes.layers, desc="top tokens", disable=not progress):
         batch, sinks = cfg.evaluation.batch_windows, cfg.model.sink_positions
         top = top_activations(saes.load(layer), evaluator.streams.layer(layer), WINDOWS, batch, sinks)
-        rows += [(layer, feature, token) for feature, token in _tokens(top, text)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype({"layer": "int32", "feature": "int32", "token": "str"})
+        rows = pd.DataFrame(_tokens(top, text), columns=["feature", "token"]).assign(layer=layer)
+        # Layer by layer: millions of rows as Python tuples would take gigabytes at the width of Gemma Scope.
+        parts.append(rows[list(COLUMNS)].astype({"layer": "int32", "feature": "int32", "token": "str"}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _tokens(top: TopActivations, text: Callable[[int, int], str]) -> list[tuple[int, str]]:

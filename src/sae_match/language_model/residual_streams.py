@@ -70,8 +70,11 @@ class ResidualStreams:
     Position 0 of every window is stored too; leaving it out is the readers' duty.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, in_use: bool = True) -> None:
         """Opens an entry of the cache.
+
+        Args:
+            in_use: keep `sae-match-cache clean` from removing it as long as this object lives.
 
         Raises:
             UserError: there is no readable manifest.
@@ -82,7 +85,7 @@ class ResidualStreams:
             self.manifest = Manifest(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: not a residual-stream cache ({error}); delete the directory and rerun") from None
-        self._hold = hold(self.directory)
+        self._hold = hold(self.directory) if in_use else None
 
     @cached_property
     def layers(self) -> list[int]:

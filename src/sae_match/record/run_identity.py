@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun")
+from .science import science_of
+
 _DIGITS = 16
 """Hexadecimal digits of an id: 64 bits, which a project of a million runs does not exhaust."""
 
@@ -23,6 +24,5 @@ def run_id(config: Mapping[str, Any], place: Path) -> str:
         config: the resolved configuration as nested plain dicts.
         place: the sweep's directory, or the job's where there is no sweep.
     """
-    science = {key: value for key, value in config.items() if key not in _NOT_SCIENCE}
-    text = json.dumps([science, str(place.resolve())], sort_keys=True, default=str)
+    text = json.dumps([science_of(config), str(place.resolve())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,24 @@ def _lower_ends(differences: np.ndarray) -> np.ndarray:
     return np.array(ends)
 
 
-def ablation_frame(records: Sequence[Record], metrics: Sequence[str], resamples: Resamples) -> pd.DataFrame:
+def ablation_frame(records: Sequence[Record], rankings: Mapping[str, Ranking]) -> pd.DataFrame:
     """One row per job: its name and state, the settings that vary, and per metric the value, the ends of its 95 %
-    interval and its rank (empty where the job has none)."""
+    interval and its rank (empty where the job has none).
+
+    Args:
+        rankings: the metrics, in column order, with their ranks.
+    """
     keys = comparison_keys(records)
-    rankings = {name: rank(records, name, resamples).ranks for name in metrics}
     rows: list[dict[str, Any]] = []
     for place, record in enumerate(records):
         row: dict[str, Any] = {"job": record.name, "state": record.state}
         row |= {key: setting(record, key) for key in keys}
-        for name in metrics:
+        for name, ranking in rankings.items():
             for suffix in ("", "_low", "_high"):
                 row[f"{name}{suffix}"] = number(record, f"{name}{suffix}")
-            row[f"{name}_rank"] = rankings[name].get(place)
+            row[f"{name}_rank"] = ranking.ranks.get(place)
         rows.append(row)
-    ranks = {f"{name}_rank": "Int64" for name in metrics}
+    ranks = {f"{name}_rank": "Int64" for name in rankings}
     return pd.DataFrame(rows).astype(ranks)
 
 
@@ -82,10 +85,10 @@ def ablation_table(records: Sequence[Record], frame: pd.DataFrame, metrics: Sequ
     return markdown_table(header, rows, right=[titled(name) for name in metrics])
 
 
-def ranking_note(records: Sequence[Record], metrics: Sequence[str], resamples: Resamples) -> str:
+def ranking_note(rankings: Mapping[str, Ranking]) -> str:
     """How the ranks came to be."""
-    paired = [name for name in metrics if rank(records, name, resamples).paired]
-    plain = [name for name in metrics if name not in paired]
+    paired = [name for name, ranking in rankings.items() if ranking.paired]
+    plain = [name for name in rankings if name not in paired]
     text = "#1 is the best; ↓ marks numbers of which the lower is better."
     if paired:
         text += (

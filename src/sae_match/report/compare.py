@@ -8,7 +8,7 @@ from typing import Any
 from ..record.factors import FACTOR_PATHS
 from .records import Record
 
-NEVER_A_FACTOR = ("paths", "tracking", "progress", "device", "experiment", "dry_run", "rerun")
+NEVER_A_FACTOR = ("paths", "tracking", "progress", "device", "experiment", "dry_run", "rerun", "capture")
 """Top-level configuration keys that do not change what is measured."""
 
 

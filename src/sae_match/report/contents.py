@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .ablation import ablation_frame, ablation_metrics, ranking_note
+from .ablation import ablation_frame, ablation_metrics, rank, ranking_note
 from .effects import effects_frame, effects_note
 from .merge import merge_spans
 from .overlay import MAX_CURVES
@@ -58,14 +58,15 @@ def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
     if not compared:
         return Tables(jobs, records, notes, compared)
     resamples = Resamples(compared)
+    rankings = {name: rank(records, name, resamples) for name in compared}
     effects = effects_frame(records, compared, resamples)
     return Tables(
         jobs,
         records,
         notes,
         compared,
-        ablation_frame(records, compared, resamples),
-        ranking_note(records, compared, resamples),
+        ablation_frame(records, rankings),
+        ranking_note(rankings),
         effects,
         effects_note(effects),
     )

@@ -18,13 +18,14 @@ import pandas as pd
 
 from ..record.averaging import averaged, combine, headline_name
 from ..record.distances import near_rows
-from .compare import NEVER_A_FACTOR
+from ..record.science import science_of
 from .paired import SAMPLES, SEED
 from .records import Record
 from .resamples import cached_bootstrap, document_sums, means
 
 KEY = ["layer", "layer_to", "variant", "metric"]
 OURS = "encode_permute_decode"
+"""The variant of reconstructions and losses that belongs to the matching; of scores it is `matched`."""
 TOLERANCE = 1e-6
 """Largest relative difference between two values of what is the same measurement."""
 
@@ -73,8 +74,8 @@ def _span(record: Record) -> tuple[int, int] | None:
 
 
 def _science_but_layers(record: Record) -> str:
-    kept = {key: value for key, value in record.config.items() if key not in (*NEVER_A_FACTOR, "layers")}
-    return json.dumps(kept, sort_keys=True, default=str)
+    """What jobs of one span have in common. What they capture for each other does not count, nor does a device."""
+    return json.dumps(science_of(record.config, ("layers", "capture", "device")), sort_keys=True, default=str)
 
 
 def _merge(parts: Sequence[Record]) -> tuple[Record, list[str]]:
@@ -150,7 +151,7 @@ def _intervals(parts: Sequence[Record], numbers: Mapping[str, Any]) -> dict[str,
     found = {name: mean.estimate for name, mean in means(sums, list(numbers), cached_bootstrap(samples, seed)).items()}
     for name in numbers:
         metric, _, other = name.partition("_difference/")
-        ours, theirs = found.get(f"{metric}/{OURS}", found.get(metric)), found.get(f"{metric}/{other}")
+        ours, theirs = found.get(metric, found.get(f"{metric}/{OURS}")), found.get(f"{metric}/{other}")
         if other and ours is not None and theirs is not None:
             found[name] = ours - theirs
     ends = {name: estimate.interval for name, estimate in found.items()}
@@ -163,7 +164,8 @@ def _lost(parts: Sequence[Record], numbers: Mapping[str, Any]) -> list[str]:
     """The kinds of number that the jobs have and the merged record has not."""
     lost = {name for part in parts for name, value in part.metrics.items() if value is not None} - numbers.keys()
     ends = [name for name in lost if name.endswith(("_low", "_high")) and name[: name.rindex("_")] in numbers]
-    return sorted({name.split("/")[0] for name in lost.difference(ends)} | ({"95 % intervals"} if ends else set()))
+    kinds = {name.split("/")[0] for name in lost.difference(ends)}
+    return sorted(kinds) + sorted({f"95 % intervals of {name[: name.rindex('_')].split('/')[0]}" for name in ends})
 
 
 def _missing(pairs: pd.DataFrame, first: int, last: int) -> list[str]:

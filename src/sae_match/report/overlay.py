@@ -60,8 +60,13 @@ class _Jobs:
 
 
 def drawn(metric: str) -> bool:
-    """Whether a metric gets a figure: what the solver did and proved stays in the tables."""
-    return metric not in ("lower_bound", "tolerance", "matched_pairs") and not metric.startswith("solver/")
+    """Whether a metric gets a figure: what the solver did and proved, and differences of what is drawn, stay in the
+    tables."""
+    return not (
+        metric in ("lower_bound", "tolerance", "matched_pairs")
+        or metric.startswith("solver/")
+        or metric.endswith(("_difference", "_to_ceiling"))
+    )
 
 
 def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_CURVES) -> list[Drawn]:

@@ -1,0 +1,76 @@
+"""Structured schema of the `sae-match-train` configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from sae_match.config.schema import DatasetConfig, LayersConfig, ModelConfig, PathsConfig, TrackingConfig
+
+
+@dataclass
+class TrainingConfig:
+    """Recipe of one JumpReLU SAE (Rajamanoharan et al. 2024, with a steered sparsity coefficient)."""
+
+    width: int = 1152
+    """Number of features F."""
+    target_l0: float = 32.0
+    """Mean number of active features per token that the controller steers to."""
+    tokens: int = 19_000_000
+    """Training tokens in all (epochs over the captured tokens)."""
+    batch_tokens: int = 2048
+    """Tokens per step."""
+    lr: float = 1e-3
+    """Adam learning rate of the weights."""
+    beta1: float = 0.9
+    """Adam's decay of the gradient mean."""
+    beta2: float = 0.999
+    """Adam's decay of the squared gradient."""
+    lr_log_threshold: float = 1e-2
+    """Adam learning rate of log theta."""
+    bandwidth: float = 0.1
+    """Kernel bandwidth of the straight-through estimator, in scaled activation units."""
+    topk_steps: int = 150
+    """BatchTopK steps that find the first threshold."""
+    warmup_steps: int = 200
+    """Linear learning-rate warm-up."""
+    decay_fraction: float = 0.5
+    """Share of the run, at its end, over which the learning rate decays to zero."""
+    clip_norm_factor: float = 4.0
+    """Training tokens with a norm above this multiple of the median are rescaled to it."""
+    controller_gain: float = 0.02
+    """Largest relative change of the sparsity coefficient per step."""
+    dead_tokens: int = 500_000
+    """A feature that fired on none of this many last tokens counts as dead and gets the auxiliary loss."""
+    aux_coefficient: float = 0.03125
+    """Weight of the auxiliary loss: dead features reconstruct what the others left over. 0 = none."""
+    fast_matmul: bool = True
+    """Let oneDNN choose the kernels of float32 products: exact float32 and twice MKL's speed on AMD processors;
+    processors with AMX multiply in bfloat16."""
+    checkpoint_seconds: int = 120
+    """Seconds between checkpoints."""
+    log_every_steps: int = 100
+    """Steps between logged points."""
+
+
+@dataclass
+class TrainConfig:
+    """The whole configuration of one `sae-match-train` job."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    model: ModelConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    datasets: dict[str, DatasetConfig] = MISSING
+    """Training texts by name."""
+    held_out: dict[str, DatasetConfig] = MISSING
+    """Texts for the held-out report, by name; an embedded text must name a part that is not trained on."""
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    """One SAE per layer of the span."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    """Seed of initialisation and data order; each layer derives its own from it."""
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    progress: bool | None = None
+    """Progress bars; null = only when standard error is a terminal."""
