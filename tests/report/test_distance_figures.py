@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from sae_match.errors import UserError
 from sae_match.record import JobRecord
 from sae_match.record.distances import distance_rows
 from sae_match.report import find_records, plot_composition, plot_quantiles
@@ -84,3 +85,17 @@ def test_reports_of_one_and_of_several_jobs(tmp_path: Path, composed: pd.DataFra
     several = {figure.path.name for figure in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "several")}
     assert {"composition_0.png", "composition_1.png", "quantiles_0.png", "quantiles_1.png"} <= several
     assert "agreement.png" not in several
+
+
+def test_only_the_figures_asked_for(tmp_path: Path, composed: pd.DataFrame) -> None:
+    record = JobRecord(tmp_path / "job")
+    with record.guard():
+        record.write_pairs(composed)
+    records = find_records([tmp_path / "job"])
+    names = [
+        figure.path.name for figure in write_overlays(records, tmp_path / "few", only=["composition", "matching_score"])
+    ]
+    assert names == ["composition.png", "matching_score.png"]
+    assert {path.name for path in (tmp_path / "few").glob("*.png")} == set(names)
+    with pytest.raises(UserError, match=r"no such figure\. There are .*matching_score"):
+        write_overlays(records, tmp_path / "none", only=["pairs"])

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(
         metrics=given.metric,
         figures=not given.no_figures,
+        only=given.figure,
         formats=given.format or ("svg",),
         features=given.feature,
         merge=not given.no_merge,
@@ -61,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         "--metric", action="append", metavar="NAME", help="column of the table, a name in metrics.json; repeatable"
     )
     parser.add_argument("--no-figures", action="store_true", help="write the tables only")
+    parser.add_argument(
+        "--figure",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="draw only this figure, by its file name without suffix or number; repeatable (default: all)",
+    )
     parser.add_argument(
         "--format",
         action="append",

@@ -22,6 +22,7 @@ class Options:
     Attributes:
         metrics: columns of the tables, names in metrics.json; None for the usual ones.
         figures: whether figures and pages of paths are drawn.
+        only: names of the figures to draw (`write_overlays`); empty: all.
         formats: vector formats beside each PNG.
         features: paths to show, as in `path_page`.
         merge: whether jobs that split one span of layers become one row.
@@ -30,6 +31,7 @@ class Options:
 
     metrics: Sequence[str] | None = None
     figures: bool = True
+    only: Sequence[str] = ()
     formats: Sequence[str] = ("svg",)
     features: Sequence[int] = ()
     merge: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 
 from sae_match.atomic import atomic_path
 
+from ..errors import UserError
 from ..record.distances import distance_rows
 from .compare import comparison_keys, labels, setting
 from .directions import lower_is_better
@@ -69,7 +71,9 @@ def drawn(metric: str) -> bool:
     )
 
 
-def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_CURVES) -> list[Drawn]:
+def write_overlays(
+    records: Sequence[Record], directory: Path, most: int = MAX_CURVES, only: Sequence[str] = ()
+) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance and one over quantiles, where it has them; those in the paper's form.
 
@@ -77,6 +81,10 @@ def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_C
 
     Args:
         most: jobs in one figure, and figures of one job's own kind; what was left out is said in the note.
+        only: names of the figures to draw, without suffix or number; empty: all.
+
+    Raises:
+        UserError: `only` names a figure that these records do not give.
     """
     named = {_marked(label, record): record for label, record in zip(labels(records), records, strict=True)}
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
@@ -88,11 +96,34 @@ def write_overlays(records: Sequence[Record], directory: Path, most: int = MAX_C
         most=most,
     )
     tables = _by_metric(whole)
-    figures = [figure for metric in sorted(tables) for figure in _overlay(tables[metric], metric, jobs)]
-    figures += _per_job(whole, "composition", has_distances, plot_composition, distance_rows, jobs)
-    figures += _per_job(whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
-    paper = write_paper_figures(records, directory) + write_pair_figures(records, directory)
-    return figures + [Drawn(path, PAPER.get(path.stem, path.stem.replace("_", " "))) for path in paper]
+    makers: dict[str, Callable[[], list[Drawn]]] = {
+        _stem(metric): partial(_overlay, tables[metric], metric, jobs) for metric in sorted(tables)
+    }
+    makers["composition"] = partial(
+        _per_job, whole, "composition", has_distances, plot_composition, distance_rows, jobs
+    )
+    makers["quantiles"] = partial(_per_job, whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+    makers["paper"] = lambda: _in_the_papers_form(write_paper_figures(records, directory))
+    makers["pairs"] = lambda: _in_the_papers_form(write_pair_figures(records, directory))
+    figures: list[Drawn] = []
+    for name in only or makers:
+        drawn_now = makers[name]() if name in makers else []
+        if only and not drawn_now:
+            there = ", ".join(_stem(metric) for metric in sorted(tables))
+            raise UserError(
+                f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
+                "show, composition, quantiles, paper (weight MSE by folding, sparsity) and pairs."
+            )
+        figures += drawn_now
+    return figures
+
+
+def _stem(metric: str) -> str:
+    return metric.replace("/", "_")
+
+
+def _in_the_papers_form(paths: Sequence[Path]) -> list[Drawn]:
+    return [Drawn(path, PAPER.get(path.stem, path.stem.replace("_", " "))) for path in paths]
 
 
 def _marked(label: str, record: Record) -> str:
@@ -111,7 +142,7 @@ def _by_metric(whole: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.Data
 
 
 def _overlay(tables: Mapping[str, pd.DataFrame], metric: str, jobs: _Jobs) -> list[Drawn]:
-    stem, title = metric.replace("/", "_"), quantity(metric).title
+    stem, title = _stem(metric), quantity(metric).title
     first = next(iter(tables.values()))
     joined = pd.concat(tables.values(), ignore_index=True)
     counts = joined.groupby("variant", sort=True).size()

@@ -73,7 +73,7 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 def _draw(tables: Tables, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
     with also_written(options.formats):
-        figures = write_overlays(tables.records, output, options.most)
+        figures = write_overlays(tables.records, output, options.most, options.only)
     with_paths = [job for job in tables.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
     if len(with_paths) > options.most:
