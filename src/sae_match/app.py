@@ -30,13 +30,13 @@ EXIT_INTERRUPTED = 130
 def job(cfg: DictConfig) -> float | None:
     """Hydra's task function: check, run, log the headline numbers."""
     quiet_libraries(cfg.progress)
-    # Imported here so that --help, --cfg and configuration errors do not wait for torch.
-    from sae_match.experiment import run
-    from sae_match.experiment.rerun import Action, decide
-    from sae_match.sweep_progress import progress_line
-
     with in_sweep() as place:
         config = to_dataclass(cfg, Config)
+        # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
+        from sae_match.experiment import run
+        from sae_match.experiment.rerun import Action, decide
+        from sae_match.sweep_progress import progress_line
+
         if config.dry_run:
             show_plan(config)
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -27,10 +26,7 @@ def _plain_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         monkeypatch.setitem(os.environ, name, "1")
     monkeypatch.chdir(tmp_path)
-    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     yield
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
 
 
 def sae_match(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

@@ -4,7 +4,6 @@ demo's names, and a tiny model with as many blocks."""
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -71,10 +70,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, t
 def plain_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the command sets in its process does not outlive the test."""
     monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "1")
-    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     yield
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
 
 
 def arguments(experiment: str, places: dict[str, Path], judge: str) -> list[str]:

@@ -133,7 +133,7 @@ def test_a_gguf_file_as_a_local_model(tmp_path: Path) -> None:
     assert model.tokenizer("abc")["input_ids"] == [4, 3] and model.n_layers == LAYERS
     assert [p.name.startswith("mine-") for p in (tmp_path / "models").iterdir()] == [True]
     (tmp_path / "mine.gguf").write_bytes(b"GGUF and no more")
-    with pytest.raises(UserError, match="cannot read this GGUF file"):
+    with pytest.raises(UserError, match="not a whole GGUF file"):
         load_language_model(cfg, "cpu", tmp_path)
     (tmp_path / "mine.gguf").unlink()
     with pytest.raises(UserError, match="no such file"):
