@@ -19,7 +19,7 @@ from sae_match.report import (
     plot_theta,
 )
 from sae_match.report.canvas import new_figure
-from sae_match.report.panels import draw_groups, draw_histogram, draw_layer_curves, draw_relative
+from sae_match.report.panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
 from sae_match.report.style import MARKERS, PALETTE, VARIANTS, references, styles
 
 
@@ -184,3 +184,15 @@ def test_overview_leaves_out_what_was_not_measured(tmp_path: Path, table: pd.Dat
         assert small.size[0] < full.size[0] and small.size[1] < full.size[1]
     with pytest.raises(ValueError, match="mean_theta"):
         plot_overview(table[table["metric"] == "mean_theta"], tmp_path / "none.png")
+
+
+def test_changes_from_layer_to_layer(ax: Axes, table: pd.DataFrame, tmp_path: Path) -> None:
+    """theta 2, 3, 4, 5 and norms 100, 200, 300, 400: steps of +50, 33, 25 % against +100, 50, 33 %."""
+    draw_changes(ax, table, "residual_norm", "mean_theta")
+    points = [tuple(float(v[0]) for v in line.get_data()) for line in ax.lines if line.get_marker() == "o"]
+    assert np.array(points) == pytest.approx(np.array([(100.0, 50.0), (50.0, 100 / 3), (100 / 3, 25.0)]))
+    assert [text.get_text() for text in ax.texts] == ["11→12", "12→13", "13→14"]
+    norms = table[table["metric"] == "mean_theta"].assign(metric="decoder_norm")
+    both = plot_theta(pd.concat([table, norms]), tmp_path / "both.png")
+    with Image.open(both) as two, Image.open(plot_theta(table, tmp_path / "one.png")) as one:
+        assert two.width > 1.5 * one.width

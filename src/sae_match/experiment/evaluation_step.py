@@ -192,7 +192,9 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:
-    """L0, dead features, mean theta (the threshold, or what plays it) and median residual norm of one layer.
+    """L0, dead features, mean theta (the threshold, or what plays it), mean norm of the folded decoder rows and median
+    residual norm of one layer (the paper's Fig. 1; of all features, so the change of the mean norm from layer to layer
+    is that of matched pairs, whatever the permutation).
 
     Args:
         statistics: counts of a pair that contains the layer, as its second member if `second`.
@@ -205,5 +207,6 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
         MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
         MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width),
+        MetricRow(layer, layer, "sae", "decoder_norm", float((sae.theta * sae.W_dec.norm(dim=1)).mean()), sae.width),
         MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
     ]

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, legend_below, new_figure, paper_style, save
-from .panels import draw_groups, draw_histogram, draw_layer_curves, draw_relative
+from .panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
 from .style import BLUE, VERMILION, Style, quantity, references, styles
 
 WEIGHT_GROUPS = ("weight_mse/W_enc", "weight_mse/b_enc", "weight_mse/W_dec")
@@ -64,9 +64,12 @@ def plot_theta(
     title: str | None = None,
     theta: str = "mean_theta",
     norm: str = "residual_norm",
+    decoder: str = "decoder_norm",
 ) -> Path:
     """Mean threshold and median residual norm per layer (metrics named `theta` and `norm`), both relative to the first
-    layer: the question is whether one tracks the other, which two scales on two axes can always be made to show.
+    layer: the question is whether one tracks the other, which two scales on two axes can always be made to show. Where
+    there is `decoder`, beside it the change of the residual norm from layer to layer against that of the matched
+    features' folded decoder rows (the paper's Fig. 1).
 
     Raises:
         ValueError: one of the two has no values.
@@ -76,10 +79,13 @@ def plot_theta(
         norm: Style(VERMILION, "s", "--", quantity("residual_norm").title),
     }
     with paper_style():
-        figure = new_figure()
-        ax = figure.subplots()
-        draw_relative(ax, table, looks)
-        _finish(figure, ax, title)
+        pair = (table["metric"] == decoder).sum() > 1
+        figure = new_figure((PAGE_INCHES[0], COLUMN_INCHES[1]) if pair else COLUMN_INCHES)
+        axes = figure.subplots(1, 2 if pair else 1, squeeze=False)[0]
+        draw_relative(axes[0], table, looks)
+        if pair:
+            draw_changes(axes[1], table, norm, decoder)
+        _finish(figure, axes[0], title)
         return save(figure, path)
 
 

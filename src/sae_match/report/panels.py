@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .style import GREY, Style, quantity, styles
+from .style import BLUE, GREY, Style, quantity, styles
 
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
@@ -141,6 +141,24 @@ def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Style]) -
         _layer_ticks(ax, rows)
     ax.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.set_ylabel("relative to the first layer")
+
+
+def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    """How two per-layer quantities change from each layer to the next, in per cent: a point per step, named.
+
+    Raises:
+        ValueError: a metric has no values.
+    """
+    steps = [rows_of(table, metric).set_index("layer")["value"].sort_index().pct_change().dropna() for metric in (x, y)]
+    for layer in steps[0].index.intersection(steps[1].index):
+        point = 100 * steps[0][layer], 100 * steps[1][layer]
+        ax.plot(*point, "o", color=BLUE)
+        ax.annotate(f"{layer - 1}→{layer}", point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    for line in (ax.axhline, ax.axvline):
+        line(0.0, color=GREY, linewidth=0.8, linestyle=":")
+    ax.margins(0.15)
+    ax.set_xlabel(f"change of the {quantity(x).title} [%]")
+    ax.set_ylabel(f"change of the {quantity(y).title} [%]")
 
 
 def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
