@@ -58,7 +58,8 @@ def test_a_job_that_is_asked_to_end_says_so(
         time.sleep(0.005)
     process.send_signal(number)
     process.communicate(timeout=120)
-    assert process.returncode == code
+    # Where Ctrl-C met code compiled from a string, Python ends by the signal itself: the same 130 to a shell.
+    assert process.returncode == code or (number == signal.SIGINT and process.returncode == -number)
     status = json.loads((output / "status.json").read_text())
     assert status["state"] == "killed"
     assert status["error"]["type"] in ("Terminated", "KeyboardInterrupt")

@@ -97,7 +97,7 @@ def test_unequal_or_single_sparsities_and_whole_spans_are_not_drawn_against_l0(t
 
 def test_a_report_of_a_sparsity_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path / "jobs", {"8": (8.0, 8.5), "32": (32.0, 33.0), "64": (64.0, 66.0)})
-    names = [path.name for path in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "report")]
+    names = [figure.path.name for figure in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "report")]
     assert {"sparsity.png", "matching_score.png", "delta_loss.png", "l0.png"} <= set(names)
     assert "weight_mse.png" not in names
     first = (tmp_path / "report" / "sparsity.png").read_bytes()

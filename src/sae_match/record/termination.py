@@ -1,15 +1,21 @@
-"""Turning SIGTERM into an exception, so that a killed job still writes its state."""
+"""Turning SIGTERM into an exception, so that a killed job still writes its state, and losing neither it nor Ctrl-C."""
 
 from __future__ import annotations
 
+import _thread
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 0.1
+"""After which a signal that was lost is raised anew."""
 
 
 class Terminated(SystemExit):
@@ -32,6 +38,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def sigterm_raises() -> Iterator[None]:
     """Inside the block SIGTERM raises `Terminated`; outside, whatever held before holds again.
 
+    Python drops an exception that meets it inside a callback from C (of a compiler, a finaliser); inside the block such
+    a `Terminated` or KeyboardInterrupt is raised anew a moment later.
+
     Python allows signal handlers in the main thread only; elsewhere the block changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -39,8 +48,24 @@ def sigterm_raises() -> Iterator[None]:
         yield
         return
     previous = signal.signal(signal.SIGTERM, _terminate)
+    hook = sys.unraisablehook
+
+    def raise_again(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGINT
+        if isinstance(lost.exc_value, Terminated):
+            number = signal.SIGTERM
+            signal.signal(signal.SIGTERM, _terminate)
+        timer = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number])
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = raise_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         # None: the previous handler was not installed from Python and cannot be put back from it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
