@@ -157,8 +157,8 @@ def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)
-    ax.set_xlabel(f"change of the {quantity(x).title} [%]")
-    ax.set_ylabel(f"change of the {quantity(y).title} [%]")
+    ax.set_xlabel(f"$\\Delta$ {quantity(x).title} [%]")
+    ax.set_ylabel(f"$\\Delta$ {quantity(y).title} [%]")
 
 
 def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:

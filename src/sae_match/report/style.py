@@ -64,7 +64,7 @@ QUANTITIES: dict[str, Quantity] = {
     "judge/same": Quantity("pairs judged the same", "share"),
     "judge/score": Quantity("judge's score", "1 different to 3 same"),
     "mean_theta": Quantity("mean threshold $\\theta$"),
-    "decoder_norm": Quantity("mean norm of folded decoder rows"),
+    "decoder_norm": Quantity("mean folded decoder norm"),
     "residual_norm": Quantity("median residual norm"),
 }
 
