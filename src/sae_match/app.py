@@ -35,7 +35,7 @@ def job(cfg: DictConfig) -> float | None:
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.rerun import Action, decide
-        from sae_match.sweep_progress import progress_line
+        from sae_match.sweep.progress import progress_line
 
         if config.dry_run:
             show_plan(config)

@@ -184,5 +184,5 @@ def test_no_yaml_file_names_a_target_or_a_resolver_that_runs_code() -> None:
     for path in files:
         text = path.read_text(encoding="utf-8")
         # Hydra's callback is the one object that a file names: code of this package.
-        assert set(re.findall(r"_target_\W*(\S*)", text)) <= {"sae_match.sweep.SweepCallback"}, path
+        assert set(re.findall(r"_target_\W*(\S*)", text)) <= {"sae_match.sweep.launch.SweepCallback"}, path
         assert "eval:" not in text, path

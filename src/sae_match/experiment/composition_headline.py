@@ -9,6 +9,7 @@ import numpy as np
 
 from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.headline import add_interval, mean_estimate
 from sae_match.metrics.bootstrap import Estimate, Floats
 from sae_match.record.distances import AT_DISTANCE_ONE
 
@@ -41,9 +42,9 @@ def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
             for distance, group in by_distance.items():
                 name = f"composition/{metric}/{variant}/distance_{distance}"
                 numbers[name] = float(np.mean([row.value for row in group]))
-                _add_interval(numbers, name, _mean(group))
+                add_interval(numbers, name, mean_estimate(group))
     composed, exact, random = (
-        {distance: _mean(group) for distance, group in curves.get((SCORE, variant), {}).items()}
+        {distance: mean_estimate(group) for distance, group in curves.get((SCORE, variant), {}).items()}
         for variant in FAR_VARIANTS
     )
     for name, other, share in (("beats_random", random, 1.0), ("half_of_exact", exact, 0.5)):
@@ -81,11 +82,11 @@ def _reach(
     replicates = np.array([ours.replicates - share * theirs.replicates for ours, theirs in pairs])
     estimate = Estimate(float(reach(distances, values)[0]), reach(distances, replicates))
     numbers = {f"{name}_until": estimate.value, f"{name}_reached": float((replicates <= 0).any(axis=0).mean())}
-    _add_interval(numbers, f"{name}_until", estimate)
+    add_interval(numbers, f"{name}_until", estimate)
     for distance, (ours, theirs) in zip(distances, pairs, strict=True):
         margin = Estimate(ours.value - share * theirs.value, ours.replicates - share * theirs.replicates)
         numbers[f"{name}_margin/distance_{distance}"] = margin.value
-        _add_interval(numbers, f"{name}_margin/distance_{distance}", margin)
+        add_interval(numbers, f"{name}_margin/distance_{distance}", margin)
     return numbers
 
 
@@ -100,13 +101,3 @@ def _curves(rows: Sequence[MetricRow]) -> Curves:
             for name in names:
                 curves[row.metric, name][distance].append(row)
     return curves
-
-
-def _mean(group: Sequence[MetricRow]) -> Estimate | None:
-    estimates = [row.estimate for row in group if row.estimate is not None]
-    return Estimate.mean(estimates) if estimates and len(estimates) == len(group) else None
-
-
-def _add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
-    if estimate is not None:
-        numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.interval

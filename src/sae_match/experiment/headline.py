@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Estimate
@@ -26,15 +27,17 @@ def headline(rows: list[MetricRow]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, group in grouped.items():
         numbers[name] = combine(name, [row.value for row in group])
-        _add_interval(numbers, name, _mean_estimate(group))
+        add_interval(numbers, name, mean_estimate(group))
     return numbers
 
 
-def _mean_estimate(group: list[MetricRow]) -> Estimate | None:
+def mean_estimate(group: Sequence[MetricRow]) -> Estimate | None:
+    """The mean of the rows' estimates on shared resamples; None unless each has one."""
     estimates = [row.estimate for row in group if row.estimate is not None]
     return Estimate.mean(estimates) if estimates and len(estimates) == len(group) else None
 
 
-def _add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
+def add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
+    """Add `_low` and `_high` of a number, where there is an estimate."""
     if estimate is not None:
         numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.interval

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from .compare import comparison_keys, setting, shared
 from .contents import Tables
 from .directions import titled
 from .effects import effects_rows
-from .html_table import Cell, content_hash, data_uri, escape, link, table
+from .html_page import html_page
+from .html_table import Cell, data_uri, escape, link, table
 from .overlay import Drawn
 from .records import BAD_STATES, Record
 from .tables import ABSENT, format_value, headline_names
@@ -30,8 +30,7 @@ def dashboard(
 ) -> str:
     """The page as HTML text.
 
-    Everything from the records is escaped, and a content security policy admits the page's own script and style by
-    their hashes, images inside the file, and nothing else.
+    Everything from the records is escaped; `html_page` keeps everything else out.
 
     Args:
         metrics: columns of the comparison table, None for the usual ones.
@@ -39,12 +38,6 @@ def dashboard(
         pages: names of further pages in `folder`.
         folder: where the page will stand; links are relative to it.
     """
-    room = files("sae_match.report")
-    script, style = (room.joinpath(f"dashboard.{kind}").read_text("utf-8") for kind in ("js", "css"))
-    policy = (
-        f"default-src 'none'; script-src '{content_hash(script)}'; style-src '{content_hash(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
     done = sum(job.state == "done" for job in tables.jobs)
     sections = [
         ("jobs", "Jobs", _jobs(tables.jobs, folder)),
@@ -55,15 +48,11 @@ def dashboard(
         ("files", "Files", _files(tables, pages)),
     ]
     shown = [section for section in sections if section[2]]
-    return _PAGE.format(
-        policy=policy,
-        title=escape(f"SAE Match: {done} of {len(tables.jobs)} jobs done"),
-        style=style,
-        script=script,
-        navigation=" ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in shown),
-        notes="".join(f"<p>{escape(note)}</p>\n" for note in [*_common(tables.records), *tables.notes]),
-        body="\n".join(f'<section id="{name}"><h2>{heading}</h2>\n{body}</section>' for name, heading, body in shown),
-    )
+    navigation = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in shown)
+    notes = "".join(f"<p>{escape(note)}</p>\n" for note in [*_common(tables.records), *tables.notes])
+    body = "\n".join(f'<section id="{name}"><h2>{heading}</h2>\n{text}</section>' for name, heading, text in shown)
+    title = f"SAE Match: {done} of {len(tables.jobs)} jobs done"
+    return html_page(title, "dashboard", f"<nav>{navigation}</nav>\n{notes}\n{body}", images=True)
 
 
 def _common(records: Sequence[Record]) -> list[str]:
@@ -213,23 +202,3 @@ def _files(tables: Tables, pages: Sequence[str]) -> str:
         names += ["ablation.csv"] + ([] if tables.effects.empty else ["effects.csv"])
     items = "".join(f"<li>{link(name, name)}</li>" for name in [*names, *pages])
     return f"<ul>{items}</ul>\n"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<nav>{navigation}</nav>
-{notes}
-{body}
-<script>{script}</script>
-</body>
-</html>
-"""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from .html_page import html_page
 
 DATA_BYTES = 400_000
 """What the paths of a page may take; if there are more, a choice of them is shown."""
@@ -33,8 +31,7 @@ def path_page(
 ) -> str:
     """The page as HTML text.
 
-    Texts are escaped, data cannot end its script element, and a content security policy admits the page's own script
-    and style by their hashes and nothing else.
+    Texts are escaped, data cannot end its script element; `html_page` keeps everything else out.
 
     Args:
         title: heading.
@@ -52,16 +49,8 @@ def path_page(
     chosen = _chosen(whole, features, data_bytes)
     layers = sorted(int(layer) for layer in paths["layer"].unique())
     data = _script_safe({"layers": layers, "paths": [whole[number] for number in chosen]})
-    folder = files("sae_match.report")
-    script, style = (folder.joinpath(f"path_page.{kind}").read_text("utf-8") for kind in ("js", "css"))
-    return _PAGE.format(
-        policy=f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'",
-        title=html.escape(title),
-        about=html.escape(_ABOUT.format(shown=len(chosen), all=len(whole), first=layers[0], last=layers[-1])),
-        style=style,
-        data=data,
-        script=script,
-    )
+    about = html.escape(_ABOUT.format(shown=len(chosen), all=len(whole), first=layers[0], last=layers[-1]))
+    return html_page(title, "path_page", _BODY.format(about=about, data=data))
 
 
 def _entry(path: pd.DataFrame, tokens: Mapping[tuple[int, int], str], link: Link) -> dict[str, object]:
@@ -104,27 +93,12 @@ def _script_safe(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 _ABOUT = (
     "{shown} of {all} features of layer {first}, followed to layer {last}. MSE: decoder, folded units; score: how "
     "often the feature fires when the one before it does; both of the step that leads to the layer."
 )
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{about}</p>
+_BODY = """<p>{about}</p>
 <noscript><p>This page needs JavaScript; the same numbers are in paths.parquet.</p></noscript>
 <main>
 <section>
@@ -145,8 +119,4 @@ _PAGE = """<!DOCTYPE html>
 <tbody id="rows"></tbody>
 </table>
 </main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<script type="application/json" id="data">{data}</script>"""

@@ -68,8 +68,8 @@ def note_job(
 
 def jobs_of(sweep: Path) -> list[SweepJob]:
     """The jobs of the last launch in a directory, by number, as the files there tell now."""
-    planned = _read(sweep / NOTES / PLANNED) or []
-    noted = {int(path.stem): _read(path) for path in (sweep / NOTES).glob("[0-9]*.json")}
+    planned = read_note(sweep / NOTES / PLANNED) or []
+    noted = {int(path.stem): read_note(path) for path in (sweep / NOTES).glob("[0-9]*.json")}
     numbers = sorted({*range(len(planned)), *noted})
     return [_job(sweep, n, planned[n] if n < len(planned) else [], noted.get(n)) for n in numbers]
 
@@ -83,7 +83,8 @@ def _job(sweep: Path, number: int, overrides: list[str], note: Mapping[str, Any]
     return SweepJob(number, note["overrides"], note["action"], record, note["error"])
 
 
-def _read(path: Path) -> Any:
+def read_note(path: Path) -> Any:
+    """A note's content; None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

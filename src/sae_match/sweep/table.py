@@ -9,7 +9,7 @@ from typing import Any
 from sae_match.atomic import write_json, write_text
 from sae_match.report.compare import comparison_keys, setting
 from sae_match.report.tables import format_value, markdown_table
-from sae_match.sweep_notes import NOT_STARTED, SweepJob, jobs_of
+from sae_match.sweep.notes import NOT_STARTED, SweepJob, jobs_of
 
 TABLE_JSON, TABLE_MD = "sweep.json", "sweep.md"
 HEADLINES = ("matching_score", "weight_mse/W_dec", "objective")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.sweep_progress import duration, progress_line
+from sae_match.sweep.progress import duration, progress_line
 
 START = 1_700_000_000
 

@@ -5,13 +5,12 @@ Everything comes from the notes that jobs leave below the sweep's directory, so 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from sae_match.record.state import STATUS
-from sae_match.sweep_notes import NOTES, PLANNED
+from sae_match.sweep.notes import NOTES, PLANNED, read_note
 
 
 def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
@@ -24,11 +23,11 @@ def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
         sweep: the sweep's directory.
         now: seconds since the epoch; None = now.
     """
-    planned = _read(sweep / NOTES / PLANNED)
+    planned = read_note(sweep / NOTES / PLANNED)
     if not planned:
         return f"job {number + 1}"
     line = f"job {number + 1} of {len(planned)}"
-    notes = [_read(path) for path in (sweep / NOTES).glob("[0-9]*.json")]
+    notes = [read_note(path) for path in (sweep / NOTES).glob("[0-9]*.json")]
     ended = [note for note in notes if note and _has_ended(sweep, note)]
     ran = sum(note.get("action") == "run" for note in ended)
     elapsed = (time.time() if now is None else now) - (sweep / NOTES / PLANNED).stat().st_mtime
@@ -50,12 +49,5 @@ def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
     """Whether a noted job is over: found finished, failed, or its record says so."""
     if note.get("action") != "run" or note.get("error") is not None:
         return True
-    status = _read(sweep / str(note["record"]) / STATUS) if note.get("record") else None
+    status = read_note(sweep / str(note["record"]) / STATUS) if note.get("record") else None
     return isinstance(status, dict) and status.get("seconds") is not None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

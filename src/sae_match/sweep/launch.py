@@ -46,7 +46,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin the notes of a launch; those of an earlier one in the same directory go, its jobs' records stay."""
         from sae_match.record.termination import sigterm_raises
-        from sae_match.sweep_notes import begin
+        from sae_match.sweep.notes import begin
 
         directory = Path(str(config.hydra.sweep.dir)).absolute()
         if is_scratch(directory):
@@ -90,7 +90,7 @@ class Place:
         """Leave a note for the sweep's table."""
         if self.sweep is None or is_scratch(self.sweep):
             return
-        from sae_match.sweep_notes import note_job
+        from sae_match.sweep.notes import note_job
 
         message = None if error is None else f"{type(error).__name__}: {error}"
         note_job(self.sweep, self.number, self.overrides, self.record, self.action, message)
@@ -149,7 +149,7 @@ def _report() -> bool:
     """Print and write the table; whether all jobs are done."""
     if _launch.directory is None:
         return True
-    from sae_match.sweep_table import render, write_table
+    from sae_match.sweep.table import render, write_table
 
     rows = write_table(_launch.directory)
     if all(row["action"] is None and row["error"] is None for row in rows):
