@@ -36,7 +36,10 @@ def completion(content: str | None, finish_reason: str = "stop", refusal: str | 
 
 @dataclass
 class ChatServer:
-    """A running server: `url` is its base_url; `requests` the decoded bodies, `headers` and `paths` beside them."""
+    """A running server: `url` is its base_url; `requests` the decoded bodies, `headers` and `paths` beside them.
+
+    `busiest` is the largest number of requests that `respond` was working on at once.
+    """
 
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -68,10 +71,12 @@ def chat_server(respond: Callable[[int, dict[str, Any]], Response]) -> Iterator[
                 busy += 1
                 state.busiest = max(state.busiest, busy)
             try:
-                self.send(respond(number, body))
+                response = respond(number, body)
             finally:
+                # Before the answer is sent: who has read it may ask again before this thread runs on.
                 with lock:
                     busy -= 1
+            self.send(response)
 
         def send(self, response: Response) -> None:
             if response.drop:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -148,13 +149,16 @@ def test_a_failing_endpoint_is_left_alone(tmp_path: Path, status: int, requests:
 
 
 def test_concurrency_is_used_and_kept(tmp_path: Path) -> None:
-    def slowly(*_: object) -> Response:
-        time.sleep(0.05)
+    three = threading.Barrier(3)
+
+    def once_three_have_come(*_: object) -> Response:
+        three.wait(timeout=30)
         return completion("SAME")
 
-    with chat_server(slowly) as server:
-        judge(server.url, tmp_path, concurrency=3).judge([question(i) for i in range(6)])
+    with chat_server(once_three_have_come) as server:
+        verdicts = judge(server.url, tmp_path, concurrency=3).judge([question(i) for i in range(6)])
     assert server.busiest == 3
+    assert {v.outcome for v in verdicts} == {Outcome.answered}
 
 
 SCRIPT = """
@@ -166,9 +170,11 @@ judge(sys.argv[1], Path(sys.argv[2]), concurrency=1).judge([question(i) for i in
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repository: Path) -> None:
+    killed = threading.Event()
+
     def respond(number: int, _: dict[str, Any]) -> Response:
         if number == 8:
-            time.sleep(1.0)
+            killed.wait(timeout=60)
         return completion("SAME")
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository / "src"), str(repository)])}
@@ -181,6 +187,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repository: Path) -> 
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            killed.set()
         assert len(list(tmp_path.glob("*.safetensors"))) == 8
         verdicts = judge(server.url, tmp_path).judge([question(i) for i in range(10)])
     assert len(server.requests) == 9 + 12
