@@ -36,7 +36,7 @@ DAY = 86400.0
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One entry per kind; the hub's cache holds one blob of a model."""
     root = tmp_path / "cache"
-    for kind in ("splice_losses", "matchings", "judge_answers"):
+    for kind in ("activations", "splice_losses", "matchings", "judge_answers"):
         ResultCache(root / kind).put(RESULT_KEY, {"losses": np.arange(100.0)})
     streams = root / "residual_streams" / STREAMS_KEY
     manifest = Manifest(STREAMS_KEY, "model", "toy", "ef" * 32, 2, 3, 4)
@@ -113,7 +113,7 @@ def test_list_says_what_there_is(cache: Path, capsys: pytest.CaptureFixture[str]
 def test_an_intact_cache_is_intact_and_looking_is_not_use(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     aged(cache, days=40)
     before = {entry.name: entry.used for entry in find_entries(cache, KINDS)}
-    assert run(capsys, "verify", "--cache-dir", str(cache)) == (0, {"cache": str(cache), "checked": 7, "damaged": []})
+    assert run(capsys, "verify", "--cache-dir", str(cache)) == (0, {"cache": str(cache), "checked": 8, "damaged": []})
     assert {entry.name: entry.used for entry in find_entries(cache, KINDS)} == before
     assert not list(cache.rglob("*.lock"))
 

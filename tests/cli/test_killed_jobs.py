@@ -33,16 +33,23 @@ def files(folder: str, count: int) -> Moment:
 
 
 @pytest.mark.parametrize(
-    "moment",
-    [files("matchings", 1), files("matchings", 2), files("splice_losses", 3)],
-    ids=["one pair matched", "two pairs matched", "splicing"],
+    ("moment", "passes"),
+    [
+        (files("matchings", 1), 0),
+        (files("matchings", 2), 0),
+        (files("activations", 2), 2),
+        (files("splice_losses", 3), 3),
+    ],
+    ids=["one pair matched", "two pairs matched", "two pairs counted", "splicing"],
 )
 def test_after_sigkill_nothing_committed_is_computed_again_and_results_are_identical(
-    setting: Setting, reference: dict[str, Any], tmp_path: Path, moment: Moment
+    setting: Setting, reference: dict[str, Any], tmp_path: Path, moment: Moment, passes: int
 ) -> None:
     outcome = kill_and_rerun(setting, tmp_path, moment, reference)
     assert outcome.killed and outcome.state == "killed"
     assert outcome.kept >= 1 and outcome.rewritten == []
+    assert outcome.repeated == [] and outcome.left == 0
+    assert outcome.passes >= passes
     assert outcome.identical
     assert outcome.equal
 

@@ -35,6 +35,9 @@ COMMITTED = ("matchings", "splice_losses", "tokens", "residual_streams")
 MEASURED = ("solver_seconds", "solver/seconds", "solver/peak_memory_gib")
 """Numbers that two separate computations never share."""
 
+PASSES = "activations"
+"""Part of the cache that is committed pair by pair, and removed when the job is done."""
+
 Snapshot = dict[str, tuple[int, int]]
 Moment = Callable[[Path, Path], Callable[[], bool]]
 """From a record and a cache to the test for a moment."""
@@ -134,6 +137,11 @@ def committed(cache: Path) -> Snapshot:
     return found
 
 
+def passes_in(cache: Path) -> list[Path]:
+    """Committed passes over the tokens of a pair."""
+    return sorted((cache / PASSES).glob("[0-9a-f]*.safetensors"))
+
+
 def results(output: Path) -> dict[str, bytes]:
     """Every byte that must not depend on an interruption."""
     files = [output / name for name in RESULTS] + sorted((output / "permutations").glob("*.safetensors"))
@@ -164,6 +172,9 @@ class Outcome:
     Attributes:
         kept: committed files when the job died.
         rewritten: those of them that the second attempt wrote again.
+        passes: passes over a pair's tokens that were committed when the job died.
+        repeated: those of them that the second attempt made again.
+        left: those that are still there after it.
         state: what the record of the dead job says.
         identical: the second attempt's bytes equal those of a third one from the same cache.
         equal: its results equal those of an undisturbed job with a cache of its own, times aside.
@@ -172,6 +183,9 @@ class Outcome:
     killed: bool
     kept: int
     rewritten: list[str]
+    passes: int
+    repeated: list[str]
+    left: int
     state: str | None
     identical: bool
     equal: bool
@@ -179,7 +193,8 @@ class Outcome:
     @property
     def good(self) -> bool:
         """All promises kept."""
-        return not self.rewritten and self.identical and self.equal and (not self.killed or self.state == "killed")
+        again = self.rewritten or self.repeated or self.left
+        return not again and self.identical and self.equal and (not self.killed or self.state == "killed")
 
 
 def kill_and_rerun(setting: Setting, where: Path, moment: Moment, reference: dict[str, Any]) -> Outcome:
@@ -192,14 +207,17 @@ def kill_and_rerun(setting: Setting, where: Path, moment: Moment, reference: dic
     output, cache = where / "out", where / "cache"
     killed = kill_when(setting.start(output, cache), moment(output, cache))
     status = read_status(output)
-    before = committed(cache)
-    setting.run(output, cache)
+    before, passes = committed(cache), [path.stem for path in passes_in(cache)]
+    log = setting.run(output, cache)
     later = committed(cache)
     setting.run(where / "again", cache)
     return Outcome(
         killed,
         len(before),
         sorted(name for name, stamp in before.items() if later.get(name) != stamp),
+        len(passes),
+        [key for key in passes if f"activations found in the cache ({key[:12]})" not in log],
+        len(passes_in(cache)),
         None if status is None else status.state,
         results(output) == results(where / "again"),
         scientific_results(output) == reference,

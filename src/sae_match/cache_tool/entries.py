@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = ("splice_losses", "matchings", "judge_answers")
+RESULTS = ("activations", "splice_losses", "matchings", "judge_answers")
 """Kinds that are folders of `record.cache.ResultCache`: one safetensors file per entry."""
 FOLDERS = ("models", "residual_streams", "tokens", "offload", "wandb")
 """Kinds whose entries are folders."""
@@ -148,6 +148,7 @@ _DESCRIBE: dict[str, Callable[[Path], str]] = {
     "models": _model,
     "residual_streams": _streams,
     "tokens": _tokens,
+    "activations": lambda path: "activation counts of a pair, of a job that was not finished",
     "splice_losses": lambda path: "token losses of a splice",
     "matchings": lambda path: "a matching",
     "judge_answers": lambda path: "an answer of a judge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +32,24 @@ class ActivationStatistics:
     b: ActivationCounts
     together: dict[str, CoactivationCounts]
     reconstruction: dict[str, ReconstructionStatistics]
+
+
+class Collector(Protocol):
+    """`collect_activations`, or what answers in its place."""
+
+    def __call__(
+        self,
+        a: SparseAutoencoder,
+        b: SparseAutoencoder,
+        x_a: Float[Tensor, "windows tokens d"],
+        x_b: Float[Tensor, "windows tokens d"],
+        document: Int[Tensor, " windows"],
+        permutations: dict[str, Permutation],
+        splices: dict[str, Splice],
+        batch_windows: int = 8,
+        sink_positions: int = 1,
+    ) -> ActivationStatistics:
+        """One pass over the tokens of a pair."""
 
 
 def collect_activations(

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.activations import collect_activations
+from sae_match.evaluation.activations import Collector, collect_activations
 from sae_match.evaluation.pair import reconstruction_rows, score_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, parse_units, permuted_splice
@@ -54,6 +54,7 @@ def evaluate_far_pair(
     bootstrap: Bootstrap,
     batch_windows: int = 8,
     sink_positions: int = 1,
+    collect: Collector = collect_activations,
 ) -> list[MetricRow]:
     """Matching scores of every variant, and how well x_b is explained by the splice of Eq. 5 along it.
 
@@ -71,5 +72,5 @@ def evaluate_far_pair(
     splices["encode_decode_previous"] = lambda pair: a.decode(pair.f_a)
     splices["layer_drop"] = lambda pair: pair.x_a
     with torch.no_grad():
-        statistics = collect_activations(a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions)
+        statistics = collect(a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions)
     return score_rows(statistics, bootstrap, layers, min_count) + reconstruction_rows(statistics, bootstrap, layers)

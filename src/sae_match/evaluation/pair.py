@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.activations import ActivationStatistics, collect_activations
+from sae_match.evaluation.activations import ActivationStatistics, Collector, collect_activations
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, splices_of_pair
 from sae_match.matching import Permutation
@@ -60,6 +60,7 @@ def evaluate_pair(
     weights: bool = True,
     quantiles: Sequence[float] = (),
     more_splices: Mapping[str, Splice] | None = None,
+    collect: Collector = collect_activations,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
@@ -76,6 +77,7 @@ def evaluate_pair(
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
         quantiles: also the splices that carry only the q share of matched pairs with the lowest MSE (Eq. 6).
         more_splices: further reconstructions of x_b, by name.
+        collect: makes the pass over the tokens; one that has made it before may know the answer.
 
     Raises:
         UserError: shapes that do not fit together.
@@ -84,7 +86,7 @@ def evaluate_pair(
     document = torch.arange(len(x_a)) if document is None else document
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
-    statistics = collect_activations(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
+    statistics = collect(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
     rows = weight_rows(a, b, named, *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)
     rows += reconstruction_rows(statistics, bootstrap, layers)

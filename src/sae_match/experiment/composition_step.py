@@ -104,4 +104,5 @@ def _text_rows(
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
+        collect=evaluator.collector(*layers),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
@@ -14,18 +14,17 @@ from tqdm import tqdm
 from sae_match.config.controls import SOLVED, Control, chosen
 from sae_match.config.schema import Config
 from sae_match.config.solver_schema import SolverName
-from sae_match.evaluation.correlation import activation_correlations
 from sae_match.evaluation.linear_map import LINEAR_MAP, LinearMap, fit_linear_map
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import PairActivations, Splice
+from sae_match.experiment.correlation_step import fit_streams, match_by_correlation
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.language_model import ResidualStreams
-from sae_match.matching import Permutation, make_solver
-from sae_match.matching.by_similarity import SimilarityMatching, check_memory, match_by_similarity
+from sae_match.matching import make_solver
+from sae_match.matching.by_similarity import check_memory
 from sae_match.matching.solution import Solver
-from sae_match.saes import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def add_controls(
         more = {name: match_configured(cfg, a, b, s, *excluded).permutation for name, s in solvers.items()}
         rows: list[MetricRow] = []
         if correlated and evaluator is not None:
-            matching = _correlated(evaluator, pair, a, b, *excluded)
+            matching = match_by_correlation(evaluator, (pair.layer, pair.layer_to), a, b, excluded)
             more[Control.correlation.value] = matching.permutation
             values = {"fit_correlation": matching.mean, "gap": matching.gap}
             n = len(matching.permutation.matched)
@@ -105,14 +104,24 @@ def say_ceilings(rows: Sequence[MetricRow]) -> None:
             )  # fmt: skip
 
 
-def linear_map(evaluator: Evaluator, pair: PairMatching) -> dict[str, LinearMap]:
+def linear_map(evaluator: Evaluator, pair: PairMatching) -> dict[str, Splice]:
     """The splice `linear_map` of a pair, fitted on the text that is not evaluated; none if the job asks for none.
 
-    Fitted whenever it is needed: kept for a whole span, the maps would outgrow the SAEs.
+    Fitted when it is first called, which it may never be: what it gives may be known. Not kept beyond the pair: for a
+    whole span, the maps would outgrow the SAEs.
     """
     if Control.linear_map not in chosen(evaluator.cfg.evaluation.controls):
         return {}
-    streams = _streams(evaluator)
+    fitted = cache(lambda: _fitted(evaluator, pair))
+
+    def mapped(activations: PairActivations) -> Tensor:
+        return fitted()(activations)
+
+    return {LINEAR_MAP: mapped}
+
+
+def _fitted(evaluator: Evaluator, pair: PairMatching) -> LinearMap:
+    streams = fit_streams(evaluator)
     fitted = fit_linear_map(
         streams.layer(pair.layer),
         streams.layer(pair.layer_to),
@@ -125,39 +134,4 @@ def linear_map(evaluator: Evaluator, pair: PairMatching) -> dict[str, LinearMap]
             "layers %d -> %d: the linear map is regularised (ridge %.2g): %d tokens do not determine it",
             pair.layer, pair.layer_to, fitted.ridge, fitted.tokens,
         )  # fmt: skip
-    return {LINEAR_MAP: fitted}
-
-
-def _correlated(
-    evaluator: Evaluator,
-    pair: PairMatching,
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    exclude_a: Bool[Tensor, " F_a"] | None,
-    exclude_b: Bool[Tensor, " F_b"] | None,
-) -> SimilarityMatching:
-    """The matching of highest activation correlation on the text that is not evaluated."""
-    streams, cfg = _streams(evaluator), evaluator.cfg
-    similarity = activation_correlations(
-        a,
-        b,
-        streams.layer(pair.layer),
-        streams.layer(pair.layer_to),
-        cfg.evaluation.batch_windows,
-        cfg.model.sink_positions,
-    ).cpu()
-    if exclude_a is None and exclude_b is None:
-        return match_by_similarity(similarity)
-    kept_a, kept_b = (
-        torch.arange(n) if gone is None else (~gone).nonzero().flatten()
-        for n, gone in zip(similarity.shape, (exclude_a, exclude_b), strict=True)
-    )
-    part = match_by_similarity(similarity[kept_a][:, kept_b])
-    whole: Permutation = part.permutation.embedded(kept_a, kept_b, *similarity.shape)
-    return part._replace(permutation=whole)
-
-
-def _streams(evaluator: Evaluator) -> ResidualStreams:
-    if evaluator.fit is None:
-        raise RuntimeError("a control needs text to be fitted on, and none was prepared")
-    return evaluator.fit.streams
+    return fitted

@@ -130,6 +130,22 @@ def count_bytes(documents: int, width: int, permutations: int = VARIANTS) -> int
     return 8 * documents * width * (2 + permutations)
 
 
+def passes_bytes(shape: JobShape) -> int:
+    """What all passes over the tokens of the job's pairs need on disk until it is done: the counts in the narrowest
+    type that holds a document's tokens, and the sums of each splice in float64."""
+    tokens = shape.windows * shape.window_tokens // max(1, shape.documents)
+    itemsize = 1 if tokens < 2**8 else 2 if tokens < 2**16 else 4
+    splices = shape.permutations + SPLICES_BESIDE_MATCHING + shape.quantiles + shape.mapped
+    sums = 8 * shape.documents * (shape.d_model + 1)
+    found = 0
+    for a, b in pairs(shape.widths):
+        found += itemsize * shape.documents * ((1 + shape.permutations) * a + b + 1) + sums * (splices + 1)
+    for a, b in shape.far_pairs:
+        # Composed, exact and random, and beside their splices the reconstruction and the residual of the first layer.
+        found += itemsize * shape.documents * ((1 + VARIANTS) * a + b + 1) + sums * (VARIANTS + 2 + 1)
+    return found
+
+
 def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
     """The steps of a job and what each holds at its peak.
 

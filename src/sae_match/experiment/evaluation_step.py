@@ -14,10 +14,11 @@ from tqdm import tqdm
 from sae_match.config.controls import fits
 from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
 from sae_match.errors import UserError
-from sae_match.evaluation.activations import ActivationStatistics, never_active
+from sae_match.evaluation.activations import ActivationStatistics, Collector, never_active
 from sae_match.evaluation.pair import estimate_row, evaluate_pair
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, resolve_units
+from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
@@ -47,6 +48,7 @@ class Evaluator:
         windows: all evaluation windows; residual streams and activation metrics cover these.
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
+        passes: passes over a pair's tokens that are already made.
         fit: None where no control is fitted.
     """
 
@@ -62,6 +64,7 @@ class Evaluator:
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     progress: bool
+    passes: ActivationCache
     fit: FitText | None = None
 
     @property
@@ -69,13 +72,25 @@ class Evaluator:
         """Units in which activations travel, resolved."""
         return resolve_units(self.cfg.evaluation.splice_units, self.cfg.folding.name)
 
+    def collector(self, *layers: int) -> Collector:
+        """What makes the pass over the evaluation text of a pair of layers, or knows it."""
+        return self.passes.collector(
+            streams=self.streams.key,
+            layers=layers,
+            units=self.units,
+            quantiles=self.cfg.evaluation.quantiles,
+            fit=None if self.fit is None else self.fit.streams.key,
+        )
+
     def splice_residual(self, layer: int) -> Tensor:
         """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
         residual = self.streams.layer(layer)
         return residual if bool(self.splice_rows.all()) else residual[self.splice_rows]
 
 
-def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: bool) -> Evaluator:
+def prepare(
+    cfg: Config, saes: SpanSaes, solver: Solver, passes: ActivationCache, device: str, progress: bool
+) -> Evaluator:
     """Load model and text, and capture the span's residual streams (or find them in the cache)."""
     cache_dir = Path(cfg.paths.cache_dir)
     model = load_language_model(cfg.model, device, cache_dir)
@@ -114,6 +129,7 @@ def prepare(cfg: Config, saes: SpanSaes, solver: Solver, device: str, progress: 
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
+        passes=passes,
         fit=fit,
     )
 
@@ -160,6 +176,7 @@ def evaluate_span(
         weights=False,  # the matching step has them already
         quantiles=evaluator.cfg.evaluation.quantiles,
         more_splices=more_splices,
+        collect=evaluator.collector(pair.layer, pair.layer_to),
     )
     return evaluation.rows, evaluation.statistics
 
@@ -186,6 +203,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
+        collect=evaluator.collector(layer, layer),
     )
     names = {"ceiling", f"{ENCODE_PERMUTE_DECODE}_ceiling"}
     return [replace(row, variant="ceiling") for row in evaluation.rows if row.variant in names]

@@ -20,6 +20,7 @@ from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
+from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
 from sae_match.experiment.controls_step import add_controls, linear_map, say_ceilings
@@ -76,14 +77,16 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
+    passes = ActivationCache(Path(cfg.paths.cache_dir))
     with record.guard():
         make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
         device = resolve_device(cfg.device).type
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
-            result = _run(cfg, record, device)
+            result = _run(cfg, record, passes, device)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
         record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
+    passes.forget()
     return result
 
 
@@ -115,7 +118,7 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     }
 
 
-def _run(cfg: Config, record: JobRecord, device: str) -> Result:
+def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
@@ -125,7 +128,7 @@ def _run(cfg: Config, record: JobRecord, device: str) -> Result:
     d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    evaluator = evaluation_step.prepare(cfg, saes, solver, device, progress) if full else None
+    evaluator = evaluation_step.prepare(cfg, saes, solver, passes, device, progress) if full else None
     record.clear_results()
     if evaluator is not None:
         write_json(record.directory / "text.json", text_facts(evaluator))

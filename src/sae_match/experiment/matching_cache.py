@@ -85,14 +85,14 @@ def matching_key(
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
-    theta = [_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is Folding.theta else None
+    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is Folding.theta else None
     return content_key(
         {
             "version": MATCHING_VERSION,
             "saes": [a.content_hash, b.content_hash],
             "folding": cfg.folding.name,
             "theta": theta,
-            "excluded": [None if mask is None else _digest(mask) for mask in (exclude_a, exclude_b)],
+            "excluded": [None if mask is None else tensor_digest(mask) for mask in (exclude_a, exclude_b)],
             "matching": compared,
             "solver": {"name": solver, **options},
             "seed": cfg.seed if solver == SolverName.random else None,
@@ -101,7 +101,8 @@ def matching_key(
     )
 
 
-def _digest(values: Tensor) -> str:
+def tensor_digest(values: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and values."""
     array = values.detach().cpu().contiguous().numpy()
     return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 

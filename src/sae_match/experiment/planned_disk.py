@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.experiment.estimates import JobShape
+from sae_match.experiment.estimates import JobShape, passes_bytes
 from sae_match.experiment.evaluation_step import captured_layers
 from sae_match.experiment.machine import free_disk
 from sae_match.experiment.planned_model import PlannedModel
@@ -39,7 +39,7 @@ class DiskNeed:
 def disk_needs(
     cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, shape: JobShape | None
 ) -> list[DiskNeed]:
-    """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, the record."""
+    """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, counts, the record."""
     files = saes.files + (model.files if model is not None else [])
     missing = sum(file.size or 0 for file in files if file.cached is None)
     needs = [DiskNeed("downloads", Path(constants.HF_HUB_CACHE), missing, "HF_HOME")]
@@ -51,6 +51,10 @@ def disk_needs(
             fitted = (cfg.layers.last - cfg.layers.first + 1) * per_layer
             needs.append(DiskNeed("streams to fit controls on", Path(cfg.paths.cache_dir), fitted, "paths.cache_dir"))
         needs.append(DiskNeed("residual streams", Path(cfg.paths.cache_dir), streams, "paths.cache_dir"))
+        counts = passes_bytes(shape)
+        needs.append(
+            DiskNeed("activation counts until it is done", Path(cfg.paths.cache_dir), counts, "paths.cache_dir")
+        )
     rows = sum(shape.widths[:-1]) if shape is not None else 0
     record = rows * FEATURE_ROW_BYTES + RECORD_BYTES
     return [*needs, DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")]

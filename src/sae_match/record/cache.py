@@ -63,6 +63,10 @@ class ResultCache:
             return str(error)
         return None
 
+    def remove(self, key: str) -> None:
+        """Remove an entry, if it is there."""
+        self.path(key).unlink(missing_ok=True)
+
     def put(self, key: str, payload: Mapping[str, object]) -> None:
         """Store scalars (float, int, str, bool, None) and NumPy arrays by name.
 

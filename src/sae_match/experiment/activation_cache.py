@@ -1,0 +1,122 @@
+"""Passes over a pair's tokens that are already made: committed one by one, and kept until the job is done.
+
+A killed job finds those of the pairs before the one in hand. They hold counts per document and feature (tens of
+megabytes a pair at the width of Gemma Scope), which over the jobs of a sweep would outgrow the residual streams: a job
+that is done removes those it used, since its record says all that follows from them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_match.evaluation.activations import ActivationStatistics, Collector, collect_activations
+from sae_match.evaluation.splices import Splice
+from sae_match.evaluation.stored_activations import from_arrays, to_arrays
+from sae_match.experiment.matching_cache import tensor_digest
+from sae_match.matching import Permutation
+from sae_match.record.cache import ResultCache
+from sae_match.record.provenance import content_key
+from sae_match.saes import SparseAutoencoder
+
+logger = logging.getLogger(__name__)
+
+ACTIVATION_VERSION = 1
+"""To be raised when the meaning of a stored count, or of a splice's name, changes."""
+FOLDER = "activations"
+
+
+class ActivationCache:
+    """The passes of one job.
+
+    Args:
+        cache_dir: the cache that jobs share.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._cache = ResultCache(cache_dir / FOLDER)
+        self._used: set[str] = set()
+
+    def collector(self, **facts: object) -> Collector:
+        """`collect_activations`, made once and then read.
+
+        Args:
+            facts: what a pass depends on beside its own arguments: which residual streams, in which units activations
+                travel, and whatever else decides what a splice of a given name does.
+        """
+
+        def collect(
+            a: SparseAutoencoder,
+            b: SparseAutoencoder,
+            x_a: Float[Tensor, "windows tokens d"],
+            x_b: Float[Tensor, "windows tokens d"],
+            document: Int[Tensor, " windows"],
+            permutations: dict[str, Permutation],
+            splices: dict[str, Splice],
+            batch_windows: int = 8,
+            sink_positions: int = 1,
+        ) -> ActivationStatistics:
+            how = {"batch_windows": batch_windows, "sink_positions": sink_positions}
+            key = pass_key(a, b, permutations, splices, {**facts, **how})
+            self._used.add(key)
+            shape = int(document.max()) + 1, a.width, b.width, b.d_model
+            found = self._read(key, permutations, splices, shape, a)
+            if found is None:
+                found = collect_activations(
+                    a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions
+                )  # fmt: skip
+                self._cache.put(key, to_arrays(found))
+                logger.info("activations committed (%s)", key[:12])
+            else:
+                logger.info("activations found in the cache (%s)", key[:12])
+            return found
+
+        return collect
+
+    def forget(self) -> None:
+        """Remove the entries that this job has used: to be called when its record is complete."""
+        for key in self._used:
+            self._cache.remove(key)
+        self._used.clear()
+
+    def _read(
+        self,
+        key: str,
+        permutations: Mapping[str, Permutation],
+        splices: Mapping[str, Splice],
+        shape: tuple[int, int, int, int],
+        a: SparseAutoencoder,
+    ) -> ActivationStatistics | None:
+        payload = self._cache.get(key)
+        if payload is None:
+            return None
+        try:
+            return from_arrays(payload, permutations, list(splices), shape, a.device)
+        except ValueError as error:
+            logger.warning("cached activations %s are damaged and will be collected anew: %s", key[:12], error)
+            return None
+
+
+def pass_key(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: Mapping[str, Permutation],
+    splices: Mapping[str, Splice],
+    facts: Mapping[str, object],
+) -> str:
+    """Content key of a pass: SAEs with what plays theta for them, matchings, splices by name, and all other facts."""
+    return content_key(
+        {
+            "version": ACTIVATION_VERSION,
+            "saes": [a.content_hash, b.content_hash],
+            "theta": [tensor_digest(sae.theta) for sae in (a, b)],
+            "permutations": {name: tensor_digest(p.indices) for name, p in permutations.items()},
+            "order": [list(permutations), list(splices)],
+            "device": a.device.type,
+            "facts": dict(facts),
+        }
+    )

@@ -1,0 +1,186 @@
+"""Passes over a pair's tokens: committed one by one, found by the next attempt, gone when the job is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sae_match import Permutation
+from sae_match.config.schema import Config
+from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.evaluation.splices import splices_of_pair
+from sae_match.experiment import activation_cache, controls_step, correlation_step, run
+from sae_match.experiment.activation_cache import ActivationCache, pass_key
+from sae_match.record.cache import ResultCache
+from tests.builders import random_sae
+from tests.faults.kill_loop import scientific_results
+
+Configured = Callable[..., Config]
+A, B = random_sae(seed=1), random_sae(seed=2)
+MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation.controls=[vanilla,random,linear_map]",
+        "evaluation.fit_documents=2", "dataset.documents=6")  # fmt: skip
+
+
+class Died(BaseException):
+    """Stands for SIGKILL: nothing handles it."""
+
+
+class Passes:
+    """Counts the passes that are really made, and dies before the one with a given number."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self.dies_at = 0, -1
+        self.inner = activation_cache.collect_activations
+        monkeypatch.setattr(activation_cache, "collect_activations", self)
+
+    def __call__(self, *arguments: Any) -> ActivationStatistics:
+        if self.made == self.dies_at:
+            raise Died
+        self.made += 1
+        return self.inner(*arguments)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    return Passes(monkeypatch)
+
+
+def entries(cfg: Config) -> list[Path]:
+    return sorted((Path(cfg.paths.cache_dir) / "activations").glob("*.safetensors"))
+
+
+def test_a_killed_job_loses_the_pass_in_hand_and_its_results_are_the_same(
+    configured: Configured, random_saes: Path, passes: Passes, tmp_path: Path
+) -> None:
+    undisturbed = configured(random_saes, *MORE, f"paths.cache_dir={tmp_path / 'other_cache'}", output="undisturbed")
+    run(undisturbed)
+    # three pairs, the two seeds of layer 1, and the pairs 0 -> 2
+    assert passes.made == 5
+    assert entries(undisturbed) == []
+
+    cfg = configured(random_saes, *MORE)
+    passes.made, passes.dies_at = 0, 3
+    with pytest.raises(Died):
+        run(cfg)
+    assert len(entries(cfg)) == 3
+    passes.made, passes.dies_at = 0, -1
+    run(cfg)
+    assert passes.made == 2
+    assert entries(cfg) == []
+    assert scientific_results(tmp_path / "out") == scientific_results(tmp_path / "undisturbed")
+    documents = [(tmp_path / name / "documents.parquet").read_bytes() for name in ("out", "undisturbed")]
+    assert documents[0] == documents[1]
+
+
+def test_what_is_known_needs_no_linear_map(
+    configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    fit = controls_step.fit_linear_map
+
+    def counting(*arguments: Any) -> Any:
+        fitted.append(1)
+        return fit(*arguments)
+
+    monkeypatch.setattr(controls_step, "fit_linear_map", counting)
+    cfg = configured(
+        random_saes,
+        "evaluation.controls=[linear_map]",
+        "evaluation.fit_documents=2",
+        "dataset.documents=6",
+        "layers.last=1",
+    )
+    run(cfg)
+    assert len(fitted) == 2  # for the activations, then for the losses
+    run(cfg)
+    assert len(fitted) == 3  # the losses are in the cache, the activations are gone with the finished job
+
+
+def test_a_failure_after_the_passes_keeps_them(
+    configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = configured(random_saes)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no room for a figure")
+
+    with monkeypatch.context() as broken_figures:
+        broken_figures.setattr("sae_match.experiment.job.draw_figures", broken)
+        with pytest.raises(RuntimeError, match="figure"):
+            run(cfg)
+    made = passes.made
+    run(cfg)
+    assert passes.made == made
+
+
+def test_a_damaged_entry_is_collected_anew(
+    configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
+    collector = ActivationCache(Path(cfg.paths.cache_dir)).collector()
+    known = {"matched": Permutation.random(24, 24, seed=0)}
+    splices = splices_of_pair(A, B, known, "raw")
+    x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
+    first = collector(A, B, x, x, document, known, splices)
+    (entry,) = entries(cfg)
+    ResultCache(entry.parent).put(entry.stem, {"tokens": first.a.tokens.numpy()})
+    with caplog.at_level(logging.WARNING):
+        again = collector(A, B, x, x, document, known, splices)
+    assert "damaged" in caplog.text and passes.made == 2
+    assert torch.equal(first.a.active, again.a.active)
+    collector(A, B, x, x, document, known, splices)
+    assert passes.made == 2
+
+
+def test_the_key_holds_everything_that_changes_a_pass() -> None:
+    def key(a: Any = A, b: Any = B, seed: int = 0, **facts: object) -> str:
+        known = {"matched": Permutation.random(24, 24, seed=seed)}
+        return pass_key(a, b, known, splices_of_pair(a, b, known, "raw"), {"sink_positions": 1, **facts})
+
+    scaled = A.replace(scale=torch.full((24,), 0.7))
+    more = {"matched": Permutation.random(24, 24, seed=0), "vanilla": Permutation.identity(24, 24)}
+    keys = [
+        key(), key(a=B, b=A), key(a=scaled), key(seed=1), key(units="theta"), key(sink_positions=2),
+        key(layers=(0, 1)), key(layers=(1, 0)), key(quantiles=[0.5]), key(fit="abc"),
+        pass_key(A, B, more, splices_of_pair(A, B, more, "raw"), {"sink_positions": 1}),
+        pass_key(A, B, dict(reversed(more.items())), splices_of_pair(A, B, more, "raw"), {"sink_positions": 1}),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert key() == key(a=random_sae(seed=1))
+
+
+def test_a_matching_by_correlation_is_solved_once(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    solved: list[int] = []
+    solve = correlation_step.match_by_similarity
+
+    def counting(*arguments: Any) -> Any:
+        solved.append(1)
+        return solve(*arguments)
+
+    monkeypatch.setattr(correlation_step, "match_by_similarity", counting)
+    more = ["evaluation.controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
+    first = run(configured(random_saes, *more, output="first"))
+    again = run(configured(random_saes, *more, output="again"))
+    assert len(solved) == 2
+    assert first.metrics["fit_correlation/correlation"] == again.metrics["fit_correlation/correlation"]
+    run(configured(random_saes, *more, "evaluation.fit_documents=3", output="third"))
+    assert len(solved) == 4
+    aside = [*more, "matching.dead_features=aside"]
+    run(configured(random_saes, *aside, output="fourth"))
+    assert len(solved) == 6
+
+    cache = ResultCache(Path(configured(random_saes).paths.cache_dir) / "matchings")
+    for path in cache.directory.glob("*.safetensors"):
+        payload = cache.get(path.stem) or {}
+        if "mean" in payload:
+            cache.put(path.stem, {**payload, "width_b": 7})
+    with caplog.at_level(logging.WARNING):
+        run(configured(random_saes, *more, output="fifth"))
+    assert len(solved) == 8 and "damaged" in caplog.text
