@@ -15,7 +15,7 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, splices_of_pair
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
-from sae_match.metrics.weight_distance import weight_distances
+from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
 
 
@@ -27,18 +27,15 @@ class PairEvaluation:
     statistics: ActivationStatistics
 
 
-def weight_rows(
-    a: SparseAutoencoder, b: SparseAutoencoder, permutations: dict[str, Permutation], layer: int, layer_to: int
-) -> list[MetricRow]:
-    """weight_mse of each group, the mean decoder cosine and the share of pairs with cosine above 0.7."""
+def weight_rows(distances: Mapping[str, WeightDistances], layer: int, layer_to: int) -> list[MetricRow]:
+    """weight_mse of each group, the mean decoder cosine and the share of pairs with cosine above 0.7, by variant."""
     rows: list[MetricRow] = []
-    for variant, permutation in permutations.items():
-        distances = weight_distances(a, b, permutation)
-        cosine = distances.decoder_cosine.to(torch.float64)
-        values = {f"weight_mse/{group}": value for group, value in distances.means().items()}
+    for variant, found in distances.items():
+        cosine = found.decoder_cosine.to(torch.float64)
+        values = {f"weight_mse/{group}": value for group, value in found.means().items()}
         values["decoder_cosine"] = float(cosine.mean())
         values["decoder_cosine_above_0.7"] = float((cosine > 0.7).to(torch.float64).mean())
-        n = len(permutation.matched)
+        n = len(cosine)
         rows += [MetricRow(layer, layer_to, variant, metric, value, n) for metric, value in values.items()]
     return rows
 
@@ -87,7 +84,7 @@ def evaluate_pair(
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
     statistics = collect(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
-    rows = weight_rows(a, b, named, *layers) if weights else []
+    rows = weight_rows(weight_distances_of(a, b, named), *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)
     rows += reconstruction_rows(statistics, bootstrap, layers)
     return PairEvaluation(rows, statistics)

@@ -20,6 +20,7 @@ from sae_match.experiment.matching_step import PairMatching, certificate_rows, m
 from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
+from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
 
@@ -70,7 +71,7 @@ def compare_over_distance(
         found = agreement_rows(permutations, layers)
         logger.info("layers %d -> %d: %.1f %% of composed partners are exact ones", *layers, 100 * found[0].value)
         found += [replace(row, variant=EXACT) for row in certificate_rows(matching, *layers)]
-        found += weight_rows(a, b, permutations, *layers)
+        found += weight_rows(weight_distances_of(a, b, permutations), *layers)
         if evaluator is not None:
             found += _text_rows(evaluator, a, b, permutations, layers)
         rows += found

@@ -25,6 +25,7 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import make_solver
 from sae_match.matching.by_similarity import check_memory
 from sae_match.matching.solution import Solver
+from sae_match.metrics.weight_distance import weight_distances_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def add_controls(
             values = {"fit_correlation": matching.mean, "gap": matching.gap}
             n = len(matching.permutation.matched)
             rows = [MetricRow(pair.layer, pair.layer_to, "correlation", name, x, n) for name, x in values.items()]
-        rows += weight_rows(a, b, more, pair.layer, pair.layer_to)
+        rows += weight_rows(weight_distances_of(a, b, more), pair.layer, pair.layer_to)
         logger.info("layers %d -> %d: controls %s", pair.layer, pair.layer_to, ", ".join(more))
         found.append(replace(pair, permutations=pair.permutations | more, rows=pair.rows + rows))
     return found

@@ -22,7 +22,7 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
-from sae_match.metrics.weight_distance import weight_distances
+from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
 
@@ -79,11 +79,13 @@ def match_pair(
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
     permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
-    random_mse = weight_distances(a, b, permutations["random"]).W_dec.cpu().numpy()
+    distances = weight_distances_of(a, b, permutations)
+    random_mse = distances["random"].W_dec.cpu().numpy()
     wanted = ("matched", *chosen(cfg.evaluation.controls))
     permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
-    rows = weight_rows(a, b, permutations, layer, layer_to) + certificate_rows(matching, layer, layer_to)
-    features = feature_table(a, b, matched, layer, layer_to)
+    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to)
+    rows += certificate_rows(matching, layer, layer_to)
+    features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
         layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",
@@ -182,11 +184,8 @@ def aside_rows(aside: Mapping[int, Bool[Tensor, " F"]]) -> list[MetricRow]:
     ]
 
 
-def feature_table(
-    a: SparseAutoencoder, b: SparseAutoencoder, matched: Permutation, layer: int, layer_to: int
-) -> pd.DataFrame:
+def feature_table(matched: Permutation, distances: WeightDistances, layer: int, layer_to: int) -> pd.DataFrame:
     """One row per matched feature: partner, mean squared differences in folded units, decoder cosine."""
-    distances = weight_distances(a, b, matched)
     rows = matched.matched
     return pd.DataFrame(
         {

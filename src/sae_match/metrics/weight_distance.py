@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,19 @@ def weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Pe
     Raises:
         UserError: SAEs without thresholds or another scale to be folded by.
     """
-    return folded_weight_distances(fold(a), fold(b), permutation)
+    return weight_distances_of(a, b, {"": permutation})[""]
+
+
+def weight_distances_of(
+    a: SparseAutoencoder, b: SparseAutoencoder, permutations: Mapping[str, Permutation]
+) -> dict[str, WeightDistances]:
+    """`weight_distances` of several matchings of two SAEs, which are folded once.
+
+    Raises:
+        UserError: as in `weight_distances`.
+    """
+    folded_a, folded_b = fold(a), fold(b)
+    return {name: folded_weight_distances(folded_a, folded_b, found) for name, found in permutations.items()}
 
 
 def folded_weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation) -> WeightDistances:
