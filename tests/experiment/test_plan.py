@@ -78,6 +78,22 @@ def test_a_plan_names_every_file_and_writes_nothing(
     assert published.asked(r"\.safetensors$") == 0 and published.asked(r"layer_[1-3].*npz$") == 0
 
 
+def test_controls_paths_and_counts_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
+    plain = make_plan(configured(random_saes))
+    steps = {found.step: found for found in durations(plain)}
+    assert not any(step.startswith(("control", "top tokens")) for step in steps)
+    counts = next(need.bytes for need in plain.disk if need.what == "activation counts until it is done")
+    assert counts > 0 and "activation counts until it is done" in text_of(plain)
+    more = ["evaluation.controls=[all]", "dataset.documents=6", "composition.max_distance=2", "composition.paths=true"]
+    plan = make_plan(configured(random_saes, *more))
+    found = {duration.step: duration.seconds for duration in durations(plan)}
+    controls = [f"control {name}" for name in ("greedy", "nearest", "mutual", "cosine", "correlation")]
+    assert [step for step in found if step.startswith("control")] == controls
+    assert all((found[step] or 0) > 0 for step in [*controls, "top tokens of every feature"])
+    # by hand: a reference of 1.9 s at 4,096 features, three pairs of 24
+    assert found["control greedy"] == pytest.approx(3 * 1.9 * (24 / 4096) ** 2)
+
+
 def test_shapes_of_safetensors_come_from_their_headers(
     hub: Hub, tmp_path: Path, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 def scientific_results(output: Path) -> dict[str, Any]:
     """The results without the solver's times and memory, to compare separate computations."""
-    pairs = pd.read_csv(output / "pairs.csv", float_precision="round_trip", dtype=str, keep_default_na=False)
+    pairs = pd.read_csv(output / "pairs.csv", dtype=str, keep_default_na=False)
     pairs = pairs[~pairs["metric"].str.startswith(MEASURED)]
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from sae_match.errors import UserError
 from sae_match.matching import Permutation
 from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
+from sae_match.record.pairs import read_pairs
 from sae_match.record.wandb_settings import artifact_name, checked_tags
 from tests.wandb_reader import inspect
 
@@ -112,7 +113,7 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     files = next(iter(job.glob("wandb/offline-run-*/files")))
     table = json.loads((files / summary["pairs.path"]).read_text())
     stored = pd.DataFrame(table["data"], columns=table["columns"]).astype({"n": "Int64"})
-    written = pd.read_csv(job / "pairs.csv", float_precision="round_trip").astype({"n": "Int64"})
+    written = read_pairs(job / "pairs.csv")
     pd.testing.assert_frame_equal(stored, written, check_exact=True, check_dtype=False)
 
     assert (files / summary["figures/overview.path"]).read_bytes() == (job / "figures" / "overview.png").read_bytes()

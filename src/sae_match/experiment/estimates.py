@@ -211,6 +211,11 @@ def activation_flops(shape: JobShape) -> float:
     return found
 
 
+def encoding_flops(shape: JobShape) -> float:
+    """Operations of encoding every layer's tokens once."""
+    return float(shape.windows * shape.window_tokens * sum(2 * shape.d_model * width for width in shape.widths))
+
+
 def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
     """Operations of resuming the model after layer t+1 of every pair, once per splice, and once without one.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_match.config.schema import Config
+from sae_match.config.controls import SOLVED, Control, chosen
 from sae_match.experiment import estimates
 from sae_match.experiment.machine import matmul_flops
 from sae_match.experiment.plan import Plan
@@ -20,9 +20,18 @@ DOWNLOAD_RATE = 25e6
 """Bytes per second, assumed."""
 READ_RATE = 400e6
 """Bytes per second of reading, checking and hashing an SAE, as seen on one core."""
-SOLVER_REFERENCE = {"dense": (2.8, 4096, 2.45), "certified": (20.0, 16_384, 2.05)}
-"""Seconds of a pair at a width, and the exponent with which they grow with it. Measured: dense on one core; certified
-on two, metric both at d = 2,304, the similarity product included."""
+SOLVER_REFERENCE = {
+    "dense": (2.8, 4096, 2.45),
+    "certified": (20.0, 16_384, 2.05),
+    "correlation": (20.0, 16_384, 2.05),
+    "greedy": (1.9, 4096, 2.0),
+    "nearest": (1.4, 4096, 2.0),
+    "mutual": (2.7, 4096, 2.0),
+    "cosine": (1.8, 4096, 2.05),
+}
+"""Seconds of a pair at a width, and the exponent with which they grow with it. Measured: dense on one core; the others
+on two, metric both at d = 2,304, the similarity product included. Correlation counts like certified: the products of
+its activations are among those of the activations."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,20 @@ def durations(plan: Plan) -> list[Duration]:
             shape.model, shape.windows + shape.fit_windows, shape.window_tokens, plan.layers[-1]
         )
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
-    found.append(_solving(plan.cfg, shape))
+    found.append(
+        _solving("match all pairs", plan.cfg.solver.name.value, [*estimates.pairs(shape.widths), *shape.far_pairs])
+    )
+    for control in chosen(plan.cfg.evaluation.controls):
+        if control in SOLVED or control is Control.correlation:
+            found.append(_solving(f"control {control.value}", control.value, estimates.pairs(shape.widths)))
     if shape.model is not None:
         flops = estimates.activation_flops(shape)
         found.append(_computing("activations of all pairs", flops, single, "float32"))
         flops = estimates.splice_flops(shape.model, shape, plan.layers)
         found.append(_computing("splice and resume", flops, own, plan.cfg.model.dtype))
+        if plan.cfg.composition.paths:
+            flops = estimates.encoding_flops(shape)
+            found.append(_computing("top tokens of every feature", flops, single, "float32"))
     return found
 
 
@@ -73,14 +90,13 @@ def _reading(shape: estimates.JobShape) -> Duration:
     )
 
 
-def _solving(cfg: Config, shape: estimates.JobShape) -> Duration:
-    reference = SOLVER_REFERENCE.get(cfg.solver.name.value)
+def _solving(step: str, solver: str, pairs: list[tuple[int, int]]) -> Duration:
+    reference = SOLVER_REFERENCE.get(solver)
     if reference is None:
-        return Duration("match all pairs", None, f"solver={cfg.solver.name.value} has no measured reference")
+        return Duration(step, None, f"solver={solver} has no measured reference")
     seconds, width, exponent = reference
-    pairs = [*estimates.pairs(shape.widths), *shape.far_pairs]
     total = sum(seconds * (max(pair) / width) ** exponent for pair in pairs)
-    return Duration("match all pairs", total, f"{len(pairs)} pairs; {seconds} s at width {width}, power {exponent}")
+    return Duration(step, total, f"{len(pairs)} pairs; {seconds} s at width {width}, power {exponent}")
 
 
 def _computing(step: str, flops: float, rate: float, dtype: str) -> Duration:

@@ -62,7 +62,9 @@ def read_pairs(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: the file does not keep the contract.
     """
-    return tidy_pairs(pd.read_csv(path, float_precision="round_trip", keep_default_na=False, na_values=[""]))
+    # Numbers as text first: how exactly read_csv parses them by itself depends on pandas' version.
+    text = dict.fromkeys(_NUMBER_COLUMNS, "str")
+    return tidy_pairs(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""]))
 
 
 def layer_rows(pairs: pd.DataFrame) -> list[dict[str, Any]]:
