@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .ablation import ablation_frame, ablation_metrics, rank, ranking_note
+from .controls import controls_frame
 from .effects import effects_frame, effects_note
 from .merge import merge_spans
 from .overlay import MAX_CURVES
@@ -50,6 +51,7 @@ class Tables:
     ablation_note: str = ""
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     effects_note: str = ""
+    controls: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
@@ -57,8 +59,9 @@ def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
     merged = merge_spans(jobs) if options.merge else None
     records, notes = (merged.records, list(merged.notes)) if merged else (jobs, [])
     compared = ablation_metrics(records, options.metrics)
+    controls = controls_frame(records)
     if not compared:
-        return Tables(jobs, records, notes, compared)
+        return Tables(jobs, records, notes, compared, controls=controls)
     resamples = Resamples(compared)
     rankings = {name: rank(records, name, resamples) for name in compared}
     effects = effects_frame(records, compared, resamples)
@@ -71,4 +74,5 @@ def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
         ranking_note(rankings),
         effects,
         effects_note(effects),
+        controls,
     )

@@ -16,6 +16,8 @@ from ..record.job import METRICS, PAIRS
 from .ablation import ablation_cells
 from .compare import comparison_keys, setting, shared
 from .contents import Tables
+from .controls import NOTE as CONTROLS_NOTE
+from .controls import controls_rows
 from .directions import titled
 from .effects import effects_rows
 from .html_page import html_page
@@ -44,6 +46,7 @@ def dashboard(
         ("comparison", "Comparison", _comparison(tables.records, metrics, folder)),
         ("ablation", "Ablation", _ablation(tables, folder)),
         ("effects", "Effect of each factor", _effects(tables)),
+        ("controls", "Controls", _controls(tables)),
         ("figures", "Per layer", "\n".join(map(_figure, figures))),
         ("files", "Files", _files(tables, pages)),
     ]
@@ -182,6 +185,14 @@ def _effects(tables: Tables) -> str:
     return f"<p>{escape(tables.effects_note)}</p>\n" + table(header, rows, name="effects-table", filters=["factor"])
 
 
+def _controls(tables: Tables) -> str:
+    if tables.controls.empty:
+        return ""
+    header, texts = controls_rows(tables.controls)
+    rows = [[Cell(text, kind="text" if place < 2 else "") for place, text in enumerate(line)] for line in texts]
+    return f"<p>{escape(CONTROLS_NOTE)}</p>\n" + table(header, rows, name="controls-table", filters=header[:2])
+
+
 def _figure(figure: Drawn) -> str:
     vector, png = figure.path.with_suffix(".svg"), figure.path
     drawing = vector if vector.is_file() else png
@@ -200,5 +211,6 @@ def _files(tables: Tables, pages: Sequence[str]) -> str:
     names = ["report.md", "report.csv"]
     if tables.compared:
         names += ["ablation.csv"] + ([] if tables.effects.empty else ["effects.csv"])
+    names += [] if tables.controls.empty else ["controls_table.csv"]
     items = "".join(f"<li>{link(name, name)}</li>" for name in [*names, *pages])
     return f"<ul>{items}</ul>\n"

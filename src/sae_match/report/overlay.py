@@ -15,6 +15,8 @@ from sae_match.atomic import atomic_path
 from ..errors import UserError
 from ..record.distances import distance_rows
 from .compare import comparison_keys, labels, setting
+from .controls import controls_frame
+from .controls_figure import drawn_rows, plot_controls
 from .directions import lower_is_better
 from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
@@ -103,6 +105,7 @@ def write_overlays(
         _per_job, whole, "composition", has_distances, plot_composition, distance_rows, jobs
     )
     makers["quantiles"] = partial(_per_job, whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
+    makers["controls"] = partial(_controls, records, jobs)
     makers["paper"] = lambda: _in_the_papers_form(write_paper_figures(records, directory))
     makers["pairs"] = lambda: _in_the_papers_form(write_pair_figures(records, directory))
     figures: list[Drawn] = []
@@ -112,7 +115,7 @@ def write_overlays(
             there = ", ".join(_stem(metric) for metric in sorted(tables))
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, paper (weight MSE by folding, sparsity) and pairs."
+                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity) and pairs."
             )
         figures += drawn_now
     return figures
@@ -206,6 +209,22 @@ def _per_job(
         note = f"The first {jobs.most} of {len(chosen)} jobs have this figure." if len(chosen) > jobs.most else ""
         title = stem if len(whole) == 1 else f"{stem}: {label}"
         figures.append(Drawn(_with_data(path, [(jobs.names[label], rows(whole[label]))]), title, note))
+    return figures
+
+
+def _controls(records: Sequence[Record], jobs: _Jobs) -> list[Drawn]:
+    """One figure for each of the first jobs that have controls."""
+    frame = controls_frame(records)
+    chosen = list(dict.fromkeys(frame["job"]))
+    label_of = {name: label for label, name in jobs.names.items()}
+    figures = []
+    for number, name in enumerate(chosen[: jobs.most]):
+        rows = frame[frame["job"] == name]
+        path = jobs.directory / ("controls.png" if len(chosen) == 1 else f"controls_{number}.png")
+        plot_controls(rows, path, label_of.get(name) if len(records) > 1 else None)
+        note = f"The first {jobs.most} of {len(chosen)} jobs have this figure." if len(chosen) > jobs.most else ""
+        title = "controls" if len(records) == 1 else f"controls: {label_of.get(name, name)}"
+        figures.append(Drawn(_with_data(path, [(name, drawn_rows(rows).drop(columns="job"))]), title, note))
     return figures
 
 

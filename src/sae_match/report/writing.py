@@ -14,6 +14,8 @@ from ..record.job import PATHS
 from .ablation import ablation_table
 from .canvas import also_written
 from .contents import Options, Tables, make_tables
+from .controls import NOTE as CONTROLS_NOTE
+from .controls import controls_table
 from .dashboard import dashboard
 from .effects import effects_table
 from .overlay import Drawn, write_overlays
@@ -40,6 +42,8 @@ def report_text(tables: Tables, options: Options, figures: Sequence[Drawn] = (),
     if not tables.effects.empty:
         table = effects_table(tables.effects, tables.compared)
         parts.append(f"## Effect of each factor\n\n{tables.effects_note}\n\n{table}")
+    if not tables.controls.empty:
+        parts.append(f"## Controls\n\n{CONTROLS_NOTE}\n\n{controls_table(tables.controls)}")
     if figures:
         images = [f"![{figure.path.stem}]({figure.path.name})" for figure in figures]
         notes = [f"{figure.path.stem}: {figure.note}" for figure in figures if figure.note]
@@ -65,6 +69,8 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
             _write_csv(output / "ablation.csv", tables.ablation)
         if not tables.effects.empty:
             _write_csv(output / "effects.csv", tables.effects)
+        if not tables.controls.empty:
+            _write_csv(output / "controls_table.csv", tables.controls)
         write_text(output / "report.html", dashboard(tables, options.metrics, figures, pages, output))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}. Give another --output.") from error

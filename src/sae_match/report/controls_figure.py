@@ -1,0 +1,60 @@
+"""The controls of one job as dots with intervals: a row per control, a panel per metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from .canvas import COLUMN_INCHES, new_figure, paper_style, save
+from .controls import MATCHED, METRICS
+from .style import BLACK, BLUE, GREY, quantity
+
+FAR_OFF = ("vanilla", "random")
+"""Drawn with their matching scores only: their splices explain so much less than nothing that the others would look
+alike. The table has their numbers."""
+
+
+def drawn_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `controls_frame` that the figure shows."""
+    off = frame["control"].isin(FAR_OFF) & (frame["metric"] != "matching_score")
+    return frame[frame["value"].notna() & ~off].reset_index(drop=True)
+
+
+def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None) -> Path:
+    """Matching score, explained variance and delta loss of the matching (a line through all rows) and every control.
+
+    Args:
+        frame: one job's rows of `controls_frame`.
+    """
+    rows = drawn_rows(frame)
+    names = list(dict.fromkeys(rows["control"]))
+    metrics = [metric for metric in METRICS if metric in set(rows["metric"])]
+    with paper_style():
+        figure = new_figure((0.9 + 0.66 * COLUMN_INCHES[0] * len(metrics), 1.0 + 0.24 * len(names)))
+        axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+        for ax, metric in zip(axes, metrics, strict=True):
+            _panel(ax, rows[rows["metric"] == metric], names)
+            ax.set_xlabel(quantity(metric).axis)
+        axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes[0].invert_yaxis()
+        if title:
+            figure.suptitle(title)
+        return save(figure, path)
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    for control, *numbers in rows[["control", "value", "low", "high"]].itertuples(index=False):
+        value, low, high = (float(number) for number in numbers)
+        own = control == MATCHED
+        if own:
+            ax.axvline(value, color=GREY, linestyle=":", linewidth=1.0)
+        sides = np.clip([[value - low], [high - value]], 0, None)
+        colour = BLUE if own else BLACK
+        ax.errorbar(value, names.index(control), xerr=sides, fmt="o", color=colour, capsize=2, linewidth=1)
+    ax.grid(axis="x")
+    ax.grid(visible=False, axis="y")
+    ax.margins(x=0.12)
