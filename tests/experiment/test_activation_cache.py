@@ -14,7 +14,7 @@ from sae_match import Permutation
 from sae_match.config.schema import Config
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.splices import splices_of_pair
-from sae_match.experiment import activation_cache, controls_step, correlation_step, run
+from sae_match.experiment import activation_cache, controls_step, correlation_step, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
 from sae_match.record.cache import ResultCache
 from tests.builders import random_sae
@@ -184,3 +184,35 @@ def test_a_matching_by_correlation_is_solved_once(
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))
     assert len(solved) == 8 and "damaged" in caplog.text
+
+
+def test_dead_features_and_measured_scales_are_found_once(
+    configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        inner = getattr(module, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return inner(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counting)
+
+    counted(evaluation_step, "never_active")
+    counted(saes_in_span, "measure_scale")
+    more = ("matching.dead_features=aside", "folding.scale=mean_activation", "sae.ceiling_filename=null")
+    run(configured(random_saes, *more, f"paths.cache_dir={tmp_path / 'other_cache'}", output="undisturbed"))
+    assert (calls.count("never_active"), calls.count("measure_scale")) == (4, 4)
+    calls.clear()
+    cfg = configured(random_saes, *more)
+    passes.made, passes.dies_at = 0, 1
+    with pytest.raises(Died):
+        run(cfg)
+    calls.clear()
+    passes.dies_at = -1
+    run(cfg)
+    assert calls == []
+    assert entries(cfg) == []
+    assert scientific_results(tmp_path / "out") == scientific_results(tmp_path / "undisturbed")

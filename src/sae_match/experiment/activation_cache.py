@@ -8,9 +8,11 @@ that is done removes those it used, since its record says all that follows from 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -76,6 +78,23 @@ class ActivationCache:
             return found
 
         return collect
+
+    def per_feature(self, sae: SparseAutoencoder, facts: Mapping[str, object], measure: Callable[[], Tensor]) -> Tensor:
+        """One number or truth value per feature of an SAE, measured once and then read.
+
+        Args:
+            facts: what is measured, on which residual streams and how.
+        """
+        key = content_key(
+            {"version": ACTIVATION_VERSION, "sae": sae.content_hash, "device": sae.device.type, "facts": dict(facts)}
+        )
+        self._used.add(key)
+        stored = (self._cache.get(key) or {}).get("values")
+        if isinstance(stored, np.ndarray) and stored.shape == (sae.width,):
+            return torch.from_numpy(stored)
+        values = measure().cpu()
+        self._cache.put(key, {"values": values.numpy()})
+        return values
 
     def forget(self) -> None:
         """Remove the entries that this job has used: to be called when its record is complete."""

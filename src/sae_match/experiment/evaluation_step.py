@@ -104,7 +104,7 @@ def prepare(
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
-    saes.measure_on(streams)
+    saes.measure_on(streams, passes)
     fit = None
     if fits(cfg.evaluation):
         other = load_fit_windows(
@@ -151,8 +151,11 @@ def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:
 
 
 def _dead(evaluator: Evaluator, layer: int, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
-    cfg = evaluator.cfg
-    return never_active(sae, evaluator.streams.layer(layer), cfg.evaluation.batch_windows, cfg.model.sink_positions)
+    batch, sinks = evaluator.cfg.evaluation.batch_windows, evaluator.cfg.model.sink_positions
+    facts = {"what": "dead", "streams": evaluator.streams.key, "layer": layer, "sinks": sinks}
+    return evaluator.passes.per_feature(
+        sae, facts, lambda: never_active(sae, evaluator.streams.layer(layer), batch, sinks)
+    )
 
 
 def evaluate_span(

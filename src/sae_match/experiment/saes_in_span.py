@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel
 from sae_match.errors import UserError
+from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
@@ -42,7 +43,7 @@ class SpanSaes:
         self.full = cfg.evaluation.level is EvaluationLevel.full
         self.measured = cfg.folding.scale in MEASURED_SCALES
         self.facts: dict[int, SaeFacts] = {}
-        self._streams: ResidualStreams | None = None
+        self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None
         self._scales: dict[str, Tensor] = {}
         self._held: OrderedDict[int, SparseAutoencoder] = OrderedDict()
 
@@ -82,9 +83,10 @@ class SpanSaes:
         """
         check_same_stream(self.cfg.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
 
-    def measure_on(self, streams: ResidualStreams) -> None:
-        """Measure folding scales that need activations on these residual streams, each when its SAE is first loaded."""
-        self._streams = streams
+    def measure_on(self, streams: ResidualStreams, passes: ActivationCache) -> None:
+        """Measure folding scales that need activations on these residual streams, each when its SAE is first loaded;
+        what was measured is kept among `passes`."""
+        self._measured_on = streams, passes
 
     def _check_header(self, layer: int, headers: dict[int, SaeHeader], d_model: int | None) -> None:
         first, header = headers[self.layers[0]], headers[layer]
@@ -128,19 +130,21 @@ class SpanSaes:
         """The SAE with what plays theta for it; a measured scale is measured once per SAE."""
         if not self.measured:
             return with_scale(sae, self.cfg.folding.scale)
-        if self._streams is None:
+        if self._measured_on is None:
             raise UserError(f"folding.scale={self.cfg.folding.scale.value}: needs evaluation=full")
         if sae.content_hash not in self._scales:
-            measured = measure_scale(
-                sae,
-                self.cfg.folding.scale,
-                self._streams.layer(layer),
-                k=self.cfg.folding.k,
-                batch_windows=self.cfg.evaluation.batch_windows,
-                sink_positions=self.cfg.model.sink_positions,
-            )
-            self._scales[sae.content_hash] = measured.theta
+            self._scales[sae.content_hash] = self._measure(layer, sae, *self._measured_on)
         return sae.replace(scale=self._scales[sae.content_hash])
+
+    def _measure(self, layer: int, sae: SparseAutoencoder, streams: ResidualStreams, passes: ActivationCache) -> Tensor:
+        cfg = self.cfg
+        how = {"batch_windows": cfg.evaluation.batch_windows, "sink_positions": cfg.model.sink_positions}
+        scale, k = cfg.folding.scale, cfg.folding.k
+        facts = {"what": scale, "k": k, "streams": streams.key, "layer": layer, **how}
+        measured = passes.per_feature(
+            sae, facts, lambda: measure_scale(sae, scale, streams.layer(layer), k=k, **how).theta
+        )  # fmt: skip
+        return measured.to(sae.device)
 
     def _check_ceiling(self, layer: int, second: SparseAutoencoder | None, solver: Solver) -> None:
         """Refuse a second seed that is not one: the same SAE would make a perfect ceiling."""
