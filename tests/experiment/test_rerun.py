@@ -19,6 +19,8 @@ from sae_match.errors import UserError
 from sae_match.experiment import run
 from sae_match.experiment.job_key import job_key
 from sae_match.experiment.rerun import Action, decide
+from sae_match.record.heartbeat import SIGN
+from sae_match.record.process import this_process
 from sae_match.record.state import read_status
 from sae_match.saes import save_native
 from tests.builders import random_sae
@@ -195,3 +197,19 @@ def test_a_wrong_configuration_has_no_key_and_fails_by_itself(weights: Configure
     cfg = replace(weights(), seed=-1)
     assert job_key(cfg) is None
     assert decide(cfg).action is Action.run
+
+
+def test_a_job_that_another_host_is_running_is_left_to_it(weights: Configured, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    directory = run(weights(output="sweep/0")).directory
+    process = {**this_process(), "host": "elsewhere"}
+    rewrite(directory / "status.json", state="running", process=process)
+    (directory / SIGN).touch()
+    decision = decide(weights(output="sweep/0"), sweep)
+    assert (decision.action, decision.directory) == (Action.report, directory)
+    assert decide(weights("matching=decoder", output="sweep/1"), sweep).action is Action.run
+    alone = decide(weights(output="sweep/0"))
+    with pytest.raises(UserError, match="elsewhere is running a job there"):
+        run(alone.cfg)
+    os.utime(directory / SIGN, (0, 0))
+    assert decide(weights(output="sweep/0"), sweep).action is Action.run

@@ -49,6 +49,7 @@ def test_states() -> None:
     assert gone.state == "killed" and gone.error is not None and "SIGKILL" in gone.error["message"]
     assert interpret({"state": "running"}).state == "running"  # written before processes were recorded
     assert interpret({"state": "running", "process": {**me, "host": "elsewhere"}}).state == "running"
+    assert interpret({"state": "running", "process": {**me, "host": "elsewhere"}}).alive is False
     assert interpret({"state": "done", "process": {**me, "boot": "another"}}).state == "done"
     with pytest.raises(KeyError):
         interpret({})

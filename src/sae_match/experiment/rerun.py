@@ -50,7 +50,8 @@ def decide(cfg: Config, sweep: Path | None = None) -> Decision:
     A job is known by its key (`job_key`), not by its number: numbers shift when a sweep is extended, so a finished
     record counts wherever below the sweep's directory it lies. A job that has to run goes to its own directory; where
     that holds the record of another configuration that is done, or that another process is running, it goes beside it,
-    to NUMBER-HASH. A finished record whose inputs have changed since is run again in its place.
+    to NUMBER-HASH. A finished record whose inputs have changed since is run again in its place. A job of a sweep that
+    another process is running is left to it.
 
     Args:
         sweep: directory of the sweep that the job belongs to; None for a single job.
@@ -62,6 +63,9 @@ def decide(cfg: Config, sweep: Path | None = None) -> Decision:
     if done is not None and cfg.rerun is not Rerun.all:
         logger.info("done already, with the same configuration and inputs: %s (rerun=all runs it again)", done)
         return Decision(Action.skip, _at(cfg, done), done, _metrics(done) or {})
+    running = None if sweep is None else _running(records, science)
+    if running is not None:
+        return Decision(Action.report, cfg, running)
     directory = done or _earlier(records, science) or _place(own, sweep, science)
     if cfg.rerun is Rerun.none:
         status = read_status(directory)
@@ -89,6 +93,17 @@ def _finished(records: list[tuple[Path, Status]], key: str | None) -> Path | Non
             if _metrics(directory) is not None and all((directory / name).is_file() for name in (PAIRS, FEATURES)):
                 return directory
             logger.warning("%s is marked as done, but its results are missing or damaged; it is run again", directory)
+    return None
+
+
+def _running(records: list[tuple[Path, Status]], science: str) -> Path | None:
+    """The record of the same configuration that another process, here or on another host, is writing."""
+    for directory, status in records:
+        if status.alive and not status.own and status.science == science:
+            logger.warning(
+                "%s: process %s on %s is running this job; it is left to it", directory, status.pid, status.host
+            )
+            return directory
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 import traceback
@@ -22,6 +21,7 @@ from sae_match.atomic import atomic_path, write_json, write_text
 from ..errors import UserError
 from ..metrics.document_sums import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
+from .heartbeat import beating
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
@@ -92,10 +92,11 @@ class JobRecord:
                 tracked does not count.
         """
         status = read_status(self.directory)
-        if status is not None and status.alive and status.pid != os.getpid():
+        if status is not None and status.alive and not status.own:
+            where = "" if status.host is None else f" on {status.host}"
             raise UserError(
-                f"{self.directory}: process {status.pid} is running a job there. Wait for it, or choose another "
-                "paths.output_dir."
+                f"{self.directory}: process {status.pid}{where} is running a job there. Wait for it, or choose "
+                "another paths.output_dir."
             )
         if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
             raise UserError(
@@ -142,7 +143,7 @@ class JobRecord:
         """Mark the job as running; at the end as done, or on any exception as failed (killed where it
         was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. The exception
         goes on. `finish` may be called inside to end in another state without raising."""
-        with sigterm_raises():
+        with sigterm_raises(), beating(self.directory):
             try:
                 self.running()
                 yield self

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .process import is_alive
+from .heartbeat import SILENT_S, silence
+from .process import is_alive, this_process
 
 STATUS = "status.json"
 
@@ -22,8 +23,9 @@ class Status:
         error: type and message of what ended it.
         key: content key of the job (`experiment.job_key`), None where an input could not be identified.
         science: hash of the scientific configuration alone (`record.science`).
-        alive: its process runs on this host.
-        pid: that process.
+        alive: its process runs on this host, or has lately given a sign of life from another.
+        pid, host: that process.
+        own: it is this process.
     """
 
     state: str
@@ -33,28 +35,40 @@ class Status:
     science: str | None = None
     alive: bool = False
     pid: int | None = None
+    host: str | None = None
+    own: bool = False
 
 
-def interpret(status: Mapping[str, Any]) -> Status:
+def interpret(status: Mapping[str, Any], silent: float | None = None) -> Status:
     """What the content of a status.json means now.
+
+    Args:
+        silent: seconds since the record's last sign of life (`heartbeat.silence`); None where there is none. It decides
+            about processes of other hosts.
 
     Raises:
         KeyError: it holds no state.
     """
     state, error, process = str(status["state"]), status.get("error"), status.get("process")
     alive = is_alive(process) if state == "running" else None
-    pid = process.get("pid") if isinstance(process, Mapping) else None
+    pid, host = (process.get("pid"), process.get("host")) if isinstance(process, Mapping) else (None, None)
+    gone = "is gone without a word"
+    if alive is None and state == "running" and silent is not None:
+        alive = silent <= SILENT_S
+        gone = f"on {host} has given no sign of life for {silent / 60:.0f} minutes"
     if state == "running" and alive is False:
-        message = f"process {pid} is gone without a word: SIGKILL, out of memory, or the machine went down"
+        message = f"process {pid} {gone}: SIGKILL, out of memory, or the machine went down"
         state, error = "killed", {"type": "Killed", "message": message}
-    return Status(state, error, status.get("seconds"), status.get("key"), status.get("science"), alive is True, pid)
+    seconds, key, science = (status.get(name) for name in ("seconds", "key", "science"))
+    own = state == "running" and process == this_process()
+    return Status(state, error, seconds, key, science, alive is True, pid, host, own)
 
 
 def read_status(directory: Path) -> Status | None:
     """The status of the record in a directory; None where there is none that can be read."""
     try:
         content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-        return interpret(content) if isinstance(content, dict) else None
+        return interpret(content, silence(directory)) if isinstance(content, dict) else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -16,6 +16,7 @@ import yaml
 
 from ..errors import UserError
 from ..record.factors import factors_of, flatten
+from ..record.heartbeat import silence
 from ..record.job import CONFIG, METRICS, PAIRS
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
@@ -71,7 +72,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
     name = path.name if name is None else name
     try:
         status = _mapping(path / STATUS, json.loads)
-        now = interpret(status)
+        now = interpret(status, silence(path))
         error = now.error
         return Record(
             name=name,

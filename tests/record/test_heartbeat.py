@@ -1,0 +1,93 @@
+"""Signs of life of a job, and what another host makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_match import UserError
+from sae_match.record import JobRecord
+from sae_match.record.heartbeat import SIGN, SILENT_S, beating, silence
+from sae_match.record.process import this_process
+from sae_match.record.state import Status, interpret, read_status
+from sae_match.report.records import read_record
+
+ELSEWHERE = {**this_process(), "host": "elsewhere", "pid": 4711}
+
+
+def aged(directory: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(directory / SIGN, (then, then))
+
+
+def test_the_sign_is_renewed_while_the_job_runs_and_gone_afterwards(tmp_path: Path) -> None:
+    with beating(tmp_path, every=0.01):
+        aged(tmp_path, 5000)
+        deadline = time.monotonic() + 60
+        while (silence(tmp_path) or 0) > 4000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (silence(tmp_path) or 0) < 4000
+    assert silence(tmp_path) is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_sign_that_cannot_be_renewed_does_not_end_the_job(tmp_path: Path) -> None:
+    directory = tmp_path / "record"
+    directory.mkdir()
+    with beating(directory, every=0.001):
+        (directory / SIGN).unlink()
+        directory.rmdir()
+        time.sleep(0.05)
+    assert not directory.exists()
+
+
+def running(directory: Path, process: dict[str, Any] = ELSEWHERE) -> Path:
+    directory.mkdir(exist_ok=True)
+    content = {"state": "running", "process": process, "science": "s"}
+    (directory / "status.json").write_text(json.dumps(content))
+    (directory / SIGN).touch()
+    return directory
+
+
+def status(directory: Path) -> Status:
+    found = read_status(directory)
+    assert found is not None
+    return found
+
+
+def test_a_job_of_another_host_lives_as_long_as_it_gives_signs(tmp_path: Path) -> None:
+    running(tmp_path)
+    assert (status(tmp_path).state, status(tmp_path).alive, status(tmp_path).own) == ("running", True, False)
+    aged(tmp_path, SILENT_S - 60)
+    assert status(tmp_path).alive
+    aged(tmp_path, -3600)  # the other host's clock is ahead
+    assert status(tmp_path).alive
+    aged(tmp_path, SILENT_S + 60)
+    assert (status(tmp_path).state, status(tmp_path).alive) == ("killed", False)
+    record = read_record(tmp_path)
+    assert record.state == "killed" and "process 4711 on elsewhere" in (record.error or "")
+    assert "11 minutes" in (record.error or "")
+    (tmp_path / SIGN).unlink()  # a record from before there were signs: nothing can be told
+    assert (status(tmp_path).state, status(tmp_path).alive) == ("running", False)
+
+
+def test_signs_do_not_overrule_what_this_host_knows(tmp_path: Path) -> None:
+    running(tmp_path, {**this_process(), "born": "1"})
+    assert status(tmp_path).state == "killed"
+    assert interpret({"state": "done", "process": ELSEWHERE}, silent=1e6).state == "done"
+
+
+def test_a_record_that_another_host_writes_is_refused(tmp_path: Path) -> None:
+    running(tmp_path)
+    with pytest.raises(UserError, match="process 4711 on elsewhere is running a job there"):
+        JobRecord(tmp_path).write_config("seed: 0")
+    aged(tmp_path, SILENT_S + 60)
+    record = JobRecord(tmp_path)
+    record.write_config("seed: 0")
+    with record.guard():
+        assert status(tmp_path).own and (silence(tmp_path) or 0) < 60
+    assert status(tmp_path).state == "done" and silence(tmp_path) is None
