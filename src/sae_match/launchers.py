@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 
-_EXTRA_OF = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-"""Hydra's launcher -> the optional dependencies of this package that bring it."""
+_SOURCE_OF = {
+    "joblib": "pip install 'sae-match[joblib]'",
+    "submitit_slurm": "pip install 'sae-match[slurm]'",
+    "submitit_local": "pip install 'sae-match[slurm]'",
+    "ray": "in an environment of its own, as conf/launcher/ray.yaml says",
+}
+"""Hydra's launcher -> how to install what brings it."""
 _MISSING = re.compile(r"Could not find 'hydra/launcher/(\w+)'")
 _DIED = ("TerminatedWorkerError", "BrokenProcessPool")
 _UNCOMPLETED = ("UncompletedJobError", "FailedJobError")
@@ -14,10 +19,10 @@ _UNCOMPLETED = ("UncompletedJobError", "FailedJobError")
 def missing_plugin(message: str) -> str | None:
     """What to install, where Hydra's error says that it does not know a launcher; None for any other error."""
     found = _MISSING.search(message)
-    extra = _EXTRA_OF.get(found[1]) if found else None
-    if found is None or extra is None:
+    source = _SOURCE_OF.get(found[1]) if found else None
+    if found is None or source is None:
         return None
-    return f"the launcher {found[1]} is not installed: pip install 'sae-match[{extra}]' (launcher=local needs nothing)"
+    return f"the launcher {found[1]} is not installed: {source} (launcher=local needs nothing)"
 
 
 def dead_job(error: BaseException) -> str | None:

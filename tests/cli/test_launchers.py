@@ -101,6 +101,15 @@ def test_joblib(root: Path) -> None:
     assert len({header["run_id"] for header in headers}) == 2
 
 
+def test_a_ray_cluster_on_this_machine(root: Path) -> None:
+    """Only where its plugin is installed, which constraints.txt rules out (conf/launcher/ray.yaml says why)."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher.ray_launcher", reason="needs an environment of its own")
+    done = sweep(root, "ray")
+    assert done.returncode not in (0, None)
+    assert "no SAE for layer 3" in done.stderr
+    assert_same_sweep(root / "ray", root / "local")
+
+
 def test_submitits_local_executor(root: Path) -> None:
     done = sweep(root, "submitit_local")
     assert done.returncode not in (0, None)
@@ -132,15 +141,22 @@ def test_a_dry_run_is_never_sent_to_a_cluster(root: Path) -> None:
     assert done.stdout.count("Problems: none") == 2
 
 
-@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "joblib"), ("submitit", "slurm")])
-def test_a_missing_plugin_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, extra: str, write_module: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("launcher", "source"),
+    [
+        ("joblib", "pip install 'sae-match[joblib]'"),
+        ("submitit", "pip install 'sae-match[slurm]'"),
+        ("ray", "conf/launcher/ray.yaml"),
+    ],
+)
+def test_a_missing_plugin_is_named_with_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, source: str, write_module: Callable[..., Path]
 ) -> None:
     hidden = write_module("import sys\nsys.modules['hydra_plugins'] = None\n")
     monkeypatch.setenv("PYTHONPATH", f"{hidden}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     done = sweep(tmp_path, launcher)
     assert done.returncode == 2
-    assert f"pip install 'sae-match[{extra}]'" in done.stderr and "Traceback" not in done.stderr
+    assert source in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture
