@@ -12,6 +12,17 @@ from typing import Any
 
 from sae_match.errors import UserError
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
+
+def as_others_may(file: Path) -> None:
+    """Give a file the permissions that any new file has (the umask's).
+
+    safetensors writes for the owner only, whoever asked: colleagues who share a cache, or read a record, could not.
+    """
+    os.chmod(file, 0o666 & ~_UMASK)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -24,6 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         yield temporary
+        as_others_may(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

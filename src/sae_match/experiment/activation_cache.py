@@ -72,7 +72,7 @@ class ActivationCache:
                     a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions
                 )  # fmt: skip
                 self._cache.put(key, to_arrays(found))
-                logger.info("activations committed (%s)", key[:12])
+                logger.debug("activations committed (%s)", key[:12])
             else:
                 logger.info("activations found in the cache (%s)", key[:12])
             return found
