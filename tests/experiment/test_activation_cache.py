@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sae_match import Permutation
+from sae_match import Permutation, SparseAutoencoder
 from sae_match.config.schema import Config
-from sae_match.evaluation.activations import ActivationStatistics
+from sae_match.evaluation.activations import ActivationStatistics, PairPass
 from sae_match.evaluation.splices import splices_of_pair
 from sae_match.experiment import activation_cache, controls_step, correlation_step, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
@@ -126,29 +127,39 @@ def test_a_damaged_entry_is_collected_anew(
     known = {"matched": Permutation.random(24, 24, seed=0)}
     splices = splices_of_pair(A, B, known, "raw")
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
-    first = collector(A, B, x, x, document, known, splices)
+    asked = PairPass(A, B, x, x, document, known, splices)
+    first = collector(asked)
     (entry,) = entries(cfg)
     ResultCache(entry.parent).put(entry.stem, {"tokens": first.a.tokens.numpy()})
     with caplog.at_level(logging.WARNING):
-        again = collector(A, B, x, x, document, known, splices)
+        again = collector(asked)
     assert "damaged" in caplog.text and passes.made == 2
     assert torch.equal(first.a.active, again.a.active)
-    collector(A, B, x, x, document, known, splices)
+    collector(asked)
     assert passes.made == 2
 
 
 def test_the_key_holds_everything_that_changes_a_pass() -> None:
-    def key(a: Any = A, b: Any = B, seed: int = 0, **facts: object) -> str:
+    x, document = torch.randn(2, 5, 8), torch.tensor([0, 1])
+
+    def key(a: SparseAutoencoder = A, b: SparseAutoencoder = B, seed: int = 0, **facts: object) -> str:
         known = {"matched": Permutation.random(24, 24, seed=seed)}
-        return pass_key(a, b, known, splices_of_pair(a, b, known, "raw"), {"sink_positions": 1, **facts})
+        splices = splices_of_pair(a, b, known, "raw")
+        return pass_key(PairPass(a, b, x, x, document, known, splices), facts)
 
     scaled = A.replace(scale=torch.full((24,), 0.7))
     more = {"matched": Permutation.random(24, 24, seed=0), "vanilla": Permutation.identity(24, 24)}
+    plain = PairPass(A, B, x, x, document, more, splices_of_pair(A, B, more, "raw"))
+    others = [
+        plain,
+        replace(plain, permutations=dict(reversed(more.items()))),
+        replace(plain, splices=splices_of_pair(A, B, more, "raw", quantiles=[0.5])),
+        replace(plain, sink_positions=2),
+        replace(plain, batch_windows=1),
+    ]
     keys = [
-        key(), key(a=B, b=A), key(a=scaled), key(seed=1), key(units="theta"), key(sink_positions=2),
-        key(layers=(0, 1)), key(layers=(1, 0)), key(quantiles=[0.5]), key(fit="abc"),
-        pass_key(A, B, more, splices_of_pair(A, B, more, "raw"), {"sink_positions": 1}),
-        pass_key(A, B, dict(reversed(more.items())), splices_of_pair(A, B, more, "raw"), {"sink_positions": 1}),
+        key(), key(a=B, b=A), key(a=scaled), key(seed=1), key(units="theta"), key(streams="ab"), key(layers=(0, 1)),
+        key(layers=(1, 0)), key(quantiles=[0.5]), key(fit="abc"), *(pass_key(other, {}) for other in others),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == key(a=random_sae(seed=1))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_match.config.schema import Metric, ModelConfig, ModelSource
-from sae_match.evaluation.activations import collect_activations
+from sae_match.evaluation.activations import PairPass, collect_activations
 from sae_match.evaluation.splices import splices_of_pair
 from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.experiment import estimates
@@ -58,13 +58,14 @@ def test_pass_bytes_are_those_of_the_stored_arrays(tokens: int, far: tuple[tuple
     known = {name: Permutation.random(24, 40, seed=i) for i, name in enumerate(("matched", "vanilla", "random"))}
     x, document = torch.randn(documents, tokens, 8), torch.arange(documents)
     splices = splices_of_pair(a, b, known, "raw", quantiles=[0.5])
-    statistics = collect_activations(a, b, x, x, document, known, splices)
+    statistics = collect_activations(PairPass(a, b, x, x, document, known, splices))
     statistics.a.active[0, 0] = tokens  # as often as may be
     wide = {array.dtype for array in to_arrays(statistics).values()}
     stored = sum(array.nbytes for array in to_arrays(statistics).values())
     if far:
         others = {name: splices[name] for name in list(splices)[:5]}
-        stored += sum(x.nbytes for x in to_arrays(collect_activations(a, b, x, x, document, known, others)).values())
+        more = collect_activations(PairPass(a, b, x, x, document, known, others))
+        stored += sum(array.nbytes for array in to_arrays(more).values())
     shape = JobShape(
         d_model=8, widths=(24, 40), solver_bytes=0, batch_windows=1, window_tokens=tokens, windows=documents,
         documents=documents, quantiles=1, far_pairs=far,

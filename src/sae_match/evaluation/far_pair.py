@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.activations import Collector, collect_activations
+from sae_match.evaluation.activations import Collector, PairPass, collect_activations
 from sae_match.evaluation.pair import reconstruction_rows, score_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, parse_units, permuted_splice
@@ -72,5 +72,6 @@ def evaluate_far_pair(
     splices["encode_decode_previous"] = lambda pair: a.decode(pair.f_a)
     splices["layer_drop"] = lambda pair: pair.x_a
     with torch.no_grad():
-        statistics = collect(a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions)
+        asked = PairPass(a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions)
+        statistics = collect(asked)
     return score_rows(statistics, bootstrap, layers, min_count) + reconstruction_rows(statistics, bootstrap, layers)

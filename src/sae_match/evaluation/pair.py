@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.activations import ActivationStatistics, Collector, collect_activations
+from sae_match.evaluation.activations import ActivationStatistics, Collector, PairPass, collect_activations
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, splices_of_pair
 from sae_match.matching import Permutation
@@ -83,7 +83,7 @@ def evaluate_pair(
     document = torch.arange(len(x_a)) if document is None else document
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
-    statistics = collect(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions)
+    statistics = collect(PairPass(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions))
     rows = weight_rows(weight_distances_of(a, b, named), *layers) if weights else []
     rows += score_rows(statistics, bootstrap, layers, min_count)
     rows += reconstruction_rows(statistics, bootstrap, layers)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sae_match.evaluation.activations import ActivationStatistics
-from sae_match.matching import Permutation
+from sae_match.evaluation.activations import ActivationStatistics, PairPass
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.reconstruction import ReconstructionStatistics
 
@@ -38,24 +37,17 @@ def to_arrays(statistics: ActivationStatistics) -> Arrays:
     return arrays
 
 
-def from_arrays(
-    arrays: Mapping[str, object],
-    permutations: Mapping[str, Permutation],
-    splices: Sequence[str],
-    shape: tuple[int, int, int, int],
-    device: str | torch.device,
-) -> ActivationStatistics:
+def from_arrays(arrays: Mapping[str, object], asked: PairPass) -> ActivationStatistics:
     """What `to_arrays` was given.
 
     Args:
-        permutations, splices: those of the pass, in the same order.
-        shape: documents, F_a, F_b, d.
-        device: where the pass was made.
+        asked: the pass that collected it.
 
     Raises:
         ValueError: an array is missing, or of another shape or kind.
     """
-    documents, f_a, f_b, d = shape
+    documents, device = asked.n_documents, asked.a.device
+    f_a, f_b, d = asked.a.width, asked.b.width, asked.b.d_model
 
     def counts(name: str, *wanted: int) -> Tensor:
         return _tensor(arrays, name, "ui", wanted).to(device, torch.int64)
@@ -70,10 +62,10 @@ def from_arrays(
     b.tokens, b.active = tokens.clone(), counts("active_b", documents, f_b)
     together = {
         variant: CoactivationCounts(permutation.indices.to(device), counts(f"together_{i}", documents, f_a))
-        for i, (variant, permutation) in enumerate(permutations.items())
+        for i, (variant, permutation) in enumerate(asked.permutations.items())
     }
     reconstruction: dict[str, ReconstructionStatistics] = {}
-    for i, name in enumerate(splices):
+    for i, name in enumerate(asked.splices):
         found = ReconstructionStatistics(documents, d, device)
         found.count = tokens.to(torch.float64)
         found.error = _tensor(arrays, f"error_{i}", "f", (documents, d)).to(device)

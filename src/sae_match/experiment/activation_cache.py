@@ -13,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.evaluation.activations import ActivationStatistics, Collector, collect_activations
-from sae_match.evaluation.splices import Splice
+from sae_match.evaluation.activations import ActivationStatistics, Collector, PairPass, collect_activations
 from sae_match.evaluation.stored_activations import from_arrays, to_arrays
 from sae_match.experiment.matching_cache import tensor_digest
-from sae_match.matching import Permutation
 from sae_match.record.cache import ResultCache
 from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder
@@ -51,26 +48,12 @@ class ActivationCache:
                 travel, and whatever else decides what a splice of a given name does.
         """
 
-        def collect(
-            a: SparseAutoencoder,
-            b: SparseAutoencoder,
-            x_a: Float[Tensor, "windows tokens d"],
-            x_b: Float[Tensor, "windows tokens d"],
-            document: Int[Tensor, " windows"],
-            permutations: dict[str, Permutation],
-            splices: dict[str, Splice],
-            batch_windows: int = 8,
-            sink_positions: int = 1,
-        ) -> ActivationStatistics:
-            how = {"batch_windows": batch_windows, "sink_positions": sink_positions}
-            key = pass_key(a, b, permutations, splices, {**facts, **how})
+        def collect(asked: PairPass) -> ActivationStatistics:
+            key = pass_key(asked, facts)
             self._used.add(key)
-            shape = int(document.max()) + 1, a.width, b.width, b.d_model
-            found = self._read(key, permutations, splices, shape, a)
+            found = self._read(key, asked)
             if found is None:
-                found = collect_activations(
-                    a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions
-                )  # fmt: skip
+                found = collect_activations(asked)
                 self._cache.put(key, to_arrays(found))
                 logger.debug("activations committed (%s)", key[:12])
             else:
@@ -102,40 +85,30 @@ class ActivationCache:
             self._cache.remove(key)
         self._used.clear()
 
-    def _read(
-        self,
-        key: str,
-        permutations: Mapping[str, Permutation],
-        splices: Mapping[str, Splice],
-        shape: tuple[int, int, int, int],
-        a: SparseAutoencoder,
-    ) -> ActivationStatistics | None:
+    def _read(self, key: str, asked: PairPass) -> ActivationStatistics | None:
         payload = self._cache.get(key)
         if payload is None:
             return None
         try:
-            return from_arrays(payload, permutations, list(splices), shape, a.device)
+            return from_arrays(payload, asked)
         except ValueError as error:
             logger.warning("cached activations %s are damaged and will be collected anew: %s", key[:12], error)
             return None
 
 
-def pass_key(
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    permutations: Mapping[str, Permutation],
-    splices: Mapping[str, Splice],
-    facts: Mapping[str, object],
-) -> str:
+def pass_key(asked: PairPass, facts: Mapping[str, object]) -> str:
     """Content key of a pass: SAEs with what plays theta for them, matchings, splices by name, and all other facts."""
+    saes = asked.a, asked.b
     return content_key(
         {
             "version": ACTIVATION_VERSION,
-            "saes": [a.content_hash, b.content_hash],
-            "theta": [tensor_digest(sae.theta) for sae in (a, b)],
-            "permutations": {name: tensor_digest(p.indices) for name, p in permutations.items()},
-            "order": [list(permutations), list(splices)],
-            "device": a.device.type,
+            "saes": [sae.content_hash for sae in saes],
+            "theta": [tensor_digest(sae.theta) for sae in saes],
+            "permutations": {name: tensor_digest(p.indices) for name, p in asked.permutations.items()},
+            "order": [list(asked.permutations), list(asked.splices)],
+            "device": asked.a.device.type,
+            "batch_windows": asked.batch_windows,
+            "sink_positions": asked.sink_positions,
             "facts": dict(facts),
         }
     )
