@@ -171,9 +171,9 @@ def test_a_matching_by_correlation_is_solved_once(
     solved: list[int] = []
     solve = correlation_step.match_by_similarity
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **options: Any) -> Any:
         solved.append(1)
-        return solve(*arguments)
+        return solve(*arguments, **options)
 
     monkeypatch.setattr(correlation_step, "match_by_similarity", counting)
     more = ["evaluation.controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]

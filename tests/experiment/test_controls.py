@@ -134,10 +134,10 @@ def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, r
     ]
     assert wide.shape is not None
     assert wide.shape.fit_windows == 8
-    short = configured(random_saes, *FIT, "evaluation.controls=[correlation]", "solver.memory_limit_gib=0.5")
+    short = configured(random_saes, *FIT, "evaluation.controls=[correlation]", "solver.memory_limit_gib=0.25")
     with pytest.raises(UserError, match="solver=correlation needs"):
         check_correlation(short, 8192, 8192)
-    check_correlation(configured(random_saes, "solver.memory_limit_gib=0.5"), 8192, 8192)
+    check_correlation(configured(random_saes, "solver.memory_limit_gib=0.25"), 8192, 8192)
 
 
 def test_the_command_runs_with_controls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.saes import SparseAutoencoder
@@ -21,30 +21,41 @@ def activation_correlations(
     x_b: Float[Tensor, "windows tokens d"],
     batch_windows: int = 8,
     sink_positions: int = 1,
-) -> Float[Tensor, "F_a F_b"]:
+    kept_a: Int[Tensor, " K_a"] | None = None,
+    kept_b: Int[Tensor, " K_b"] | None = None,
+) -> Float[Tensor, "K_a K_b"]:
     """Correlation of every feature of A with every feature of B, float32.
 
     Two passes over the tokens: means and standard deviations in float64, then products of standardised activations.
-    A feature that never changes (a dead one) correlates with nothing: 0. Memory beyond one batch: 4 F_a F_b bytes.
+    A feature that never changes (a dead one) correlates with nothing: 0. Memory beyond one batch: 4 K_a K_b bytes.
 
     Args:
         x_a, x_b: resid_post of both layers on the same tokens; memory-mapped CPU tensors are fine.
         sink_positions: positions at each window's start that are left out.
+        kept_a, kept_b: features of each side that are wanted, in this order; None = all.
     """
 
     def activations() -> Batches:
         for part_a, part_b in zip(x_a.split(batch_windows), x_b.split(batch_windows), strict=True):
-            f_a, f_b = (sae.encode(x[:, sink_positions:].to(sae.device)) for sae, x in ((a, part_a), (b, part_b)))
-            yield f_a.flatten(0, 1), f_b.flatten(0, 1)
+            f_a, f_b = (
+                sae.encode(x[:, sink_positions:].to(sae.device)).flatten(0, 1) for sae, x in ((a, part_a), (b, part_b))
+            )
+            yield (
+                f_a if kept_a is None else f_a[:, kept_a.to(f_a.device)],
+                f_b if kept_b is None else f_b[:, kept_b.to(f_b.device)],
+            )
 
     n = x_a.shape[0] * (x_a.shape[1] - sink_positions)
-    sums = [torch.zeros(2, sae.width, dtype=torch.float64, device=sae.device) for sae in (a, b)]
+    widths = [sae.width if kept is None else len(kept) for sae, kept in ((a, kept_a), (b, kept_b))]
+    sums = [
+        torch.zeros(2, width, dtype=torch.float64, device=sae.device) for width, sae in zip(widths, (a, b), strict=True)
+    ]
     for both in activations():
         for total, f in zip(sums, both, strict=True):
             total[0] += f.sum(dim=0, dtype=torch.float64)
             total[1] += f.to(torch.float64).square().sum(dim=0)
     (mean_a, scale_a), (mean_b, scale_b) = (_standard(total / n) for total in sums)
-    products = torch.zeros(a.width, b.width, device=a.device)
+    products = torch.zeros(widths[0], widths[1], device=a.device)
     for f_a, f_b in activations():
         products.addmm_(((f_a - mean_a) * scale_a).T, (f_b - mean_b) * scale_b, alpha=1 / n)
     return products.clamp_(-1.0, 1.0)

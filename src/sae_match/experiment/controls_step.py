@@ -48,7 +48,8 @@ def check_correlation(cfg: Config, width_a: int, width_b: int) -> None:
         UserError: too little memory.
     """
     if Control.correlation in chosen(cfg.evaluation.controls):
-        check_memory(width_a, width_b, cfg.solver.memory_limit_gib)
+        # The narrower side is in front when it comes to matching.
+        check_memory(min(width_a, width_b), max(width_a, width_b), cfg.solver.memory_limit_gib)
 
 
 def add_controls(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_match.errors import UserError
@@ -23,7 +23,7 @@ from sae_match.saes import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
 
-CORRELATION_VERSION = 1
+CORRELATION_VERSION = 2
 """To be raised when the correlations, or what is done with them, change their results."""
 
 Excluded = tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None]
@@ -56,7 +56,8 @@ def match_by_correlation(
     if found is None:
         found = _solve(evaluator, streams, layers, a, b, excluded)
         indices = found.permutation.indices.numpy()
-        cache.put(key, {"indices": indices, "width_b": b.width, "mean": found.mean, "gap": found.gap})
+        if found.gap == 0:  # one that was cut short by today's memory need not be the next job's
+            cache.put(key, {"indices": indices, "width_b": b.width, "mean": found.mean, "gap": found.gap})
     return found
 
 
@@ -80,17 +81,30 @@ def _solve(
     excluded: Excluded,
 ) -> SimilarityMatching:
     cfg = evaluator.cfg
-    x_a, x_b = (streams.layer(layer) for layer in layers)
-    similarity = activation_correlations(a, b, x_a, x_b, cfg.evaluation.batch_windows, cfg.model.sink_positions).cpu()
-    if all(mask is None for mask in excluded):
-        return match_by_similarity(similarity)
-    kept_a, kept_b = (
-        torch.arange(n) if gone is None else (~gone).nonzero().flatten()
-        for n, gone in zip(similarity.shape, excluded, strict=True)
-    )
-    part = match_by_similarity(similarity[kept_a][:, kept_b])
-    whole: Permutation = part.permutation.embedded(kept_a, kept_b, *similarity.shape)
-    return part._replace(permutation=whole)
+    sides = [
+        (sae, streams.layer(layer), _kept(sae, gone)) for sae, layer, gone in zip((a, b), layers, excluded, strict=True)
+    ]
+    # The narrower side in front: the matrix is then made the way round in which it is matched, and never copied.
+    turned = len(sides[0][2]) > len(sides[1][2])
+    (first, x_first, kept_first), (second, x_second, kept_second) = reversed(sides) if turned else sides
+    similarity = activation_correlations(
+        first,
+        second,
+        x_first,
+        x_second,
+        cfg.evaluation.batch_windows,
+        cfg.model.sink_positions,
+        kept_first if len(kept_first) < first.width else None,
+        kept_second if len(kept_second) < second.width else None,
+    ).cpu()
+    part = match_by_similarity(similarity, memory_limit_gib=cfg.solver.memory_limit_gib)
+    whole = part.permutation.embedded(kept_first, kept_second, first.width, second.width)
+    return part._replace(permutation=Permutation(whole.inverse().indices, b.width) if turned else whole)
+
+
+def _kept(sae: SparseAutoencoder, gone: Bool[Tensor, " F"] | None) -> Int[Tensor, " K"]:
+    """Features that are matched."""
+    return torch.arange(sae.width) if gone is None else (~gone.cpu()).nonzero().flatten()
 
 
 def _read(cache: ResultCache, key: str, width_a: int, width_b: int) -> SimilarityMatching | None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_match.matching.dense import BLOCK_ROWS, assigned_permutation, dual_deficit
-from sae_match.matching.memory import refuse_above
+from sae_match.errors import UserError
+from sae_match.matching.certified.given import solve_given
+from sae_match.matching.certified.workspace import SLOT_BYTES, slots_per_row
+from sae_match.matching.dense import assigned_permutation
+from sae_match.matching.memory import GIB, refuse_above
 from sae_match.matching.permutation import Permutation
 
-GRID = 2.0**36
-"""Similarities in -1..1 are rounded to whole multiples of one over this: sums over 2^17 pairs are exact in float64."""
+logger = logging.getLogger(__name__)
+
+BLOCK_ROWS = 1024
+"""Rows that are quantised at a time."""
+ROUNDING = 1e-6
+"""How far beyond -1..1 a similarity may lie; it counts as -1 or 1 then."""
 ADVICE = "narrower SAEs, a machine with more memory, or leave correlation out of evaluation.controls"
 
 
@@ -28,9 +36,10 @@ class SimilarityMatching(NamedTuple):
 
 
 def required_bytes(n_a: int, n_b: int) -> int:
-    """Peak memory: the similarities in float32, the costs in float64, and blocks of temporaries."""
+    """Peak memory: the similarities in float32, twice where A is the wider side; candidate lists; blocks of rows."""
     n, m = sorted((n_a, n_b))
-    return 12 * n * m + 2 * 8 * min(BLOCK_ROWS, n) * m
+    lists = 4 * n * slots_per_row(cached=False) * SLOT_BYTES + 120 * (n + m)
+    return (4 if n_a <= n_b else 8) * n * m + lists + 8 * min(BLOCK_ROWS, n) * m
 
 
 def check_memory(n_a: int, n_b: int, limit_gib: float | None) -> None:
@@ -42,20 +51,65 @@ def check_memory(n_a: int, n_b: int, limit_gib: float | None) -> None:
     refuse_above(limit_gib, required_bytes(n_a, n_b), "correlation", (n_a, n_b), ADVICE)
 
 
-def match_by_similarity(similarity: Float[Tensor, "F_a F_b"]) -> SimilarityMatching:
-    """Every feature of the narrower side gets a partner so that the sum of similarities is largest (scipy, dense).
+def match_by_similarity(
+    similarity: Float[Tensor, "F_a F_b"],
+    *,
+    memory_limit_gib: float | None = None,
+    block_rows: int = BLOCK_ROWS,
+) -> SimilarityMatching:
+    """Every feature of the narrower side gets a partner so that the sum of similarities is largest.
+
+    The certified solver on a given matrix, with two unit vectors' squared distance 2 - 2 S_ij as the cost of a pair.
+    Among equal optima it returns the one that is lexicographically least for the narrower side (A's, if both are
+    equally wide). The matrix is not changed; it is copied once where A is the wider side or a value has to be
+    clamped: give the narrower side's features as rows.
 
     Args:
-        similarity: values in -1..1, float32.
+        similarity: float32, in -1..1; values up to 1e-6 beyond count as -1 or 1.
+        memory_limit_gib: what the search may use, the matrix included; None = what the machine has available.
+        block_rows: rows quantised at a time; changes memory use, not the result.
+
+    Raises:
+        UserError: another type, an empty side, NaN, or values outside -1..1.
     """
     n_a, n_b = similarity.shape
-    wide = similarity if n_a <= n_b else similarity.T
-    cost = np.empty(tuple(wide.shape), dtype=np.float64)
-    for start in range(0, len(wide), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        cost[rows] = wide[rows].cpu().to(torch.float64).mul(-GRID).round().numpy()
-    _, assigned = linear_sum_assignment(cost)
-    total = -cost[np.arange(len(cost)), assigned].sum() / GRID
-    deficit = dual_deficit(cost, assigned, BLOCK_ROWS) / GRID
-    permutation = assigned_permutation(assigned, n_a, n_b)
-    return SimilarityMatching(permutation, float(total / len(cost)), float(deficit / len(cost)))
+    rows = checked(similarity)
+    matrix = (rows if n_a <= n_b else rows.T).contiguous().numpy()
+    n, m = matrix.shape
+    solution = solve_given(matrix, block_rows, torch.get_num_threads(), _most_slots(n, m, memory_limit_gib))
+    if solution.stopped:
+        logger.warning("the search stopped early (%s): the matching may not be the best", solution.stopped)
+    found = matrix[np.arange(n), solution.partner]
+    total = float(found.sum(dtype=np.float64))
+    deficit = solution.deficit
+    if deficit is None:  # no matching can have more than every row's largest similarity
+        deficit = float(matrix.max(axis=1).sum(dtype=np.float64)) - total
+    return SimilarityMatching(assigned_permutation(solution.partner, n_a, n_b), total / n, deficit / n)
+
+
+def _most_slots(n: int, m: int, memory_limit_gib: float | None) -> int:
+    """List entries that memory allows, and the first lists in any case."""
+    # The matrix exists already: of what is available it takes nothing more.
+    room = psutil.virtual_memory().available + 4 * n * m if memory_limit_gib is None else memory_limit_gib * GIB
+    first = 2 * n * (slots_per_row(cached=False) + 1) + 8 * m
+    return max(first, int((room - required_bytes(n, m)) / SLOT_BYTES / 2))
+
+
+def checked(similarity: Float[Tensor, "F_a F_b"]) -> Float[Tensor, "F_a F_b"]:
+    """Similarities on the CPU, in -1..1; a copy only where they are elsewhere or a value is beyond by rounding.
+
+    Raises:
+        UserError: another type than float32, an empty side, NaN, or values outside -1..1.
+    """
+    if similarity.dtype != torch.float32:
+        raise UserError(f"similarities are float32, got {similarity.dtype}: convert them first")
+    if similarity.numel() == 0:
+        raise UserError(f"nothing to match: {' and '.join(map(str, similarity.shape))} features on the two sides")
+    values = similarity.detach().cpu()
+    low, high = (float(end) for end in torch.aminmax(values))
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # also where they are NaN
+        raise UserError(
+            f"similarities lie between {low:g} and {high:g}, but must be in -1..1 and not NaN: check the activations "
+            "that they were computed from, or divide them by their largest magnitude"
+        )
+    return values if low >= -1 and high <= 1 else values.clamp(-1.0, 1.0)

@@ -36,9 +36,11 @@ class Costs(NamedTuple):
     """
 
     left: Float32
-    """[n, D] rows."""
+    """[n, D] rows; where the inner products are given, [N, m] these."""
     right: Float32
-    """[m, D] columns."""
+    """[m, D] columns; [m, 0] where the inner products are given."""
+    given: Int64
+    """[n] which row of the given inner products each row is; empty where they are computed from the factors."""
     left_norm: Float64
     """[n] Euclidean norms."""
     right_norm: Float32

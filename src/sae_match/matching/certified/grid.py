@@ -63,11 +63,11 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     left, right, factor = _comfortable(left.contiguous(), right.contiguous())
     left_square, right_square = (_squares(side.numpy(), threads) for side in (left, right))
     span = (math.sqrt(left_square.max()) + math.sqrt(right_square.max())) ** 2
-    bits = min(COST_BITS, 61 - math.ceil(math.log2(len(left) + 1)))
-    unit = 2.0 ** (bits - math.ceil(math.log2(span))) if span > 0 else 1.0
+    unit = 2.0 ** (cost_bits(len(left)) - math.ceil(math.log2(span))) if span > 0 else 1.0
     costs = Costs(
         left=left.numpy(),
         right=right.numpy(),
+        given=np.empty(0, np.int64),
         left_norm=np.sqrt(left_square),
         right_norm=(np.sqrt(right_square) * (1 + 1e-6)).astype(np.float32),
         column_cost=np.rint(right_square * unit).astype(np.int64),
@@ -80,6 +80,11 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     summed = left.shape[1] * 2.0**-53 * math.sqrt(left_square.max() * right_square.max()) * 2.0 / factor**2
     row_cost = np.rint(left_square * unit).astype(np.int64)
     return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
+
+
+def cost_bits(n: int) -> int:
+    """Bits of the largest cost in a problem of n rows."""
+    return min(COST_BITS, 61 - math.ceil(math.log2(n + 1)))
 
 
 def _squares(rows: Float32, threads: int) -> Float64:

@@ -54,11 +54,19 @@ def dot(a: Float32, b: Float32) -> float:
 
 
 @njit(cache=True, nogil=True)
+def product(costs: Costs, i: int, j: int) -> float:
+    """Inner product of row i and column j in float64: as given, or from the factors."""
+    if costs.given.shape[0] > 0:
+        return np.float64(costs.left[costs.given[i], j])
+    return dot(costs.left[i], costs.right[j])
+
+
+@njit(cache=True, nogil=True)
 def exact_cost(costs: Costs, i: int, j: int) -> int:
     """Cost of row i in column j in grid steps."""
     if j >= costs.right.shape[0]:
         return costs.private_cost[i]
-    return costs.column_cost[j] - np.int64(np.rint(2.0 * dot(costs.left[i], costs.right[j]) * costs.unit))
+    return costs.column_cost[j] - np.int64(np.rint(2.0 * product(costs, i, j) * costs.unit))
 
 
 @njit(cache=True, nogil=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import INFINITE, Int32, Int64
+from sae_match.matching.certified.arrays import INFINITE, Costs, Float64, Int32, Int64
 from sae_match.matching.certified.auction_kernels import COUNTERS
 from sae_match.matching.certified.check_kernels import feasible_duals, row_duals, tight_pairs
 from sae_match.matching.certified.lazy import LazyAssignment
@@ -33,7 +33,7 @@ class Proof:
     """An assignment and how far it can be from the optimum.
 
     Attributes:
-        partner: [n] column of every row.
+        partner: column of every row, `Workspace.indifferent` ones among them.
         deficit: cost minus the dual bound, in grid steps; 0 proves the optimum. None = no bound is known.
         ties: rows that had a choice between optimal assignments.
         stopped: why the search ended early, or None.
@@ -86,16 +86,38 @@ def _own_value(lazy: LazyAssignment, i: int) -> int:
 
 def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     """The canonical one of all optimal assignments, and the number of rows that had a choice."""
-    partner = lazy.held.partner.copy()
+    partner = whole_assignment(lazy)
     empty = np.empty(0, np.int32)
     count = tight_pairs(dual, empty, empty, lazy.prices, lazy.lists, lazy.held)
     if count > MOST_TIES:
         logger.warning("%d pairs are tied: the permutation is one of many optimal ones, chosen by the search", count)
-        return partner, lazy.n
+        return partner, len(partner)
     rows, columns = np.empty(count, np.int32), np.empty(count, np.int32)
     tight_pairs(dual, rows, columns, lazy.prices, lazy.lists, lazy.held)
     at_ceiling = lazy.prices.price == lazy.prices.price.max()
-    return canonical(partner, TightPairs(rows, columns, at_ceiling))
+    rows = lazy.places[rows].astype(np.int32)
+    if not len(lazy.alike):
+        return canonical(partner, TightPairs(rows, columns, at_ceiling, lazy.indifferent))
+    out = columns >= lazy.m
+    takers = np.concatenate([rows[out], lazy.places[lazy.held.partner >= lazy.m]])
+    tight = TightPairs(rows[~out], columns[~out], at_ceiling[: lazy.m], lazy.indifferent, lazy.alike, takers)
+    return canonical(partner, tight)
+
+
+def whole_assignment(lazy: LazyAssignment) -> Int32:
+    """The assignment in hand with rows that stay out in columns that are alike, and indifferent rows in what is left.
+
+    There are as many alike columns as rows that stay out: the caller has made sure.
+    """
+    partner = np.empty(lazy.n + len(lazy.indifferent), np.int32)
+    own = lazy.held.partner.copy()
+    if len(lazy.alike):
+        out = np.flatnonzero(own >= lazy.m)
+        own[out] = lazy.alike[: len(out)]
+    partner[lazy.places] = own
+    if len(lazy.indifferent):
+        partner[lazy.indifferent] = np.setdiff1d(np.arange(lazy.m), own)[: len(lazy.indifferent)]
+    return partner
 
 
 def verified(lazy: LazyAssignment, dual: Int64) -> Int64:
@@ -120,8 +142,10 @@ def _checker(lazy: LazyAssignment, rows: Int64, dual: Int64, proven: Int64) -> C
 
 
 def total_cost(lazy: LazyAssignment, partner: Int32) -> int:
-    """Cost of an assignment in grid steps, without the rows' own norms."""
-    return sum(int(exact_cost(lazy.costs, i, int(j))) for i, j in enumerate(partner))
+    """Cost of an assignment in grid steps, without the rows' own norms and the indifferent rows."""
+    own = partner[lazy.places]
+    own = np.where(np.isin(own, lazy.alike), lazy.m + np.arange(lazy.n), own)
+    return sum(int(exact_cost(lazy.costs, i, int(j))) for i, j in enumerate(own))
 
 
 def dual_bound(lazy: LazyAssignment, dual: Int64) -> int:
@@ -135,7 +159,7 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
     """A complete assignment from an interrupted search, with the bound that the prices reached give."""
     with lazy.timed("completion"):
         _match_the_rest(lazy)
-    partner = lazy.held.partner.copy()
+    partner = whole_assignment(lazy)
     if bool((lazy.lists.bound == -INFINITE).any()):
         return Proof(partner, None, 0, str(stopped))
     dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
@@ -153,11 +177,18 @@ def _match_the_rest(lazy: LazyAssignment) -> None:
         for i in block[len(left) :]:
             _hand(lazy, int(i), lazy.m + int(i))
         rows = block[: len(left)]
-        a = torch.from_numpy(lazy.costs.left[rows]).to(torch.float64)
-        b = torch.from_numpy(lazy.costs.right[left]).to(torch.float64)
-        own, chosen = linear_sum_assignment(torch.cdist(a, b).square().numpy())
+        own, chosen = linear_sum_assignment(_distances(lazy.costs, rows, left))
         for i, j in zip(rows[own], left[chosen], strict=True):
             _hand(lazy, int(i), int(j))
+
+
+def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
+    """Squared distances of some rows and columns; where inner products are given, without the norms."""
+    if len(costs.given):
+        return -2.0 * costs.left[np.ix_(costs.given[rows], columns)].astype(np.float64)
+    a, b = (torch.from_numpy(side).to(torch.float64) for side in (costs.left[rows], costs.right[columns]))
+    squared: Float64 = torch.cdist(a, b).square().numpy()
+    return squared
 
 
 def _hand(lazy: LazyAssignment, i: int, j: int) -> None:

@@ -1,10 +1,10 @@
-"""Where the rows of inner products come from: a half-precision cache, or the factors, whenever a row is asked for."""
+"""Where the rows of inner products come from: a half-precision cache, or their source, whenever a row is asked for."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -20,84 +20,106 @@ SPOT_CHECKS = 16
 """Entries of every block of the product that are compared with float64."""
 
 
-@dataclass
-class Similarity:
-    """Inner products <left_i, right_j> as int16 multiples of a step per row.
+class QuantisedRows(ABC):
+    """Inner products of n rows with m columns as int16 multiples of a step per row.
 
     Args:
-        left: [n, D] float32 on the CPU.
-        right: [m, D] float32 on the CPU.
-        device: where the products are computed.
-        cached: hold all n x m of them (2 bytes each), or compute rows anew whenever they are asked for.
-        block_rows: rows computed at a time; changes memory use, not the result.
+        n, m: numbers of rows and columns.
+        cached: hold all n x m of them (2 bytes each), or make rows anew whenever they are asked for.
+        block_rows: rows made at a time; changes memory use, not the result.
         threads: threads of the quantisation.
-        gamma: relative error that a float32 inner product may have.
     """
 
-    left: Float[Tensor, "n D"]
-    right: Float[Tensor, "m D"]
-    device: str
-    cached: bool
-    block_rows: int
-    threads: int
-    gamma: float
-    quantised: Int16 = field(init=False)
-    scale: Float32 = field(init=False)
-    rows_computed: int = 0
+    def __init__(self, n: int, m: int, cached: bool, block_rows: int, threads: int) -> None:
+        self.n, self.m = n, m
+        self.cached, self.block_rows, self.threads = cached, block_rows, threads
+        self.quantised: Int16 = np.empty((n if cached else 0, m), np.int16)
+        self.scale: Float32 = np.zeros(n if cached else 0, np.float32)
+        self.rows_computed = 0
 
-    def __post_init__(self) -> None:
-        n, m = len(self.left), len(self.right)
-        self.quantised = np.empty((n if self.cached else 0, m), np.int16)
-        self.scale = np.zeros(n if self.cached else 0, np.float32)
-        self._columns = self.right.to(self.device).T
-        self._right = self.right.numpy()
-        self._spots = np.linspace(0, m - 1, SPOT_CHECKS).astype(np.int64)
+    @abstractmethod
+    def block(self, rows: Int64 | slice) -> Float32:
+        """[r, m] inner products of some rows."""
+
+    @abstractmethod
+    def products(self, rows: Int64) -> Float32:
+        """[r, m] inner products of some rows, at most as inexact as the quantised ones."""
 
     @property
     def complete(self) -> bool:
         """Whether every row is in the cache."""
-        return self.cached and self.rows_computed >= len(self.left)
+        return self.cached and self.rows_computed >= self.n
 
     def blocks(self) -> Iterator[Int64]:
         """Consecutive ranges of rows."""
-        for start in range(0, len(self.left), self.block_rows):
-            yield np.arange(start, min(len(self.left), start + self.block_rows))
+        for start in range(0, self.n, self.block_rows):
+            yield np.arange(start, min(self.n, start + self.block_rows))
 
     def compute(self, rows: Int64) -> None:
         """Fill the cache for consecutive `rows`."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        self._product(self.left[first:last], self.quantised[first:last], self.scale[first:last])
-
-    def products(self, rows: Int64) -> Float32:
-        """Inner products of some rows in float32."""
-        if self.cached:
-            return self.quantised[rows] * self.scale[rows, None]
-        block = torch.mm(self.left[torch.from_numpy(rows)].to(self.device), self._columns).cpu()
-        self.rows_computed += len(rows)
-        return block.numpy()
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        self._quantise(part, self.quantised[part], self.scale[part])
 
     def get(self, rows: Int64) -> tuple[Int16, Float32, Int64]:
         """Quantised rows, their steps, and where each of `rows` is among them."""
         if self.cached:
             return self.quantised, self.scale, rows
-        quantised = np.empty((len(rows), len(self.right)), np.int16)
+        quantised = np.empty((len(rows), self.m), np.int16)
         scale = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), self.block_rows):
             part = slice(start, start + self.block_rows)
-            self._product(self.left[torch.from_numpy(rows[part])], quantised[part], scale[part])
+            self._quantise(rows[part], quantised[part], scale[part])
         return quantised, scale, np.arange(len(rows))
 
-    def _product(self, left: Float[Tensor, "r D"], out: Int16, scale: Float32) -> None:
-        block = torch.mm(left.to(self.device), self._columns).cpu()
-        self._spot_check(left.numpy(), block)
+    def _quantise(self, rows: Int64 | slice, out: Int16, scale: Float32) -> None:
+        block = self.block(rows)
         self.rows_computed += len(block)
-        split(
-            self.threads,
-            len(block),
-            lambda low, high: quantise(block.numpy()[low:high], out[low:high], scale[low:high]),
-        )
+        split(self.threads, len(block), lambda low, high: quantise(block[low:high], out[low:high], scale[low:high]))
 
-    def _spot_check(self, left: Float32, block: Float[Tensor, "r m"]) -> None:
+
+class Similarity(QuantisedRows):
+    """Inner products <left_i, right_j> of factors.
+
+    Args:
+        left: [n, D] float32 on the CPU.
+        right: [m, D] float32 on the CPU.
+        device: where the products are computed.
+        cached, block_rows, threads: as in `QuantisedRows`.
+        gamma: relative error that a float32 inner product may have.
+    """
+
+    def __init__(
+        self,
+        left: Float[Tensor, "n D"],
+        right: Float[Tensor, "m D"],
+        device: str,
+        cached: bool,
+        block_rows: int,
+        threads: int,
+        gamma: float,
+    ) -> None:
+        super().__init__(len(left), len(right), cached, block_rows, threads)
+        self.left, self.right, self.device, self.gamma = left, right, device, gamma
+        self._columns = right.to(device).T
+        self._right = right.numpy()
+        self._spots = np.linspace(0, self.m - 1, SPOT_CHECKS).astype(np.int64)
+
+    def block(self, rows: Int64 | slice) -> Float32:
+        """[r, m] inner products of some rows, spot-checked."""
+        left = self.left[rows if isinstance(rows, slice) else torch.from_numpy(rows)]
+        block: Float32 = torch.mm(left.to(self.device), self._columns).cpu().numpy()
+        self._spot_check(left.numpy(), block)
+        return block
+
+    def products(self, rows: Int64) -> Float32:
+        """[r, m] inner products of some rows: from the cache, or computed."""
+        if self.cached:
+            return self.quantised[rows] * self.scale[rows, None]
+        block: Float32 = torch.mm(self.left[torch.from_numpy(rows)].to(self.device), self._columns).cpu().numpy()
+        self.rows_computed += len(rows)
+        return block
+
+    def _spot_check(self, left: Float32, block: Float32) -> None:
         """The error bound holds for IEEE float32 only: a reduced-precision product must not pass unnoticed."""
         for at, j in zip(np.linspace(0, len(left) - 1, SPOT_CHECKS).astype(np.int64), self._spots, strict=True):
             a, b = left[at], self._right[j]

@@ -19,7 +19,7 @@ from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import Similarity
-from sae_match.matching.certified.workspace import Stopped, slots_per_row
+from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
@@ -27,8 +27,6 @@ from sae_match.matching.solution import Solution
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-SLOT_BYTES = 13
-"""Bytes of one entry of a candidate list."""
 
 
 @dataclass(frozen=True)

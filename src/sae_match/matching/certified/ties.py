@@ -7,7 +7,7 @@ of the exchange graph have a choice; within a component the least choice is made
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -23,11 +23,18 @@ class TightPairs:
     Attributes:
         rows, columns: tight pairs outside the assignment in hand.
         at_ceiling: [M] columns whose price is the largest of all: those that may stay unmatched.
+        indifferent: rows to which all columns cost the same, ascending. They have no pairs of their own: like a spare
+            row, each may hold any column at the ceiling.
+        alike: columns that cost each row the same, all at the ceiling, ascending; no pairs name them.
+        takers: rows for which these are tight, in any order, repeated or not.
     """
 
     rows: Int32
     columns: Int32
     at_ceiling: Bool
+    indifferent: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    alike: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    takers: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
@@ -45,34 +52,37 @@ def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
     owner[left_over] = n + np.arange(len(left_over))
     component = _components(partner, tight, owner, n, left_over)
     sizes = np.bincount(component)
+    like_spares = np.concatenate([tight.indifferent, np.arange(n, n + len(left_over))])
     result = partner.copy()
     rows = np.flatnonzero(sizes[component[:n]] > 1)
     pairs = np.flatnonzero(sizes[component[tight.rows]] > 1)
-    spare_label = component[n] if len(left_over) else -1
+    spare_label = component[like_spares[0]] if len(like_spares) else -1
     inside = _groups(component[tight.rows[pairs]], pairs)
+    pool = set(tight.alike.tolist()), set(tight.takers.tolist())
     for label, members in _groups(component[rows], rows).items():
-        spares = left_over if label == spare_label else left_over[:0]
-        _resolve(members, inside.get(label, pairs[:0]), result, tight, spares)
+        spares = left_over if label == spare_label else None
+        _resolve(members, inside.get(label, pairs[:0]), result, tight, spares, pool)
     return result, len(rows)
 
 
 def _components(partner: Int32, tight: TightPairs, owner: Int64, n: int, left_over: Int64) -> Int64:
     """Strongly connected components of "this row could take that row's column"."""
-    hub = n + len(left_over)  # stands for all spare rows at once, which are alike
+    hub = n + len(left_over)  # stands for all spare rows at once, which are alike, and for the indifferent ones
+    pool = hub + 1  # stands for all columns that are alike
+    node = np.arange(hub)
+    node[n:] = node[tight.indifferent] = hub
     targets = owner[tight.columns]
     known = targets >= 0
-    source = [tight.rows[known].astype(np.int64)]
-    target = [np.where(targets[known] >= n, hub, targets[known])]
-    if len(left_over):
+    source = [tight.rows[known].astype(np.int64), tight.takers, np.full(len(tight.alike), pool)]
+    target = [node[targets[known]], np.full(len(tight.takers), pool), node[owner[tight.alike]]]
+    if len(left_over) or len(tight.indifferent):
         vacant = np.flatnonzero(tight.at_ceiling[partner])
         source += [np.full(len(vacant), hub)]
-        target += [vacant]
+        target += [node[vacant]]
     rows, columns = np.concatenate(source), np.concatenate(target)
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(hub + 1, hub + 1))
+    graph = coo_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(pool + 1, pool + 1))
     _, labels = connected_components(graph, directed=True, connection="strong")
-    result = np.empty(hub, np.int64)
-    result[:n], result[n:] = labels[:n], labels[hub]
-    return result
+    return labels[node].astype(np.int64)
 
 
 def _groups(labels: Int64, values: Int64) -> dict[int, Int64]:
@@ -82,17 +92,31 @@ def _groups(labels: Int64, values: Int64) -> dict[int, Int64]:
     return dict(zip(found.tolist(), np.split(values[order], starts[1:]), strict=False))  # no label: one empty part
 
 
-def _resolve(rows: Int64, pairs: Int64, partner: Int32, tight: TightPairs, spares: Int64) -> None:
-    """Make the least choice for every row of one component, in place."""
+def _resolve(
+    rows: Int64,
+    pairs: Int64,
+    partner: Int32,
+    tight: TightPairs,
+    spares: Int64 | None,
+    pool: tuple[set[int], set[int]],
+) -> None:
+    """Make the least choice for every row of one component, in place.
+
+    Args:
+        spares: columns left over, where the component is that of the spare and indifferent rows.
+        pool: columns that are alike and rows that may take them, of all components.
+    """
     n = len(partner)
     holder = {int(partner[i]): int(i) for i in rows}
-    holder.update({int(j): n + k for k, j in enumerate(spares)})
+    holder.update({int(j): n + k for k, j in enumerate([] if spares is None else spares)})
     choices = {int(i): {int(partner[i])} for i in rows}
     for i, j in zip(tight.rows[pairs].tolist(), tight.columns[pairs].tolist(), strict=True):
         if j in holder:
             choices[i].add(j)
-    ceiling = {j for j in holder if tight.at_ceiling[j]} if len(spares) else set()
-    matching = Exchange(holder, choices, ceiling, n)
+    ceiling = set() if spares is None else {j for j in holder if tight.at_ceiling[j]}
+    indifferent = set() if spares is None else set(tight.indifferent.tolist())
+    alike = sorted(j for j in holder if j in pool[0])
+    matching = Exchange(holder, choices, ceiling, n, indifferent, alike, pool[1])
     for i in rows.tolist():
         partner[i] = matching.fix_least(i)
 
@@ -105,20 +129,51 @@ class Exchange:
         choices: columns of each row.
         ceiling: columns that a spare row may hold.
         first_spare: number of the first spare node.
+        indifferent: rows that may hold what a spare row may.
+        alike: columns that every one of the `takers` may hold beside its choices, ascending.
+        takers: rows.
     """
 
-    def __init__(self, holder: dict[int, int], choices: dict[int, set[int]], ceiling: set[int], first_spare: int):
-        self.holder, self.choices, self.ceiling, self.first_spare = holder, choices, ceiling, first_spare
+    def __init__(
+        self,
+        holder: dict[int, int],
+        choices: dict[int, set[int]],
+        ceiling: set[int],
+        first_spare: int,
+        indifferent: set[int],
+        alike: list[int],
+        takers: set[int],
+    ) -> None:
+        self.holder, self.choices, self.first_spare, self.indifferent = holder, choices, first_spare, indifferent
+        self.ceiling, self.ascending = ceiling, sorted(ceiling)
+        self.alike, self.any_alike, self.takers = alike, set(alike), takers
         self.column = {node: j for j, node in holder.items()}
         self.fixed: set[int] = set()
+        self.passed = self.alike_passed = 0
 
     def fix_least(self, i: int) -> int:
         """Give row i the least column that leaves a complete matching of the others; it keeps it."""
-        for j in sorted(self.choices[i]):
-            if j == self.column[i] or self._reroute(i, j):
-                break
+        if i in self.indifferent:
+            # What one of them could not have, the next cannot either: they could change places.
+            while not self._gets(i, self.ascending[self.passed]):
+                self.passed += 1
+        else:
+            for j in sorted(self.choices[i] | self._least_alike(i)):
+                if self._gets(i, j):
+                    break
         self.fixed.add(i)
         return self.column[i]
+
+    def _least_alike(self, i: int) -> set[int]:
+        """The least column of those alike that is not fixed: a row that can have any of them can have this one."""
+        if i not in self.takers:
+            return set()
+        while self.alike_passed < len(self.alike) and self.holder[self.alike[self.alike_passed]] in self.fixed:
+            self.alike_passed += 1
+        return set(self.alike[self.alike_passed : self.alike_passed + 1])
+
+    def _gets(self, i: int, j: int) -> bool:
+        return j == self.column[i] or self._reroute(i, j)
 
     def _reroute(self, i: int, j: int) -> bool:
         """Let row i take column j: whoever holds it must reach i's old column by exchanges among the others."""
@@ -127,31 +182,40 @@ class Exchange:
             return False
         came_from: dict[int, int] = {start: -1}
         frontier = [start]
-        spares_seen = False
+        spares_seen = alike_seen = False
         while frontier:
             node = frontier.pop()
             if self._may_hold(node, vacated):
                 self._shift(node, vacated, came_from)
                 self._set(i, j)
                 return True
-            if node >= self.first_spare:
+            if self._like_spare(node):
                 # Spare rows are alike: what one leads to, all lead to.
                 if spares_seen:
                     continue
                 spares_seen = True
-            for other in self._neighbours(node):
+            neighbours = self._neighbours(node)
+            if node in self.takers and not alike_seen:
+                alike_seen = True
+                neighbours += [self.holder[j] for j in self.alike]
+            for other in neighbours:
                 if other not in came_from and other not in self.fixed and other != i:
                     came_from[other] = node
                     frontier.append(other)
         return False
 
+    def _like_spare(self, node: int) -> bool:
+        return node >= self.first_spare or node in self.indifferent
+
     def _may_hold(self, node: int, j: int) -> bool:
-        return j in self.ceiling if node >= self.first_spare else j in self.choices[node]
+        if self._like_spare(node):
+            return j in self.ceiling
+        return j in self.choices[node] or (node in self.takers and j in self.any_alike)
 
     def _neighbours(self, node: int) -> list[int]:
         """Nodes whose column this node could hold."""
-        columns = self.ceiling if node >= self.first_spare else self.choices[node]
-        return [self.holder[j] for j in sorted(columns)]
+        columns = self.ascending if self._like_spare(node) else sorted(self.choices[node])
+        return [self.holder[j] for j in columns]
 
     def _shift(self, node: int, column: int, came_from: dict[int, int]) -> None:
         """Move every node of the path one column on, the last into the vacated one."""

@@ -26,7 +26,7 @@ from sae_match.matching.certified.arrays import (
 )
 from sae_match.matching.certified.auction_kernels import COUNTERS, PENDING, REMADE
 from sae_match.matching.certified.list_kernels import make_lists, move_list
-from sae_match.matching.certified.similarity import Similarity, split
+from sae_match.matching.certified.similarity import QuantisedRows, split
 
 LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
 """Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that
@@ -39,6 +39,8 @@ SAMPLE_ROWS, PRICE_QUANTILE = 512, 0.05
 """Rows from which the first prices are estimated, and the quantile of a column's costs that they are."""
 STRIPE = 1024
 """Columns whose quantiles are found together."""
+SLOT_BYTES = 13
+"""Bytes of one entry of a candidate list."""
 
 
 def list_length(cached: bool) -> int:
@@ -66,18 +68,26 @@ class Workspace:
         deadline: time.monotonic() after which `run` stops; None = never.
         most_slots: largest pool of list entries (13 bytes each); `run` stops when it needs more.
         progress: show bars.
+        indifferent: rows that are left out because every column costs them the same, by their places among all rows,
+            ascending; they take what the others leave.
+        alike: columns that cost every row its private cost, ascending; they are out of reach as columns, and a row that
+            takes its private column stands for one that takes any of them.
     """
 
     costs: Costs
     row_cost: Int64
-    similarity: Similarity
+    similarity: QuantisedRows
     deadline: float | None = None
     most_slots: int = 1 << 40
     progress: bool = False
+    indifferent: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    alike: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.n, self.m = len(self.costs.left), len(self.costs.right)
+        self.n, self.m = len(self.costs.left_norm), len(self.costs.right_norm)
+        # Where the rows are among all rows, the indifferent ones included.
+        self.places = np.delete(np.arange(self.n + len(self.indifferent)), self.indifferent)
         self.n_columns = self.m + len(self.costs.private_cost)
         slots = min(self.m, slots_per_row(self.similarity.cached)) + 1
         self.lists = new_lists(self.n, slots)
