@@ -61,6 +61,7 @@ def test_every_control_is_evaluated_like_the_matching(full: Config, random_saes:
     if not torch.equal(greedy.permutation.indices, own.permutation.indices):
         assert cosine["greedy"] != cosine["matched"]
     assert (pivot(result.pairs, "gap")["correlation"] == 0).all()
+    assert (result.directory / "figures" / "controls.png").is_file()
 
 
 def test_what_controls_are_fitted_on_is_recorded_and_not_evaluated(full: Config) -> None:

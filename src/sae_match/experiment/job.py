@@ -156,7 +156,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
     record.write_metrics(metrics)
-    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]))
+    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]), metrics)
     return Result(record.directory, metrics, table, features)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from sae_match.report import (
     plot_quantiles,
     plot_theta,
 )
+from sae_match.report.controls import control_frame
+from sae_match.report.controls_figure import plot_controls
 from sae_match.report.distance_figures import has_distances
 from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
@@ -48,10 +51,14 @@ def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics)
 
 
 def draw_figures(
-    record: JobRecord, pairs: pd.DataFrame, features: pd.DataFrame, random_mse: npt.NDArray[np.float32]
+    record: JobRecord,
+    pairs: pd.DataFrame,
+    features: pd.DataFrame,
+    random_mse: npt.NDArray[np.float32],
+    metrics: Mapping[str, float],
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
-    over distance and over quantiles where they were asked for; example pairs of a single layer pair."""
+    over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
     near = few_variants(per_layer_rows(pairs))
     paths = [plot_overview(near, record.figure_path("overview"))]
@@ -66,6 +73,8 @@ def draw_figures(
         paths.append(plot_composition(pairs, record.figure_path("composition")))
     if has_quantiles(pairs):
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
+    if len(controls := control_frame("this job", metrics)):
+        paths.append(plot_controls(controls, record.figure_path("controls")))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,11 +30,28 @@ def controls_frame(records: Sequence[Record]) -> pd.DataFrame:
     Columns: job, control (`matched` first, then as in `Control`), metric, value, low, high, and the matching's value
     less the control's with its interval (missing for the matching itself). Means over layer pairs as in metrics.json.
     """
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        if record.state == "done" and any(_measured(record, control.value) for control in (*SOLVED, *FITTED)):
-            names = [MATCHED, *(control.value for control in chosen([Control.all]))]
-            rows += [_row(record, name, metric) for name in names if _measured(record, name) for metric in METRICS]
+    found = [control_rows(record.name, record.metrics) for record in records if record.state == "done"]
+    return _framed([row for rows in found for row in rows])
+
+
+def control_frame(job: str, metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """`controls_frame` of one job.
+
+    Args:
+        metrics: as in its metrics.json.
+    """
+    return _framed(control_rows(job, metrics))
+
+
+def control_rows(job: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one job; none where it measured no control beyond the usual two."""
+    if not any(_measured(metrics, control.value) for control in (*SOLVED, *FITTED)):
+        return []
+    names = [MATCHED, *(control.value for control in chosen([Control.all]))]
+    return [_row(job, metrics, name, metric) for name in names if _measured(metrics, name) for metric in METRICS]
+
+
+def _framed(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["job", "control", "metric", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
@@ -48,16 +65,16 @@ def _name(metric: str, control: str) -> str:
     return f"{metric}/{SPLICE}" + ("" if control == MATCHED else f"_{control}")
 
 
-def _measured(record: Record, control: str) -> bool:
-    return any(record.metrics.get(_name(metric, control)) is not None for metric in METRICS)
+def _measured(metrics: Mapping[str, Any], control: str) -> bool:
+    return any(metrics.get(_name(metric, control)) is not None for metric in METRICS)
 
 
-def _row(record: Record, control: str, metric: str) -> dict[str, Any]:
+def _row(job: str, metrics: Mapping[str, Any], control: str, metric: str) -> dict[str, Any]:
     name = _name(metric, control)
     difference = name.replace(metric, f"{metric}_difference", 1)
     found = [name, f"{name}_low", f"{name}_high", difference, f"{difference}_low", f"{difference}_high"]
-    numbers = dict(zip(NUMBERS, (record.metrics.get(key) for key in found), strict=True))
-    return {"job": record.name, "control": control, "metric": metric, **numbers}
+    numbers = dict(zip(NUMBERS, (metrics.get(key) for key in found), strict=True))
+    return {"job": job, "control": control, "metric": metric, **numbers}
 
 
 def controls_table(frame: pd.DataFrame) -> str:
