@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sae_match.config.composition_guard import GuardedConfigLoader
 from sae_match.dry_run import is_scratch
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,23 @@ class SweepCallback(Callback):
         _launch.stack.enter_context(sigterm_raises())
         begin(directory, planned_overrides(config))
         _launch.directory = directory
+
+
+class SweepConfigLoader(GuardedConfigLoader):
+    """The guarded loader; what it refuses of a job in a process of the job's own goes into the sweep's table."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra's."""
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except Exception as error:
+            if _launch.directory is None:  # the launching process says it itself
+                from sae_match.sweep.notes import note_refused
+
+                sweep = Path(str(master_config.hydra.sweep.dir)).absolute()
+                with suppress(OSError):
+                    note_refused(sweep, sweep_overrides, f"{type(error).__name__}: {error}")
+            raise
 
 
 def planned_overrides(config: DictConfig) -> list[list[str]]:
