@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +25,7 @@ from sae_match.config.bounded_yaml import bounded_yaml
 from sae_match.config.hydra_group import hydra_group_problems, named
 from sae_match.config.interpolations import interpolation_problems
 from sae_match.config.secrets import refuse_secrets
+from sae_match.config.sweep_size import refuse_endless_sweep
 from sae_match.errors import UserError
 
 MAX_FILES = 1000
@@ -48,6 +50,8 @@ class GuardedConfigLoader(ConfigLoaderImpl):
         with _clear_errors(), bounded_yaml(), bounded_resolution():
             cfg = super().load_configuration(*args, **kwargs)
             check_composed(cfg)
+            if kwargs.get("run_mode") is RunMode.MULTIRUN:
+                refuse_endless_sweep(cfg)
         return cfg
 
     def compute_defaults_list(self, *args: Any, **kwargs: Any) -> Any:

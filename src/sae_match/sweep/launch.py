@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -83,8 +85,13 @@ def planned_overrides(config: DictConfig) -> list[list[str]]:
     if not str(sweeper._target_).endswith("BasicSweeper"):
         return []
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+    parsed = OverridesParser.create(_loader()).parse_overrides([*given, *config.hydra.overrides.task])
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _loader() -> ConfigLoader | None:
+    """What knows the options of a group, for `experiment=glob(fig*)`."""
+    return GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
 
 
 @dataclass
