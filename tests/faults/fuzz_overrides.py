@@ -6,27 +6,34 @@ Everything is composed in this process as the command composes it; each input co
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
+from sae_match.config.bounded_resolution import resolved_where_possible
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.composition_guard import guarded_composition
+from sae_match.config.hydra_group import named
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.config.secrets import refuse_secrets
 from sae_match.sweep.launch import planned_overrides
 
 ACCEPTED, REFUSED = "accepted", "refused"
+SECRET = "abcdef0123456789abcd"
+TARGETS = ("hydra._internal.core_plugins.", "hydra_plugins.", "sae_match.sweep.launch.SweepCallback")
 Check = Callable[[Any, Path], str]
 Strategy = st.SearchStrategy[Any]
 
@@ -57,7 +64,8 @@ words = st.sampled_from(
      "$", "}{", "(", "[" * 200, "glob(*)", "range(1,5)", "a,b", "choice(a,b)", "\\", "'", "../../etc/passwd", "\x00",
      "é" * 50, "certified", "weights_only", "full", "none", "both", "theta", "int(3)", "str([1])", "{layer:9999999d}",
      "sk-" + "a" * 30, "!!python/object/apply:os.system [x]", "&a [*a]", "16k", "hub", "local", "a/../b", "",
-     "embedded/smollm2_135m", "ext://os.environ", "cfg://root", "\u202e\ud800", "x" * 30_000, "1:59:59", "0x1F", "1_0"]
+     "embedded/smollm2_135m", "ext://os.environ", "cfg://root", "\u202e\ud800", "x" * 30_000, "${oc.env:FUZZ_API_KEY}",
+     "FUZZ_API_KEY", "1:59:59", "0x1F", "1_0"]
 )  # fmt: skip
 names = st.one_of(st.sampled_from(["a", "b", "seed", "sae.name", "..seed", "hydra.job.num", "HOME", "_target_"]), words)
 leaves = st.one_of(
@@ -127,6 +135,7 @@ def overrides() -> Strategy:
 
 
 def _outcome(work: Callable[[], object]) -> str:
+    os.environ["FUZZ_API_KEY"] = SECRET
     try:
         with guarded_composition(), initialize_config_dir(str(config_directory()), version_base="1.3"):
             work()
@@ -134,30 +143,52 @@ def _outcome(work: Callable[[], object]) -> str:
         if not str(error).strip() and error.__cause__ is None:
             raise AssertionError("a refusal without a word") from error
         return REFUSED
+    finally:
+        del os.environ["FUZZ_API_KEY"]
     return ACCEPTED
+
+
+def _harmless(cfg: DictConfig) -> None:
+    """What Hydra would act on and write, resolved: no foreign target, no secret."""
+    resolved = resolved_where_possible(cfg)
+    foreign = [value for _, value in named(resolved, "_target_") if not str(value).startswith(TARGETS)]
+    if foreign or SECRET in f"{resolved}{OmegaConf.to_yaml(cfg)}":
+        raise AssertionError(f"passed: {foreign or 'a secret'}")
 
 
 def _check(cfg: DictConfig) -> None:
     """What a job does with its configuration before it works."""
+    HydraConfig.instance().set_config(cfg)
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
     checked = to_dataclass(cfg, Config)
     refuse_secrets(OmegaConf.to_container(OmegaConf.structured(checked), resolve=True, enum_to_str=True))
     check_config(checked)
 
 
 def _composed(given: list[str]) -> str:
-    return _outcome(lambda: _check(compose("config", overrides=["paths.output_dir=out", *given])))
+    def work() -> None:
+        cfg = _hydra().compose_config("config", ["paths.output_dir=out", *given], run_mode=RunMode.RUN)
+        _harmless(cfg)
+        _check(cfg)
+
+    return _outcome(work)
+
+
+def _hydra() -> Hydra:
+    hydra = GlobalHydra.instance().hydra
+    if hydra is None:
+        raise AssertionError("Hydra is not initialised")
+    return hydra
 
 
 def _launched(given: list[str]) -> None:
     """A sweep up to the composition of its first jobs, without Hydra's sweeper, which would run them."""
-    hydra = GlobalHydra.instance().hydra
-    if hydra is None:
-        raise AssertionError("Hydra is not initialised")
+    hydra = _hydra()
     master = hydra.compose_config("config", ["paths.output_dir=out", *given], run_mode=RunMode.MULTIRUN)
     for job in planned_overrides(master)[:2]:
         cfg = hydra.config_loader.load_sweep_config(master, job)
-        OmegaConf.to_yaml(cfg)  # as Hydra writes it
-        del cfg._content["hydra"]  # type: ignore[union-attr]
+        _harmless(cfg)
         _check(cfg)
 
 
@@ -172,7 +203,9 @@ def sweep_target() -> tuple[Strategy, Check]:
         st.lists(values, min_size=2, max_size=3).map(",".join),
         st.lists(st.sampled_from(["0", "1", "-1", "3", "1e9", "10000000000", "nan", "inf", "0.1", "a"]), max_size=4)
         .map(lambda d: f"range({','.join(d)})"))).map("=".join)  # fmt: skip
-    drawn = st.tuples(overrides(), st.lists(ranges, min_size=1, max_size=2)).map(lambda d: [*d[1], *d[0][:2]])
+    drawn = st.tuples(overrides(), st.lists(ranges, min_size=1, max_size=2), st.integers(0, 2)).map(
+        lambda d: [*d[1], *d[0][: d[2]]]
+    )
     return drawn, lambda given, _: _outcome(lambda: _launched(given))
 
 
@@ -190,7 +223,7 @@ def _bomb(levels: int, width: int, merge: bool) -> str:
 
 def _chain(levels: int, width: int, sign: str) -> str:
     """Interpolations of interpolations."""
-    keys = ["name", "root", "path", "dialect", "hook", "release"]
+    keys = ["name", "root", "repo_id", "revision", "width", "folder"]
     names = [f"sae.{key}" for key in keys]
     return "\n".join(f"{keys[n]}: '{(sign % names[n + 1]) * width}'" for n in range(min(levels, 5))) + f"\n{keys[5]}: x"
 

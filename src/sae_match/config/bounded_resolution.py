@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf, open_dict, read_write
+from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match.errors import UserError
 
-MAX_COST = 1_000_000
-"""What one composition may resolve: characters, with `EVALUATION` for every interpolation beside them."""
+MAX_COST = 100_000
+"""What one composition may resolve: characters read and yielded, with `EVALUATION` for every value beside them. An
+ordinary composition costs 7,000; this many take seconds, since OmegaConf parses a value whenever it is named."""
 EVALUATION = 50
 MAX_DEPTH = 60
 """Levels of one value. OmegaConf, Hydra and YAML's writer all recurse."""
@@ -29,26 +30,26 @@ class _TooMuch(BaseException):
 @contextmanager
 def bounded_resolution() -> Iterator[None]:
     """Inside the block interpolations cost at most `MAX_COST` together; beyond, UserError."""
-    original = Container._resolve_interpolation_from_parse_tree
+    original: Any = Container._resolve_interpolation_from_parse_tree
     spent = 0
 
-    def resolve(self: Container, *args: Any, **kwargs: Any) -> Any:
+    def resolve(self: Container, *args: Any, value: Node, **kwargs: Any) -> Any:
         nonlocal spent
-        spent += EVALUATION
+        spent += EVALUATION + len(str(value._value()))
         if spent > MAX_COST:
             raise _TooMuch
-        found = original(self, *args, **kwargs)
-        value = None if found is None else found._value()
-        spent += len(value) if isinstance(value, str) else 0
+        found = original(self, *args, value=value, **kwargs)
+        content = None if found is None else found._value()
+        spent += len(content) if isinstance(content, str) else 0
         return found
 
-    Container._resolve_interpolation_from_parse_tree = resolve  # type: ignore[method-assign]
+    Container._resolve_interpolation_from_parse_tree = resolve  # type: ignore[assignment, method-assign]
     try:
         yield
     except _TooMuch as error:
         raise UserError(
             "the configuration's interpolations (${...}) name one another so often that resolving them would take "
-            f"more than {MAX_COST // EVALUATION} steps. Write out the values"
+            "too long. Write out the values"
         ) from error
     finally:
         Container._resolve_interpolation_from_parse_tree = original  # type: ignore[method-assign]

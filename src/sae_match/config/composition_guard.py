@@ -16,7 +16,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -50,8 +49,8 @@ class GuardedConfigLoader(ConfigLoaderImpl):
         with _clear_errors(), bounded_yaml(), bounded_resolution():
             cfg = super().load_configuration(*args, **kwargs)
             check_composed(cfg)
-            if kwargs.get("run_mode") is RunMode.MULTIRUN:
-                refuse_endless_sweep(cfg)
+            # In any mode: Hydra composes once to learn the mode, and takes an error there for "a single run".
+            refuse_endless_sweep(cfg)
         return cfg
 
     def compute_defaults_list(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,6 +95,10 @@ def _clear_errors() -> Iterator[None]:
         yield
     except (UserError, HydraException, OmegaConfBaseException):
         raise
+    except RecursionError as error:
+        raise UserError(
+            "the configuration cannot be composed: it nests too deeply, or a file includes itself"
+        ) from error
     except Exception as error:
         # YAML that does not parse (or names Python objects), files that are not UTF-8, overrides of absurd depth
         # or of a type that Hydra does not expect come out of it as they are.
@@ -109,16 +112,18 @@ def check_composed(cfg: DictConfig) -> None:
         UserError: naming the keys; the values of secrets are not repeated.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    group = plain.get("hydra") or {}
+    overrides = group.pop("overrides", None) or {}
     problems = list(interpolation_problems(plain))
     if problems:
         raise UserError("\n".join(problems))
     resolved = resolved_where_possible(cfg)
-    group, resolved_group = plain.pop("hydra", {}), resolved.pop("hydra", {})
+    plain.pop("hydra", None)
+    resolved_group = resolved.pop("hydra", {})
     problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in named(plain, "_target_")]
     problems += hydra_group_problems(resolved_group)
     if problems:
         raise UserError("the configuration names code to run, which is refused:\n" + "\n".join(problems))
-    overrides = group.get("overrides") or {}
     refuse_secrets(plain, [*(overrides.get("task") or []), *(overrides.get("hydra") or [])])
     for side in (group, resolved_group):
         refuse_secrets({"hydra": {key: value for key, value in side.items() if key not in NOT_WRITTEN_BY_US}})

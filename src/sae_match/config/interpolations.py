@@ -19,6 +19,9 @@ RESOLVERS = ("oc.env", "oc.select", "hydra", "now", "python_version")
 MAX_TEXT = 20_000
 """Characters of one value. The help text is the longest of ours, with some 2,000."""
 
+MAX_NESTED = 20_000
+"""Characters of all values together that need OmegaConf's parser, which reads some 50,000 in a second."""
+
 _NAMES = "|".join(re.escape(name) for name in RESOLVERS)
 _SIMPLE = re.compile(rf"(?:[^$]|\$\{{[\w.]+\}}|\$\{{(?:{_NAMES}):[^${{}}\[\]'\"\\]*\}})*")
 """Texts in which nothing nests, which need no parser (1 ms each)."""
@@ -30,10 +33,16 @@ def interpolation_problems(plain: Any) -> Iterator[str]:
     Args:
         plain: nested dicts and lists, interpolations not resolved.
     """
+    nested = 0
     for key, text in strings(plain):
         if len(text) > MAX_TEXT:
             yield f"{key}: {len(text)} characters; a value has at most {MAX_TEXT}"
-        elif "$" in text and not _SIMPLE.fullmatch(text) and (problem := _problem(text)) is not None:
+            continue
+        if "$" not in text or _SIMPLE.fullmatch(text):
+            continue
+        nested += len(text)
+        problem = _problem(text) if nested <= MAX_NESTED else f"more than {MAX_NESTED} characters of interpolations"
+        if problem is not None:
             yield f"{key}: {problem}"
 
 

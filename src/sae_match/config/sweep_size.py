@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sae_match.errors import UserError
 
@@ -20,7 +20,7 @@ def refuse_endless_sweep(cfg: DictConfig) -> None:
     Raises:
         UserError: naming what is swept.
     """
-    params = cfg.hydra.sweeper.get("params") or {}
+    params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
     given = [*(f"{key}={value}" for key, value in params.items()), *cfg.hydra.overrides.task]
     swept = [override for override in OverridesParser.create().parse_overrides(given) if override.is_sweep_override()]
     count = math.prod(_count(override.value()) for override in swept)
