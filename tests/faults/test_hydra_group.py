@@ -41,6 +41,13 @@ def composed(tmp_path: Path, text: str = "", *overrides: str) -> None:
         ("sae: {name: 'ext://os.environ'}\nhydra: {job_logging: {handlers: {console: {stream: '${sae.name}'}}}}",
          "ext://os.environ"),
         ("hydra: {job_logging: {handlers: {console: {stream: 'cfg://root'}}}}", "cfg://root"),
+        # What only a job that has a number would see.
+        (f"hydra: {{callbacks: {{y0: {{}}, y1: {{x: {{'()': {TOUCH}, self: canary}}}}}}, "
+         "job_logging: {handlers: '${oc.select:hydra.callbacks.y${hydra.job.num}}'}}", "must be written out"),
+        ("hydra: {callbacks: {y0: ext://sys.stdout}, "
+         "job_logging: {handlers: {console: {stream: '${oc.select:hydra.callbacks.y${hydra.job.num}}'}}}}", "written"),
+        ("hydra: {callbacks: {y0: {}, y1: {PATH: /tmp}}, "
+         "job: {env_set: '${oc.select:hydra.callbacks.y${hydra.job.num}}'}}", "must be set in the shell"),
         # Text of one's choice in a file of one's choice.
         ("hydra: {job_logging: {formatters: {file: {format: 'touch canary # %(message)s'}}, "
          "handlers: {file: {filename: /tmp/.bashrc}}}}", "ends in .log"),
@@ -93,6 +100,7 @@ def test_what_people_do_passes(tmp_path: Path, text: str) -> None:
         f"+hydra.job.env_set.WANDB_MODE={SECRET}",
         "sae.root='${oc.env:\"WANDB_API_KEY\"}'",
         "sae.root='${oc.env:${sae.name}}'",
+        "hydra.job.name='${oc.env:${oc.select:hydra.callbacks.y${hydra.job.num}}}'",
         "sae.root='${oc.select:nowhere,${oc.env:${sae.name}}}'",
     ],
 )

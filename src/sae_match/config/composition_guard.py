@@ -121,7 +121,7 @@ def check_composed(cfg: DictConfig) -> None:
     plain.pop("hydra", None)
     resolved_group = resolved.pop("hydra", {})
     problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in named(plain, "_target_")]
-    problems += hydra_group_problems(resolved_group)
+    problems += dict.fromkeys([*hydra_group_problems(group), *hydra_group_problems(resolved_group)])
     if problems:
         raise UserError("the configuration names code to run, which is refused:\n" + "\n".join(problems))
     refuse_secrets(plain, [*(overrides.get("task") or []), *(overrides.get("hydra") or [])])

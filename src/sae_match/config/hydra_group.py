@@ -26,6 +26,8 @@ HANDLERS = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_SUFFIX = ".log"
+LOOKED_UP = ("filename", "format", "datefmt", "level")
+"""Entries of a logging group that may be interpolations. Others could yield something else once a job has a number."""
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS",
              "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY",
              "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS",
@@ -37,7 +39,7 @@ def hydra_group_problems(hydra: Any) -> Iterator[str]:
     """A line for every entry of Hydra's group that names code to run, or a file that is no log.
 
     Args:
-        hydra: nested dicts and lists, interpolations resolved where they can be.
+        hydra: nested dicts and lists, interpolations resolved where they can be, or not: both must pass.
     """
     for key, value in named(hydra, "_target_", "hydra."):
         if not _is_plugin(value):
@@ -86,6 +88,9 @@ def _logging_problems(group: Any, prefix: str) -> Iterator[str]:
     for key, value in strings(group, prefix):
         if "://" in value and value not in STREAMS:
             yield f"{key}={value}: only {', '.join(STREAMS)} may be named"
+    for key, value in strings(group, prefix):
+        if "${" in value and key.rpartition(".")[2] not in LOOKED_UP:
+            yield f"{key}={value}: must be written out; only {', '.join(LOOKED_UP)} may be looked up here"
     for key, value in named(group, "filename", f"{prefix}."):
         if not (isinstance(value, str) and value.endswith(LOG_SUFFIX)):
             yield f"{key}={value}: the name of a log file ends in {LOG_SUFFIX}"
