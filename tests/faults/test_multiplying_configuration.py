@@ -94,6 +94,7 @@ OVERRIDES = {
         "name one another so often",
     ),
     "a range": (["seed=range(0,10000000000)"], "1e+10 jobs"),
+    "beside an empty range": (["seed=range(0,10000000000)", "layers.first=range(1,0)"], "1e+10 jobs"),
     "a range of fractions": (["seed=range(0,1,1e-12)"], "1e+12 jobs"),
     "a product": ([f"{key}=range(0,1000)" for key in ("seed", "layers.first", "layers.last")], "1e+09 jobs"),
 }  # fmt: skip

@@ -36,5 +36,6 @@ def _count(value: Any) -> float:
         start, stop, step = value.start, value.stop, value.step
         if start is None or stop is None or step == 0:
             raise UserError(f"a range from {start} to {stop} in steps of {step} has no end")
-        return max(0.0, math.ceil((stop - start) / step) if math.isfinite((stop - start) / step) else math.inf)
+        # At least 1: beside an empty range Hydra writes the others down all the same.
+        return max(1.0, math.ceil((stop - start) / step) if math.isfinite((stop - start) / step) else math.inf)
     return 1
