@@ -18,7 +18,7 @@ from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import dead_job, missing_plugin
-from sae_match.sweep import in_sweep, reported
+from sae_match.sweep import SweepConfigLoader, in_sweep, reported
 from sae_match.terminal import is_completion_query, quiet_libraries
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def run_command(command: Callable[[], object]) -> None:
     # With this set Hydra raises instead of printing a trimmed traceback, so that what is shown is decided here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with guarded_composition():
+        with guarded_composition(SweepConfigLoader):
             command()
     except UserError as error:
         fail(str(error))

@@ -16,20 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError, load_sae
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.composition_guard import guarded_composition
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
-from sae_match.config.secrets import refuse_secrets
 from sae_match.judging.neuronpedia import read_explanations
 from sae_match.language_model.gguf_check import check_gguf
+from tests.faults.fuzz_overrides import ACCEPTED, REFUSED, override_target, sweep_target, yaml_target
 from tests.saes.layouts import (
     write_dictionary,
     write_gemma_scope,
@@ -40,7 +32,6 @@ from tests.saes.layouts import (
 )
 
 CANARY = "canary"
-ACCEPTED, REFUSED = "accepted", "refused"
 
 
 class Payload:
@@ -211,88 +202,6 @@ def _cfg_json(drawn: tuple[Any, ...], root: Path) -> str:
     return outcome(lambda: load_sae(folder, dialect=dialect))
 
 
-# -- overrides and configuration files --------------------------------------------------------------------
-
-
-def _keys(value: object, prefix: str = "") -> list[str]:
-    if not isinstance(value, dict):
-        return [prefix]
-    return [prefix, *(k for name, v in value.items() for k in _keys(v, f"{prefix}.{name}" if prefix else str(name)))]
-
-
-def configuration_keys() -> list[str]:
-    """Every key of the composed default configuration, and groups' names."""
-    register_schemas()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        cfg = compose("config", overrides=[])
-    return [key for key in _keys(OmegaConf.to_container(cfg, resolve=False)) if key]
-
-
-words = st.sampled_from(
-    ["0", "-1", "1e400", "nan", "inf", "null", "???", "true", "9" * 400, "1.5", "''", '"x"', "[1,2]", "[[[]]]", "{a:1}",
-     "{_target_:os.system}", "{_target_:pathlib.Path.touch,_args_:[canary]}", "${seed}", "${nothing}", "${oc.env:HOME}",
-     "${oc.env:NO_SUCH_VARIABLE}", "${eval:1+1}", "${oc.decode:'{a: 1}'}", "${paths}", "${hydra:runtime.cwd}", "${",
-     "$", "}{", "(", "[" * 200, "glob(*)", "range(1,5)", "a,b", "choice(a,b)", "\\", "'", "../../etc/passwd", "\x00",
-     "é" * 50,
-     "certified", "weights_only", "full", "none", "both", "theta", "int(3)", "str([1])", "{layer:9999999d}",
-     "sk-" + "a" * 30,
-     "!!python/object/apply:os.system [x]", "&a [*a]", "16k", "hub", "local", "embedded/smollm2_135m", ""]
-)  # fmt: skip
-values = st.one_of(words, words, st.text(max_size=8), st.integers(-(10**20), 10**20).map(str), st.floats().map(str))
-marks = st.sampled_from(["", "", "", "+", "++", "~"])
-GROUPS = ("matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "judging", "tracking", "experiment")
-UNKNOWN = (
-    "hydra.callbacks.x._target_",
-    "hydra.job_logging.handlers.console.class",
-    "sae._target_",
-    "x",
-    "",
-    "a.b.c",
-    "=",
-)
-
-
-def _overrides(drawn: list[tuple[str, str, str]], root: Path) -> str:
-    given = [f"{mark}{key}={value}" if mark != "~" else f"~{key}" for mark, key, value in drawn]
-    return _composed(given)
-
-
-def _yaml(drawn: tuple[str, str, Any], root: Path) -> str:
-    """A configuration group of the user's own, found through a search path as --config-dir adds one."""
-    group, text, _ = drawn
-    (root / group).mkdir(exist_ok=True)
-    (root / group / "fuzzed.yaml").write_bytes(text.encode(errors="surrogatepass"))
-    return _composed([f"{group}=fuzzed", f"hydra.searchpath=[{root}]"])
-
-
-def _composed(given: list[str]) -> str:
-    try:
-        with guarded_composition(), initialize_config_dir(str(config_directory()), version_base="1.3"):
-            cfg = compose("config", overrides=["paths.output_dir=out", *given])
-        checked = to_dataclass(cfg, Config)
-        refuse_secrets(OmegaConf.to_container(OmegaConf.structured(checked), resolve=True, enum_to_str=True))
-        check_config(checked)
-    except (UserError, HydraException, OmegaConfBaseException):
-        return REFUSED
-    return ACCEPTED
-
-
-yaml_keys = st.sampled_from(["name", "root", "path", "_target_", "defaults", "seed", "mode", "hydra"])
-yaml_texts = st.one_of(
-    st.sampled_from(
-        ["!!python/object/apply:pathlib.Path.touch [canary]", "a: !!python/name:os.system", "_target_: os.system",
-         "defaults: [nowhere]", "# @package _global_\nhydra: {callbacks: {x: {_target_: pathlib.Path, _args_: [c]}}}",
-         "# @package hydra\njob_logging: {handlers: {console: {'()': pathlib.Path.touch, self: canary}}}", "a: &a [*a]",
-         "- 1", "3", "", "\t", "name: ${oc.env:HOME}", "? {a: b}\n: c", "name: \x01", "name: \ud800", "{" * 2000,
-         "defaults: [fuzzed]", "defaults:\n  - _self_\n  - /sae@model: native", "root: /x\nname: n\ndialect: native"]
-    ),
-    st.dictionaries(yaml_keys, json_values).map(
-        json.dumps
-    ),
-    st.text(max_size=30),
-)  # fmt: skip
-
-
 # -- explanations and GGUF headers ------------------------------------------------------------------------
 
 
@@ -339,7 +248,6 @@ def _gguf(drawn: tuple[int, list[bytes], list[tuple[float, int]], float], root: 
 
 def targets() -> dict[str, Target]:
     """Every target by name."""
-    known = st.sampled_from([*configuration_keys(), *GROUPS, *UNKNOWN])
     kind = st.sampled_from(["made", "made", "whole"])
     dialects = st.sampled_from(["native", "gemma_scope_2", None])
     return {
@@ -348,8 +256,9 @@ def targets() -> dict[str, Target]:
         "cfg.json": Target(
             st.tuples(st.sampled_from(sorted(WRITERS)), changes_of_json, st.booleans(), raw_json), _cfg_json
         ),
-        "overrides": Target(st.lists(st.tuples(marks, known, values), min_size=1, max_size=4), _overrides),
-        "yaml": Target(st.tuples(st.sampled_from(GROUPS[:-1]), yaml_texts, st.none()), _yaml),
+        "overrides": Target(*override_target()),
+        "sweeps": Target(*sweep_target()),
+        "yaml": Target(*yaml_target(json_values)),
         "explanations": Target(st.tuples(explanation_lines, st.booleans(), flips, keep), _explanations),
         "gguf": Target(st.tuples(st.sampled_from([2, 3, 3, 1, 2**31]), gguf_parts, flips, keep), _gguf),
     }

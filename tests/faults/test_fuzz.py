@@ -14,6 +14,7 @@ EXAMPLES = {
     "safetensors": 300,
     "cfg.json": 300,
     "overrides": 40,
+    "sweeps": 30,
     "yaml": 30,
     "explanations": 300,
     "gguf": 300,

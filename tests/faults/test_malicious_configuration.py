@@ -59,7 +59,7 @@ EVIL = "pathlib.Path.touch"
         ("name: ${eval:'1+1'}\nroot: /x\ndialect: native\nlast_layer: 3", "eval"),
         ("name: [", "cannot be composed"),
         ("name: \x01", "cannot be composed"),
-        ("[" * 5000, "cannot be composed"),
+        ("[" * 5000, "nested deeper"),
         ("surprise: 1", "surprise"),
     ],
 )

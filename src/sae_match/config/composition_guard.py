@@ -1,59 +1,108 @@
 """What a composed configuration must not hold, refused before Hydra acts on it or writes it anywhere.
 
-Hydra instantiates `_target_` entries of its own group (callbacks, launcher, sweeper) and hands its logging group to
-`logging.config.dictConfig`, which calls what `class` and `()` name: a configuration file from elsewhere could run
-anything. It also writes `.hydra/` and `multirun.yaml` before a job's own code gets a say.
+A configuration file from elsewhere could run anything through Hydra's own group (`hydra_group`), eat the machine with
+aliases or interpolations that multiply (`bounded_yaml`, `bounded_resolution`), and Hydra writes `.hydra/` and
+`multirun.yaml`, secrets included, before a job's own code gets a say.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_match.config.bounded_resolution import bounded_resolution, resolved_where_possible
+from sae_match.config.bounded_yaml import bounded_yaml
+from sae_match.config.hydra_group import hydra_group_problems, named
+from sae_match.config.interpolations import interpolation_problems
 from sae_match.config.secrets import refuse_secrets
+from sae_match.config.sweep_size import refuse_endless_sweep
 from sae_match.errors import UserError
 
-PACKAGES = ("hydra._internal.core_plugins.", "hydra_plugins.", "sae_match.")
-"""Where the classes live that a `_target_` of Hydra's group may name: launchers, sweepers and our own callbacks."""
-LOGGING = ("logging.", "colorlog.")
-"""Where handlers and formatters live that a logging group may name."""
-STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+MAX_FILES = 1000
+"""Entries that one composition may look up; the defaults of an ordinary one lead to some hundred."""
+NOT_WRITTEN_BY_US = ("help", "hydra_help", "runtime", "overrides")
+"""Parts of Hydra's group that hold paths of this machine and texts, or are looked at by themselves."""
+
+
+class GuardedConfigLoader(ConfigLoaderImpl):
+    """Hydra's loader, of which every configuration passes `check_composed`, within bounds of size and time.
+
+    Launchers pickle the loader and compose each job's configuration once more, in another process or on another
+    machine, where nothing else of ours runs before: the class goes along with it.
+    """
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """As Hydra's.
+
+        Raises:
+            UserError: what is refused; whatever reading and composing raise, apart from Hydra's and OmegaConf's own.
+        """
+        with _clear_errors(), bounded_yaml(), bounded_resolution():
+            cfg = super().load_configuration(*args, **kwargs)
+            check_composed(cfg)
+            # In any mode: Hydra composes once to learn the mode, and takes an error there for "a single run".
+            refuse_endless_sweep(cfg)
+        return cfg
+
+    def compute_defaults_list(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hydra's (`--info defaults`), with the same bounds and errors."""
+        with _clear_errors(), bounded_yaml(), bounded_resolution():
+            return super().compute_defaults_list(*args, **kwargs)
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        load, count = repository.load_config, 0
+
+        def load_config(config_path: str) -> Any:
+            nonlocal count
+            count += 1
+            if count > MAX_FILES:
+                raise UserError(
+                    f"the defaults lists lead to more than {MAX_FILES} files, the last of them {config_path}"
+                )
+            return load(config_path)
+
+        repository.load_config = load_config  # type: ignore[method-assign]
+        return parsed, repository
 
 
 @contextmanager
-def guarded_composition() -> Iterator[None]:
-    """Inside the block every configuration that Hydra composes, of a sweep or of a job, passes `check_composed`.
-
-    Whatever else reading and composing raise becomes a UserError.
-    """
-    compose = ConfigLoaderImpl.load_configuration
-
-    def load_configuration(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        try:
-            cfg = compose(self, *args, **kwargs)
-        except (HydraException, OmegaConfBaseException):
-            raise
-        except Exception as error:
-            # YAML that does not parse (or names Python objects), files that are not UTF-8, overrides of absurd depth
-            # or of a type that Hydra does not expect come out of it as they are.
-            raise UserError(f"the configuration cannot be composed: {error or type(error).__name__}") from error
-        check_composed(cfg)
-        return cfg
-
+def guarded_composition(loader: type[GuardedConfigLoader] = GuardedConfigLoader) -> Iterator[None]:
+    """Whatever Hydra composes, begun inside the block and in whichever process, passes `check_composed`."""
+    original = hydra._internal.hydra.ConfigLoaderImpl  # type: ignore[attr-defined]
     # Hydra offers no hook between composing and acting: its callbacks are themselves instantiated from the result.
-    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    hydra._internal.hydra.ConfigLoaderImpl = loader  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_configuration = compose  # type: ignore[method-assign]
+        hydra._internal.hydra.ConfigLoaderImpl = original  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException):
+        raise
+    except RecursionError as error:
+        raise UserError(
+            "the configuration cannot be composed: it nests too deeply, or a file includes itself"
+        ) from error
+    except Exception as error:
+        # YAML that does not parse (or names Python objects), files that are not UTF-8, overrides of absurd depth
+        # or of a type that Hydra does not expect come out of it as they are.
+        raise UserError(f"the configuration cannot be composed: {error or type(error).__name__}") from error
 
 
 def check_composed(cfg: DictConfig) -> None:
@@ -62,55 +111,20 @@ def check_composed(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the keys; the values of secrets are not repeated.
     """
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    hydra = plain.pop("hydra", {}) if isinstance(plain, dict) else {}
-    problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in _named(plain, "_target_")]
-    problems += [
-        f"hydra.{key}={value}: only launchers, sweepers and callbacks of {', '.join(PACKAGES)}* may be named"
-        for key, value in _named(hydra, "_target_")
-        if not _is_allowed(value)
-    ]
-    for group in ("job_logging", "hydra_logging"):
-        problems += _logging_problems(hydra.get(group), f"hydra.{group}.")
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    group = plain.get("hydra") or {}
+    overrides = group.pop("overrides", None) or {}
+    problems = list(interpolation_problems(plain))
+    if problems:
+        raise UserError("\n".join(problems))
+    resolved = resolved_where_possible(cfg)
+    plain.pop("hydra", None)
+    resolved_group = resolved.pop("hydra", {})
+    problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in named(plain, "_target_")]
+    problems += dict.fromkeys([*hydra_group_problems(group), *hydra_group_problems(resolved_group)])
     if problems:
         raise UserError("the configuration names code to run, which is refused:\n" + "\n".join(problems))
-    refuse_secrets(plain, (hydra.get("overrides") or {}).get("task") or [])
-
-
-def _named(value: Any, wanted: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every entry called `wanted`."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in items:
-        if key == wanted:
-            yield f"{prefix}{key}", entry
-        yield from _named(entry, wanted, f"{prefix}{key}.")
-
-
-def _is_allowed(target: Any) -> bool:
-    """Whether it names a class that is defined in one of our packages: not a function, nor what a module imports."""
-    if not isinstance(target, str) or not target.startswith(PACKAGES):
-        return False
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return False
-    return inspect.isclass(found) and found.__module__ == module
-
-
-def _logging_problems(group: Any, prefix: str) -> Iterator[str]:
-    for wanted in ("class", "()"):
-        for key, value in _named(group, wanted):
-            if not (isinstance(value, str) and value.startswith(LOGGING)) or value.count(".") > 2:
-                yield f"{prefix}{key}={value}: only handlers and formatters of {', '.join(LOGGING)}* may be named"
-    for key, value in _strings(group, prefix):
-        if "ext://" in value and value not in STREAMS:
-            yield f"{key}={value}: only {', '.join(STREAMS)} may be named"
-
-
-def _strings(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in items:
-        if isinstance(entry, str):
-            yield f"{prefix}{key}", entry
-        yield from _strings(entry, f"{prefix}{key}.")
+    refuse_secrets(plain, [*(overrides.get("task") or []), *(overrides.get("hydra") or [])])
+    for side in (group, resolved_group):
+        refuse_secrets({"hydra": {key: value for key, value in side.items() if key not in NOT_WRITTEN_BY_US}})
+    refuse_secrets(resolved)

@@ -61,8 +61,8 @@ def _problems(key: str, text: str, known: Mapping[str, str]) -> Iterator[str]:
     for name, value in known.items():
         if value in text:
             yield f"{key}: holds the value of the environment variable {name}, which would be recorded. {advice}"
-    for name in _ENVIRONMENT.findall(text):
-        if _NAME.search(name) or not _is_path(key):
+    for name in (found.strip("'\"") for found in _ENVIRONMENT.findall(text)):
+        if "$" in name or _NAME.search(name) or not _is_path(key):
             yield (
                 f"{key}: ${{oc.env:{name}}} would write that variable's value into the record. Only paths "
                 f"({', '.join(PATH_KEYS)}) may come from the environment, and never from a variable named like a secret"

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sae_match.config.composition_guard import GuardedConfigLoader
 from sae_match.dry_run import is_scratch
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,23 @@ class SweepCallback(Callback):
         _launch.directory = directory
 
 
+class SweepConfigLoader(GuardedConfigLoader):
+    """The guarded loader; what it refuses of a job in a process of the job's own goes into the sweep's table."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra's."""
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except Exception as error:
+            if _launch.directory is None:  # the launching process says it itself
+                from sae_match.sweep.notes import note_refused
+
+                sweep = Path(str(master_config.hydra.sweep.dir)).absolute()
+                with suppress(OSError):
+                    note_refused(sweep, sweep_overrides, f"{type(error).__name__}: {error}")
+            raise
+
+
 def planned_overrides(config: DictConfig) -> list[list[str]]:
     """The overrides of every job of a sweep, in order; empty where another sweeper than Hydra's own decides them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -65,8 +85,13 @@ def planned_overrides(config: DictConfig) -> list[list[str]]:
     if not str(sweeper._target_).endswith("BasicSweeper"):
         return []
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+    parsed = OverridesParser.create(_loader()).parse_overrides([*given, *config.hydra.overrides.task])
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _loader() -> ConfigLoader | None:
+    """What knows the options of a group, for `experiment=glob(fig*)`."""
+    return GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
 
 
 @dataclass

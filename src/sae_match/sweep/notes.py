@@ -66,6 +66,13 @@ def note_job(
     write_json(sweep / NOTES / f"{number}.json", {**content, "record": None if record is None else str(record)})
 
 
+def note_refused(sweep: Path, overrides: Sequence[str], error: str) -> None:
+    """Note that a job's configuration was refused before the job began; its number is its place in the launch."""
+    planned = read_note(sweep / NOTES / PLANNED) or []
+    if list(overrides) in planned:
+        note_job(sweep, planned.index(list(overrides)), overrides, None, None, " ".join(error.splitlines()))
+
+
 def jobs_of(sweep: Path) -> list[SweepJob]:
     """The jobs of the last launch in a directory, by number, as the files there tell now."""
     planned = read_note(sweep / NOTES / PLANNED) or []
