@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sae_match.errors import UserError
 
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)
 
-
-def as_others_may(file: Path) -> None:
-    """Give a file the permissions that any new file has (the umask's).
+def set_mode(file: Path, mode: int) -> None:
+    """Give a file the permissions of another that was simply created.
 
     safetensors writes for the owner only, whoever asked: colleagues who share a cache, or read a record, could not.
+    Where permissions cannot be set (some mounted file systems), they stay as they are.
     """
-    os.chmod(file, 0o666 & ~_UMASK)
+    if file.stat().st_mode != mode:
+        with suppress(OSError):
+            os.chmod(file, stat.S_IMODE(mode))
+
+
+def mode_of_new_files(directory: Path) -> int:
+    """`st_mode` of a file that is simply created there, as umask and directory decide."""
+    probe = directory / f".mode.{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mode
+    finally:
+        probe.unlink()
 
 
 @contextmanager
@@ -34,8 +45,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()  # what is not written must be missed
         yield temporary
-        as_others_may(temporary)
+        set_mode(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -119,11 +119,38 @@ def test_a_failure_after_the_passes_keeps_them(
     assert passes.made == made
 
 
+def test_what_another_job_has_committed_stays_with_it(
+    configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes.dies_at = 2
+    killed = configured(random_saes, "evaluation.min_count=3", output="killed")
+    with pytest.raises(Died):
+        run(killed)
+    passes.made, passes.dies_at = 0, -1
+    run(configured(random_saes, output="other"))
+    assert passes.made == 2  # the two that the killed job had made were found
+    assert len(entries(killed)) == 2
+    run(killed)
+    assert passes.made == 4 and entries(killed) == []
+
+
+def test_an_entry_that_cannot_be_removed_fails_no_job(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*_: object) -> None:
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(ResultCache, "remove", held)
+    cfg = configured(random_saes, "layers.last=1")
+    assert run(cfg).metrics
+    assert len(entries(cfg)) >= 1
+
+
 def test_a_damaged_entry_is_collected_anew(
     configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
-    collector = ActivationCache(Path(cfg.paths.cache_dir)).collector()
+    collector = ActivationCache(Path(cfg.paths.cache_dir), "job").collector()
     known = {"matched": Permutation.random(24, 24, seed=0)}
     splices = splices_of_pair(A, B, known, "raw")
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])

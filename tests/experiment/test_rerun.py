@@ -204,7 +204,7 @@ def test_a_job_that_another_host_is_running_is_left_to_it(weights: Configured, t
     directory = run(weights(output="sweep/0")).directory
     process = {**this_process(), "host": "elsewhere"}
     rewrite(directory / "status.json", state="running", process=process)
-    (directory / SIGN).touch()
+    (directory / SIGN).write_text(json.dumps(process))
     decision = decide(weights(output="sweep/0"), sweep)
     assert (decision.action, decision.directory) == (Action.report, directory)
     assert decide(weights("matching=decoder", output="sweep/1"), sweep).action is Action.run

@@ -20,6 +20,8 @@ def test_this_process_is_alive_under_its_own_identity_only() -> None:
     assert is_alive({**me, "born": "1"}) is False  # the number was given to another process since
     assert is_alive({**me, "boot": "another"}) is False
     assert is_alive({**me, "host": "elsewhere"}) is None
+    assert is_alive({**me, "space": "pid:[1]"}) is None  # a container with process numbers of its own
+    assert is_alive({name: me[name] for name in ("pid", "host", "boot", "born")}) is True  # as records had it before
     for nothing in (None, {}, "text", {**me, "pid": None}, {**me, "pid": "1"}):
         assert is_alive(nothing) is not True
 

@@ -34,11 +34,12 @@ class ActivationCache:
 
     Args:
         cache_dir: the cache that jobs share.
+        owner: what names the job, the same in each of its attempts.
     """
 
-    def __init__(self, cache_dir: Path) -> None:
-        self._cache = ResultCache(cache_dir / FOLDER)
-        self._used: set[str] = set()
+    def __init__(self, cache_dir: Path, owner: str) -> None:
+        self._cache, self._owner = ResultCache(cache_dir / FOLDER), owner
+        self._own: set[str] = set()
 
     def collector(self, **facts: object) -> Collector:
         """`collect_activations`, made once and then read.
@@ -50,11 +51,10 @@ class ActivationCache:
 
         def collect(asked: PairPass) -> ActivationStatistics:
             key = pass_key(asked, facts)
-            self._used.add(key)
             found = self._read(key, asked)
             if found is None:
                 found = collect_activations(asked)
-                self._cache.put(key, to_arrays(found))
+                self._put(key, to_arrays(found))
                 logger.debug("activations committed (%s)", key[:12])
             else:
                 logger.info("activations found in the cache (%s)", key[:12])
@@ -71,22 +71,37 @@ class ActivationCache:
         key = content_key(
             {"version": ACTIVATION_VERSION, "sae": sae.content_hash, "device": sae.device.type, "facts": dict(facts)}
         )
-        self._used.add(key)
-        stored = (self._cache.get(key) or {}).get("values")
+        stored = (self._get(key) or {}).get("values")
         if isinstance(stored, np.ndarray) and stored.shape == (sae.width,):
             return torch.from_numpy(stored)
         values = measure().cpu()
-        self._cache.put(key, {"values": values.numpy()})
+        self._put(key, {"values": values.numpy()})
         return values
 
     def forget(self) -> None:
-        """Remove the entries that this job has used: to be called when its record is complete."""
-        for key in self._used:
-            self._cache.remove(key)
-        self._used.clear()
+        """Remove the entries that this job has made, in whichever attempt: to be called when its record is complete.
+
+        Those of other jobs that it has found stay with their makers, who may be killed yet.
+        """
+        for key in self._own:
+            try:
+                self._cache.remove(key)
+            except OSError as error:  # somebody reads it, on a system where that holds a file
+                logger.debug("%s stays: %s", self._cache.path(key), error)
+        self._own.clear()
+
+    def _put(self, key: str, payload: Mapping[str, object]) -> None:
+        self._cache.put(key, {**payload, "owner": self._owner})
+        self._own.add(key)
+
+    def _get(self, key: str) -> Mapping[str, object] | None:
+        payload = self._cache.get(key)
+        if payload is not None and payload.get("owner") == self._owner:
+            self._own.add(key)
+        return payload
 
     def _read(self, key: str, asked: PairPass) -> ActivationStatistics | None:
-        payload = self._cache.get(key)
+        payload = self._get(key)
         if payload is None:
             return None
         try:

@@ -47,6 +47,7 @@ class JobShape:
         correlated: whether one of them needs the correlation of every pair of features.
         mapped: whether there is a splice by a linear map.
         fit_windows: windows on which controls are fitted, beside the evaluated ones.
+        ceilings: widths of the layers of which there is a second seed.
         far_pairs: widths of the pairs further apart than neighbours that are matched and compared as well.
     """
 
@@ -65,6 +66,7 @@ class JobShape:
     mapped: bool = False
     fit_windows: int = 0
     far_pairs: tuple[tuple[int, int], ...] = ()
+    ceilings: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -143,6 +145,8 @@ def passes_bytes(shape: JobShape) -> int:
     for a, b in shape.far_pairs:
         # Composed, exact and random, and beside their splices the reconstruction and the residual of the first layer.
         found += itemsize * shape.documents * ((1 + VARIANTS) * a + b + 1) + sums * (VARIANTS + 2 + 1)
+    for width in shape.ceilings:
+        found += itemsize * shape.documents * (3 * width + 1) + sums * (1 + SPLICES_BESIDE_MATCHING + 1)
     return found
 
 
@@ -204,6 +208,8 @@ def activation_flops(shape: JobShape) -> float:
     per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in pairs(shape.widths)]
     # Three permutations and one reconstruction of the first layer.
     per_token += [2 * shape.d_model * (2 * a + b + VARIANTS * b) for a, b in shape.far_pairs]
+    # Two seeds of a layer: one matching, and the reconstructions of both.
+    per_token += [2 * shape.d_model * (2 + 3) * width for width in shape.ceilings]
     found = float(shape.windows * shape.window_tokens * sum(per_token))
     if shape.correlated:  # two passes, the second with the products of all activations
         correlating = [4 * shape.d_model * (a + b) + 2 * a * b for a, b in pairs(shape.widths)]

@@ -38,6 +38,7 @@ from sae_match.language_model import resolve_device
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
+from sae_match.record.science import science_hash
 from sae_match.record.wandb_mirror import open_mirror
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,12 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
+    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
-    passes = ActivationCache(Path(cfg.paths.cache_dir))
+    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(config))
     with record.guard():
         make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")

@@ -33,6 +33,7 @@ from sae_match.experiment.saes_in_span import check_one_stream, check_pair, chec
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.matching.solution import Solver
+from sae_match.saes import SaeSource
 
 GIB = 2**30
 
@@ -195,7 +196,7 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls = chosen(cfg.evaluation.controls)
+    controls, source = chosen(cfg.evaluation.controls), SaeSource(cfg.sae, tuple(layers))
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
@@ -205,6 +206,7 @@ def _job_shape(
         correlated=Control.correlation in controls,
         mapped=Control.linear_map in controls,
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
+        ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
     if model is None or text is None or model.size is None:
         return shape

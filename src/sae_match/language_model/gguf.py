@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_match.atomic import as_others_may
+from sae_match.atomic import mode_of_new_files, set_mode
 from sae_match.errors import UserError
 from sae_match.language_model.gguf_check import check_gguf
 from sae_match.language_model.quiet import without_progress_bars
@@ -62,8 +62,10 @@ def converted(name: str, find: Callable[[], Path], cache_dir: Path) -> Path:
     try:
         _convert(gguf, scratch)
         write_sums(scratch)
-        for file in scratch.iterdir():
-            as_others_may(file)
+        mode = mode_of_new_files(scratch)
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                set_mode(file, mode)
         # Two jobs may convert at once: the first rename wins, the other finds a non-empty directory and keeps it.
         with contextlib.suppress(OSError):
             os.rename(scratch, target)

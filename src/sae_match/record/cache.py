@@ -47,10 +47,10 @@ class ResultCache:
         """The payload stored under `key`, or None. A file that fails its checksum, or cannot be read as
         what it should be, is reported with a warning and counts as missing."""
         path = self.path(key)
-        if not path.exists():
-            return None
         try:
             return _read(path, key)
+        except FileNotFoundError:
+            return None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             log.warning("cache entry %s is damaged and will be computed anew: %s", path, error)
             return None

@@ -21,13 +21,13 @@ from sae_match.atomic import atomic_path, write_json, write_text
 from ..errors import UserError
 from ..metrics.document_sums import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
-from .heartbeat import beating
+from .heartbeat import SILENT_S, beating, claim, release, silence
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
 from .provenance import git_state, versions
 from .science import science_hash, science_of
-from .state import STATUS, read_status
+from .state import STATUS, Status, read_status
 from .termination import sigterm_raises
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class JobRecord:
         self._science_hash: str | None = None
         self._overwrite = overwrite
         self._status: dict[str, Any] = {}
+        self._claimed = False
         self._clock = time.monotonic()
         try:
             with atomic_path(self.directory / ".writable") as probe:
@@ -91,20 +92,53 @@ class JobRecord:
                 `overwrite` is false), or another process is writing there. Where results go and how they are
                 tracked does not count.
         """
-        status = read_status(self.directory)
-        if status is not None and status.alive and not status.own:
-            where = "" if status.host is None else f" on {status.host}"
+        status = read_status(self.directory)  # before the sign of life there is this process's
+        self._claim()
+        try:
+            self._check_free(yaml_text, status)
+        except UserError:
+            release(self.directory)
+            raise
+        write_text(self.directory / CONFIG, yaml_text)
+        self._science_hash = science_hash(yaml.safe_load(yaml_text))
+
+    def _claim(self) -> None:
+        """Take the directory, so that no other process writes into it until `guard` ends.
+
+        Raises:
+            UserError: another one has it, or it cannot be taken.
+        """
+        try:
+            held = claim(self.directory)
+        except OSError as error:
             raise UserError(
-                f"{self.directory}: process {status.pid}{where} is running a job there. Wait for it, or choose "
-                "another paths.output_dir."
-            )
+                f"cannot write to the output directory {self.directory}: {error.strerror or error}. "
+                "Choose another one with paths.output_dir=DIR."
+            ) from error
+        if held is not None:
+            raise self._taken(held.get("pid"), held.get("host"))
+        self._claimed = True
+
+    def _taken(self, pid: object, host: object) -> UserError:
+        silent = silence(self.directory)
+        sign = (
+            f" (last sign of life {silent:.0f} s ago; from another host it counts as dead after {SILENT_S:.0f} s)"
+            if silent is not None
+            else ""
+        )
+        return UserError(
+            f"{self.directory}: process {pid} on {host} is running a job there{sign}. Wait for it, or choose another "
+            "paths.output_dir."
+        )
+
+    def _check_free(self, yaml_text: str, status: Status | None) -> None:
+        if status is not None and status.alive and not status.own:
+            raise self._taken(status.pid, status.host)
         if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
             raise UserError(
                 f"{self.directory} holds the finished record of a job with another configuration. "
                 "Choose another paths.output_dir, or remove that directory first."
             )
-        write_text(self.directory / CONFIG, yaml_text)
-        self._science_hash = science_hash(yaml.safe_load(yaml_text))
 
     def running(self) -> None:
         """Mark the job as started; results of an earlier attempt stay until `clear_results`."""
@@ -143,6 +177,8 @@ class JobRecord:
         """Mark the job as running; at the end as done, or on any exception as failed (killed where it
         was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. The exception
         goes on. `finish` may be called inside to end in another state without raising."""
+        if not self._claimed:
+            self._claim()
         with sigterm_raises(), beating(self.directory):
             try:
                 self.running()
@@ -152,6 +188,8 @@ class JobRecord:
             except BaseException as error:
                 self._record_failure(error)
                 raise
+            finally:
+                self._claimed = False  # `beating` lets go of it
 
     def _record_failure(self, error: BaseException) -> None:
         try:

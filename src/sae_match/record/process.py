@@ -15,20 +15,59 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def this_process() -> dict[str, Any]:
-    """What identifies this process among all that ever ran: pid, host, boot, and when it began."""
+    """What identifies this process among all that ever ran: pid, host, boot, and when it began; in which of the host's
+    spaces of process numbers (containers have their own), and as which attempt of which Slurm job."""
     pid = os.getpid()
-    return {"pid": pid, "host": socket.gethostname(), "boot": _boot(), "born": _born(pid)}
+    slurm = {name: os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "PROCID", "RESTART_COUNT")}
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "born": _born(pid),
+        "space": _space(),
+        "slurm": slurm if slurm["JOB_ID"] else None,
+    }
 
 
 def is_alive(process: object) -> bool | None:
     """Whether the process that `this_process` described still runs; None where that cannot be told from here (it runs,
-    or ran, on another host, or is not described)."""
-    if not isinstance(process, Mapping) or process.get("host") != socket.gethostname():
+    or ran, on another host or in another container, or is not described)."""
+    if not isinstance(process, Mapping):
         return None
-    if process.get("boot") != _boot():
+    if _is_earlier_attempt(process.get("slurm")):
+        return False
+    if process.get("host") != socket.gethostname() or process.get("space", _space()) != _space():
+        return None
+    if not _same_boot(process.get("boot")):
         return False
     pid = process.get("pid")
     return isinstance(pid, int) and pid > 0 and _born(pid) == process.get("born") is not None
+
+
+def _is_earlier_attempt(slurm: object) -> bool:
+    """Whether Slurm has started this process in the place of that one: it requeues a job when the other is gone."""
+    mine = this_process()["slurm"]
+    if not isinstance(slurm, Mapping) or mine is None:
+        return False
+    same = all(slurm.get(name) == mine[name] for name in ("JOB_ID", "PROCID"))
+    return same and slurm.get("RESTART_COUNT") != mine["RESTART_COUNT"]
+
+
+@cache
+def _space() -> str | None:
+    """The space of process numbers: one pid in two of them is not one process. None where there is but one."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _same_boot(boot: object) -> bool:
+    """Seconds since the epoch, as where there is no identifier, may be told a little differently each time."""
+    own = _boot()
+    if isinstance(boot, str) and boot.isdigit() and own.isdigit():
+        return abs(int(boot) - int(own)) <= 5
+    return boot == own
 
 
 @cache

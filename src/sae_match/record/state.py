@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .heartbeat import SILENT_S, silence
+from .heartbeat import lives, silence
 from .process import is_alive, this_process
 
 STATUS = "status.json"
@@ -39,22 +39,23 @@ class Status:
     own: bool = False
 
 
-def interpret(status: Mapping[str, Any], silent: float | None = None) -> Status:
+def interpret(status: Mapping[str, Any], silence_of: Callable[[], float | None] = lambda: None) -> Status:
     """What the content of a status.json means now.
 
     Args:
-        silent: seconds since the record's last sign of life (`heartbeat.silence`); None where there is none. It decides
-            about processes of other hosts.
+        silence_of: seconds since the record's last sign of life (`heartbeat.silence`), asked where this host does not
+            know about the process.
 
     Raises:
         KeyError: it holds no state.
     """
     state, error, process = str(status["state"]), status.get("error"), status.get("process")
-    alive = is_alive(process) if state == "running" else None
+    alive = is_alive(process) if state == "running" else False
     pid, host = (process.get("pid"), process.get("host")) if isinstance(process, Mapping) else (None, None)
     gone = "is gone without a word"
-    if alive is None and state == "running" and silent is not None:
-        alive = silent <= SILENT_S
+    silent = silence_of() if alive is None else None
+    if silent is not None:
+        alive = lives(process, silent)
         gone = f"on {host} has given no sign of life for {silent / 60:.0f} minutes"
     if state == "running" and alive is False:
         message = f"process {pid} {gone}: SIGKILL, out of memory, or the machine went down"
@@ -68,7 +69,7 @@ def read_status(directory: Path) -> Status | None:
     """The status of the record in a directory; None where there is none that can be read."""
     try:
         content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-        return interpret(content, silence(directory)) if isinstance(content, dict) else None
+        return interpret(content, lambda: silence(directory)) if isinstance(content, dict) else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -72,7 +72,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
     name = path.name if name is None else name
     try:
         status = _mapping(path / STATUS, json.loads)
-        now = interpret(status, silence(path))
+        now = interpret(status, lambda: silence(path, probe=False))
         error = now.error
         return Record(
             name=name,

@@ -88,13 +88,18 @@ class SaeSource:
         return self.loader.read(self.locate([layer])[layer], layer, self.cfg)
 
     def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
-        """A second seed of one layer's SAE, or None where there is none: it has the sparsity of `sae.filename`."""
+        """A second seed of one layer's SAE, or None where there is none."""
+        path = self.ceiling_path(layer)
+        return None if path is None else self.loader.read(path, layer, self.cfg)
+
+    def ceiling_path(self, layer: int) -> Path | None:
+        """File of the second seed, or None where there is none: it has the sparsity of `sae.filename`."""
         if self.cfg.ceiling_filename is None or self.cfg.root is None:
             return None
         if native_l0(self.cfg, layer, self.span) is not None:
             return None
         path = local_root(self.cfg.root) / inside_only(fill(self.cfg.ceiling_filename, layer, "sae.ceiling_filename"))
-        return self.loader.read(path, layer, self.cfg) if is_file(path) else None
+        return path if is_file(path) else None
 
 
 def load_sae(
