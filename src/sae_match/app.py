@@ -90,6 +90,8 @@ def run_command(command: Callable[[], object]) -> None:
         with guarded_composition(SweepConfigLoader):
             command()
     except UserError as error:
+        if is_completion_query(sys.argv):
+            sys.exit(EXIT_USER_ERROR)
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         if is_completion_query(sys.argv):

@@ -145,3 +145,50 @@ def test_every_shipped_configuration_passes() -> None:
                 assert OmegaConf.is_config(cfg)
                 loaded += 1
     assert loaded > 25
+
+
+@pytest.mark.parametrize(
+    ("field", "where"),
+    [
+        ("launcher: {comment: {}}", "launcher.comment"),
+        ("launcher: {gres: {}}", "launcher.gres"),
+        ("launcher: {partition: {}}", "launcher.partition"),
+        ("launcher: {additional_parameters: {reservation: {}}}", "launcher.additional_parameters.reservation"),
+        ("job: {name: {}}", "job.name"),
+        ("sweep: {dir: {}}", "sweep.dir"),
+        ("sweep: {subdir: {}}", "sweep.subdir"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\\n", "\\r", "\\u2028"])
+def test_no_value_becomes_a_second_line_of_a_batch_script(tmp_path: Path, field: str, where: str, end: str) -> None:
+    """submitit quotes what it writes into `#SBATCH` lines, but a line end in it begins a command."""
+    text = "defaults: [override /hydra/launcher: submitit_slurm]\nhydra: {" + field.replace(
+        "{}", f'"x{end}touch canary #"'
+    )
+    with pytest.raises(UserError, match=rf"hydra\.{where}: a value of several lines"):
+        composed(tmp_path, text + "}")
+
+
+def test_the_setup_of_a_launcher_has_lines(tmp_path: Path) -> None:
+    lines = '["module load cuda\\nsource env/bin/activate"]'
+    composed(tmp_path, f"defaults: [override /hydra/launcher: submitit_slurm]\nhydra: {{launcher: {{setup: {lines}}}}}")
+
+
+@pytest.mark.parametrize("variable", ["SAE_MATCH_CACHE", "PYTORCH_CUDA_ALLOC_CONF", "TMPDIR", "CUDA_DEVICE_ORDER"])
+def test_variables_that_users_need_may_be_set(tmp_path: Path, variable: str) -> None:
+    composed(tmp_path, "", f"+hydra.job.env_set.{variable}=x")
+
+
+def test_a_variable_that_says_where_a_secret_lies_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN_PATH", "/scratch/someone")
+    composed(tmp_path, "", "paths.cache_dir=/scratch/someone/cache")
+    monkeypatch.setenv("HF_TOKEN", "/scratch/someone")
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        composed(tmp_path, "", "paths.cache_dir=/scratch/someone/cache")
+
+
+def test_a_long_list_of_values_is_no_problem() -> None:
+    """Hydra joins all overrides into one text, which nobody wrote."""
+    long = "seed=" + ",".join(str(n) for n in range(5000))
+    assert list(interpolation_problems({"hydra": {"job": {"override_dirname": long}}})) == []
+    assert len(list(interpolation_problems({"hydra": {"job": {"name": long}}}))) == 1

@@ -6,17 +6,19 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sae_match import UserError
 from sae_match.config.bounded_resolution import bounded_resolution, resolved_where_possible
 from sae_match.config.bounded_yaml import MAX_CHARACTERS, MAX_DEPTH, MAX_ENTRIES, bounded_yaml
+from sae_match.config.sweep_size import refuse_endless_sweep
 
 MEMORY = 3 << 30
 """Of address space. The command without torch takes 0.3 GiB; any of these configurations would take terabytes."""
@@ -183,3 +185,16 @@ def test_what_cannot_be_resolved_yet_stays() -> None:
     assert resolved_where_possible(cfg) == {
         "a": "${nowhere}", "b": ["${a}", 3], "c": {"d": 3}, "e": None, "f": "???",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "refused"), [("core.BasicSweeper", True), ("hydra_plugins.drawing.Drawing", False)]
+)
+def test_only_a_sweep_that_takes_every_choice_is_counted(sweeper: str, refused: bool) -> None:
+    def swept(override: str) -> DictConfig:
+        return OmegaConf.create({"hydra": {"sweeper": {"_target_": sweeper}, "overrides": {"task": [override]}}})
+
+    with pytest.raises(UserError, match="1e\\+06 jobs") if refused else nullcontext():
+        refuse_endless_sweep(swept("seed=range(0,1000000)"))
+    with pytest.raises(UserError):
+        refuse_endless_sweep(swept("seed=range(0,10,0)"))

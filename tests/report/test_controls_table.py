@@ -81,6 +81,7 @@ def test_the_figure_is_the_same_bytes_and_shows_no_splice_of_a_random_permutatio
     assert set(shown.loc[shown["control"] == "random", "metric"]) == {"matching_score"}
     one, two = (plot_controls(frame, tmp_path / f"{name}.png", "job 0") for name in "ab")
     assert one.read_bytes() == two.read_bytes()
+    assert plot_controls(frame, tmp_path / "d.png", "path=$a_{$ and $R^2$").is_file()  # no formula
     incomplete = frame.assign(low=float("nan"))
     assert plot_controls(incomplete, tmp_path / "c.png").stat().st_size > 1000
 

@@ -123,7 +123,10 @@ def check_composed(cfg: DictConfig) -> None:
     problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in named(plain, "_target_")]
     problems += dict.fromkeys([*hydra_group_problems(group), *hydra_group_problems(resolved_group)])
     if problems:
-        raise UserError("the configuration names code to run, which is refused:\n" + "\n".join(problems))
+        raise UserError(
+            "the configuration names code to run, files to open or variables to set, which is refused:\n"
+            + "\n".join(problems)
+        )
     refuse_secrets(plain, [*(overrides.get("task") or []), *(overrides.get("hydra") or [])])
     for side in (group, resolved_group):
         refuse_secrets({"hydra": {key: value for key, value in side.items() if key not in NOT_WRITTEN_BY_US}})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -28,11 +29,17 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_SUFFIX = ".log"
 LOOKED_UP = ("filename", "format", "datefmt", "level")
 """Entries of a logging group that may be interpolations. Others could yield something else once a job has a number."""
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS",
-             "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY",
-             "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS",
-             "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HOME", "WANDB_MODE", "WANDB_SILENT")  # fmt: skip
+VARIABLES = ("SAE_MATCH_CACHE", "TMPDIR", "OMP_NUM_THREADS", "OMP_PROC_BIND", "MKL_NUM_THREADS",
+             "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+             "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+             "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY",
+             "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HOME",
+             "HF_HUB_CACHE", "HF_DATASETS_CACHE", "WANDB_MODE", "WANDB_SILENT")  # fmt: skip
 """Variables that a configuration may set. GIT_CONFIG_*, LD_PRELOAD, PATH, PYTHON* and many more name code to run."""
+
+SHELL = "hydra.launcher.setup"
+"""Lines of shell that run before a job, by design."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def hydra_group_problems(hydra: Any) -> Iterator[str]:
@@ -46,12 +53,29 @@ def hydra_group_problems(hydra: Any) -> Iterator[str]:
             yield f"{key}={value}: only launchers and sweepers of {', '.join(PLUGINS)}* and {CALLBACKS[0]} may be named"
     if not isinstance(hydra, dict):
         return
+    yield from _one_line_problems(hydra)
     for group in ("job_logging", "hydra_logging"):
         yield from _logging_problems(hydra.get(group), f"hydra.{group}")
     job = hydra.get("job") or {}
     for name in [*(job.get("env_set") or {}), *(job.get("env_copy") or [])]:
         if name not in VARIABLES:
             yield f"hydra.job: the variable {name} must be set in the shell; here only {', '.join(VARIABLES)}"
+
+
+def _one_line_problems(hydra: Mapping[str, Any]) -> Iterator[str]:
+    """Launchers write their settings, and the names and directories of jobs, into shell scripts: a second line there
+    would be a command."""
+    job, sweep = (hydra.get(name) or {} for name in ("job", "sweep"))
+    written = [
+        *strings(hydra.get("launcher"), "hydra.launcher"),
+        ("hydra.job.name", job.get("name")),
+        ("hydra.sweep.dir", sweep.get("dir")),
+        ("hydra.sweep.subdir", sweep.get("subdir")),
+    ]
+    for key, value in written:
+        shell = key == SHELL or key.startswith(f"{SHELL}.")
+        if isinstance(value, str) and not shell and _CONTROL.search(value):
+            yield f"{key}: a value of several lines, or with control characters; only {SHELL} has lines"
 
 
 def named(value: Any, wanted: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -36,13 +36,18 @@ def refuse_secrets(plain: Any, overrides: Iterable[str] = ()) -> None:
     Raises:
         UserError: naming the keys, never the values.
     """
-    known = {name: value for name, value in os.environ.items() if _NAME.search(name) and len(value) >= _SHORTEST}
+    known = {name: value for name, value in os.environ.items() if _is_secret(name, value)}
     problems = [problem for key, text in _strings(plain) for problem in _problems(key, text, known)]
     for override in overrides:
         key, _, text = str(override).partition("=")
         problems += _problems(key.lstrip("+~"), text.strip("'\""), known)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _is_secret(name: str, value: str) -> bool:
+    where = name.upper().endswith(("_PATH", "_FILE", "_DIR", "_DIRECTORY"))
+    return _NAME.search(name) is not None and not where and len(value) >= _SHORTEST
 
 
 def _problems(key: str, text: str, known: Mapping[str, str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,13 @@ def refuse_endless_sweep(cfg: DictConfig) -> None:
     given = [*(f"{key}={value}" for key, value in params.items()), *cfg.hydra.overrides.task]
     swept = [override for override in OverridesParser.create().parse_overrides(given) if override.is_sweep_override()]
     count = math.prod(_count(override.value()) for override in swept)
-    if not count <= MAX_JOBS:  # also where a range's ends are not numbers
+    # Other sweepers draw from the choices, and need not come to an end of them.
+    most = (
+        MAX_JOBS
+        if str(OmegaConf.select(cfg, "hydra.sweeper._target_")).endswith("BasicSweeper")
+        else sys.float_info.max
+    )
+    if not count <= most:  # also where a range's ends are not numbers
         names = ", ".join(override.key_or_group for override in swept)
         raise UserError(f"a sweep over {names} has {count:g} jobs; at most {MAX_JOBS} are launched together")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.evaluation.correlation import activation_correlations
 from sae_match.experiment.evaluation_step import Evaluator
-from sae_match.experiment.matching_cache import FOLDER, tensor_digest
+from sae_match.experiment.matching_cache import FOLDER, alone, tensor_digest
 from sae_match.language_model import ResidualStreams
 from sae_match.matching import Permutation
 from sae_match.matching.by_similarity import SimilarityMatching, match_by_similarity
@@ -53,11 +53,15 @@ def match_by_correlation(
         }
     )
     found = _read(cache, key, a.width, b.width)
-    if found is None:
-        found = _solve(evaluator, streams, layers, a, b, excluded)
-        indices = found.permutation.indices.numpy()
-        if found.gap == 0:  # one that was cut short by today's memory need not be the next job's
-            cache.put(key, {"indices": indices, "width_b": b.width, "mean": found.mean, "gap": found.gap})
+    if found is not None:
+        return found
+    with alone(cache.directory / f"{key}.lock"):
+        found = _read(cache, key, a.width, b.width)  # another process may have solved it while this one waited
+        if found is None:
+            found = _solve(evaluator, streams, layers, a, b, excluded)
+            indices = found.permutation.indices.numpy()
+            if found.gap == 0:  # one that was cut short by today's memory need not be the next job's
+                cache.put(key, {"indices": indices, "width_b": b.width, "mean": found.mean, "gap": found.gap})
     return found
 
 

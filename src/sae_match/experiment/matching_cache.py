@@ -61,7 +61,7 @@ def cached_matching(
     if found is not None:
         logger.info("matching found in the cache (%s)", key[:12])
         return found
-    with _alone(directory / f"{key}.lock"):
+    with alone(directory / f"{key}.lock"):
         found = _read(cache, key, a, b, solver)  # another process may have solved it while this one waited
         if found is None:
             found = solve()
@@ -159,7 +159,7 @@ def _optional(value: object) -> float | None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Hold the lock of a matching; a process that dies lets go of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

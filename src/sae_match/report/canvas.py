@@ -12,6 +12,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 from sae_match.atomic import atomic_path
 
@@ -91,9 +93,21 @@ def also_written(formats: Sequence[str]) -> Iterator[None]:
         _beside.reset(token)
 
 
+def _as_written(figure: Figure) -> None:
+    """Texts with dollar signs that are no formula, as a job's settings may be, are drawn as they are."""
+    parser = MathTextParser("path")
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text().count("$") > 1:
+            try:
+                parser.parse(text.get_text())
+            except ValueError:
+                text.set_parse_math(False)
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG at 200 dpi, and the formats of `also_written` beside it, atomically; the same figure gives the same
     bytes. Returns the PNG's path."""
+    _as_written(figure)
     for kind in ("png", *_beside.get()):
         with atomic_path(Path(path).with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=DPI, metadata=_BARE_METADATA[kind])
