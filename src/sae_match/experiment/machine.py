@@ -71,10 +71,12 @@ def existing(path: Path) -> Path:
     return path
 
 
-def free_disk(path: Path) -> tuple[int, int]:
-    """Number of the file system that holds (or would hold) a path, and its free bytes."""
+def free_disk(path: Path) -> tuple[int, int | None]:
+    """Number of the file system that holds (or would hold) a path, and its free bytes; None of one without a size, as
+    pseudo file systems are."""
     place = existing(path)
-    return os.stat(place).st_dev, shutil.disk_usage(place).free
+    usage = shutil.disk_usage(place)
+    return os.stat(place).st_dev, usage.free if usage.total else None
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -88,19 +88,19 @@ def check_disk(needs: list[DiskNeed]) -> None:
         UserError: every file system that is too full, with what would go there.
     """
     by_disk: dict[int, list[DiskNeed]] = defaultdict(list)
-    free: dict[int, int] = {}
+    free: dict[int, int | None] = {}
     for need in needs:
         device, free_bytes = free_disk(need.path)
         by_disk[device].append(need)
         free[device] = free_bytes
     found = []
     for device, group in by_disk.items():
-        total = sum(need.bytes for need in group)
-        if total > free[device] > 0:  # a pseudo file system without size is refused as not writable
+        total, room = sum(need.bytes for need in group), free[device]
+        if room is not None and total > room:  # one without size is refused as not writable
             parts = ", ".join(f"{need.what} {need.bytes / GIB:.1f} in {need.path}" for need in group if need.bytes)
             keys = " or ".join(need.key for need in group if need.bytes)
             found.append(
-                f"the disk needs {total / GIB:.1f} GiB ({parts}), but {free[device] / GIB:.1f} GiB are free. Use fewer "
+                f"the disk needs {total / GIB:.1f} GiB ({parts}), but {room / GIB:.1f} GiB are free. Use fewer "
                 f"documents or layers, or another disk for {keys}."
             )
     if found:

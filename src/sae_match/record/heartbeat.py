@@ -37,9 +37,7 @@ def claim(directory: Path) -> Mapping[str, Any] | None:
     held: Mapping[str, Any] | None = None
     for _ in range(3):
         try:
-            with sign.open("x", encoding="utf-8") as file:
-                json.dump(me, file)
-            return None
+            file = sign.open("x", encoding="utf-8")
         except FileExistsError:
             held = _holder(sign)
             if held == me:
@@ -47,6 +45,14 @@ def claim(directory: Path) -> Mapping[str, Any] | None:
             if lives(held, silence(directory)):
                 return held
             sign.unlink(missing_ok=True)
+            continue
+        try:
+            with file:
+                json.dump(me, file)
+        except OSError:  # on a full disk there is room for a name, but not for what it holds
+            sign.unlink(missing_ok=True)
+            raise
+        return None
     return held
 
 
