@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from sae_match.config.interpolations import strings
 from sae_match.errors import UserError
 
 PATH_KEYS = ("paths.output_dir", "paths.cache_dir", "root", "path", "neuronpedia")
@@ -37,7 +38,7 @@ def refuse_secrets(plain: Any, overrides: Iterable[str] = ()) -> None:
         UserError: naming the keys, never the values.
     """
     known = {name: value for name, value in os.environ.items() if _is_secret(name, value)}
-    problems = [problem for key, text in _strings(plain) for problem in _problems(key, text, known)]
+    problems = [problem for key, text in strings(plain) for problem in _problems(key, text, known)]
     for override in overrides:
         key, _, text = str(override).partition("=")
         problems += _problems(key.lstrip("+~"), text.strip("'\""), known)
@@ -76,13 +77,3 @@ def _problems(key: str, text: str, known: Mapping[str, str]) -> Iterator[str]:
 
 def _is_path(key: str) -> bool:
     return key in PATH_KEYS or key.rpartition(".")[2] in PATH_KEYS or key.startswith("hydra.")
-
-
-def _strings(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every string."""
-    if isinstance(value, str):
-        yield prefix, value
-        return
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in items:
-        yield from _strings(entry, f"{prefix}.{key}" if prefix else str(key))
