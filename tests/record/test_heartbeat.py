@@ -121,7 +121,11 @@ def test_of_processes_that_begin_at_once_one_gets_the_record(tmp_path: Path) -> 
     assert claim(tmp_path / "record") is None  # the sign of a dead process is taken over
 
 
-def test_a_refused_directory_is_let_go_of(tmp_path: Path) -> None:
+def no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_refused_directory_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = JobRecord(tmp_path)
     first.write_config("seed: 0")
     with first.guard():
@@ -129,6 +133,11 @@ def test_a_refused_directory_is_let_go_of(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another configuration"):
         JobRecord(tmp_path).write_config("seed: 1")
     assert silence(tmp_path) is None
+    with monkeypatch.context() as full:
+        full.setattr("sae_match.record.job.write_text", no_room)
+        with pytest.raises(OSError, match="No space"):
+            JobRecord(tmp_path / "other").write_config("seed: 1")
+    assert silence(tmp_path / "other") is None
     with first.guard():
         assert (silence(tmp_path) or 0) < 60
     assert silence(tmp_path) is None

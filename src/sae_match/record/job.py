@@ -96,10 +96,11 @@ class JobRecord:
         self._claim()
         try:
             self._check_free(yaml_text, status)
-        except UserError:
+            write_text(self.directory / CONFIG, yaml_text)
+        except BaseException:
+            self._claimed = False
             release(self.directory)
             raise
-        write_text(self.directory / CONFIG, yaml_text)
         self._science_hash = science_hash(yaml.safe_load(yaml_text))
 
     def _claim(self) -> None:
