@@ -1,0 +1,21 @@
+"""`@option`: a configurable class. Its fields are the keys of its configuration file, its constructor their check."""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast, dataclass_transform
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def option(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose constructor takes keyword arguments, converts and checks them.
+
+    Unknown arguments, wrong types and values out of range raise `pydantic.ValidationError`, which names the field.
+    A field's docstring is its description in the generated reference of the configuration.
+    """
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=config))
