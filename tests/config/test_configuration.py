@@ -137,7 +137,7 @@ def test_bad_values_are_refused(override: str) -> None:
         (["dataset.window_tokens=2"], "dataset.window_tokens=2: must be at least 4"),
         (["dataset.documents=-1"], "dataset.documents=-1"),
         (["evaluation.bootstrap_samples=0"], "evaluation.bootstrap_samples=0"),
-        ([f"tracking.tags=[{'x' * 65}]"], "1 to 64 characters"),
+        ([f"tracking.tags=[{'x' * 65}]"], "at most 64 characters"),
         (["model=local"], "model.path is not set"),
         (["seed=-1"], "seed=-1: must be 0 or more"),
         (["matching.weights.W_enc=-2"], "matching.weights.W_enc=-2"),

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_match.config.bounded_resolution import bounded_resolution, resolved_where_possible
 from sae_match.config.bounded_yaml import bounded_yaml
-from sae_match.config.hydra_group import hydra_group_problems, named
+from sae_match.config.hydra_group import hydra_group_problems
 from sae_match.config.interpolations import interpolation_problems
 from sae_match.config.secrets import refuse_secrets
 from sae_match.config.sweep_size import refuse_endless_sweep
@@ -120,7 +120,7 @@ def check_composed(cfg: DictConfig) -> None:
     resolved = resolved_where_possible(cfg)
     plain.pop("hydra", None)
     resolved_group = resolved.pop("hydra", {})
-    problems = [f"{key}: nothing here is instantiated, so _target_ is refused" for key, _ in named(plain, "_target_")]
+    problems: list[str] = []
     problems += dict.fromkeys([*hydra_group_problems(group), *hydra_group_problems(resolved_group)])
     if problems:
         raise UserError(

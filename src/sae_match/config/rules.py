@@ -23,7 +23,6 @@ from sae_match.config.schema import (
     ModelConfig,
     ModelSource,
     Part,
-    TrackingConfig,
 )
 from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.config.training_schema import TrainConfig
@@ -31,7 +30,6 @@ from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MAX_TAG = 64
 EVALUATION_MINIMA = {
     "splice_documents": 0,
     "splice_windows_per_document": 0,
@@ -90,7 +88,7 @@ def check_config(cfg: Config) -> None:
         problems += capture_rules(cfg)
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)
-    problems += _common_rules(cfg.device, cfg.tracking)
+    problems += _device_rule(cfg.device)
     _raise(problems)
 
 
@@ -114,7 +112,7 @@ def check_train_config(cfg: TrainConfig) -> None:
     for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
         if getattr(cfg.training, name) <= 0:
             problems.append(f"training.{name}={getattr(cfg.training, name)}: must be positive")
-    problems += _common_rules(cfg.device, cfg.tracking)
+    problems += _device_rule(cfg.device)
     _raise(problems)
 
 
@@ -252,9 +250,6 @@ def _identity(dataset: DatasetConfig) -> tuple[object, ...]:
     return dataset.source, dataset.repo_id, dataset.config_name, dataset.split, dataset.path
 
 
-def _common_rules(device: str, tracking: TrackingConfig) -> Iterator[str]:
+def _device_rule(device: str) -> Iterator[str]:
     if device not in DEVICES:
         yield f"device={device}: must be one of {', '.join(DEVICES)}"
-    for tag in tracking.tags:
-        if not 1 <= len(tag) <= MAX_TAG:
-            yield f"tracking.tags: W&B takes tags of 1 to {MAX_TAG} characters, got {len(tag)}: {tag[:20]}..."
