@@ -33,7 +33,9 @@ JOBS: dict[str, list[str]] = {
         "experiment=controls", "layers.pair=13", "judging=offline", "evaluation.quantiles=[0.25,0.5,1.0]", *SMALL
     ],
     "composition": ["layers.first=12", "layers.last=15", "composition.max_distance=3", *SMALL],
-    "solvers": ["solver=certified,dense,greedy,nearest,mutual,cosine,soft", "evaluation=weights_only", "layers.pair=13"],
+    "solvers": [
+        "solver=certified,dense,greedy,nearest,mutual,cosine,soft", "evaluation=weights_only", "layers.pair=13"
+    ],
     "gemma_scope": [
         "sae=gemma_scope_2b", "sae.l0=paper", "sae.d_model=32", "sae.n_layers=4", "evaluation=weights_only",
         "layers.first=0", "layers.last=3", "matching=both,decoder",
