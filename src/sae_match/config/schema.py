@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -17,8 +17,10 @@ from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
-from sae_match.config.solver_schema import SolverConfig
-from sae_match.tracking import Tracking
+
+if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.matching.solution import Solver
+    from sae_match.tracking import Tracking
 
 
 class Metric(StrEnum):
@@ -313,7 +315,7 @@ class Config:
 
     matching: MatchingConfig = MISSING
     folding: FoldingConfig = MISSING
-    solver: SolverConfig = MISSING
+    solver: Solver = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
@@ -354,7 +356,7 @@ class Schema:
 
     matching: MatchingConfig = MISSING
     folding: FoldingConfig = MISSING
-    solver: SolverConfig = MISSING
+    solver: Any = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
