@@ -176,7 +176,9 @@ def test_a_folder_without_a_record_is_not_cleaned(tmp_path: Path, config: dict[s
     assert all((tmp_path / name).read_bytes() == content for name, content in mine.items())
 
 
-@pytest.mark.parametrize("name", [".hydra/config.yaml", "wandb/offline-run-1/run.wandb", "sae_match.log", ".status.0a1b.tmp.json"])
+@pytest.mark.parametrize(
+    "name", [".hydra/config.yaml", "wandb/offline-run-1/run.wandb", "sae_match.log", ".status.0a1b.tmp.json"]
+)
 def test_what_hydra_wandb_and_an_interrupted_job_leave_is_no_reason_to_refuse(
     tmp_path: Path, config: dict[str, Any], name: str
 ) -> None:
