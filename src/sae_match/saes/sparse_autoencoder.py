@@ -34,6 +34,9 @@ class SparseAutoencoder:
     that subtracts b_dec from its input has it folded into b_enc. Parameters are float32 and treated as constants;
     inputs of any floating dtype and any batch shape are computed in float32.
 
+    A threshold below 0 counts as 0, as in the encoders of SAELens, dictionary_learning and Gemma Scope, which apply a
+    ReLU as well.
+
     Args:
         W_enc: encoder, [d, F].
         b_enc: encoder bias, [F].
@@ -77,7 +80,7 @@ class SparseAutoencoder:
         self.b_enc: Float[Tensor, " F"] = as_float32["b_enc"]
         self.W_dec: Float[Tensor, "F d"] = as_float32["W_dec"]
         self.b_dec: Float[Tensor, " d"] = as_float32["b_dec"]
-        self.threshold: Float[Tensor, " F"] = as_float32["threshold"]
+        self.threshold: Float[Tensor, " F"] = as_float32["threshold"].clamp(min=0)
         self.scale: Float[Tensor, " F"] | None = as_float32.get("scale")
 
     @property
@@ -112,6 +115,11 @@ class SparseAutoencoder:
         return self.replace(**{n: t.to(device) for n, t in self.parameters().items()}, scale=scale)
 
     @property
+    def foldable(self) -> bool:
+        """Whether every feature has a `theta`."""
+        return self.scale is not None or bool((self.threshold > 0).all())
+
+    @property
     def theta(self) -> Float[Tensor, " F"]:
         """The unit of each feature when it is folded: `scale` where one is set, else the threshold.
 
@@ -122,11 +130,13 @@ class SparseAutoencoder:
             return self.scale
         not_positive = self.threshold <= 0
         if bool(not_positive.any()):
+            some = not bool(not_positive.all())
+            aside = " or leave these features out: match(..., exclude_a=a.threshold <= 0, exclude_b=b.threshold <= 0)"
             raise UserError(
                 f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
                 f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
                 "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
-                "decoder_norm (needs no data); in the library, sae_match.saes.with_scale."
+                f"decoder_norm (needs no data); or folding=none. In the library, sae_match.saes.with_scale{aside if some else ''}."
             )
         return self.threshold
 
