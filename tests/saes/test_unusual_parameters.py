@@ -60,7 +60,7 @@ def test_thresholds_below_zero_act_as_in_gemma_scope(tmp_path: Path) -> None:
 
 def test_a_file_of_log_thresholds_is_refused(tmp_path: Path) -> None:
     folder = write_saelens(tmp_path, CFG, threshold=random_tensors()["threshold"].clamp(max=0.9).log())
-    with pytest.raises(UserError, match="24 of 24 thresholds are negative.*log thresholds"):
+    with pytest.raises(UserError, match=r"24 of 24 thresholds are negative.*log thresholds"):
         load_sae(folder)
 
 
@@ -92,7 +92,7 @@ def test_a_decoder_row_of_zeros_is_a_point_like_any_other(tmp_path: Path) -> Non
         lambda: with_scale(a, "decoder_norm"),
         lambda: measure_scale(a, "estimated", inputs().view(4, 100, D), k=3),
     ):
-        with pytest.raises(UserError, match="decoder row is all zero at feature 5.*folding=none"):
+        with pytest.raises(UserError, match=r"decoder row is all zero at feature 5.*folding=none"):
             scaled()
 
 

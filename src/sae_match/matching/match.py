@@ -76,12 +76,18 @@ def match(
             that the solver does not know, or too little memory.
     """
     started = time.perf_counter()
+    for sae in (a, b):
+        if not isinstance(sae, SparseAutoencoder):
+            raise UserError(
+                f"match needs two SparseAutoencoders, got a {type(sae).__name__}: load_sae reads one from its files, "
+                "SparseAutoencoder.from_state_dict takes one from memory"
+            )
     weights = weights or GroupWeights()
     chosen = make_solver(solver) if isinstance(solver, (str, SolverConfig)) else solver
     kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
     problem = matching_problem(
-        _without_theta(a, exclude_a), _without_theta(b, exclude_b), metric=metric, folding=folding, include_bias=include_bias, weights=weights,
-        rejection_cost=rejection_cost, n_pairs=n_pairs,
+        _without_theta(a, exclude_a), _without_theta(b, exclude_b), metric=metric, folding=folding,
+        include_bias=include_bias, weights=weights, rejection_cost=rejection_cost, n_pairs=n_pairs,
     )  # fmt: skip
     solution = _solve(chosen, problem, kept_a, kept_b)
     seconds = time.perf_counter() - started
