@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NoReturn
 
+EXIT_USER_ERROR = 2
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-
-
 _COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
@@ -29,3 +29,10 @@ def quiet_libraries(progress: bool | None) -> None:
     if not wants_bars(progress):
         for name in _NO_BARS:
             os.environ.setdefault(name, "1")
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and leave with the exit code of a user's mistake; without a word where a shell asks for words."""
+    if not is_completion_query(sys.argv):
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

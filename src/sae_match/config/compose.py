@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_match.config.known_keys import did_you_mean, dotted_keys
 from sae_match.config.schema import Config, LayersConfig
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
@@ -49,8 +50,11 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
         plain = OmegaConf.to_container(cfg, resolve=False)
         unknown = unknown_keys(plain, kind)
         if unknown:
+            schema: Any = OmegaConf.to_container(OmegaConf.structured(kind))
+            known = list(dotted_keys(schema))
+            named = ", ".join(f"{key}{did_you_mean(key, known)}" for key in unknown)
             raise UserError(
-                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}. "
+                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {named}. "
                 "`sae-match --cfg job` prints the keys that exist."
             )
         missing = sorted(OmegaConf.missing_keys(cfg))

@@ -74,3 +74,5 @@ class TrainConfig:
     """auto | cpu | cuda."""
     progress: bool | None = None
     """Progress bars; null = only when standard error is a terminal."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
-from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -75,7 +74,6 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
             and recorded in the job's status.
     """
     config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))

@@ -136,7 +136,7 @@ class WandbMirror:
             if self._mode == "online" and not wandb.login(prompt=False, verify=False):
                 raise UserError(_ADVICE.format(reason="not logged in (`wandb login`), or WANDB_MODE is offline"))
             return wandb.init(
-                dir=str(self._directory),
+                dir=str(self._directory.resolve()),  # W&B's own process may have another working directory
                 mode=self._mode,
                 reinit="finish_previous",  # The default would merge the jobs of a sweep into one run.
                 settings=settings,
