@@ -110,7 +110,8 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group or group,
+        "group": cfg.tracking.group,
+        "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
             [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]

@@ -14,6 +14,7 @@ from sae_match.config.schema import TrackingMode
 from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
+from sae_match.record.wandb_settings import is_disabled
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class LayerTracking:
 
 @contextmanager
 def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
-    """A W&B run for one layer, closed whatever happens; nothing with tracking=none."""
-    if cfg.tracking.mode is TrackingMode.none:
+    """A W&B run for one layer, closed whatever happens; nothing with tracking=none or WANDB_MODE=disabled."""
+    if cfg.tracking.mode is TrackingMode.none or is_disabled():
         yield LayerTracking(None, lambda _: None)
         return
     plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
