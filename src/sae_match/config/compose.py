@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from sae_match.config.known_keys import did_you_mean, dotted_keys
 from sae_match.config.schema import Config, LayersConfig, Schema
 from sae_match.config.training_schema import TrainConfig, TrainSchema
 from sae_match.errors import UserError
@@ -56,8 +57,11 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
         given = OmegaConf.to_container(cfg, resolve=False)
         unknown = unknown_keys(given, schema)
         if unknown:
+            shape: Any = OmegaConf.to_container(OmegaConf.structured(schema))
+            known = list(dotted_keys(shape))
+            named = ", ".join(f"{key}{did_you_mean(key, known)}" for key in unknown)
             raise UserError(
-                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}. "
+                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {named}. "
                 "`sae-match --cfg job` prints the keys that exist."
             )
         missing = sorted(OmegaConf.missing_keys(cfg))

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from sae_match.config.controls import control_rules
 from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
 from sae_match.config.judging_rules import judging_rules
-from sae_match.config.number_rules import number_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
@@ -44,7 +43,6 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
     problems += sae_rules(cfg)
@@ -69,7 +67,6 @@ def check_train_config(cfg: TrainConfig) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=False))
     problems += _model_rules(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():

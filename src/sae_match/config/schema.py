@@ -338,6 +338,8 @@ class Config:
     """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
     configuration and inputs; all: run everything again; none: run nothing, only report."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -372,3 +374,4 @@ class Schema:
     progress: bool | None = None
     dry_run: bool = False
     rerun: Rerun = Rerun.failed
+    trusted_packages: list[str] = field(default_factory=list)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
-from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -74,7 +73,6 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    refuse_secrets(cfg.config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
@@ -109,7 +107,8 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group or group,
+        "group": cfg.tracking.group,
+        "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
             [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
