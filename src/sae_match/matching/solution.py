@@ -41,6 +41,17 @@ class Solution:
         return difference / self.objective if difference > 0 else 0.0
 
 
+NEGLIGIBLE = 1e-9
+"""Uncertainty of a bound, relative to the cost of the ordinary pairs, up to which it is none."""
+
+
+def is_negligible(problem: MatchingProblem, solution: Solution) -> bool:
+    """Whether rounding of the costs could not have decided anything but ties."""
+    if solution.tolerance == 0 or solution.objective == 0:  # 0 is optimal, whatever was rounded
+        return True
+    return solution.tolerance <= NEGLIGIBLE * problem.ordinary_cost(solution.permutation)
+
+
 @option
 class Solver(ABC):
     """An assignment solver, or a baseline that stands in for one: the configuration's group `solver`."""
