@@ -50,9 +50,9 @@ def check_config(cfg: Config) -> None:
     problems += _partial_rules(cfg)
     problems += _evaluation_rules(cfg.evaluation)
     problems += judging_rules(cfg)
-    problems += quantile_rules(cfg.evaluation)
+    # Controls are asked together with the splices, which cannot be built from wrong quantiles.
+    problems += list(quantile_rules(cfg.evaluation)) or list(control_rules(cfg))
     problems += composition_rules(cfg.composition, cfg.layers)
-    problems += control_rules(cfg)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += capture_rules(cfg)
         problems += _model_rules(cfg.model, cfg.layers)

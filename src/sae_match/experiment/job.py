@@ -22,7 +22,6 @@ from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.controls_step import add_controls, linear_map, say_ceilings
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
@@ -133,8 +132,8 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
-    matchings = match_span(cfg, saes, solver, record, progress, aside)
-    matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress)
+    fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
+    matchings = match_span(cfg, saes, solver, record, progress, aside, fit)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
@@ -166,7 +165,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
+        found, statistics = evaluation_step.evaluate_layer_pair(evaluator, pair)
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -179,7 +178,7 @@ def _evaluate(
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
     rows += differences.difference_rows(rows) + differences.ceiling_rows(rows)
-    say_ceilings(rows)
+    evaluation_step.log_ceiling_gaps(rows)
     return rows, table
 
 
