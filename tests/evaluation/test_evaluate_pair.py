@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sae_match import Permutation, UserError, match
-from sae_match.config.schema import Folding, SpliceUnits
+from sae_match.config.schema import Folding
 from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
-from sae_match.evaluation.splices import PairActivations, resolve_units
+from sae_match.evaluation.splices import PairActivations, SpliceUnits, resolve_units
 from sae_match.matching import UNMATCHED
 from tests.builders import identity_sae, permuted, random_sae, splices_of_pair
 

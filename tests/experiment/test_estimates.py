@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_match.config.schema import Metric, ModelConfig, ModelSource, SpliceUnits
+from sae_match.config.schema import Metric, ModelConfig, ModelSource
 from sae_match.evaluation.activations import ActivationRequest, compute_activations
+from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.experiment import estimates

@@ -11,15 +11,14 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
+from sae_match.config.schema import Config, DeadFeatures
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.differences import CEILING
 from sae_match.evaluation.pair import activation_rows, estimate_row, weight_rows
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, bind_all, resolve_units
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodePermuteDecode
-from sae_match.experiment import configured
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
@@ -129,7 +128,7 @@ def prepare(
     streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if configured.fitted(cfg):
+    if cfg.evaluation.fitted:
         other = load_fit_windows(
             cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, cache_dir, cfg.model.bos
         )
@@ -154,7 +153,7 @@ def prepare(
         progress=progress,
         passes=passes,
         units=resolve_units(cfg.evaluation.splice_units, cfg.folding.name),
-        splices=configured.splices(cfg),
+        splices=cfg.evaluation.all_splices,
         fit=fit,
     )
 

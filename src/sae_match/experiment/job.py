@@ -15,7 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
+from sae_match.config.schema import Config, DeadFeatures
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -120,7 +120,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
-    full = cfg.evaluation.level is EvaluationLevel.full
+    full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
     d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress, d_model)
@@ -153,7 +153,14 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
     record.write_metrics(metrics)
-    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]), metrics)
+    draw_figures(
+        record,
+        table,
+        features,
+        np.concatenate([pair.random_mse for pair in matchings]),
+        metrics,
+        cfg.evaluation.controls.values(),
+    )
     return Result(record.directory, metrics, table, features)
 
 

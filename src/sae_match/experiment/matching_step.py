@@ -15,12 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.config.schema import Config
-from sae_match.evaluation.controls import ControlPair, Random, matching_controls
+from sae_match.evaluation.controls import ControlPair, Random
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Streams
-from sae_match.experiment import configured
-from sae_match.experiment.controls_step import match_controls, remembering
+from sae_match.experiment.controls_step import control_setup, match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation, match
@@ -88,7 +87,7 @@ def match_pair(
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
     pair = control_pair(cfg, saes, layers, aside, fit)
-    controls, found = match_controls(matching_controls(configured.controls(cfg)), pair)
+    controls, found = match_controls(cfg.evaluation.matchers, pair)
     permutations = {"matched": matched} | controls
     # The figure of decoder distances shows a random matching, whether or not it is among the controls.
     distances = weight_distances_of(a, b, permutations | {"": Random().match(pair).permutation})
@@ -117,7 +116,7 @@ def control_pair(
     def solve(solver: Solver) -> Permutation:
         return match_configured(cfg, a, b, solver, *excluded).permutation
 
-    setup, remember = configured.control_setup(cfg, a.d_model, saes.device), remembering(Path(cfg.paths.cache_dir))
+    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(Path(cfg.paths.cache_dir))
     return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
 
 

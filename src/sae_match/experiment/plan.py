@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.evaluation.controls import matching_controls
-from sae_match.experiment import configured
+from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
@@ -98,7 +97,7 @@ def make_plan(cfg: Config) -> Plan:
         refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), look_around(device)
     model = text = None
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         model = plan_model(cfg, lookup, problems)
         text = plan_text(cfg, lookup, model.directory, problems)
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
@@ -173,8 +172,8 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
             check_pair(cfg, solver, width_a, width_b, d_model)
-            setup = configured.control_setup(cfg, d_model)
-            for control in matching_controls(configured.controls(cfg)):
+            setup = control_setup(cfg, d_model)
+            for control in cfg.evaluation.matchers:
                 control.check_memory(setup, width_a, width_b)
 
 
@@ -188,8 +187,8 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls, source = matching_controls(configured.controls(cfg)), SaeSource(cfg.sae, tuple(layers))
-    permutations, splices = 1 + len(controls), configured.splices(cfg)
+    controls, source = cfg.evaluation.matchers, SaeSource(cfg.sae, tuple(layers))
+    permutations, splices = 1 + len(controls), cfg.evaluation.all_splices
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
@@ -211,7 +210,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if configured.fitted(cfg)
+        if cfg.evaluation.fitted
         else 0,
         model=model.size,
     )
