@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from sae_match.config.control_rules import control_rules
 from sae_match.config.evaluation_rules import capture_rules, composition_rules
 from sae_match.config.judging_rules import judging_rules
 from sae_match.config.sae_rules import sae_rules
