@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
+import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
@@ -73,11 +73,10 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
-    record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
-    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(config))
+    record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
+    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(cfg.config))
     with record.guard():
         make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
@@ -101,12 +100,10 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     directory = Path(cfg.paths.output_dir)
     return {
-        "config": config,
-        "run_id": run_id(config, directory if group is None else directory.parent),
+        "config": cfg.config,
+        "run_id": run_id(cfg.config, directory if group is None else directory.parent),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
@@ -114,7 +111,7 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
         ),
     }
 
