@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_match import UserError
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_config, check_train_config
-from sae_match.config.schema import Config, EvaluationLevel, Folding, Metric
+from sae_match.config.schema import Config, Folding, Metric
 from sae_match.config.training_schema import TrainConfig
 
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
@@ -48,7 +48,7 @@ def test_the_default_is_the_embedded_demo() -> None:
     assert (cfg.layers.first, cfg.layers.last) == (11, 18)
     assert cfg.matching.metric is Metric.both
     assert cfg.folding.name is Folding.theta
-    assert cfg.evaluation.level is EvaluationLevel.full
+    assert cfg.evaluation.full
     assert (cfg.sae.name, cfg.model.name, cfg.tracking.mode.value) == ("smollm2_135m", "smollm2_135m", "offline")
 
 

@@ -21,7 +21,7 @@ from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import explain_worker_death
 from sae_match.sweep import current_job, report_on_exit
-from sae_match.terminal import fail, quiet_libraries
+from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ HEADLINES = (
 )
 
 
+@quiet_when_unread
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
     register_schemas()

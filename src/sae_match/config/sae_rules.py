@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from sae_match.config.sae_schema import Dialect, SaeConfig, Site
-from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel, FoldingScale
+from sae_match.config.schema import MEASURED_SCALES, Config, FoldingScale
 
 GEMMA_SCOPE_2_L0 = ("small", "medium", "big")
 FOLDERS = (Dialect.llama_scope, Dialect.saelens, Dialect.sparsify, Dialect.dictionary_learning)
@@ -19,7 +19,7 @@ def sae_rules(cfg: Config) -> Iterator[str]:
     yield from _l0_rules(cfg.sae)
     yield from _l0_number_rules(cfg)
     yield from _scale_rules(cfg)
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         yield from _model_rules(cfg)
 
 
@@ -86,7 +86,7 @@ def _l0_number_rules(cfg: Config) -> Iterator[str]:
 
 def _scale_rules(cfg: Config) -> Iterator[str]:
     scale = cfg.folding.scale
-    if scale in MEASURED_SCALES and cfg.evaluation.level is EvaluationLevel.weights_only:
+    if scale in MEASURED_SCALES and not cfg.evaluation.full:
         yield (
             f"folding.scale={scale.value}: is measured on text, which evaluation=weights_only does not read. Choose "
             "evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.evaluation.settings import Evaluation
     from sae_match.matching.solution import Solver
     from sae_match.tracking import Tracking
 
@@ -61,14 +61,6 @@ MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, Folding
 """Scales that need activations on text, and so evaluation=full."""
 
 
-class SpliceUnits(StrEnum):
-    """Units in which activations travel along the permutation when a residual is spliced."""
-
-    as_folding = "as_folding"
-    theta = "theta"
-    raw = "raw"
-
-
 class DeadFeatures(StrEnum):
     """What happens to features that never fire on the evaluation text."""
 
@@ -108,13 +100,6 @@ class Part(StrEnum):
     train = "train"
     evaluation = "evaluation"
     all = "all"
-
-
-class EvaluationLevel(StrEnum):
-    """How much is evaluated."""
-
-    weights_only = "weights_only"
-    full = "full"
 
 
 class Rerun(StrEnum):
@@ -271,35 +256,6 @@ class DatasetConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """What is measured beside the permutation itself."""
-
-    level: EvaluationLevel = MISSING
-    """weights_only needs no model and no text."""
-    splice_documents: int = 0
-    """Delta loss, which needs a forward pass per splice, uses the first n documents; 0 = all. The other metrics
-    always use all."""
-    splice_windows_per_document: int = 0
-    """Delta loss uses the first n windows of each of those documents; 0 = all."""
-    splice_units: SpliceUnits = SpliceUnits.as_folding
-    """Units of the activations carried along the permutation."""
-    quantiles: list[float] = field(default_factory=list)
-    """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
-    controls: list[Control] = field(default_factory=lambda: [Control.vanilla, Control.random])
-    """Measured beside the matching on the same tokens: vanilla | random | greedy | nearest | mutual | cosine |
-    correlation (of activations) | linear_map (of residual streams), or all. The last two are fitted on other text."""
-    fit_documents: int | None = None
-    """On how many documents the controls correlation and linear_map are fitted, none of them evaluated: the other part
-    of the source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
-    batch_windows: int = 8
-    """Windows per forward pass."""
-    min_count: int = 10
-    """Per-feature matching scores average over features that fire at least this often."""
-    bootstrap_samples: int = 1000
-    """Resamples over documents for the 95 % intervals."""
-
-
-@dataclass
 class PathsConfig:
     """Where a job writes and what jobs share."""
 
@@ -319,7 +275,7 @@ class Config:
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Evaluation = MISSING
     judging: JudgingConfig = MISSING
     tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
@@ -362,7 +318,7 @@ class Schema:
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Any = MISSING
     judging: JudgingConfig = MISSING
     tracking: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
