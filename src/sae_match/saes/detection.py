@@ -34,10 +34,8 @@ def detect_dialect(path: Path) -> Dialect:  # noqa: PLR0911 - goes with the clas
         if len(pickles) == 1 and not any(_all_there(path, files) for files in _FOLDERS.values()):
             return detect_dialect(pickles[0])
         return _only(path, [dialect for dialect, files in _FOLDERS.items() if _all_there(path, files)])
-    if path.suffix == ".npz":
-        return Dialect.gemma_scope
-    if path.name == DictionaryLearning.FILES[-1]:
-        return Dialect.dictionary_learning
+    if path.suffix == ".npz" or path.name == DictionaryLearning.FILES[-1]:
+        return Dialect.gemma_scope if path.suffix == ".npz" else Dialect.dictionary_learning
     if path.suffix != ".safetensors":
         raise _unread(path)
     inside = [
