@@ -23,7 +23,7 @@ _FOLDERS: dict[Dialect, tuple[str, ...]] = {
 }
 
 
-def detect_dialect(path: Path) -> Dialect:  # noqa: PLR0911 - goes with the classes of dialects
+def detect_dialect(path: Path) -> Dialect:
     """The dialect of a folder by the files in it, of a file by its name, its neighbours and its tensors' names.
 
     Raises:
