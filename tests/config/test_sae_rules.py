@@ -8,8 +8,8 @@ from sae_match import UserError
 from sae_match.config.compose import config_directory
 from sae_match.config.rules import check_config
 from sae_match.config.sae_schema import Dialect, Site
-from sae_match.config.schema import FoldingScale
 from sae_match.saes import SaeSource
+from sae_match.saes.folding import FoldingScale
 from tests.config.test_configuration import composed
 
 WEIGHTS_ONLY = "evaluation=weights_only"
@@ -40,7 +40,7 @@ LOCAL = ("sae.root=/data", "layers.last=1", WEIGHTS_ONLY)
         (["sae=gemma_scope_2_1b", "sae.affine=true", WEIGHTS_ONLY], "only transcoders have an affine"),
         (["folding.scale=mean_activation", WEIGHTS_ONLY], r"folding\.scale=mean_activation: is measured on text"),
         (["folding.k=3"], "goes with folding.scale=estimated only"),
-        (["folding.scale=estimated", "folding.k=0"], "folding.k=0: must be at least 1"),
+        (["folding.scale=estimated", "folding.k=0"], "folding.k=0: must be greater than or equal to 1"),
         (["sae.site=mlp_out"], r"sae\.site=mlp_out: activations are compared on resid_post only"),
         (["sae=gemma_scope_2b_mlp", "model=gemma_2_2b"], r"sae\.site=mlp_out"),
         (["sae=gemma_scope_9b", "model=gemma_2_2b", "layers.last=25"], r"sae\.d_model=3584, model\.d_model=2304"),

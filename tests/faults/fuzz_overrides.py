@@ -162,7 +162,7 @@ def _check(cfg: DictConfig) -> None:
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
     checked = to_dataclass(cfg, Config)
-    refuse_secrets(OmegaConf.to_container(OmegaConf.structured(checked), resolve=True, enum_to_str=True))
+    refuse_secrets(checked.config)
     check_config(checked)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from sae_match.config.sae_schema import Dialect, SaeConfig, Site
-from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel, FoldingScale
+from sae_match.config.schema import Config, EvaluationLevel
 
 GEMMA_SCOPE_2_L0 = ("small", "medium", "big")
 FOLDERS = (Dialect.llama_scope, Dialect.saelens, Dialect.sparsify, Dialect.dictionary_learning)
@@ -85,14 +85,11 @@ def _l0_number_rules(cfg: Config) -> Iterator[str]:
 
 
 def _scale_rules(cfg: Config) -> Iterator[str]:
-    scale = cfg.folding.scale
-    if scale in MEASURED_SCALES and cfg.evaluation.level is EvaluationLevel.weights_only:
+    if cfg.folding.measured and cfg.evaluation.level is EvaluationLevel.weights_only:
         yield (
-            f"folding.scale={scale.value}: is measured on text, which evaluation=weights_only does not read. Choose "
-            "evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"
+            f"folding.scale={cfg.folding.scale.value}: is measured on text, which evaluation=weights_only does not "
+            "read. Choose evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"
         )
-    if cfg.folding.k is not None and (scale is not FoldingScale.estimated or cfg.folding.k < 1):
-        yield f"folding.k={cfg.folding.k}: must be at least 1, and goes with folding.scale=estimated only"
 
 
 def _model_rules(cfg: Config) -> Iterator[str]:

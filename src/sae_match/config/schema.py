@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -20,6 +20,9 @@ from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
 from sae_match.tracking import Tracking
 
+if TYPE_CHECKING:  # what loads torch is imported where it is built
+    from sae_match.saes.folding import Folding
+
 
 class Metric(StrEnum):
     """Which parameters enter the matching cost (method: Eq. 3)."""
@@ -27,36 +30,6 @@ class Metric(StrEnum):
     both = "both"
     decoder = "decoder"
     encoder = "encoder"
-
-
-class Folding(StrEnum):
-    """Whether thresholds are folded into the weights before matching (Eq. 4)."""
-
-    theta = "theta"
-    none = "none"
-
-
-class FoldingScale(StrEnum):
-    """What plays theta when features are folded; weight metrics are always in these units.
-
-    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
-    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
-    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
-    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
-    no scale.
-    """
-
-    auto = "auto"
-    threshold = "threshold"
-    stored = "stored"
-    estimated = "estimated"
-    mean_activation = "mean_activation"
-    max_activation = "max_activation"
-    decoder_norm = "decoder_norm"
-
-
-MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
-"""Scales that need activations on text, and so evaluation=full."""
 
 
 class SpliceUnits(StrEnum):
@@ -154,18 +127,6 @@ class MatchingConfig:
     dead_features: DeadFeatures = DeadFeatures.keep
     """keep | aside: features that fire on no counted token of the evaluation text stay unmatched. aside needs
     evaluation=full."""
-
-
-@dataclass
-class FoldingConfig:
-    """Whether and how features are rescaled before matching."""
-
-    name: Folding = MISSING
-    """theta | none."""
-    scale: FoldingScale = FoldingScale.auto
-    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
-    k: int | None = None
-    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
 
 
 @dataclass
@@ -312,7 +273,7 @@ class Config:
     """The whole configuration of one `sae-match` job."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
+    folding: Folding = MISSING
     solver: SolverConfig = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
@@ -353,7 +314,7 @@ class Schema:
     """The composed form of `Config`; what is `Any` is built from its `_target_`."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
+    folding: Any = MISSING
     solver: SolverConfig = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.config.schema import Folding, SpliceUnits
+from sae_match.config.schema import SpliceUnits
 from sae_match.errors import UserError
 from sae_match.evaluation.quantile_splice import QuantileSplice, quantile_splices
 from sae_match.matching import Permutation
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 
 ENCODE_PERMUTE_DECODE = "encode_permute_decode"
 
@@ -31,11 +32,11 @@ Splice = Callable[[PairActivations], Float[Tensor, "*batch d"]]
 """From the activations of a pair to the residual that replaces x_b."""
 
 
-def resolve_units(units: SpliceUnits, folding: Folding) -> SpliceUnits:
+def resolve_units(units: SpliceUnits, folding: FoldingKind) -> SpliceUnits:
     """`as_folding` is theta units for a folded matching and raw units for an unfolded one (the paper's comparison)."""
     if units is not SpliceUnits.as_folding:
         return units
-    return SpliceUnits.theta if folding is Folding.theta else SpliceUnits.raw
+    return SpliceUnits.theta if folding is FoldingKind.theta else SpliceUnits.raw
 
 
 def parse_units(units: SpliceUnits | str) -> SpliceUnits:

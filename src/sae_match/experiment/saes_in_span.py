@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel
+from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.errors import UserError
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.estimates import problem_width
@@ -41,7 +41,7 @@ class SpanSaes:
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
         self.source = SaeSource(cfg.sae, tuple(self.layers))
         self.full = cfg.evaluation.level is EvaluationLevel.full
-        self.measured = cfg.folding.scale in MEASURED_SCALES
+        self.measured = cfg.folding.measured
         self.facts: dict[int, SaeFacts] = {}
         self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None
         self._scales: dict[str, Tensor] = {}

@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Annotated
+
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sae_match.config.schema import MEASURED_SCALES, FoldingScale
 from sae_match.errors import UserError
+from sae_match.options import option
 from sae_match.saes.activation import ActivationKind
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
+
+
+class FoldingKind(StrEnum):
+    """Whether features are rescaled before matching (Eq. 4)."""
+
+    theta = "theta"
+    none = "none"
+
+
+class FoldingScale(StrEnum):
+    """What theta is when features are folded; weight metrics are always in these units.
+
+    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
+    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
+    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
+    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
+    no scale.
+    """
+
+    auto = "auto"
+    threshold = "threshold"
+    stored = "stored"
+    estimated = "estimated"
+    mean_activation = "mean_activation"
+    max_activation = "max_activation"
+    decoder_norm = "decoder_norm"
+
+
+MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
+"""Scales that need activations on text, and so evaluation=full."""
+
+
+@option
+class Folding:
+    """Whether and how features are rescaled before matching."""
+
+    name: FoldingKind
+    """theta | none."""
+    scale: FoldingScale = FoldingScale.auto
+    """What theta is: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
+    k: Annotated[int, Field(ge=1)] | None = None
+    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
+
+    @model_validator(mode="after")
+    def _k_goes_with_estimated(self) -> Folding:
+        if self.k is not None and self.scale is not FoldingScale.estimated:
+            raise ValueError(f"folding.k={self.k}: goes with folding.scale=estimated only")
+        return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether the scale needs activations on text."""
+        return self.scale in MEASURED_SCALES
 
 
 def fold(sae: SparseAutoencoder) -> SparseAutoencoder:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.config.schema import MEASURED_SCALES, FoldingScale
 from sae_match.errors import UserError
+from sae_match.saes.folding import MEASURED_SCALES, FoldingScale
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
