@@ -60,10 +60,8 @@ def test_every_option_composes_and_keeps_its_name(group: str, option: str) -> No
     cfg = composed(f"{group}={option}")
     chosen = getattr(cfg, group)
     name = getattr(chosen, "name", None)
-    if group in ("sae", "model", "dataset"):
-        assert name == option
-    elif group in ("folding", "solver"):
-        assert name.value == option
+    if group in ("sae", "model", "dataset", "folding", "solver"):
+        assert str(name) == option
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

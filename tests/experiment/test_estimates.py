@@ -20,13 +20,11 @@ from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.experiment import estimates
 from sae_match.experiment.estimates import JobShape, phases
 from sae_match.experiment.machine import available_ram
-from sae_match.experiment.plan import solver_bytes
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.size import ModelSize, model_size
 from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.dense import DenseSolver
 from sae_match.matching.problem import matching_problem
 from tests.builders import random_sae
 from tests.experiment.conftest import LAYERS
@@ -170,9 +168,8 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_least_that_a_solver_can_do_with() -> None:
-    dense, certified = DenseSolver(), CertifiedSolver()
-    assert solver_bytes(dense, 100, 17) == dense.required_bytes(100, 100, 17)
+    certified = CertifiedSolver()
     # A small cache costs less than the longer lists that go without one; a large one is what one can do without.
-    assert solver_bytes(certified, 100, 17) == certified.required_bytes(100, 100, 17, cached=True)
-    assert solver_bytes(certified, 9000, 17) == certified.required_bytes(9000, 9000, 17, cached=False)
-    assert solver_bytes(certified, 9000, 17) < certified.required_bytes(9000, 9000, 17, cached=True)
+    assert certified.required_bytes(100, 100, 17) == certified.bytes_with(100, 100, 17, cached=True)
+    assert certified.required_bytes(9000, 9000, 17) == certified.bytes_with(9000, 9000, 17, cached=False)
+    assert certified.required_bytes(9000, 9000, 17) < certified.bytes_with(9000, 9000, 17, cached=True)

@@ -120,7 +120,7 @@ def check_composed(cfg: DictConfig) -> None:
     resolved = resolved_where_possible(cfg)
     plain.pop("hydra", None)
     resolved_group = resolved.pop("hydra", {})
-    problems: list[str] = []
+    problems.clear()
     problems += dict.fromkeys([*hydra_group_problems(group), *hydra_group_problems(resolved_group)])
     if problems:
         raise UserError(

@@ -24,7 +24,6 @@ from sae_match.config.schema import (
     ModelSource,
     Part,
 )
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
@@ -37,33 +36,6 @@ EVALUATION_MINIMA = {
     "min_count": 1,
     "bootstrap_samples": 1,
 }
-BLOCKWISE = (
-    SolverName.certified,
-    SolverName.cosine,
-    SolverName.dense,
-    SolverName.greedy,
-    SolverName.nearest,
-    SolverName.mutual,
-)
-SOLVER_OPTIONS = {
-    "block_rows": BLOCKWISE,
-    "time_limit_s": (SolverName.certified, SolverName.cosine),
-    "verify": (SolverName.certified,),
-    "cache": (SolverName.certified, SolverName.cosine),
-    "regularisation": (SolverName.soft,),
-    "max_iterations": (SolverName.soft,),
-    "marginal_error": (SolverName.soft,),
-    "rounding": (SolverName.soft,),
-}
-"""The solvers that an option means something to; memory_limit_gib means something to all."""
-POSITIVE_OPTIONS = (
-    "memory_limit_gib",
-    "block_rows",
-    "time_limit_s",
-    "regularisation",
-    "max_iterations",
-    "marginal_error",
-)
 
 
 def check_config(cfg: Config) -> None:
@@ -78,7 +50,6 @@ def check_config(cfg: Config) -> None:
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
-    problems += _solver_rules(cfg.solver)
     problems += _evaluation_rules(cfg.evaluation)
     problems += judging_rules(cfg)
     problems += quantile_rules(cfg.evaluation)
@@ -157,7 +128,7 @@ def _matching_rules(cfg: Config) -> Iterator[str]:
 def _partial_rules(cfg: Config) -> Iterator[str]:
     matching = cfg.matching
     for name in ("rejection_cost", "n_pairs"):
-        if getattr(matching, name) is not None and cfg.solver.name is not SolverName.certified:
+        if getattr(matching, name) is not None and not cfg.solver.limits_pairs:
             yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
     if matching.rejection_cost is not None and matching.n_pairs is not None:
         yield "matching.rejection_cost and matching.n_pairs both limit the pairs: give one of them"
@@ -171,17 +142,6 @@ def _partial_rules(cfg: Config) -> Iterator[str]:
             "matching.dead_features=aside needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
         )
-
-
-def _solver_rules(solver: SolverConfig) -> Iterator[str]:
-    defaults = SolverConfig(name=solver.name)
-    for name, solvers in SOLVER_OPTIONS.items():
-        if getattr(solver, name) != getattr(defaults, name) and solver.name not in solvers:
-            yield f"solver.{name} means nothing to solver={solver.name}; it belongs to {', '.join(solvers)}"
-    for name in POSITIVE_OPTIONS:
-        value = getattr(solver, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            yield f"solver.{name}={value}: must be a positive number"
 
 
 def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:

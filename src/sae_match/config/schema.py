@@ -17,11 +17,11 @@ from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
-from sae_match.config.solver_schema import SolverConfig
-from sae_match.tracking import Tracking
 
-if TYPE_CHECKING:  # what loads torch is imported where it is built
+if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
+    from sae_match.tracking import Tracking
 
 
 class Metric(StrEnum):
@@ -274,7 +274,7 @@ class Config:
 
     matching: MatchingConfig = MISSING
     folding: Folding = MISSING
-    solver: SolverConfig = MISSING
+    solver: Solver = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
@@ -315,7 +315,7 @@ class Schema:
 
     matching: MatchingConfig = MISSING
     folding: Any = MISSING
-    solver: SolverConfig = MISSING
+    solver: Any = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING

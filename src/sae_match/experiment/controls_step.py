@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from sae_match.config.controls import SOLVED, Control, chosen
 from sae_match.config.schema import Config
-from sae_match.config.solver_schema import SolverName
 from sae_match.evaluation.linear_map import LINEAR_MAP, LinearMap, fit_linear_map
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
@@ -33,10 +32,10 @@ Aside = Mapping[int, Bool[Tensor, " F"]]
 
 
 def control_solvers(cfg: Config, device: str = "cpu") -> dict[str, Solver]:
-    """The baseline solvers among the controls, with the options of the job's own solver."""
+    """The baseline solvers among the controls, within the memory of the job's own solver."""
     named = [control for control in chosen(cfg.evaluation.controls) if control in SOLVED]
     return {
-        control.value: make_solver(replace(cfg.solver, name=SolverName(control.value)), device=device, seed=cfg.seed)
+        control.value: make_solver(control.value, memory_limit_gib=cfg.solver.memory_limit_gib).on(device)
         for control in named
     }
 

@@ -112,7 +112,7 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "group": cfg.tracking.group or group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
         ),
     }
 

@@ -20,7 +20,7 @@ from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
+from sae_match.matching import UNMATCHED, Matching, Permutation, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
@@ -115,7 +115,7 @@ def match_and_save(
 
 def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
     """The solver that the configuration names, with its options."""
-    return make_solver(cfg.solver, device=device, seed=cfg.seed, progress=progress)
+    return cfg.solver.on(device, progress)
 
 
 def match_configured(
@@ -128,7 +128,7 @@ def match_configured(
 ) -> Matching:
     """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
     return cached_matching(
-        cfg, a, b, solver.name, exclude_a, exclude_b,
+        cfg, a, b, solver, exclude_a, exclude_b,
         lambda: match(
             a,
             b,

@@ -6,7 +6,6 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -175,17 +174,6 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
             check_correlation(cfg, width_a, width_b)
 
 
-def solver_bytes(solver: Solver, width: int, rows: int) -> int:
-    """The least memory with which a solver can match two SAEs of `width` features, `rows` numbers each; 0 if untold."""
-    needed = getattr(solver, "required_bytes", None)
-    if needed is None:
-        return 0
-    if "cached" not in inspect.signature(needed).parameters:
-        return int(needed(width, width, rows))
-    # A solver that keeps inner products where they fit can do without.
-    return min(int(needed(width, width, rows, cached=cached)) for cached in (True, False))
-
-
 def _job_shape(
     cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, solver: Solver
 ) -> JobShape | None:
@@ -200,7 +188,7 @@ def _job_shape(
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
+        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
         quantiles=len(cfg.evaluation.quantiles),
         permutations=1 + sum(control is not Control.linear_map for control in controls),
         correlated=Control.correlation in controls,

@@ -59,9 +59,7 @@ def durations(plan: Plan) -> list[Duration]:
             shape.model, shape.windows + shape.fit_windows, shape.window_tokens, plan.layers[-1]
         )
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
-    found.append(
-        _solving("match all pairs", plan.cfg.solver.name.value, [*estimates.pairs(shape.widths), *shape.far_pairs])
-    )
+    found.append(_solving("match all pairs", plan.cfg.solver.name, [*estimates.pairs(shape.widths), *shape.far_pairs]))
     for control in chosen(plan.cfg.evaluation.controls):
         if control in SOLVED or control is Control.correlation:
             found.append(_solving(f"control {control.value}", control.value, estimates.pairs(shape.widths)))

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sae_match.config.schema import GroupWeights, Metric
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
@@ -49,7 +48,7 @@ def match(
     b: SparseAutoencoder,
     metric: Metric | str = "both",
     folding: FoldingKind | str = "theta",
-    solver: Solver | SolverConfig | SolverName | str = "certified",
+    solver: Solver | str = "certified",
     *,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
@@ -65,7 +64,7 @@ def match(
             one is matched).
         metric: `both` (the paper's main scheme), `decoder` or `encoder`.
         folding: `theta` (fold thresholds first, Eq. 4) or `none`.
-        solver: a name (`certified` is exact at any width; see `SolverName`), its options, or a solver object.
+        solver: a name (`certified` is exact at any width; see `SOLVERS`), or a solver object with its options.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the parameter groups; all 1 if None.
         rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
@@ -78,7 +77,7 @@ def match(
     """
     started = time.perf_counter()
     weights = weights or GroupWeights()
-    chosen = make_solver(solver) if isinstance(solver, (str, SolverConfig)) else solver
+    chosen = make_solver(solver) if isinstance(solver, str) else solver
     kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
     problem = matching_problem(
         a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,

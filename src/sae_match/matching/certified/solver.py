@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import psutil
 import torch
+from pydantic import Field
 
-from sae_match.errors import UserError
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
@@ -22,38 +22,47 @@ from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class CertifiedSolver:
+@option
+class CertifiedSolver(Solver):
     """Exact solver by a lazy shortest-augmenting-path method with an auction start.
 
-    Args:
-        memory_limit_gib: memory it may use; None = what the machine has available. The cache of inner products
-            (2 bytes a pair) is kept where it fits; otherwise rows are computed anew whenever they are needed.
-        time_limit_s: stop after this many seconds with a complete permutation and the gap reached; None = never.
-        verify: prove dual feasibility over all pairs in a pass of its own. Without it the bound rests on the lists.
-        device: where inner products are computed.
-        block_rows: rows of the product computed at a time; changes memory use, not the result.
-        cache: force the cache on or off; None = on where it fits.
-        progress: show bars.
+    `memory_limit_gib` decides whether inner products are kept: where they do not fit, rows are computed anew whenever
+    they are needed.
     """
 
-    memory_limit_gib: float | None = None
-    time_limit_s: float | None = None
+    name: str = "certified"
+    time_limit_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Stop each pair after this many seconds with a complete permutation and the gap reached; null = never."""
     verify: bool = True
-    device: str = "cpu"
-    block_rows: int = 1024
+    """Prove dual feasibility over all pairs of features in a pass of its own. Without it the bound rests on lists."""
     cache: bool | None = None
+    """Keep all inner products (2 bytes each); null = where they fit into memory."""
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
+    device: str = "cpu"
+    """Where inner products are computed; set by the job."""
     progress: bool = False
-    name = "certified"
+    """Progress bars; set by the job."""
 
-    def required_bytes(self, n_a: int, n_b: int, d: int, cached: bool) -> int:
+    limits_pairs: ClassVar[bool] = True
+    advice: ClassVar[str] = (
+        "narrower SAEs, matching=decoder, a smaller solver.block_rows, or a machine with more memory"
+    )
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """The least peak memory of a match: with the inner products kept or not, where that is not decided."""
+        choices = [True, False] if self.cache is None else [self.cache]
+        return min(self.bytes_with(n_a, n_b, d, cached) for cached in choices)
+
+    def bytes_with(self, n_a: int, n_b: int, d: int, cached: bool) -> int:
         """Peak memory of a match: the rows with the SAEs and their folded copies behind them, the lists, one block of
         the product, and the cache."""
         n, m = sorted((n_a, n_b))
@@ -61,27 +70,17 @@ class CertifiedSolver:
         block = min(self.block_rows, n) * m
         return 3 * 4 * (n + m) * d + lists + 8 * block + (2 * n * m if cached else 0)
 
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where not even the problem without a cache fits; nothing is allocated."""
-        self.use_cache(n_a, n_b, d)
-
     def use_cache(self, n_a: int, n_b: int, d: int) -> bool:
         """Whether the inner products are kept.
 
         Raises:
             UserError: the problem does not fit either way, or a cache that was asked for does not.
         """
-        limit = self.memory() / GIB
-        needed = 0.0
         for cached in [True, False] if self.cache is None else [self.cache]:
-            needed = self.required_bytes(n_a, n_b, d, cached) / GIB
-            if needed <= limit:
+            if self.bytes_with(n_a, n_b, d, cached) <= self.memory():
                 return cached
-        raise UserError(
-            f"solver=certified needs {needed:.1f} GiB for {n_a} x {n_b} features of {d} numbers, but only {limit:.1f} "
-            "GiB are available. Use narrower SAEs, matching=decoder, a smaller solver.block_rows, or a machine with "
-            "more memory (or raise solver.memory_limit_gib)."
-        )
+        self.check_memory(n_a, n_b, d)
+        return False
 
     def memory(self) -> float:
         """Bytes that a match may use."""
@@ -135,7 +134,7 @@ class CertifiedSolver:
     def _most_slots(self, grid: GridProblem, cached: bool) -> int:
         """List entries that memory allows, and the first lists in any case."""
         n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
-        room = self.memory() - self.required_bytes(n, m, d, cached)
+        room = self.memory() - self.bytes_with(n, m, d, cached)
         return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
 
 
