@@ -19,7 +19,7 @@ from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import dead_job, missing_plugin
 from sae_match.sweep import SweepConfigLoader, in_sweep, reported
-from sae_match.terminal import is_completion_query, quiet_libraries
+from sae_match.terminal import is_completion_query, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def job(cfg: DictConfig) -> float | None:
     return result.metrics.get("matching_score")
 
 
+@quiet_when_unread
 def show_plan(config: Config) -> None:
     """Print what the job would do.
 
@@ -75,6 +76,7 @@ def show_plan(config: Config) -> None:
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
 
 
+@quiet_when_unread
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
     register_schemas()

@@ -170,7 +170,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit"),
         (["matching.dead_features=aside"], "dead_features=aside needs activations"),
         (["device=cuda"], "cuda"),
-        (["paths.output_dir=file/out"], "cannot write to the output directory"),
+        (["paths.output_dir=file/out"], "Choose another directory with paths.output_dir=DIR"),
     ],
 )
 def test_mistakes_get_one_screen_and_a_non_zero_exit(

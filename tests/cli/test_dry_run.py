@@ -64,3 +64,15 @@ def test_the_demo_has_a_plan(tmp_path: Path) -> None:
     done = run_cli(tmp_path, "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "7 layer pairs" in done.stdout and names(tmp_path) == []
+
+
+def test_a_folder_of_the_users_own_is_refused_by_plan_and_job_and_stays(tmp_path: Path, saes: Path) -> None:
+    mine = tmp_path / "paper" / "figures" / "holiday.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"photo")
+    for dry in ("true", "false"):
+        arguments = weights_only(saes, f"dry_run={dry}", "tracking=none", "hydra.run.dir=paper")
+        done = run_cli(tmp_path, *arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "paper holds files but no record of a job (figures)" in done.stdout + done.stderr
+    assert mine.read_bytes() == b"photo"

@@ -224,10 +224,12 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     sae = evaluator.saes.load(layer)
     norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
     n = norms.numel()
+    unfolded = sae.scale is not None and bool((sae.scale == 1).all())  # nothing plays theta
+    theta = [] if unfolded else [MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width)]
     return [
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
         MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
-        MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width),
+        *theta,
         MetricRow(layer, layer, "sae", "decoder_norm", float((sae.theta * sae.W_dec.norm(dim=1)).mean()), sae.width),
         MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
     ]

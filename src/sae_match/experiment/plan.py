@@ -32,6 +32,7 @@ from sae_match.experiment.saes_in_span import check_one_stream, check_pair, chec
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.matching.solution import Solver
+from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
 
 GIB = 2**30
@@ -93,6 +94,8 @@ def make_plan(cfg: Config) -> Plan:
     for path, key in ((cfg.paths.output_dir, "paths.output_dir"), (cfg.paths.cache_dir, "paths.cache_dir")):
         with noting(problems):
             _check_writable(Path(path), key)
+    with noting(problems):
+        refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), look_around(device)
     model = text = None
     if cfg.evaluation.level is EvaluationLevel.full:

@@ -77,7 +77,7 @@ class GemmaScope:
             raise UserError(f"{path}: scaling_factor is not all ones; this variant of Gemma Scope is not supported")
         need_names(path, tensors, PARAMETERS)
         sae = SparseAutoencoder(**{name: tensors[name] for name in PARAMETERS}, site=header.site, source=str(path))
-        return validate_loaded(sae, layer)
+        return validate_loaded(sae, layer, tensors["threshold"], unit_norm=True)
 
 
 def _width(cfg: SaeConfig) -> str:

@@ -79,7 +79,7 @@ class Saelens(FolderLoader):
             match_only=header.obstacle,
             source=str(path),
         )
-        return validate_loaded(sae, layer, unit_norm=False)
+        return validate_loaded(sae, layer, tensors.get("threshold"), unit_norm=False)
 
 
 def _activation(settings: SaelensConfig, factor: float | None) -> Activation:
