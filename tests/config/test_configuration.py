@@ -52,12 +52,20 @@ def test_the_default_is_the_embedded_demo() -> None:
     assert (cfg.sae.name, cfg.model.name, cfg.tracking.mode.value) == ("smollm2_135m", "smollm2_135m", "offline")
 
 
+REQUIRED = {
+    "gemma_scope": ["sae.width=16k"],
+    "gemma_scope_2": ["sae.width=16k", "sae.l0=small"],
+    "llama_scope": ["sae.folder=x"],
+    "saelens": ["sae.folder=x"],
+    "dictionary_learning": ["sae.folder=x"],
+}
+"""What an option leaves to its user."""
 GROUPS = ["matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "judging", "tracking"]
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
 def test_every_option_composes_and_keeps_its_name(group: str, option: str) -> None:
-    cfg = composed(f"{group}={option}")
+    cfg = composed(f"{group}={option}", *REQUIRED.get(option, []))
     chosen = getattr(cfg, group)
     name = getattr(chosen, "name", None)
     if group in ("sae", "model", "dataset", "folding", "solver"):

@@ -16,11 +16,11 @@ from omegaconf import MISSING
 from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
-from sae_match.config.sae_schema import SaeConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
     from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
+    from sae_match.saes.formats import SaeFormat
     from sae_match.tracking import Tracking
 
 
@@ -275,7 +275,7 @@ class Config:
     matching: MatchingConfig = MISSING
     folding: Folding = MISSING
     solver: Solver = MISSING
-    sae: SaeConfig = MISSING
+    sae: SaeFormat = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     evaluation: EvaluationConfig = MISSING
@@ -316,7 +316,7 @@ class Schema:
     matching: MatchingConfig = MISSING
     folding: Any = MISSING
     solver: Any = MISSING
-    sae: SaeConfig = MISSING
+    sae: Any = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     evaluation: EvaluationConfig = MISSING

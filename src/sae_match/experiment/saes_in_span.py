@@ -17,9 +17,8 @@ from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
-from sae_match.saes.folding import FoldingKind, FoldingScale
-from sae_match.saes.header import refuse_encoding
-from sae_match.saes.measured_scale import check_measurable
+from sae_match.saes.folding import FoldingKind, FoldingScale, check_measurable
+from sae_match.saes.site import refuse_encoding
 
 
 @dataclass(frozen=True)

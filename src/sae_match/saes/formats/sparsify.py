@@ -6,21 +6,21 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
+from sae_match.options import option
 from sae_match.saes.activation import Activation, ActivationKind
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.loader import FolderLoader
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
+from sae_match.saes.formats.reading import need_shapes, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.parametrization import subtract_input_bias
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
-from sae_match.saes.validation import validate_loaded
 
 _HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
 _MODULES = {"mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out, "attention": Site.attn_out}
 
 
-class Sparsify(FolderLoader):
+@option
+class Sparsify(FolderFormat):
     """Loader of sparsify's TopK SAEs: top-k of relu((x - b_dec) @ W_enc + b_enc); layers.N is the output of block N.
 
     Transcoders (`transcode`) do not subtract b_dec; with their skip connection, which is no part of the features, they
@@ -28,15 +28,16 @@ class Sparsify(FolderLoader):
     (`normalize_decoder`); sparsify itself is followed here.
     """
 
+    dialect: ClassVar[str] = "sparsify"
     FILES: ClassVar[tuple[str, ...]] = ("cfg.json", "sae.safetensors")
 
-    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+    def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from `cfg.json`, compared with the weights' header; site and layer from the folder's name.
 
         Raises:
             UserError: unreadable files, other dimensions than stated, or an unsupported activation.
         """
-        path = self.folder(path)
+        path = self.folder_of(path)
         settings, weights = _settings(path / self.FILES[0]), path / self.FILES[1]
         shapes = safetensors_shapes(weights)
         need_shapes(weights, shapes, _shapes(settings))
@@ -45,23 +46,22 @@ class Sparsify(FolderLoader):
         if named is not None:
             site = Site.resid_post if named[2] is None else _MODULES.get(named[2], Site.unknown)
         obstacle = "its skip connection is not part of its features" if "W_skip" in shapes else None
-        header = SaeHeader(
+        return SaeHeader(
             settings["d_in"],
             settings["d_sae"],
             Site.transcoder if settings["transcode"] else site,
             int(named[1]) if named else None,
             obstacle,
         )
-        return header.checked(str(path), cfg, layer)
 
-    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
+    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder.
 
         Raises:
             UserError: as `header`, missing keys, or invalid values.
         """
-        header = self.header(path, layer, cfg)
-        path = self.folder(path)
+        header = self.header(path, layer)
+        path = self.folder_of(path)
         settings = _settings(path / self.FILES[0])
         stored = read_safetensors(path / self.FILES[1], _shapes(settings))
         tensors: dict[str, Any] = {
