@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 _DESCRIBED = ("_target_", "repo_id", "revision", "width", "l0", "site")
-"""Keys of the `sae` group that say what an SAE is and where it is from; local paths are omitted, they may be private."""
+"""Keys of the `sae` group that say what an SAE is and where it is from; local paths are left out (private)."""
 
 
 @dataclass(frozen=True)
