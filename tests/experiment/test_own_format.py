@@ -72,7 +72,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     (tmp_path / "conf" / "sae" / "mine.yaml").write_text(OPTION)
     monkeypatch.syspath_prepend(tmp_path / "package")
     monkeypatch.delitem(sys.modules, "own_formats", raising=False)
-    return (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "sae=mine")
+    return (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "trusted_packages=[own_formats]", "sae=mine")
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ def test_native_errors(tmp_path: Path) -> None:
     save_file({"W_enc": torch.zeros(2, 2), "extra": torch.zeros(1)}, tmp_path / "keys.safetensors")
     with pytest.raises(UserError, match=r"missing \['W_dec', 'b_dec', 'b_enc', 'threshold'\], unknown \['extra'\]"):
         load_sae(tmp_path / "keys.safetensors")
-    (tmp_path / "sae.bin").touch()
+    (tmp_path / "sae.dat").touch()
     with pytest.raises(UserError, match="unknown SAE file type"):
-        load_sae(tmp_path / "sae.bin")
+        load_sae(tmp_path / "sae.dat")
 
 
 @pytest.mark.parametrize(

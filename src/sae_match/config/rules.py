@@ -6,18 +6,15 @@ import math
 import re
 from collections.abc import Iterator
 
-from sae_match.config.controls import control_rules
-from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
+from sae_match.config.control_rules import control_rules
+from sae_match.config.evaluation_rules import capture_rules, composition_rules
 from sae_match.config.judging_rules import judging_rules
-from sae_match.config.number_rules import number_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
     DatasetConfig,
     DatasetSource,
     DeadFeatures,
-    EvaluationConfig,
-    EvaluationLevel,
     LayersConfig,
     Metric,
     ModelConfig,
@@ -29,13 +26,6 @@ from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-EVALUATION_MINIMA = {
-    "splice_documents": 0,
-    "splice_windows_per_document": 0,
-    "batch_windows": 1,
-    "min_count": 1,
-    "bootstrap_samples": 1,
-}
 
 
 def check_config(cfg: Config) -> None:
@@ -44,17 +34,14 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
-    problems += _evaluation_rules(cfg.evaluation)
     problems += judging_rules(cfg)
-    problems += quantile_rules(cfg.evaluation)
-    problems += composition_rules(cfg.composition, cfg.layers)
     problems += control_rules(cfg)
-    if cfg.evaluation.level is EvaluationLevel.full:
+    problems += composition_rules(cfg.composition, cfg.layers)
+    if cfg.evaluation.full:
         problems += capture_rules(cfg)
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)
@@ -68,7 +55,6 @@ def check_train_config(cfg: TrainConfig) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=False))
     problems += _model_rules(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():
@@ -128,18 +114,11 @@ def _partial_rules(cfg: Config) -> Iterator[str]:
         yield f"matching.rejection_cost={cost}: must be a finite number >= 0"
     if matching.n_pairs is not None and matching.n_pairs < 1:
         yield f"matching.n_pairs={matching.n_pairs}: must be at least 1"
-    if matching.dead_features is DeadFeatures.aside and cfg.evaluation.level is not EvaluationLevel.full:
+    if matching.dead_features is DeadFeatures.aside and not cfg.evaluation.full:
         yield (
             "matching.dead_features=aside needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
         )
-
-
-def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
-    for name, least in EVALUATION_MINIMA.items():
-        value = getattr(evaluation, name)
-        if value < least:
-            yield f"evaluation.{name}={value}: must be at least {least}"
 
 
 def _model_rules(model: ModelConfig, layers: LayersConfig) -> Iterator[str]:

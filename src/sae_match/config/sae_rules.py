@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.saes.site import Site
 
@@ -16,12 +16,12 @@ def sae_rules(cfg: Config) -> Iterator[str]:
     except UserError as error:
         yield str(error)
     yield from _scale_rules(cfg)
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         yield from _model_rules(cfg)
 
 
 def _scale_rules(cfg: Config) -> Iterator[str]:
-    if cfg.folding.measured and cfg.evaluation.level is EvaluationLevel.weights_only:
+    if cfg.folding.measured and not cfg.evaluation.full:
         yield (
             f"folding.scale={cfg.folding.scale.value}: is measured on text, which evaluation=weights_only does not "
             "read. Choose evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"

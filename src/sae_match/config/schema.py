@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.evaluation.settings import Evaluation
     from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats import SaeFormat
@@ -30,14 +30,6 @@ class Metric(StrEnum):
     both = "both"
     decoder = "decoder"
     encoder = "encoder"
-
-
-class SpliceUnits(StrEnum):
-    """Units in which activations travel along the permutation when a residual is spliced."""
-
-    as_folding = "as_folding"
-    theta = "theta"
-    raw = "raw"
 
 
 class DeadFeatures(StrEnum):
@@ -79,13 +71,6 @@ class Part(StrEnum):
     train = "train"
     evaluation = "evaluation"
     all = "all"
-
-
-class EvaluationLevel(StrEnum):
-    """How much is evaluated."""
-
-    weights_only = "weights_only"
-    full = "full"
 
 
 class Rerun(StrEnum):
@@ -230,35 +215,6 @@ class DatasetConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """What is measured beside the permutation itself."""
-
-    level: EvaluationLevel = MISSING
-    """weights_only needs no model and no text."""
-    splice_documents: int = 0
-    """Delta loss, which needs a forward pass per splice, uses the first n documents; 0 = all. The other metrics
-    always use all."""
-    splice_windows_per_document: int = 0
-    """Delta loss uses the first n windows of each of those documents; 0 = all."""
-    splice_units: SpliceUnits = SpliceUnits.as_folding
-    """Units of the activations carried along the permutation."""
-    quantiles: list[float] = field(default_factory=list)
-    """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
-    controls: list[Control] = field(default_factory=lambda: [Control.vanilla, Control.random])
-    """Measured beside the matching on the same tokens: vanilla | random | greedy | nearest | mutual | cosine |
-    correlation (of activations) | linear_map (of residual streams), or all. The last two are fitted on other text."""
-    fit_documents: int | None = None
-    """On how many documents the controls correlation and linear_map are fitted, none of them evaluated: the other part
-    of the source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
-    batch_windows: int = 8
-    """Windows per forward pass."""
-    min_count: int = 10
-    """Per-feature matching scores average over features that fire at least this often."""
-    bootstrap_samples: int = 1000
-    """Resamples over documents for the 95 % intervals."""
-
-
-@dataclass
 class PathsConfig:
     """Where a job writes and what jobs share."""
 
@@ -278,7 +234,7 @@ class Config:
     sae: SaeFormat = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Evaluation = MISSING
     judging: JudgingConfig = MISSING
     tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
@@ -297,6 +253,8 @@ class Config:
     """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
     configuration and inputs; all: run everything again; none: run nothing, only report."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -319,7 +277,7 @@ class Schema:
     sae: Any = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Any = MISSING
     judging: JudgingConfig = MISSING
     tracking: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
@@ -331,3 +289,4 @@ class Schema:
     progress: bool | None = None
     dry_run: bool = False
     rerun: Rerun = Rerun.failed
+    trusted_packages: list[str] = field(default_factory=list)

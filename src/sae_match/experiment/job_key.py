@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel, ModelConfig, ModelSource
+from sae_match.config.schema import Config, ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.hub_lookup import cached_path
@@ -51,7 +51,7 @@ def input_hashes(cfg: Config) -> dict[str, Any]:
     layers = list(range(cfg.layers.first, cfg.layers.last + 1))
     saes = SaeSource(cfg.sae, tuple(layers))
     inputs: dict[str, Any] = {"saes": {str(layer): saes.identity(layer) for layer in layers}}
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         inputs["model"] = _model(cfg.model)
         source = open_source(cfg.dataset)
         inputs["text"] = {"source": source.name, **source.identity}

@@ -7,7 +7,6 @@ it: its seconds are those of the first time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
+from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
 from sae_match.matching.solution import Solver
 from sae_match.record.cache import ResultCache
@@ -95,12 +95,6 @@ def matching_key(
             "device": a.device.type,
         }
     )
-
-
-def tensor_digest(values: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and values."""
-    array = values.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _write(cache: ResultCache, key: str, matching: Matching) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from sae_match.config.controls import Control, chosen, fits
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.experiment.controls_step import check_correlation, control_solvers
+from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
@@ -98,7 +97,7 @@ def make_plan(cfg: Config) -> Plan:
         refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), look_around(device)
     model = text = None
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         model = plan_model(cfg, lookup, problems)
         text = plan_text(cfg, lookup, model.directory, problems)
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
@@ -172,9 +171,10 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     }
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
-            for one in (solver, *control_solvers(cfg).values()):
-                check_pair(cfg, one, width_a, width_b, d_model)
-            check_correlation(cfg, width_a, width_b)
+            check_pair(cfg, solver, width_a, width_b, d_model)
+            setup = control_setup(cfg, d_model)
+            for control in cfg.evaluation.matchers:
+                control.check_memory(setup, width_a, width_b)
 
 
 def _job_shape(
@@ -187,15 +187,16 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls, source = chosen(cfg.evaluation.controls), SaeSource(cfg.sae, tuple(layers))
+    controls, source = cfg.evaluation.matchers, SaeSource(cfg.sae, tuple(layers))
+    permutations, splices = 1 + len(controls), cfg.evaluation.all_splices
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
         solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
-        quantiles=len(cfg.evaluation.quantiles),
-        permutations=1 + sum(control is not Control.linear_map for control in controls),
-        correlated=Control.correlation in controls,
-        mapped=Control.linear_map in controls,
+        permutations=permutations,
+        splices=sum(splice.count(permutations) for splice in splices),
+        decodings=sum(splice.decodings(permutations) for splice in splices),
+        similarities=sum(control.similarities for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
@@ -209,7 +210,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if fits(cfg.evaluation)
+        if cfg.evaluation.fitted
         else 0,
         model=model.size,
     )

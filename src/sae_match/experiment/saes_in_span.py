@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, EvaluationLevel, SpliceUnits
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import resolve_units
+from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
@@ -46,7 +46,7 @@ class SpanSaes:
         self.cfg, self.device = cfg, device
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
         self.source = SaeSource(cfg.sae, tuple(self.layers))
-        self.full = cfg.evaluation.level is EvaluationLevel.full
+        self.full = cfg.evaluation.full
         self.measured = cfg.folding.measured
         units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if self.full else SpliceUnits.raw
         self.unfolded = (cfg.folding.name, cfg.folding.scale, units) == (

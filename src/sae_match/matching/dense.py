@@ -8,7 +8,9 @@ rounding boundary, by one grid step: only assignments that tie within `Solution.
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -19,8 +21,11 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution, Solver
+from sae_match.matching.solution import Solution, Solver, is_negligible
+from sae_match.matching.spread import describe_outliers
 from sae_match.options import option
+
+logger = logging.getLogger(__name__)
 
 GRID_BITS = 40
 """Resolution of the cost matrix: 2^-40 of its largest possible entry, about 1e-12."""
@@ -58,12 +63,15 @@ class DenseSolver(Solver):
         deficit = dual_deficit(cost, assigned, self.block_rows)
         permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
-        return Solution(
-            permutation=permutation,
-            objective=objective,
-            lower_bound=max(0.0, objective - deficit * step),
-            tolerance=len(rows) * step,
-        )
+        solution = Solution(permutation, objective, max(0.0, objective - deficit * step), len(rows) * step)
+        if is_negligible(problem, solution):
+            return solution
+        logger.warning(
+            "the cost matrix's resolution of 2^-%d of its largest entry is too coarse for most pairs: the permutation "
+            "may not be optimal (solver=certified is exact here)%s",
+            GRID_BITS, f"; {outliers}" if (outliers := describe_outliers(problem)) else "",
+        )  # fmt: skip
+        return replace(solution, lower_bound=max(0.0, solution.lower_bound - solution.tolerance))
 
 
 def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Floats, float]:

@@ -19,24 +19,37 @@ class Site(StrEnum):
     mlp_out = "mlp_out"
     attn_out = "attn_out"
     transcoder = "transcoder"
+    embedding = "embedding"
     unknown = "unknown"
 
 
 _SITES = {name: Site(name) for name in ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")}
+_MODULE = re.compile(r"(?:[\w.]+\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
+_MODULE_SITES = {
+    None: Site.resid_post, "mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out,
+    "attention": Site.attn_out,
+}  # fmt: skip
 
 
 def site_of_hook(name: object) -> tuple[Site, int | None]:
-    """Site and block of a TransformerLens hook name; `unknown` where the name says something else.
+    """Site and block of a TransformerLens hook name or of a module of a transformers model (`site_of_module`);
+    `unknown` where the name says something else.
 
     `blocks.N.attn.hook_z`, the attention output before its last projection, counts as attn_out.
     """
     found = _HOOK.match(name) if isinstance(name, str) else None
     if found is None:
-        return Site.unknown, None
+        return site_of_module(name) if isinstance(name, str) else (Site.unknown, None)
     layer, attention, hook = int(found[1]), found[2], found[3]
     if attention is not None:
         return (Site.attn_out if hook == "z" else Site.unknown), layer
     return _SITES.get(hook, Site.unknown), layer
+
+
+def site_of_module(name: str) -> tuple[Site, int | None]:
+    """Site and block of a module whose output is read, such as `model.layers.3`, `h.3.mlp` or `gpt_neox.layers.3`."""
+    found = _MODULE.match(name)
+    return (Site.unknown, None) if found is None else (_MODULE_SITES.get(found[2], Site.unknown), int(found[1]))
 
 
 def refuse_encoding(where: str, site: Site, obstacle: str | None) -> None:

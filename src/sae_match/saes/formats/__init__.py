@@ -26,6 +26,7 @@ FORMATS: tuple[type[SaeFormat], ...] = (
     DictionaryLearning,
 )
 """The dialects that `load_sae` detects and knows by name."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 def format_named(dialect: str) -> type[SaeFormat]:
@@ -52,10 +53,22 @@ def detect_format(path: Path) -> type[SaeFormat]:
     if len(found) == 1:
         return found[0]
     names = ", ".join(kind.dialect for kind in found)
-    if not found and not path.is_dir():
-        raise UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else []
+    if not found and (len(pickles) == 1 or not path.is_dir()):
+        raise _unread(pickles[0] if pickles else path)
     raise UserError(
         f"{path}: "
         + (f"fits several dialects ({names})" if found else "fits no known dialect of SAE checkpoints")
         + f". Say which with dialect=..., one of {', '.join(kind.dialect for kind in FORMATS)}"
+    )
+
+
+def _unread(path: Path) -> UserError:
+    if path.suffix not in PICKLES or not path.is_file():
+        return UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
+    return UserError(
+        f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
+        f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
+        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
+        "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
     )

@@ -184,14 +184,20 @@ class FolderFormat(SaeFormat):
     @classmethod
     def detect(cls, path: Path) -> bool:
         """A folder with all the files, or the weights in one."""
-        folder = cls.folder_of(path)
-        weights = folder / cls.FILES[-1]
-        return path in (folder, weights) and all((folder / name).is_file() for name in cls.FILES)
+        weights = Path(cls.FILES[-1]).parts
+        folder = path.parents[len(weights) - 1] if path.parts[-len(weights) :] == weights else path
+        return all((folder / name).is_file() for name in cls.FILES)
 
     @classmethod
     def folder_of(cls, path: Path) -> Path:
-        """The layer's folder, also where the weights in it were named."""
+        """The layer's folder, also where the weights in it were named.
+
+        Raises:
+            UserError: another file was named.
+        """
         weights = Path(cls.FILES[-1])
+        if path.name != weights.name and path.is_file():
+            raise UserError(f"{path}: not called {weights.name}; in this dialect a layer is {', '.join(cls.FILES)}")
         return path.parents[len(weights.parts) - 1] if path.name == weights.name else path
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _CANONICAL = {name.lower(): name for name in PARAMETERS}
 _RELEASE = re.compile(r"gemma-scope-\w+-[pi]t-(res|mlp|att|transcoders)\b")
+_LAYER = re.compile(r"layer_(\d{1,4})")
 _SITES = {
     "res": Site.resid_post, "mlp": Site.mlp_out, "att": Site.attn_out, "transcoders": Site.transcoder,
 }  # fmt: skip
@@ -82,7 +83,7 @@ class GemmaScope(SaeFormat):
         return (f"layer_{layer}/width_{self._width}/average_l0_{self._l0(layer, span)}/params.npz",)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions from the archive's headers, site from the release's name.
+        """Dimensions from the archive's headers, site from the release's name, layer from the folder's.
 
         Raises:
             UserError: not an .npz of plain arrays, or missing keys.
@@ -90,7 +91,13 @@ class GemmaScope(SaeFormat):
         shapes = {_CANONICAL.get(key.lower(), key): shape for key, shape in npz_shapes(path).items()}
         d_model, width = matrix_shape(path, shapes, "W_enc")
         found = _RELEASE.search(str(path)) or _RELEASE.search(self.repo_id or "")
-        return SaeHeader(d_model, width, _SITES[found[1]] if found else Site.unknown)
+        site = _SITES[found[1]] if found else Site.unknown
+        folder = path.parents[2].name if len(path.parents) > 2 else ""
+        named = _LAYER.fullmatch(folder)
+        obstacle = None
+        if folder == "embedding":
+            site, obstacle = Site.embedding, "it reads token embeddings, multiplied by sqrt(d_model)"
+        return SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one `params.npz`; never unpickles.
@@ -106,7 +113,12 @@ class GemmaScope(SaeFormat):
         if scaling is not None and not bool((scaling == 1).all()):
             raise UserError(f"{path}: scaling_factor is not all ones; this variant of Gemma Scope is not supported")
         need_names(path, tensors, PARAMETERS)
-        sae = SparseAutoencoder(**{name: tensors[name] for name in PARAMETERS}, site=header.site, source=str(path))
+        sae = SparseAutoencoder(
+            **{name: tensors[name] for name in PARAMETERS},
+            site=header.site,
+            match_only=header.obstacle,
+            source=str(path),
+        )
         return validate_loaded(sae, layer, tensors["threshold"], unit_norm=True)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from sae_match.saes.parametrization import canonical_gated, subtract_input_bias
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
+logger = logging.getLogger(__name__)
+
 _TRANSCODERS = {
     "transcoder": "standard",
     "skip_transcoder": "standard",
@@ -37,6 +40,16 @@ _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Training classes; SAELens itself saves their inference form as jumprelu."""
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 SCALED = "expected_average_only_in"
+_CENTERED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+REGISTRY: Mapping[str, Mapping[str, Any]] = {
+    "JoshEngels/Mistral-7B-Residual-Stream-SAEs": {"normalize_activations": "constant_norm_rescale"},
+    "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTERED,
+    "jbloom/GPT2-Small-SAEs-Reformatted": _CENTERED,
+    "tommmcgrath/gpt2-small-mlp-out-saes": _CENTERED,
+}
+"""Settings of hub repositories that change what an SAE computes and that only SAELens' registry of pretrained SAEs
+(`pretrained_saes.yaml`) knows."""
+_REGISTERED_MODELS = (None, "gpt2-small", "gpt2", "mistral-7b", "mistralai/Mistral-7B-v0.1")
 
 
 @option
@@ -71,7 +84,7 @@ class Saelens(FolderFormat):
         """
         path = self.folder_of(path)
         weights = path / self.FILES[1]
-        settings = read_saelens_config(path / self.FILES[0])
+        settings = read_saelens_config(path / self.FILES[0], self.repo_id)
         need_shapes(weights, safetensors_shapes(weights), _shapes(settings))
         obstacle = settings.obstacle or _activation(settings, self._factor(layer)).obstacle
         return SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle)
@@ -84,7 +97,7 @@ class Saelens(FolderFormat):
         """
         header = self.header(path, layer)
         path = self.folder_of(path)
-        settings = read_saelens_config(path / self.FILES[0])
+        settings = read_saelens_config(path / self.FILES[0], self.repo_id)
         tensors = _tensors(path / self.FILES[1], settings)
         factor = self._factor(layer)
         if settings.normalize_activations == SCALED and factor is not None:
@@ -175,8 +188,11 @@ class SaelensConfig:
     obstacle: str | None
 
 
-def read_saelens_config(path: Path) -> SaelensConfig:
-    """Read `cfg.json`.
+def read_saelens_config(path: Path, repo_id: str | None = None) -> SaelensConfig:
+    """Read `cfg.json`, with the settings of its repository that only SAELens' registry knows.
+
+    Args:
+        repo_id: hub repository that the file is from; a path that names it says it, too.
 
     Raises:
         UserError: unreadable, without dimensions, or of an architecture that is not supported.
@@ -184,6 +200,14 @@ def read_saelens_config(path: Path) -> SaelensConfig:
     cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(path).items()}
     metadata = cfg.get("metadata")
     cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
+    registered = _registered(path, repo_id)
+    if registered is None and metadata is None and repo_id is None and cfg.get("model_name") in _REGISTERED_MODELS:
+        logger.warning(
+            "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a way "
+            "that the file does not say: give the repository as sae.repo_id or in the folder's name",
+            path, ", ".join(REGISTRY),
+        )  # fmt: skip
+    cfg |= registered or {}
     named = _architecture(path, cfg)
     transcoder = named in _TRANSCODERS
     site, layer = site_of_hook(cfg.get("hook_name") or None)
@@ -203,6 +227,14 @@ def read_saelens_config(path: Path) -> SaelensConfig:
         layer=layer,
         obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")),
     )
+
+
+def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
+    for repository, settings in REGISTRY.items():
+        name = repository.rsplit("/", 1)[-1]
+        if repository == repo_id or {name, f"models--{repository.replace('/', '--')}"} & set(path.parts):
+            return settings
+    return None
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
