@@ -33,7 +33,6 @@ def check_config(cfg: Config) -> None:
         UserError: every broken rule, one per line.
     """
     problems = list(_layer_rules(cfg.layers, need_pair=True))
-    problems += _range_rule(cfg)
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
@@ -85,14 +84,6 @@ def _layer_rules(layers: LayersConfig, need_pair: bool) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: a span needs at least two layers"
     if layers.last < layers.first and not need_pair:
         yield f"layers.first={layers.first}, layers.last={layers.last}: the span is empty"
-
-
-def _range_rule(cfg: Config) -> Iterator[str]:
-    if cfg.layers.first < cfg.sae.first_layer or cfg.layers.last > cfg.sae.last_layer:
-        yield (
-            f"layers.first={cfg.layers.first}, layers.last={cfg.layers.last}: the SAEs {cfg.sae.name} cover layers "
-            f"{cfg.sae.first_layer}..{cfg.sae.last_layer}"
-        )
 
 
 def _matching_rules(cfg: Config) -> Iterator[str]:

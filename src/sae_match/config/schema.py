@@ -15,12 +15,13 @@ from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.judging_schema import JudgingConfig
-from sae_match.config.sae_schema import SaeConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
     from sae_match.evaluation.settings import Evaluation
     from sae_match.language_model.sources import ModelSource
     from sae_match.matching.solution import Solver
+    from sae_match.saes.folding import Folding
+    from sae_match.saes.formats import SaeFormat
     from sae_match.text.source import TextSource
     from sae_match.tracking import Tracking
 
@@ -31,36 +32,6 @@ class Metric(StrEnum):
     both = "both"
     decoder = "decoder"
     encoder = "encoder"
-
-
-class Folding(StrEnum):
-    """Whether thresholds are folded into the weights before matching (Eq. 4)."""
-
-    theta = "theta"
-    none = "none"
-
-
-class FoldingScale(StrEnum):
-    """What plays theta when features are folded; weight metrics are always in these units.
-
-    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
-    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
-    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
-    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
-    no scale.
-    """
-
-    auto = "auto"
-    threshold = "threshold"
-    stored = "stored"
-    estimated = "estimated"
-    mean_activation = "mean_activation"
-    max_activation = "max_activation"
-    decoder_norm = "decoder_norm"
-
-
-MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
-"""Scales that need activations on text, and so evaluation=full."""
 
 
 class DeadFeatures(StrEnum):
@@ -112,18 +83,6 @@ class MatchingConfig:
 
 
 @dataclass
-class FoldingConfig:
-    """Whether and how features are rescaled before matching."""
-
-    name: Folding = MISSING
-    """theta | none."""
-    scale: FoldingScale = FoldingScale.auto
-    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
-    k: int | None = None
-    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
-
-
-@dataclass
 class LayersConfig:
     """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched."""
 
@@ -160,9 +119,9 @@ class Config:
     """The whole configuration of one `sae-match` job."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
+    folding: Folding = MISSING
     solver: Solver = MISSING
-    sae: SaeConfig = MISSING
+    sae: SaeFormat = MISSING
     model: ModelSource = MISSING
     dataset: TextSource = MISSING
     evaluation: Evaluation = MISSING
@@ -203,9 +162,9 @@ class Schema:
     """The composed form of `Config`; what is `Any` is built from its `_target_`."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
+    folding: Any = MISSING
     solver: Any = MISSING
-    sae: SaeConfig = MISSING
+    sae: Any = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
     evaluation: Any = MISSING

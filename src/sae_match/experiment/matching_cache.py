@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sae_match.config.schema import Config, Folding
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
@@ -28,6 +28,7 @@ from sae_match.matching.solution import Solver
 from sae_match.record.cache import ResultCache
 from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def matching_key(
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
-    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is Folding.theta else None
+    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is FoldingKind.theta else None
     return content_key(
         {
             "version": MATCHING_VERSION,

@@ -6,20 +6,20 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
+from sae_match.options import option
 from sae_match.saes.activation import Activation, ActivationKind
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.loader import FolderLoader, site_of_module
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
+from sae_match.saes.formats.reading import need_shapes, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.parametrization import subtract_input_bias
+from sae_match.saes.site import Site, site_of_module
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
-from sae_match.saes.validation import validate_loaded
 
 _SEED = re.compile(r"seed\d+")
 
 
-class Sparsify(FolderLoader):
+@option
+class Sparsify(FolderFormat):
     """Loader of sparsify's TopK SAEs: top-k of relu((x - b_dec) @ W_enc + b_enc); layers.N is the output of block N.
 
     Transcoders (`transcode`) do not subtract b_dec; with their skip connection, which is no part of the features, they
@@ -27,38 +27,38 @@ class Sparsify(FolderLoader):
     (`normalize_decoder`); sparsify itself is followed here.
     """
 
+    dialect: ClassVar[str] = "sparsify"
     FILES: ClassVar[tuple[str, ...]] = ("cfg.json", "sae.safetensors")
 
-    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+    def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from `cfg.json`, compared with the weights' header; site and layer from the folder's name.
 
         Raises:
             UserError: unreadable files, other dimensions than stated, or an unsupported activation.
         """
-        path = self.folder(path)
+        path = self.folder_of(path)
         settings, weights = _settings(path / self.FILES[0]), path / self.FILES[1]
         shapes = safetensors_shapes(weights)
         need_shapes(weights, shapes, _shapes(settings))
         # With several seeds the hookpoint's folder holds one folder a seed.
         site, stated = site_of_module(path.parent.name if _SEED.fullmatch(path.name) else path.name)
         obstacle = "its skip connection is not part of its features" if "W_skip" in shapes else None
-        header = SaeHeader(
+        return SaeHeader(
             settings["d_in"],
             settings["d_sae"],
             Site.transcoder if settings["transcode"] else site,
             stated,
             obstacle,
         )
-        return header.checked(str(path), cfg, layer)
 
-    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
+    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder.
 
         Raises:
             UserError: as `header`, missing keys, or invalid values.
         """
-        header = self.header(path, layer, cfg)
-        path = self.folder(path)
+        header = self.header(path, layer)
+        path = self.folder_of(path)
         settings = _settings(path / self.FILES[0])
         stored = read_safetensors(path / self.FILES[1], _shapes(settings))
         tensors: dict[str, Any] = {

@@ -3,27 +3,79 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sae_match.config.sae_schema import SaeConfig
 from sae_match.errors import UserError
+from sae_match.options import option
 from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind
-from sae_match.saes.dictionary_learning_config import CLASSES, DictionaryConfig, read_dictionary_config
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.loader import FolderLoader
-from sae_match.saes.npz import check_expansion
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
+from sae_match.saes.formats.reading import (
+    MOST,
+    as_float32,
+    check_expansion,
+    need_file,
+    need_shapes,
+    number,
+    read_json,
+)
 from sae_match.saes.parametrization import canonical_gated, subtract_input_bias
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.tensor_files import MOST, as_float32, need_file, need_shapes
-from sae_match.saes.validation import validate_loaded
 
 
-class DictionaryLearning(FolderLoader):
+@dataclass(frozen=True)
+class Keys:
+    """State-dict keys of a class by canonical name.
+
+    Attributes:
+        names: canonical parameter -> key.
+        subtracts_bias: the decoder bias is subtracted from the input.
+    """
+
+    names: dict[str, str]
+    subtracts_bias: bool
+
+    @property
+    def transposed(self) -> tuple[str, ...]:
+        """Keys of torch Linear layers, which store [out, in]."""
+        return ("encoder.weight", "decoder.weight")
+
+    def shapes(self, d_model: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Shape of every key."""
+        canonical: dict[str, tuple[int, ...]] = {
+            "W_enc": (d_model, width),
+            "W_dec": (width, d_model),
+            "b_dec": (d_model,),
+        }
+        found = {key: canonical.get(name, (width,)) for name, key in self.names.items()}
+        return {key: shape[::-1] if key in self.transposed else shape for key, shape in found.items()}
+
+
+_LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
+_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+_GATED = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias"}
+CLASSES: dict[str, Keys] = {
+    "AutoEncoder": Keys({**_LINEAR, "b_dec": "bias"}, True),
+    "AutoEncoderNew": Keys({**_LINEAR, "b_dec": "decoder.bias"}, False),
+    "GatedAutoEncoder": Keys({**_GATED, "b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}, True),
+    "JumpReluAutoEncoder": Keys({**_PLAIN, "threshold": "threshold"}, False),
+    "AutoEncoderTopK": Keys({**_LINEAR, "b_dec": "b_dec"}, True),
+    "BatchTopKSAE": Keys({**_LINEAR, "b_dec": "b_dec"}, True),
+    "MatryoshkaBatchTopKSAE": Keys(_PLAIN, True),
+}
+"""Keys of each supported `dict_class`."""
+
+
+@option
+class DictionaryLearning(FolderFormat):
     """Loader of dictionary_learning's classes; `ae.pt` is read with torch's restricted unpickler only.
 
     AutoEncoder and AutoEncoderNew are ReLU SAEs (the latter does not subtract its decoder bias from the input),
@@ -33,28 +85,28 @@ class DictionaryLearning(FolderLoader):
     before decoding; here activations stay in the units of the stored weights, as in SAELens.
     """
 
+    dialect: ClassVar[str] = "dictionary_learning"
     FILES: ClassVar[tuple[str, ...]] = ("config.json", "ae.pt")
 
-    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+    def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions, site and layer from `config.json`; `ae.pt` is not opened.
 
         Raises:
             UserError: unreadable config, or an unsupported class.
         """
-        path = self.folder(path)
+        path = self.folder_of(path)
         need_file(path / self.FILES[1])
         settings = read_dictionary_config(path / self.FILES[0])
-        header = SaeHeader(settings.d_model, settings.width, settings.site, settings.layer)
-        return header.checked(str(path), cfg, layer)
+        return SaeHeader(settings.d_model, settings.width, settings.site, settings.layer)
 
-    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
+    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder.
 
         Raises:
             UserError: as `header`, anything in `ae.pt` but tensors, missing keys, other dimensions, or invalid values.
         """
-        header = self.header(path, layer, cfg)
-        path = self.folder(path)
+        header = self.header(path, layer)
+        path = self.folder_of(path)
         settings, weights = read_dictionary_config(path / self.FILES[0]), path / self.FILES[1]
         state = read_state(weights)
         keys = CLASSES[settings.dict_class]
@@ -127,3 +179,56 @@ def _k(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]) -> int:
     if not 1 <= k <= MOST:
         raise UserError(f"{path}: {settings.dict_class} without its number of active features k")
     return k
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """What `config.json` says.
+
+    Attributes:
+        site: from `submodule_name`; unknown where that is missing or says something else.
+    """
+
+    dict_class: str
+    d_model: int
+    width: int
+    k: int | None
+    site: Site
+    layer: int | None
+
+
+def read_dictionary_config(path: Path) -> DictionaryConfig:
+    """Read `config.json`.
+
+    Raises:
+        UserError: unreadable, without the trainer's entries, or of a class that is not supported.
+    """
+    config = read_json(path)
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        raise UserError(f"{path}: no `trainer` entry; is this the config of a dictionary_learning run?")
+    dict_class = trainer.get("dict_class")
+    if not isinstance(dict_class, str) or dict_class not in CLASSES:
+        raise UserError(f"{path}: trainer.dict_class={repr(dict_class)[:100]}; supported: {', '.join(CLASSES)}")
+    layer, k = trainer.get("layer"), trainer.get("k")
+    return DictionaryConfig(
+        dict_class=dict_class,
+        d_model=number(path, config, "trainer.activation_dim"),
+        width=number(path, config, "trainer.dict_size"),
+        k=k if isinstance(k, int) and k <= MOST else None,
+        site=_site(trainer, config.get("buffer")),
+        layer=layer if isinstance(layer, int) and abs(layer) <= MOST else None,
+    )
+
+
+def _site(trainer: Mapping[str, Any], buffer: object) -> Site:
+    """The site in `submodule_name` (such as resid_post_layer_8); a buffer of a module's *inputs* is none of them."""
+    if isinstance(buffer, Mapping) and buffer.get("io", "out") != "out":
+        return Site.unknown
+    name = str(trainer.get("submodule_name") or "").lower()
+    for site in (Site.resid_post, Site.resid_pre, Site.resid_mid):
+        if site.value in name:
+            return site
+    if "mlp" in name:
+        return Site.mlp_out
+    return Site.attn_out if re.search(r"att(ention|n)", name) else Site.unknown

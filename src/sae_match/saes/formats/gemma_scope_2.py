@@ -4,49 +4,81 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sae_match.config.sae_schema import SaeConfig, Site
+from pydantic import model_validator
+
 from sae_match.errors import UserError
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.locating import fetch
+from sae_match.options import option
+from sae_match.saes.formats.base import SaeFormat, SaeHeader, validate_loaded
+from sae_match.saes.formats.reading import matrix_shape, need_names, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
-from sae_match.saes.tensor_files import matrix_shape, need_names, read_json, read_safetensors, safetensors_shapes
-from sae_match.saes.validation import validate_loaded
 
 _FOLDER = re.compile(r"layer_(\d{1,4})_width_\w+?_l0_\w+")
 _SITES = {name: Site(name) for name in ("resid_post", "mlp_out", "attn_out", "transcoder")}
 """Sites by the folder's name. The attention SAEs read the heads' outputs before the last projection."""
 _SKIP = "affine_skip_connection"
+_KEYS = {name.lower() for name in PARAMETERS}
+SPARSITIES = ("small", "medium", "big")
 
 
-class GemmaScope2:
-    """Loader of the Gemma Scope 2 layout: JumpReLU SAEs with lower-case keys; b_dec is not subtracted from the input.
+@option
+class GemmaScope2(SaeFormat):
+    """The Gemma Scope 2 layout: JumpReLU SAEs with lower-case keys; b_dec is not subtracted from the input.
 
     The folders SITE_all hold every layer (l0 small and big), the others four layers. A transcoder's affine skip
     connection is not part of its features: it is left out, and such a transcoder never encodes.
     """
 
-    def names(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> tuple[str, ...]:
+    dialect: ClassVar[str] = "gemma_scope_2"
+
+    width: str | None = None
+    """Width, such as 16k."""
+    l0: str | None = None
+    """Sparsity: small, medium (four layers only) or big."""
+    every_layer: bool = True
+    """The folders SITE_all, which cover every layer (small and big only); false = four layers."""
+    affine: bool = False
+    """Transcoders: the variant with an affine skip connection."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> GemmaScope2:
+        if self.l0 is not None and self.l0.split("_")[0] not in SPARSITIES:
+            raise ValueError(f"sae.l0={self.l0}: Gemma Scope 2 has {', '.join(SPARSITIES)}")
+        if self.every_layer and (self.l0 or "").startswith("medium"):
+            raise ValueError(
+                f"sae.l0={self.l0}: Gemma Scope 2 has it only for four layers (sae.every_layer=false); choose small or "
+                "big"
+            )
+        if self.affine and self.site is not Site.transcoder:
+            raise ValueError("sae.affine=true: only transcoders have an affine skip connection (sae.site=transcoder)")
+        if self.site is not None and self.site.value not in _SITES:
+            raise ValueError(f"sae.site={self.site.value}: Gemma Scope 2 has {', '.join(_SITES)}")
+        return self
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        """params.safetensors, the folder with it, or a safetensors file with its keys."""
+        if path.is_dir():
+            return _file(path).is_file()
+        if path.suffix != ".safetensors":
+            return False
+        return path.name == "params.safetensors" or safetensors_shapes(path).keys() >= _KEYS
+
+    def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
         """The layer's weights. `config.json` beside them may be missing and adds nothing that is needed.
 
         Raises:
-            UserError: width or l0 not set, or a site that the release does not have.
+            UserError: width or l0 not set.
         """
-        site = cfg.site or Site.resid_post
-        if cfg.width is None or cfg.l0 is None:
+        if self.width is None or self.l0 is None:
             raise UserError("sae.width and sae.l0 must be set for Gemma Scope 2, such as sae.width=16k sae.l0=small")
-        if site.value not in _SITES:
-            raise UserError(f"sae.site={site.value}: Gemma Scope 2 has {', '.join(_SITES)}")
-        folder = f"{site.value}{'_all' if cfg.every_layer else ''}"
-        variant = f"layer_{layer}_width_{cfg.width}_l0_{cfg.l0}{'_affine' if cfg.affine else ''}"
+        folder = f"{self.site or Site.resid_post}{'_all' if self.every_layer else ''}"
+        variant = f"layer_{layer}_width_{self.width}_l0_{self.l0}{'_affine' if self.affine else ''}"
         return (f"{folder}/{variant}/params.safetensors",)
 
-    def locate(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> Path:
-        """Local path of one layer's `params.safetensors`."""
-        return fetch(cfg, self.names(cfg, layer, span)[0], layer)
-
-    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+    def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from the file's header; site and layer from its folders.
 
         Raises:
@@ -64,17 +96,16 @@ class GemmaScope2:
         named = _FOLDER.match(path.parent.name)
         site = _SITES.get(path.parent.parent.name.removesuffix("_all"), Site.unknown)
         obstacle = "its affine skip connection is not part of its features" if _SKIP in shapes else None
-        header = SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle)
-        return header.checked(str(path), cfg, layer)
+        return SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle)
 
-    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
+    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one `params.safetensors`.
 
         Raises:
             UserError: unreadable file, missing keys, or invalid values.
         """
         path = _file(path)
-        header = self.header(path, layer, cfg)
+        header = self.header(path, layer)
         wanted = {name: name.lower() for name in PARAMETERS}
         need_names(path, safetensors_shapes(path), wanted.values())
         tensors = read_safetensors(path, list(wanted.values()))

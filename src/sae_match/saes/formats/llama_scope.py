@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.loader import FolderLoader, site_of_hook
+from sae_match.options import option
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
+from sae_match.saes.formats.reading import need_shapes, number, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
-from sae_match.saes.validation import validate_loaded
 
 _EXPECTED = {
     "act_fn": "jumprelu",
@@ -25,7 +24,8 @@ _EXPECTED = {
 """What all published SAEs say; other values would need other arithmetic."""
 
 
-class LlamaScope(FolderLoader):
+@option
+class LlamaScope(FolderFormat):
     """Loader of Llama Scope's JumpReLU SAEs, with the arithmetic of the library that trained them.
 
     The SAE was trained on x * s_in with s = sqrt(d) / average activation norm, and its one threshold is in units of the
@@ -39,15 +39,16 @@ class LlamaScope(FolderLoader):
     should and features with n < 1 more often; a feature that fires in both has the same share of the reconstruction.
     """
 
+    dialect: ClassVar[str] = "llama_scope"
     FILES: ClassVar[tuple[str, ...]] = ("hyperparams.json", "checkpoints/final.safetensors")
 
-    def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
+    def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions, hook points and layer from `hyperparams.json`, compared with the weights' header.
 
         Raises:
             UserError: unreadable files, other dimensions than stated, or a variant that needs other arithmetic.
         """
-        path = self.folder(path)
+        path = self.folder_of(path)
         weights = path / self.FILES[1]
         settings = _settings(path / self.FILES[0])
         d_model, width = settings["d_model"], settings["d_sae"]
@@ -55,16 +56,16 @@ class LlamaScope(FolderLoader):
         site, stated = site_of_hook(settings["hook_point_in"])
         if settings["hook_point_out"] != settings["hook_point_in"]:
             site, stated = Site.transcoder, site_of_hook(settings["hook_point_out"])[1]
-        return SaeHeader(d_model, width, site, stated).checked(str(path), cfg, layer)
+        return SaeHeader(d_model, width, site, stated)
 
-    def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
+    def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder.
 
         Raises:
             UserError: as `header`, missing keys, or invalid values.
         """
-        header = self.header(path, layer, cfg)
-        path = self.folder(path)
+        header = self.header(path, layer)
+        path = self.folder_of(path)
         settings = _settings(path / self.FILES[0])
         tensors = read_safetensors(path / self.FILES[1], _shapes(header.d_model, header.width))
         root = math.sqrt(header.d_model)
