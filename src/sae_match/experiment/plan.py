@@ -106,6 +106,9 @@ def make_plan(cfg: Config) -> Plan:
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     with noting(problems):
         check_judging(cfg)
+    with noting(problems):
+        for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
+            one.facts()  # what has no content key is refused before long work
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)
