@@ -138,6 +138,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
     matchings = match_span(cfg, saes, solver, record, progress, aside)
+    record.warn([warning for pair in matchings for warning in pair.warnings])
     matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)

@@ -39,6 +39,7 @@ class PairMatching:
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
         random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
+        warnings: what a reader of the result must know.
     """
 
     layer: int
@@ -47,6 +48,7 @@ class PairMatching:
     rows: list[MetricRow]
     features: pd.DataFrame
     random_mse: npt.NDArray[np.float32]
+    warnings: tuple[str, ...] = ()
 
 
 def match_span(
@@ -81,6 +83,7 @@ def match_pair(
     permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
     distances = weight_distances_of(a, b, permutations)
     random_mse = distances["random"].W_dec.cpu().numpy()
+    planted = planted_identity(distances["vanilla"], distances["random"], layer, layer_to)
     wanted = ("matched", *chosen(cfg.evaluation.controls))
     permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
     rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to)
@@ -91,7 +94,38 @@ def match_pair(
         layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",
         matching.seconds,
     )  # fmt: skip
-    return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+    if planted is not None:
+        logger.warning("%s", planted)
+    return PairMatching(
+        layer, layer_to, permutations, rows, features, random_mse, () if planted is None else (planted,)
+    )
+
+
+_STANDARD_ERRORS = 4.0
+"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
+
+
+def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
+    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
+
+    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
+    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
+
+    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
+    say how much a matching score varies from one random permutation to another.
+    """
+    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    margin = float(ours.mean() - theirs.mean())
+    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
+    if margin <= _STANDARD_ERRORS * error:
+        return None
+    return (
+        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
+        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
+        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
+    )
 
 
 def match_and_save(
