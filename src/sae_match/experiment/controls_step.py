@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -101,8 +102,10 @@ def say_ceilings(rows: Sequence[MetricRow]) -> None:
                 if (at, at, metric) in known
             ]
             logger.info(
-                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
-                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+                "layers %d -> %d: %s is %+.3f%s from %s",
+                row.layer, row.layer_to, metric, row.value,
+                "" if math.isnan(row.estimate.interval[0]) else " [{:+.3f}, {:+.3f}]".format(*row.estimate.interval),
+                ", ".join(seeds),
             )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching.solution import Solver
-from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
 from sae_match.text import TokenWindows, load_windows
@@ -115,6 +115,12 @@ def prepare(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
     )  # fmt: skip
+    for what, count in (("metrics", windows.n_documents), ("delta losses", splice_windows.n_documents)):
+        if count < MIN_DOCUMENTS:
+            logger.warning(
+                "%s have no intervals: %d documents, and intervals over documents need at least %d",
+                what, count, MIN_DOCUMENTS,
+            )  # fmt: skip
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
         cfg=cfg,
