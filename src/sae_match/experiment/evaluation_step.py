@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
-from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
@@ -136,6 +137,12 @@ def prepare(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
     )  # fmt: skip
+    for what, count in (("metrics", windows.n_documents), ("delta losses", splice_windows.n_documents)):
+        if count < MIN_DOCUMENTS:
+            logger.warning(
+                "%s have no intervals: %d documents, and intervals over documents need at least %d",
+                what, count, MIN_DOCUMENTS,
+            )  # fmt: skip
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
         cfg=cfg,
@@ -213,8 +220,10 @@ def log_ceiling_gaps(rows: Sequence[MetricRow]) -> None:
                 if (at, at, metric) in known
             ]
             logger.info(
-                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
-                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+                "layers %d -> %d: %s is %+.3f%s from %s",
+                row.layer, row.layer_to, metric, row.value,
+                "" if math.isnan(row.estimate.interval[0]) else " [{:+.3f}, {:+.3f}]".format(*row.estimate.interval),
+                ", ".join(seeds),
             )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
     matchings = match_span(cfg, saes, solver, record, progress, aside, fit)
+    record.warn([warning for pair in matchings for warning in pair.warnings])
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
