@@ -54,7 +54,7 @@ def control_rules(cfg: Config) -> Iterator[str]:
     if cfg.composition.max_distance >= 2 and Control.random not in controls:
         yield "composition.max_distance compares with composed random permutations: add random to evaluation.controls"
     missing = [control.value for control in (Control.vanilla, Control.random) if control not in controls]
-    if missing and cfg.judging.name.value != "none":
+    if missing and cfg.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
     if evaluation.fit_documents is not None and evaluation.fit_documents < 1:
         yield f"evaluation.fit_documents={evaluation.fit_documents}: must be at least 1"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from sae_match.config.controls import control_rules
 from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
-from sae_match.config.judging_rules import judging_rules
 from sae_match.config.number_rules import number_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
@@ -78,7 +77,7 @@ def check_config(cfg: Config) -> None:
     problems += _partial_rules(cfg)
     problems += _solver_rules(cfg.solver)
     problems += _evaluation_rules(cfg.evaluation)
-    problems += judging_rules(cfg)
+    problems += _description_rule(cfg)
     problems += quantile_rules(cfg.evaluation)
     problems += composition_rules(cfg.composition, cfg.layers)
     problems += control_rules(cfg)
@@ -187,6 +186,15 @@ def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
         value = getattr(evaluation, name)
         if value < least:
             yield f"evaluation.{name}={value}: must be at least {least}"
+
+
+def _description_rule(cfg: Config) -> Iterator[str]:
+    full = cfg.evaluation.level is EvaluationLevel.full
+    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not full:
+        yield (
+            f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
+            f"which evaluation={cfg.evaluation.level} does not read; use evaluation=full or give explanation files"
+        )
 
 
 def _model_rule(model: ModelSource, layers: LayersConfig) -> Iterator[str]:

@@ -15,12 +15,12 @@ from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.controls import Control
-from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
 from sae_match.config.solver_schema import SolverConfig
 from sae_match.tracking import Tracking
 
 if TYPE_CHECKING:
+    from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
     from sae_match.text.source import TextSource
 
@@ -210,7 +210,7 @@ class Config:
     model: ModelSource = MISSING
     dataset: TextSource = MISSING
     evaluation: EvaluationConfig = MISSING
-    judging: JudgingConfig = MISSING
+    judging: Judging = MISSING
     tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
@@ -251,7 +251,7 @@ class Schema:
     model: Any = MISSING
     dataset: Any = MISSING
     evaluation: EvaluationConfig = MISSING
-    judging: JudgingConfig = MISSING
+    judging: Any = MISSING
     tracking: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
