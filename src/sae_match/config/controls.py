@@ -66,7 +66,7 @@ def _fit_rules(cfg: Config, fitted: list[str]) -> Iterator[str]:
     who = " and ".join(fitted)
     if cfg.evaluation.level.value != "full":
         yield f"the controls {who} need activations, and evaluation={cfg.evaluation.level} computes none"
-    elif cfg.dataset.documents == 0 and cfg.dataset.part.value == "all":
+    elif cfg.dataset.documents == 0 and cfg.dataset.part == "all":
         yield (
             f"dataset.documents=0 with dataset.part=all evaluates every document and leaves none to fit {who} on; "
             "set dataset.documents to a number, or dataset.part=evaluation"
