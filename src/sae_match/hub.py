@@ -70,7 +70,7 @@ def content_hash(path: Path) -> str:
         OSError: it cannot be read.
     """
     real = path.resolve()
-    if real.parent.name == "blobs":
+    if real.parent.name == "blobs":  # the hub's cache names files by their content
         return real.name
     stat = real.stat()
     return _sha256(real, stat.st_size, stat.st_mtime_ns)

@@ -95,7 +95,7 @@ def test_a_job_uses_them(
     cfg = composed(
         tmp_path / "conf", *paths, "sae=native", f"sae.root={perfect_saes}", "model=local",
         f"model.path={model_directory}", "layers.first=0", "layers.last=1", "tracking=none", "device=cpu",
-        "evaluation.bootstrap_samples=50", "evaluation.controls=[vanilla,random,linear_map]", "judging.pairs=6",
+        "evaluation.bootstrap_samples=50", "evaluation/controls=[vanilla,random,linear_map]", "judging.pairs=6",
         "progress=false",
     )  # fmt: skip
     result = run(cfg)

@@ -6,19 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sae_match.config.controls import control_rules
-from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
-from sae_match.config.number_rules import number_rules
+from sae_match.config.control_rules import control_rules
+from sae_match.config.evaluation_rules import capture_rules, composition_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
     DeadFeatures,
-    EvaluationConfig,
-    EvaluationLevel,
     LayersConfig,
     Metric,
 )
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
@@ -27,40 +23,6 @@ if TYPE_CHECKING:
     from sae_match.text.source import TextSource
 
 DEVICES = ("auto", "cpu", "cuda")
-EVALUATION_MINIMA = {
-    "splice_documents": 0,
-    "splice_windows_per_document": 0,
-    "batch_windows": 1,
-    "min_count": 1,
-    "bootstrap_samples": 1,
-}
-BLOCKWISE = (
-    SolverName.certified,
-    SolverName.cosine,
-    SolverName.dense,
-    SolverName.greedy,
-    SolverName.nearest,
-    SolverName.mutual,
-)
-SOLVER_OPTIONS = {
-    "block_rows": BLOCKWISE,
-    "time_limit_s": (SolverName.certified, SolverName.cosine),
-    "verify": (SolverName.certified,),
-    "cache": (SolverName.certified, SolverName.cosine),
-    "regularisation": (SolverName.soft,),
-    "max_iterations": (SolverName.soft,),
-    "marginal_error": (SolverName.soft,),
-    "rounding": (SolverName.soft,),
-}
-"""The solvers that an option means something to; memory_limit_gib means something to all."""
-POSITIVE_OPTIONS = (
-    "memory_limit_gib",
-    "block_rows",
-    "time_limit_s",
-    "regularisation",
-    "max_iterations",
-    "marginal_error",
-)
 
 
 def check_config(cfg: Config) -> None:
@@ -69,19 +31,14 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=True))
-    problems += _range_rule(cfg)
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
-    problems += _solver_rules(cfg.solver)
-    problems += _evaluation_rules(cfg.evaluation)
     problems += _description_rule(cfg)
-    problems += quantile_rules(cfg.evaluation)
-    problems += composition_rules(cfg.composition, cfg.layers)
     problems += control_rules(cfg)
-    if cfg.evaluation.level is EvaluationLevel.full:
+    problems += composition_rules(cfg.composition, cfg.layers)
+    if cfg.evaluation.full:
         problems += capture_rules(cfg)
         problems += _model_rule(cfg.model, cfg.layers)
         problems += _text_rule(cfg.dataset, "dataset", cfg.model.sink_positions)
@@ -95,7 +52,6 @@ def check_train_config(cfg: TrainConfig) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=False))
     problems += _model_rule(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():
@@ -129,14 +85,6 @@ def _layer_rules(layers: LayersConfig, need_pair: bool) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: the span is empty"
 
 
-def _range_rule(cfg: Config) -> Iterator[str]:
-    if cfg.layers.first < cfg.sae.first_layer or cfg.layers.last > cfg.sae.last_layer:
-        yield (
-            f"layers.first={cfg.layers.first}, layers.last={cfg.layers.last}: the SAEs {cfg.sae.name} cover layers "
-            f"{cfg.sae.first_layer}..{cfg.sae.last_layer}"
-        )
-
-
 def _matching_rules(cfg: Config) -> Iterator[str]:
     weights = {name: getattr(cfg.matching.weights, name) for name in ("W_enc", "b_enc", "W_dec")}
     for name, value in weights.items():
@@ -154,7 +102,7 @@ def _matching_rules(cfg: Config) -> Iterator[str]:
 def _partial_rules(cfg: Config) -> Iterator[str]:
     matching = cfg.matching
     for name in ("rejection_cost", "n_pairs"):
-        if getattr(matching, name) is not None and cfg.solver.name is not SolverName.certified:
+        if getattr(matching, name) is not None and not cfg.solver.limits_pairs:
             yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
     if matching.rejection_cost is not None and matching.n_pairs is not None:
         yield "matching.rejection_cost and matching.n_pairs both limit the pairs: give one of them"
@@ -163,34 +111,15 @@ def _partial_rules(cfg: Config) -> Iterator[str]:
         yield f"matching.rejection_cost={cost}: must be a finite number >= 0"
     if matching.n_pairs is not None and matching.n_pairs < 1:
         yield f"matching.n_pairs={matching.n_pairs}: must be at least 1"
-    if matching.dead_features is DeadFeatures.aside and cfg.evaluation.level is not EvaluationLevel.full:
+    if matching.dead_features is DeadFeatures.aside and not cfg.evaluation.full:
         yield (
             "matching.dead_features=aside needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
         )
 
 
-def _solver_rules(solver: SolverConfig) -> Iterator[str]:
-    defaults = SolverConfig(name=solver.name)
-    for name, solvers in SOLVER_OPTIONS.items():
-        if getattr(solver, name) != getattr(defaults, name) and solver.name not in solvers:
-            yield f"solver.{name} means nothing to solver={solver.name}; it belongs to {', '.join(solvers)}"
-    for name in POSITIVE_OPTIONS:
-        value = getattr(solver, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            yield f"solver.{name}={value}: must be a positive number"
-
-
-def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
-    for name, least in EVALUATION_MINIMA.items():
-        value = getattr(evaluation, name)
-        if value < least:
-            yield f"evaluation.{name}={value}: must be at least {least}"
-
-
 def _description_rule(cfg: Config) -> Iterator[str]:
-    full = cfg.evaluation.level is EvaluationLevel.full
-    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not full:
+    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not cfg.evaluation.full:
         yield (
             f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
             f"which evaluation={cfg.evaluation.level} does not read; use evaluation=full or give explanation files"

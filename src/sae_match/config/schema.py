@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.controls import Control
-from sae_match.config.sae_schema import SaeConfig
-from sae_match.config.solver_schema import SolverConfig
-from sae_match.tracking import Tracking
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.evaluation.settings import Evaluation
     from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
+    from sae_match.matching.solution import Solver
+    from sae_match.saes.folding import Folding
+    from sae_match.saes.formats import SaeFormat
     from sae_match.text.source import TextSource
+    from sae_match.tracking import Tracking
 
 
 class Metric(StrEnum):
@@ -33,56 +34,11 @@ class Metric(StrEnum):
     encoder = "encoder"
 
 
-class Folding(StrEnum):
-    """Whether thresholds are folded into the weights before matching (Eq. 4)."""
-
-    theta = "theta"
-    none = "none"
-
-
-class FoldingScale(StrEnum):
-    """What plays theta when features are folded; weight metrics are always in these units.
-
-    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
-    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
-    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
-    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
-    no scale.
-    """
-
-    auto = "auto"
-    threshold = "threshold"
-    stored = "stored"
-    estimated = "estimated"
-    mean_activation = "mean_activation"
-    max_activation = "max_activation"
-    decoder_norm = "decoder_norm"
-
-
-MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
-"""Scales that need activations on text, and so evaluation=full."""
-
-
-class SpliceUnits(StrEnum):
-    """Units in which activations travel along the permutation when a residual is spliced."""
-
-    as_folding = "as_folding"
-    theta = "theta"
-    raw = "raw"
-
-
 class DeadFeatures(StrEnum):
     """What happens to features that never fire on the evaluation text."""
 
     keep = "keep"
     aside = "aside"
-
-
-class EvaluationLevel(StrEnum):
-    """How much is evaluated."""
-
-    weights_only = "weights_only"
-    full = "full"
 
 
 class Rerun(StrEnum):
@@ -127,18 +83,6 @@ class MatchingConfig:
 
 
 @dataclass
-class FoldingConfig:
-    """Whether and how features are rescaled before matching."""
-
-    name: Folding = MISSING
-    """theta | none."""
-    scale: FoldingScale = FoldingScale.auto
-    """What plays theta: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
-    k: int | None = None
-    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
-
-
-@dataclass
 class LayersConfig:
     """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched."""
 
@@ -161,35 +105,6 @@ class CaptureConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """What is measured beside the permutation itself."""
-
-    level: EvaluationLevel = MISSING
-    """weights_only needs no model and no text."""
-    splice_documents: int = 0
-    """Delta loss, which needs a forward pass per splice, uses the first n documents; 0 = all. The other metrics
-    always use all."""
-    splice_windows_per_document: int = 0
-    """Delta loss uses the first n windows of each of those documents; 0 = all."""
-    splice_units: SpliceUnits = SpliceUnits.as_folding
-    """Units of the activations carried along the permutation."""
-    quantiles: list[float] = field(default_factory=list)
-    """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
-    controls: list[Control] = field(default_factory=lambda: [Control.vanilla, Control.random])
-    """Measured beside the matching on the same tokens: vanilla | random | greedy | nearest | mutual | cosine |
-    correlation (of activations) | linear_map (of residual streams), or all. The last two are fitted on other text."""
-    fit_documents: int | None = None
-    """On how many documents the controls correlation and linear_map are fitted, none of them evaluated: the other part
-    of the source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
-    batch_windows: int = 8
-    """Windows per forward pass."""
-    min_count: int = 10
-    """Per-feature matching scores average over features that fire at least this often."""
-    bootstrap_samples: int = 1000
-    """Resamples over documents for the 95 % intervals."""
-
-
-@dataclass
 class PathsConfig:
     """Where a job writes and what jobs share."""
 
@@ -204,12 +119,12 @@ class Config:
     """The whole configuration of one `sae-match` job."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
-    solver: SolverConfig = MISSING
-    sae: SaeConfig = MISSING
+    folding: Folding = MISSING
+    solver: Solver = MISSING
+    sae: SaeFormat = MISSING
     model: ModelSource = MISSING
     dataset: TextSource = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Evaluation = MISSING
     judging: Judging = MISSING
     tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
@@ -228,6 +143,8 @@ class Config:
     """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
     configuration and inputs; all: run everything again; none: run nothing, only report."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -245,12 +162,12 @@ class Schema:
     """The composed form of `Config`; what is `Any` is built from its `_target_`."""
 
     matching: MatchingConfig = MISSING
-    folding: FoldingConfig = MISSING
-    solver: SolverConfig = MISSING
-    sae: SaeConfig = MISSING
+    folding: Any = MISSING
+    solver: Any = MISSING
+    sae: Any = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
-    evaluation: EvaluationConfig = MISSING
+    evaluation: Any = MISSING
     judging: Any = MISSING
     tracking: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
@@ -262,3 +179,4 @@ class Schema:
     progress: bool | None = None
     dry_run: bool = False
     rerun: Rerun = Rerun.failed
+    trusted_packages: list[str] = field(default_factory=list)

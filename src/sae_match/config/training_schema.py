@@ -80,6 +80,8 @@ class TrainConfig:
     """auto | cpu | cuda."""
     progress: bool | None = None
     """Progress bars; null = only when standard error is a terminal."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -100,3 +102,4 @@ class TrainSchema:
     seed: int = 0
     device: str = "auto"
     progress: bool | None = None
+    trusted_packages: list[str] = field(default_factory=list)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
-from sae_match.hub_errors import Repository
-from sae_match.hub_lookup import cached_path
 from sae_match.judging.descriptions import explanation_files
 from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
-from sae_match.saes.hub import ELSEWHERE
-from sae_match.saes.locating import fill, local_root
 
 KEY_VERSION = 1
 """To be raised when what a finished record says can no longer be trusted. Versions of libraries and the code's commit
@@ -47,31 +42,12 @@ def input_hashes(cfg: Config) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     layers = list(range(cfg.layers.first, cfg.layers.last + 1))
-    inputs: dict[str, Any] = {"saes": {str(layer): _sae(cfg, layer, layers) for layer in layers}}
-    if cfg.evaluation.level is EvaluationLevel.full:
+    saes = SaeSource(cfg.sae, tuple(layers))
+    inputs: dict[str, Any] = {"saes": {str(layer): saes.identity(layer) for layer in layers}}
+    if cfg.evaluation.full:
         inputs["model"] = cfg.model.identity()
         inputs["text"] = cfg.dataset.key()
     if cfg.judging.neuronpedia is not None:
         folder = cfg.judging.neuronpedia
         inputs["explanations"] = [[content_hash(path) for path in explanation_files(folder, layer)] for layer in layers]
     return inputs
-
-
-def _sae(cfg: Config, layer: int, layers: list[int]) -> list[str | None]:
-    """Content of a layer's files, then of its second seed where there is one."""
-    names = SaeSource(cfg.sae, tuple(layers)).names(layer)
-    if cfg.sae.root is None:
-        repository = Repository(cfg.sae.repo_id or "", cfg.sae.revision, "sae", ELSEWHERE)
-        return [_content(cached_path(repository, name, cfg.sae.revision)) for name in names]
-    root = local_root(cfg.sae.root)
-    contents: list[str | None] = [_content(root / name) for name in names]
-    if cfg.sae.ceiling_filename is not None:
-        second = root / fill(cfg.sae.ceiling_filename, layer, "sae.ceiling_filename")
-        contents.append(_content(second) if second.is_file() else None)
-    return contents
-
-
-def _content(path: Path | None) -> str:
-    if path is None:
-        raise UserError("a file is not on this machine")
-    return content_hash(path)

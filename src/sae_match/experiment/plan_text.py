@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.experiment.plan import Plan
 from sae_match.experiment.planned_model import NO_MODEL_NEEDED
 from sae_match.experiment.planned_time import Duration
@@ -52,7 +52,7 @@ def duration(seconds: float | None) -> str:
 
 def _jobs(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
-    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name.value}"
+    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
     yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 
@@ -60,7 +60,7 @@ def _jobs(plan: Plan) -> Iterator[str]:
 def _reads(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
     yield from _saes(plan)
-    if cfg.evaluation.level is EvaluationLevel.weights_only:
+    if not cfg.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
     yield from _model(plan)

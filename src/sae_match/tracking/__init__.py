@@ -24,11 +24,11 @@ class Tracking:
 
     mode: TrackingMode
     """offline | online | none."""
-    project: str = "sae-match"
-    """W&B project."""
+    project: str | None = None
+    """W&B project; null = WANDB_PROJECT, else sae-match."""
     entity: str | None = None
-    """W&B entity; null = the account's default."""
+    """W&B entity; null = WANDB_ENTITY, else the account's default."""
     group: str | None = None
-    """Run group; null = the sweep's directory name, or none for a single run."""
+    """Run group; null = WANDB_RUN_GROUP, else the sweep's directory name, or none for a single run."""
     tags: list[Annotated[str, StringConstraints(min_length=1, max_length=64)]] = Field(default_factory=list)
-    """Extra tags, at most 64 characters each."""
+    """Tags, at most 64 characters each; none = those of WANDB_TAGS."""

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
+from sae_match.record.wandb_settings import is_disabled
 from sae_match.tracking import TrackingMode
 
 
@@ -30,8 +31,8 @@ class LayerTracking:
 
 @contextmanager
 def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
-    """A W&B run for one layer, closed whatever happens; nothing with tracking=none."""
-    if cfg.tracking.mode is TrackingMode.none:
+    """A W&B run for one layer, closed whatever happens; nothing with tracking=none or WANDB_MODE=disabled."""
+    if cfg.tracking.mode is TrackingMode.none or is_disabled():
         yield LayerTracking(None, lambda _: None)
         return
     config = cfg.config
