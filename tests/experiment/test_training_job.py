@@ -101,6 +101,6 @@ def test_one_tracked_run_per_layer_with_curves_and_report(training: TrainConfigu
 
 def test_another_recipe_is_not_passed_off_as_finished(training: TrainConfigured) -> None:
     run_training(training("layers.last=1"))
-    for change in ("seed=1", "training.width=13", "datasets.wiki.window_tokens=9"):
+    for change in ("seed=1", "training.width=13", "datasets.mine.window_tokens=9"):
         with pytest.raises(UserError, match=r"layer_01.safetensors was trained with another seed"):
             run_training(training("layers.last=1", change))

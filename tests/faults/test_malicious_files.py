@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sae_match import UserError, load_sae
-from sae_match.judging import neuronpedia
-from sae_match.judging.neuronpedia import read_explanations
+from sae_match.judging import descriptions
+from sae_match.judging.descriptions import read_explanations
 from sae_match.language_model.gguf import check_gguf
 from sae_match.language_model.hub import _shards
 from sae_match.saes import save_native
@@ -254,7 +254,7 @@ def test_explanations_in_one_endless_line(tmp_path: Path, packed: bool) -> None:
 
 def test_explanations_that_unpack_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = explanations(tmp_path, GOOD + b" \n" * (1 << 20))
-    monkeypatch.setattr(neuronpedia, "ALWAYS_FINE", 1 << 20)
+    monkeypatch.setattr(descriptions, "ALWAYS_FINE", 1 << 20)
     with pytest.raises(UserError, match="which is no list of explanations"):
         read_explanations(folder, 3, 24)
 

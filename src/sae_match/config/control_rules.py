@@ -20,7 +20,7 @@ def control_rules(cfg: Config) -> Iterator[str]:
     if cfg.composition.max_distance >= 2 and "random" not in names:
         yield "composition.max_distance compares with composed random permutations: add random to evaluation/controls"
     missing = [name for name in ("vanilla", "random") if name not in names]
-    if missing and cfg.judging.name.value != "none":
+    if missing and cfg.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
     if cfg.evaluation.fitted:
         yield from _fit_rules(cfg, cfg.evaluation.fitted)

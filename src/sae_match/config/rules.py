@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from sae_match.config.control_rules import control_rules
 from sae_match.config.evaluation_rules import capture_rules, composition_rules
-from sae_match.config.judging_rules import judging_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
@@ -36,7 +35,7 @@ def check_config(cfg: Config) -> None:
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
-    problems += judging_rules(cfg)
+    problems += _description_rule(cfg)
     problems += control_rules(cfg)
     problems += composition_rules(cfg.composition, cfg.layers)
     if cfg.evaluation.full:
@@ -116,6 +115,14 @@ def _partial_rules(cfg: Config) -> Iterator[str]:
         yield (
             "matching.dead_features=aside needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
+        )
+
+
+def _description_rule(cfg: Config) -> Iterator[str]:
+    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not cfg.evaluation.full:
+        yield (
+            f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
+            f"which evaluation={cfg.evaluation.level} does not read; use evaluation=full or give explanation files"
         )
 
 

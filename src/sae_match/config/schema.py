@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.judging_schema import JudgingConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
     from sae_match.evaluation.settings import Evaluation
+    from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
     from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
@@ -125,7 +125,7 @@ class Config:
     model: ModelSource = MISSING
     dataset: TextSource = MISSING
     evaluation: Evaluation = MISSING
-    judging: JudgingConfig = MISSING
+    judging: Judging = MISSING
     tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
@@ -168,7 +168,7 @@ class Schema:
     model: Any = MISSING
     dataset: Any = MISSING
     evaluation: Any = MISSING
-    judging: JudgingConfig = MISSING
+    judging: Any = MISSING
     tracking: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)

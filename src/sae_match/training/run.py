@@ -16,6 +16,7 @@ from sae_match.atomic import check_writable, write_json
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
+from sae_match.options import arguments
 from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.text import TokenWindows, load_windows
@@ -100,8 +101,8 @@ def _write_report(path: Path, entries: dict[int, dict[str, Any]]) -> None:
 def recipe_key(cfg: TrainConfig) -> str:
     """Hash of everything that a trained SAE depends on: recipe, seed, model and texts."""
     recipe = {name: value for name, value in asdict(cfg.training).items() if name not in FREE_FIELDS}
-    inputs = {name: cfg.config[name] for name in ("model", "datasets")}
-    return content_key({"recipe": recipe, "seed": cfg.seed, **inputs})
+    texts = {name: arguments(text) for name, text in cfg.datasets.items()}
+    return content_key({"recipe": recipe, "seed": cfg.seed, "model": arguments(cfg.model), "texts": texts})
 
 
 def _is_finished(output: Path, entries: dict[int, dict[str, Any]], layer: int, cfg: TrainConfig) -> bool:
