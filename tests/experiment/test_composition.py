@@ -128,7 +128,7 @@ def test_weights_alone_give_agreement_and_weight_metrics(configured: Configured,
 
 
 def test_dead_features_stay_aside_at_a_distance(configured: Configured, random_saes: Path) -> None:
-    result = run(configured(random_saes, "matching.dead_features=aside", "composition.max_distance=3"))
+    result = run(configured(random_saes, "matching.dead_features=exclude", "composition.max_distance=3"))
     aside = result.pairs[result.pairs.metric == "features_aside"].set_index("layer")["value"]
     for a, b in FAR:
         saved = Permutation.load(result.directory / "permutations" / f"layer_0{a}_to_0{b}.safetensors")

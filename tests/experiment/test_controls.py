@@ -98,7 +98,7 @@ def test_jobs_are_compared_in_pairs(configured: Configured, random_saes: Path) -
 
 
 def test_dead_features_stay_aside_in_every_control(configured: Configured, random_saes: Path) -> None:
-    extra = ["evaluation/controls=[greedy,correlation]", "matching.dead_features=aside", *FIT]
+    extra = ["evaluation/controls=[greedy,correlation]", "matching.dead_features=exclude", *FIT]
     result = run(configured(random_saes, *extra))
     counts = result.pairs[result.pairs.metric == "decoder_cosine"].pivot(index="layer", columns="variant", values="n")
     assert set(counts.columns) == {"matched", "greedy", "correlation", "ceiling"}

@@ -19,26 +19,12 @@ if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for
     from sae_match.evaluation.settings import Evaluation
     from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
+    from sae_match.matching.similarity import Similarity
     from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats import SaeFormat
     from sae_match.text.source import TextSource
     from sae_match.tracking import Tracking
-
-
-class Metric(StrEnum):
-    """Which parameters enter the matching cost (method: Eq. 3)."""
-
-    both = "both"
-    decoder = "decoder"
-    encoder = "encoder"
-
-
-class DeadFeatures(StrEnum):
-    """What happens to features that never fire on the evaluation text."""
-
-    keep = "keep"
-    aside = "aside"
 
 
 class Rerun(StrEnum):
@@ -47,39 +33,6 @@ class Rerun(StrEnum):
     failed = "failed"
     all = "all"
     none = "none"
-
-
-@dataclass
-class GroupWeights:
-    """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
-
-    W_enc: float = 1.0
-    """Encoder columns."""
-    b_enc: float = 1.0
-    """Encoder biases."""
-    W_dec: float = 1.0
-    """Decoder rows."""
-
-
-@dataclass
-class MatchingConfig:
-    """What is compared when features are matched."""
-
-    metric: Metric = MISSING
-    """both | decoder | encoder."""
-    include_bias: bool = True
-    """Whether b_enc enters the cost where the metric covers the encoder (the paper: true)."""
-    weights: GroupWeights = field(default_factory=GroupWeights)
-    """Weights of the groups."""
-    rejection_cost: float | None = None
-    """A feature of the narrower SAE may stay unmatched at this cost (a squared distance, in matched units);
-    null = all of them are matched. solver=certified only."""
-    n_pairs: int | None = None
-    """Match exactly this many pairs, the cheapest set of them; null = as many as the narrower SAE has features.
-    solver=certified only."""
-    dead_features: DeadFeatures = DeadFeatures.keep
-    """keep | aside: features that fire on no counted token of the evaluation text stay unmatched. aside needs
-    evaluation=full."""
 
 
 @dataclass
@@ -118,7 +71,7 @@ class PathsConfig:
 class Config:
     """The whole configuration of one `sae-match` job."""
 
-    matching: MatchingConfig = MISSING
+    matching: Similarity = MISSING
     folding: Folding = MISSING
     solver: Solver = MISSING
     sae: SaeFormat = MISSING
@@ -161,7 +114,7 @@ class Config:
 class Schema:
     """The composed form of `Config`; what is `Any` is built from its `_target_`."""
 
-    matching: MatchingConfig = MISSING
+    matching: Any = MISSING
     folding: Any = MISSING
     solver: Any = MISSING
     sae: Any = MISSING

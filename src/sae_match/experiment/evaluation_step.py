@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, DeadFeatures
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.differences import CEILING
@@ -25,6 +25,7 @@ from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
+from sae_match.matching.similarity import DeadFeatures
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap
 from sae_match.metrics.weight_distance import weight_distances_of
@@ -200,7 +201,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     a, second = evaluator.saes.load(layer), evaluator.saes.load_ceiling(layer)
     if second is None:
         return []
-    aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
+    aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
     permutations = {CEILING: match_configured(evaluator.cfg, a, second, evaluator.solver, *excluded).permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)

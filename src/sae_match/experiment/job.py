@@ -15,7 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config, DeadFeatures
+from sae_match.config.schema import Config
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -33,6 +33,7 @@ from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
+from sae_match.matching.similarity import DeadFeatures
 from sae_match.record.job import JobRecord
 from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
@@ -110,7 +111,7 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
+            str(getattr(cfg, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")
         ),
     }
 
@@ -130,7 +131,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     if evaluator is not None:
         write_json(record.directory / "text.json", text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
-    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
+    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
     matchings = match_span(cfg, saes, solver, record, progress, aside, fit)

@@ -18,7 +18,7 @@ from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.controls_step import control_setup
-from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
+from sae_match.experiment.estimates import JobShape, Phase, phases
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
 from sae_match.experiment.matching_step import configured_solver
@@ -196,7 +196,7 @@ def _job_shape(
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
+        solver_bytes=solver.required_bytes(widest, widest, cfg.matching.numbers_per_feature(d_model)),
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in splices),
         decodings=sum(splice.decodings(permutations) for splice in splices),
