@@ -64,7 +64,7 @@ def verify(path: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """What identifies a local file: the name of its blob in the hub's cache, else its sha256.
+    """What identifies a file's content: the name of its blob in the hub's cache, else its sha256, read once in a sweep.
 
     Raises:
         OSError: it cannot be read.

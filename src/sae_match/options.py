@@ -15,6 +15,7 @@ def option(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose constructor takes keyword arguments, converts and checks them.
 
     Unknown arguments, wrong types and values out of range raise `pydantic.ValidationError`, which names the field.
+    A number where text is wanted (a revision or a column called 2024) becomes text, as YAML users expect.
     A field's docstring is its description in the generated reference of the configuration.
     """
     config = ConfigDict(

@@ -14,16 +14,15 @@ import pytest
 import torch
 
 from sae_match import UserError, load_sae
-from sae_match.config.schema import DatasetConfig, DatasetSource
 from sae_match.judging import neuronpedia
 from sae_match.judging.neuronpedia import read_explanations
-from sae_match.language_model.files import _shards
-from sae_match.language_model.gguf_check import check_gguf
+from sae_match.language_model.gguf import check_gguf
+from sae_match.language_model.hub import _shards
 from sae_match.saes import save_native
 from sae_match.saes.formats import format_named
 from sae_match.saes.formats.native import Native
 from sae_match.saes.loading import SaeSource
-from sae_match.text.sources.local import open_local
+from sae_match.text.sources.local import LocalText
 from tests.builders import random_sae
 from tests.faults.fuzz_targets import CANARY, PICKLE
 from tests.saes.layouts import write_dictionary, write_gemma_scope, write_gemma_scope_2
@@ -282,9 +281,9 @@ def test_malformed_explanations(tmp_path: Path, line: bytes) -> None:
 def test_malformed_local_texts(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "text.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
-    source = open_local(DatasetConfig(name="x", source=DatasetSource.local, path=str(path)))
+    source = LocalText(name="x", path=str(path))
     with pytest.raises(UserError, match=message):
-        list(source.read())
+        list(source.read({}))
 
 
 def test_parquet_damaged_behind_a_whole_footer(tmp_path: Path) -> None:
@@ -296,9 +295,9 @@ def test_parquet_damaged_behind_a_whole_footer(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:400] = b"\xff" * 396
     path.write_bytes(content)
-    source = open_local(DatasetConfig(name="x", source=DatasetSource.local, path=str(path)))
+    source = LocalText(name="x", path=str(path))
     with pytest.raises(UserError, match="not a readable parquet file"):
-        list(source.read())
+        list(source.read({}))
 
 
 def test_scalars_of_a_state_dict_that_are_no_numbers(tmp_path: Path) -> None:

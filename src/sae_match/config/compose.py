@@ -55,11 +55,10 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
     """
     schema = SCHEMAS[kind]
     try:
-        given = OmegaConf.to_container(cfg, resolve=False)
+        given: Any = OmegaConf.to_container(cfg, resolve=False)
         unknown = unknown_keys(given, schema)
         if unknown:
-            shape: Any = OmegaConf.to_container(OmegaConf.structured(schema))
-            known = list(dotted_keys(shape))
+            known = [key for key in dotted_keys(given) if key not in unknown]
             named = ", ".join(f"{key}{did_you_mean(key, known)}" for key in unknown)
             raise UserError(
                 f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {named}. "
@@ -123,6 +122,8 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
             yield f"unknown configuration key: {key}"
         elif one["type"] == "missing_argument" or one["type"] == "missing":
             yield f"configuration values not set: {key}"
+        elif one["type"] == "list_type":
+            yield f"{key}={one['input']}: a list has brackets: '{key}=[{one['input']}]'"
         elif not one["loc"]:
             yield message if message.startswith(place) else f"{place}: {message}"
         else:

@@ -28,7 +28,7 @@ def control_rules(cfg: Config) -> Iterator[str]:
 
 def _fit_rules(cfg: Config, fitted: list[str]) -> Iterator[str]:
     who = " and ".join(fitted)
-    if cfg.dataset.documents == 0 and cfg.dataset.part.value == "all":
+    if cfg.dataset.documents == 0 and cfg.dataset.part == "all":
         yield (
             f"dataset.documents=0 with dataset.part=all evaluates every document and leaves none to fit {who} on; "
             "set dataset.documents to a number, or dataset.part=evaluation"

@@ -18,9 +18,11 @@ from sae_match.config.judging_schema import JudgingConfig
 
 if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
     from sae_match.evaluation.settings import Evaluation
+    from sae_match.language_model.sources import ModelSource
     from sae_match.matching.solution import Solver
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats import SaeFormat
+    from sae_match.text.source import TextSource
     from sae_match.tracking import Tracking
 
 
@@ -37,40 +39,6 @@ class DeadFeatures(StrEnum):
 
     keep = "keep"
     aside = "aside"
-
-
-class ModelSource(StrEnum):
-    """Where the language model comes from."""
-
-    embedded = "embedded"
-    hub = "hub"
-    local = "local"
-
-
-class Bos(StrEnum):
-    """Beginning-of-sequence handling of a tokenizer."""
-
-    auto = "auto"
-    required = "required"
-    none = "none"
-
-
-class DatasetSource(StrEnum):
-    """Where evaluation or training text comes from."""
-
-    embedded_wiki = "embedded_wiki"
-    embedded_news = "embedded_news"
-    embedded_code = "embedded_code"
-    hub = "hub"
-    local = "local"
-
-
-class Part(StrEnum):
-    """Which documents of a source are used; training and evaluation parts are disjoint."""
-
-    train = "train"
-    evaluation = "evaluation"
-    all = "all"
 
 
 class Rerun(StrEnum):
@@ -137,84 +105,6 @@ class CaptureConfig:
 
 
 @dataclass
-class ModelConfig:
-    """The language model whose residual streams the SAEs read."""
-
-    name: str = MISSING
-    """Short name used in records."""
-    source: ModelSource = MISSING
-    """embedded (SmolLM2 from its wheel), hub, or local directory."""
-    repo_id: str | None = None
-    """Hub repository (source=hub)."""
-    revision: str | None = None
-    """Hub revision; null = main."""
-    path: str | None = None
-    """Model directory, or a .gguf file, which is converted once (source=local)."""
-    dtype: str = "float32"
-    """float32 | bfloat16 | float16."""
-    attn_implementation: str | None = None
-    """transformers attention implementation; null = the library's choice. Gemma 2 needs eager."""
-    device_map: str | None = None
-    """Spread the model with accelerate: auto | balanced | balanced_low_0 | sequential (over the GPUs, then main memory,
-    then disk); null = all of it on `device`."""
-    max_memory: dict[str, str] = field(default_factory=dict)
-    """With device_map: the most to use of each GPU (by number) and of `cpu`, such as {0: 20GiB, cpu: 40GiB}; what is
-    left over goes to disk, below paths.cache_dir. Empty = what accelerate finds free."""
-    bos: Bos = Bos.auto
-    """Windows begin with exactly one BOS, or with none. auto: where the tokenizer itself adds one (Gemma, Llama 3), not
-    where it only defines one (GPT-2, Pythia, SmolLM2); required: wherever one is defined; none: never."""
-    sink_positions: int = 1
-    """Attention sinks at each window's start: never replaced, never counted, never trained on. 1 = position 0;
-    a model without BOS can carry the sink on to position 1, then 2."""
-    n_layers: int | None = None
-    """Number of blocks, where known before loading; lets span errors come early."""
-    d_model: int | None = None
-    """Residual width, where known before loading."""
-
-
-@dataclass
-class DatasetConfig:
-    """The text on which activations are compared."""
-
-    name: str = MISSING
-    """Short name used in records."""
-    source: DatasetSource = MISSING
-    """embedded_wiki | embedded_news | embedded_code | hub | local."""
-    repo_id: str | None = None
-    """Hub dataset (source=hub)."""
-    config_name: str | None = None
-    """Hub dataset configuration."""
-    revision: str | None = None
-    """Hub revision."""
-    split: str = "train"
-    """Hub split."""
-    data_files: str | None = None
-    """Hub: read these files instead of what the repository declares: a glob inside it, or hf:// URLs of parquet."""
-    fallback_files: str | None = None
-    """Hub: hf:// URLs of parquet files, read (with a warning) where the repository is still a loading script, which is
-    never run; not with a pinned revision."""
-    pool: int | None = None
-    """Hub: the sample is drawn from so many documents at the beginning of the stream; null = 10 x documents, at
-    least 1,000."""
-    path: str | None = None
-    """Local .txt, .jsonl or .parquet file, or a directory of .txt files (source=local)."""
-    column: str | None = None
-    """Text column; null = the first of text, content, code that exists."""
-    join_articles: bool = False
-    """WikiText: one line per row, joined into articles at ` = Title = ` headings."""
-    part: Part = Part.all
-    """Every source is split by document (a hash of its name) into disjoint train and evaluation parts."""
-    documents: int = 100
-    """Number of documents sampled; 0 = every document that is long enough (not offered for hub datasets)."""
-    window_tokens: int = 1024
-    """Tokens per window, BOS included."""
-    windows_per_document: int = 1
-    """Windows taken from each document's start; 0 = as many as fit."""
-    seed: int = 0
-    """Seed of the document sample."""
-
-
-@dataclass
 class PathsConfig:
     """Where a job writes and what jobs share."""
 
@@ -232,8 +122,8 @@ class Config:
     folding: Folding = MISSING
     solver: Solver = MISSING
     sae: SaeFormat = MISSING
-    model: ModelConfig = MISSING
-    dataset: DatasetConfig = MISSING
+    model: ModelSource = MISSING
+    dataset: TextSource = MISSING
     evaluation: Evaluation = MISSING
     judging: JudgingConfig = MISSING
     tracking: Tracking = MISSING
@@ -275,8 +165,8 @@ class Schema:
     folding: Any = MISSING
     solver: Any = MISSING
     sae: Any = MISSING
-    model: ModelConfig = MISSING
-    dataset: DatasetConfig = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
     evaluation: Any = MISSING
     judging: JudgingConfig = MISSING
     tracking: Any = MISSING

@@ -29,8 +29,7 @@ from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
-from sae_match.text import TokenWindows, load_windows
-from sae_match.text.fit_windows import load_fit_windows
+from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
 

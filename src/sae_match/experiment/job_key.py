@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, ModelConfig, ModelSource
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
-from sae_match.hub_lookup import cached_path
 from sae_match.judging.neuronpedia import explanation_files
-from sae_match.language_model.embedded import GGUF_SHA256
-from sae_match.language_model.files import SMALL, model_repository
 from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
-from sae_match.text.sources import open_source
 
 KEY_VERSION = 1
 """To be raised when what a finished record says can no longer be trusted. Versions of libraries and the code's commit
 are recorded beside the results and do not enter: a new one is a reason for rerun=all, which the user decides."""
-_MODEL_FILES = (*SMALL, "*.safetensors", "*.bin")
 
 
 def job_key(cfg: Config) -> str | None:
@@ -52,25 +45,9 @@ def input_hashes(cfg: Config) -> dict[str, Any]:
     saes = SaeSource(cfg.sae, tuple(layers))
     inputs: dict[str, Any] = {"saes": {str(layer): saes.identity(layer) for layer in layers}}
     if cfg.evaluation.full:
-        inputs["model"] = _model(cfg.model)
-        source = open_source(cfg.dataset)
-        inputs["text"] = {"source": source.name, **source.identity}
+        inputs["model"] = cfg.model.identity()
+        inputs["text"] = cfg.dataset.key()
     if cfg.judging.neuronpedia is not None:
         folder = cfg.judging.neuronpedia
         inputs["explanations"] = [[content_hash(path) for path in explanation_files(folder, layer)] for layer in layers]
     return inputs
-
-
-def _model(cfg: ModelConfig) -> Any:
-    if cfg.source is ModelSource.embedded:
-        return GGUF_SHA256
-    if cfg.source is ModelSource.hub:
-        config = cached_path(model_repository(cfg), "config.json", cfg.revision)
-        if config is None:
-            raise UserError(f"{cfg.repo_id} is not on this machine")
-        return {"repository": cfg.repo_id, "commit": config.parent.name}
-    path = Path(cfg.path or "").expanduser()
-    if path.is_file():
-        return content_hash(path)
-    files = [file for file in sorted(path.iterdir()) if any(fnmatch(file.name, kind) for kind in _MODEL_FILES)]
-    return {file.name: content_hash(file) for file in files}

@@ -23,13 +23,14 @@ from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
 from sae_match.experiment.matching_step import configured_solver
 from sae_match.experiment.planned_disk import DiskNeed, check_disk, disk_needs
-from sae_match.experiment.planned_model import PlannedModel, plan_model
+from sae_match.experiment.planned_model import plan_model
 from sae_match.experiment.planned_saes import PlannedSaes, plan_saes
 from sae_match.experiment.planned_text import PlannedText, plan_text
 from sae_match.experiment.problems import noting
 from sae_match.experiment.saes_in_span import check_one_stream, check_pair, check_same_stream, far_pairs
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
+from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
 from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
@@ -105,6 +106,9 @@ def make_plan(cfg: Config) -> Plan:
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     with noting(problems):
         check_judging(cfg)
+    with noting(problems):
+        for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
+            one.facts()  # what has no content key is refused before long work
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)

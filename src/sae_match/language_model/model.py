@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sae_match.errors import UserError
-from sae_match.language_model.blocks import StopForward, find_blocks, find_decoder, recording
-from sae_match.language_model.identity import model_key
-from sae_match.language_model.losses import next_token_losses
-from sae_match.language_model.placement import execution_device
-from sae_match.language_model.resume import blocks_return_tuples, resumed_after
+from sae_match.language_model.forward_pass import (
+    StopForward,
+    blocks_return_tuples,
+    find_blocks,
+    find_decoder,
+    next_token_losses,
+    recording,
+    resumed_after,
+)
+from sae_match.language_model.weights import execution_device, model_key
 
 
 class LanguageModel:
