@@ -1,6 +1,8 @@
-"""Composed, exact and random permutations of two layers further apart than neighbours (method section 4)."""
+"""Composed, exact and random permutations of two layers further apart than neighbours."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +15,8 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, parse_units, permuted_splice
 from sae_match.matching import UNMATCHED, Permutation
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.saes import SparseAutoencoder
 
 COMPOSED, EXACT, RANDOM = "composed", "exact", "random"
@@ -54,6 +58,7 @@ def evaluate_far_pair(
     bootstrap: Bootstrap,
     batch_windows: int = 8,
     sink_positions: int = 1,
+    metrics: Mapping[str, Metric] = BUILT_IN,
     collect: Collector = collect_activations,
 ) -> list[MetricRow]:
     """Matching scores of every variant, and how well x_b is explained by the splice of Eq. 5 along it.
@@ -74,4 +79,5 @@ def evaluate_far_pair(
     with torch.no_grad():
         asked = PairPass(a, b, x_a, x_b, document, permutations, splices, batch_windows, sink_positions)
         statistics = collect(asked)
-    return score_rows(statistics, bootstrap, layers, min_count) + reconstruction_rows(statistics, bootstrap, layers)
+    rows = score_rows(statistics, bootstrap, layers, min_count, metrics)
+    return rows + reconstruction_rows(statistics, bootstrap, layers, metrics)

@@ -15,6 +15,8 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, splices_of_pair
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
+from sae_match.metrics.metric import ActivationMetric, Metric, ReconstructionMetric, WeightMetric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
 
@@ -27,16 +29,15 @@ class PairEvaluation:
     statistics: ActivationStatistics
 
 
-def weight_rows(distances: Mapping[str, WeightDistances], layer: int, layer_to: int) -> list[MetricRow]:
-    """weight_mse of each group, the mean decoder cosine and the share of pairs with cosine above 0.7, by variant."""
+def weight_rows(
+    distances: Mapping[str, WeightDistances], layer: int, layer_to: int, metrics: Mapping[str, Metric] = BUILT_IN
+) -> list[MetricRow]:
+    """Every metric of weights (`WeightMetric`) of every variant; n is the number of pairs."""
+    chosen = [metric for metric in metrics.values() if isinstance(metric, WeightMetric)]
     rows: list[MetricRow] = []
     for variant, found in distances.items():
-        cosine = found.decoder_cosine.to(torch.float64)
-        values = {f"weight_mse/{group}": value for group, value in found.means().items()}
-        values["decoder_cosine"] = float(cosine.mean())
-        values["decoder_cosine_above_0.7"] = float((cosine > 0.7).to(torch.float64).mean())
-        n = len(cosine)
-        rows += [MetricRow(layer, layer_to, variant, metric, value, n) for metric, value in values.items()]
+        pair, n = found.matched(), len(found.decoder_cosine)
+        rows += [MetricRow(layer, layer_to, variant, metric.name, float(metric.value(pair)), n) for metric in chosen]
     return rows
 
 
@@ -57,6 +58,7 @@ def evaluate_pair(
     weights: bool = True,
     quantiles: Sequence[float] = (),
     more_splices: Mapping[str, Splice] | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
     collect: Collector = collect_activations,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
@@ -74,6 +76,7 @@ def evaluate_pair(
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
         quantiles: also the splices that carry only the q share of matched pairs with the lowest MSE (Eq. 6).
         more_splices: further reconstructions of x_b, by name.
+        metrics: what is measured, by name.
         collect: makes the pass over the tokens; one that has made it before may know the answer.
 
     Raises:
@@ -84,37 +87,46 @@ def evaluate_pair(
     bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
     splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
     statistics = collect(PairPass(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions))
-    rows = weight_rows(weight_distances_of(a, b, named), *layers) if weights else []
-    rows += score_rows(statistics, bootstrap, layers, min_count)
-    rows += reconstruction_rows(statistics, bootstrap, layers)
+    rows = weight_rows(weight_distances_of(a, b, named), *layers, metrics) if weights else []
+    rows += score_rows(statistics, bootstrap, layers, min_count, metrics)
+    rows += reconstruction_rows(statistics, bootstrap, layers, metrics)
     return PairEvaluation(rows, statistics)
 
 
 def score_rows(
-    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int], min_count: int
+    statistics: ActivationStatistics,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    min_count: int,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
-    """matching_score, matching_score_per_feature and matching_iou of every variant."""
+    """Every metric of activations (`ActivationMetric`) of every variant."""
     rows: list[MetricRow] = []
-    for variant, counts in statistics.together.items():
-        estimates = {
-            "matching_score": counts.matching_score(statistics.a, bootstrap),
-            "matching_score_per_feature": counts.matching_score_per_feature(statistics.a, bootstrap, min_count),
-            "matching_iou": counts.matching_iou(statistics.a, statistics.b, bootstrap),
-        }
-        rows += [estimate_row(layers, variant, name, e, bootstrap) for name, e in estimates.items()]
+    for variant, together in statistics.together.items():
+        counts = together.of_pair(statistics.a, statistics.b, min_count)
+        rows += [
+            estimate_row(layers, variant, metric.name, metric.estimate(counts, bootstrap), bootstrap)
+            for metric in metrics.values()
+            if isinstance(metric, ActivationMetric)
+        ]
     return rows
 
 
 def reconstruction_rows(
-    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int]
+    statistics: ActivationStatistics,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
-    """explained_variance, r2 and fvu of every splice."""
+    """Every metric of reconstructions (`ReconstructionMetric`) of every splice."""
     rows: list[MetricRow] = []
-    for name, sums in statistics.reconstruction.items():
-        rows.append(estimate_row(layers, name, "explained_variance", sums.explained_variance(bootstrap), bootstrap))
-        r2 = sums.r2(bootstrap)
-        rows.append(estimate_row(layers, name, "r2", r2, bootstrap))
-        rows.append(estimate_row(layers, name, "fvu", Estimate(1 - r2.value, 1 - r2.replicates), bootstrap))
+    for splice, reconstruction in statistics.reconstruction.items():
+        sums = reconstruction.sums()
+        rows += [
+            estimate_row(layers, splice, metric.name, metric.estimate(sums, bootstrap), bootstrap)
+            for metric in metrics.values()
+            if isinstance(metric, ReconstructionMetric)
+        ]
     return rows
 
 

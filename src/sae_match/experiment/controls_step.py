@@ -25,6 +25,9 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import make_solver
 from sae_match.matching.by_similarity import check_memory
 from sae_match.matching.solution import Solver
+from sae_match.metrics.description import TO_CEILING
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
 
 logger = logging.getLogger(__name__)
@@ -60,12 +63,14 @@ def add_controls(
     aside: Aside,
     device: str,
     progress: bool,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """The pairs with the permutations of the further controls and their weight metrics.
 
     Args:
         evaluator: with text to fit on; None for weights_only.
         aside: features that every control leaves unmatched as well, by layer.
+        metrics: what is measured, by name.
     """
     solvers = control_solvers(cfg, device)
     correlated = Control.correlation in chosen(cfg.evaluation.controls)
@@ -83,18 +88,19 @@ def add_controls(
             values = {"fit_correlation": matching.mean, "gap": matching.gap}
             n = len(matching.permutation.matched)
             rows = [MetricRow(pair.layer, pair.layer_to, "correlation", name, x, n) for name, x in values.items()]
-        rows += weight_rows(weight_distances_of(a, b, more), pair.layer, pair.layer_to)
+        rows += weight_rows(weight_distances_of(a, b, more), pair.layer, pair.layer_to, metrics)
         logger.info("layers %d -> %d: controls %s", pair.layer, pair.layer_to, ", ".join(more))
         found.append(replace(pair, permutations=pair.permutations | more, rows=pair.rows + rows))
     return found
 
 
-def say_ceilings(rows: Sequence[MetricRow]) -> None:
+def log_ceiling_gaps(rows: Sequence[MetricRow], metrics: Mapping[str, Metric] = BUILT_IN) -> None:
     """Log how far each pair is from what two seeds of one layer reach: the SAEs' own variance."""
+    shown = {name for name, metric in metrics.items() if metric.about.headline}
     known = {(row.layer, row.layer_to, row.metric): row.value for row in rows if row.variant == "ceiling"}
     for row in rows:
-        metric = row.metric.removesuffix("_to_ceiling")
-        if metric != row.metric and metric in ("matching_score", "explained_variance") and row.estimate is not None:
+        metric = row.metric.removesuffix(TO_CEILING)
+        if metric != row.metric and metric in shown and row.estimate is not None:
             seeds = [
                 f"{known[at, at, metric]:.3f} for two seeds of layer {at}"
                 for at in (row.layer, row.layer_to)

@@ -20,7 +20,7 @@ from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, splices_
 from sae_match.experiment.controls_step import linear_map
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
-from sae_match.metrics.delta_loss import delta_loss
+from sae_match.metrics.metric import LossMetric, SplicedLosses
 from sae_match.record.provenance import content_key
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,15 @@ def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor,
     logger.info("layers %d -> %d: token losses of %d splices", pair.layer, pair.layer_to, len(splices))
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
     sinks, layers = evaluator.cfg.model.sink_positions, (pair.layer, pair.layer_to)
-    estimates = {name: delta_loss(losses[name], original, document, bootstrap, sinks) for name in splices}
-    return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
+    rows: list[MetricRow] = []
+    for name in splices:
+        spliced = SplicedLosses(losses[name].numpy(), original.numpy(), document.numpy(), sinks)
+        rows += [
+            estimate_row(layers, name, metric.name, metric.estimate(spliced, bootstrap), bootstrap)
+            for metric in evaluator.metrics.values()
+            if isinstance(metric, LossMetric)
+        ]
+    return rows
 
 
 def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:

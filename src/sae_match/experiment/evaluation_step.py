@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaxtyping import Bool
@@ -15,7 +15,7 @@ from sae_match.config.controls import fits
 from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationStatistics, Collector, never_active
-from sae_match.evaluation.pair import estimate_row, evaluate_pair
+from sae_match.evaluation.pair import evaluate_pair
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
@@ -24,6 +24,8 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.metric import LayerActivity, LayerMetric, Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
 from sae_match.text import TokenWindows, load_windows
@@ -49,6 +51,7 @@ class Evaluator:
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
         passes: passes over a pair's tokens that are already made.
+        metrics: what is measured, by name.
         fit: None where no control is fitted.
     """
 
@@ -66,6 +69,7 @@ class Evaluator:
     progress: bool
     passes: ActivationCache
     fit: FitText | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
 
     @property
     def units(self) -> SpliceUnits:
@@ -89,7 +93,13 @@ class Evaluator:
 
 
 def prepare(
-    cfg: Config, saes: SpanSaes, solver: Solver, passes: ActivationCache, device: str, progress: bool
+    cfg: Config,
+    saes: SpanSaes,
+    solver: Solver,
+    passes: ActivationCache,
+    device: str,
+    progress: bool,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> Evaluator:
     """Load model and text, and capture the span's residual streams (or find them in the cache)."""
     cache_dir = Path(cfg.paths.cache_dir)
@@ -131,6 +141,7 @@ def prepare(
         progress=progress,
         passes=passes,
         fit=fit,
+        metrics=metrics,
     )
 
 
@@ -176,6 +187,7 @@ def evaluate_span(
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
+        metrics=evaluator.metrics,
         weights=False,  # the matching step has them already
         quantiles=evaluator.cfg.evaluation.quantiles,
         more_splices=more_splices,
@@ -206,6 +218,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         bootstrap=evaluator.bootstrap,
         batch_windows=evaluator.cfg.evaluation.batch_windows,
         sink_positions=evaluator.cfg.model.sink_positions,
+        metrics=evaluator.metrics,
         collect=evaluator.collector(layer, layer),
     )
     names = {"ceiling", f"{ENCODE_PERMUTE_DECODE}_ceiling"}
@@ -213,9 +226,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:
-    """L0, dead features, mean theta (the threshold, or what plays it), mean norm of the folded decoder rows and median
-    residual norm of one layer (the paper's Fig. 1; of all features, so the change of the mean norm from layer to layer
-    is that of matched pairs, whatever the permutation).
+    """Every metric of one layer (`LayerMetric`).
 
     Args:
         statistics: counts of a pair that contains the layer, as its second member if `second`.
@@ -223,11 +234,15 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     counts = statistics.b if second else statistics.a
     sae = evaluator.saes.load(layer)
     norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
-    n = norms.numel()
+    activity = LayerActivity(
+        active=counts.active.cpu().numpy(),
+        tokens=counts.tokens.cpu().numpy(),
+        theta=sae.theta.cpu().numpy(),
+        decoder_norm=(sae.theta * sae.W_dec.norm(dim=1)).cpu().numpy(),
+        residual_norm=norms.cpu().numpy(),
+    )
     return [
-        estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
-        MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
-        MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width),
-        MetricRow(layer, layer, "sae", "decoder_norm", float((sae.theta * sae.W_dec.norm(dim=1)).mean()), sae.width),
-        MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
+        MetricRow(layer, layer, metric.reference, metric.name, *metric.measure(activity, evaluator.bootstrap))
+        for metric in evaluator.metrics.values()
+        if isinstance(metric, LayerMetric)
     ]

@@ -22,6 +22,8 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
 from sae_match.matching.solution import Solver
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
@@ -56,14 +58,16 @@ def match_span(
     record: JobRecord,
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
+        metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}, metrics) for layers in pairs]
 
 
 def match_pair(
@@ -73,6 +77,7 @@ def match_pair(
     record: JobRecord,
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> PairMatching:
     """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
     layer, layer_to = layers
@@ -83,7 +88,7 @@ def match_pair(
     random_mse = distances["random"].W_dec.cpu().numpy()
     wanted = ("matched", *chosen(cfg.evaluation.controls))
     permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
-    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to)
+    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to, metrics)
     rows += certificate_rows(matching, layer, layer_to)
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(

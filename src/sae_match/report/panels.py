@@ -11,7 +11,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .style import BLUE, GREY, Style, quantity, styles
+from ..record.labels import BUILT_IN_LABELS, Labels
+from ..variants import BLUE, GREY, Style
+from .style import styles
 
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
@@ -38,6 +40,7 @@ def draw_layer_curves(
     metric: str,
     variants: Sequence[str] | None = None,
     style: Mapping[str, Style] | None = None,
+    labels: Labels = BUILT_IN_LABELS,
 ) -> None:
     """One line per variant over layer pairs, with its 95 % band.
 
@@ -49,7 +52,7 @@ def draw_layer_curves(
         ValueError: no values of the metric.
     """
     rows = rows_of(table, metric, variants)
-    style = styles(list(rows["variant"].unique())) if style is None else style
+    style = styles(list(rows["variant"].unique()), labels.variants) if style is None else style
     pairs = rows[rows["layer"] != rows["layer_to"]]
     for name, look in style.items():
         curve = rows[rows["variant"] == name]
@@ -58,7 +61,7 @@ def draw_layer_curves(
         elif len(curve):
             _draw_curve(ax, curve, look)
     _layer_ticks(ax, pairs if len(pairs) else rows)
-    described = quantity(metric)
+    described = labels.metric(metric)
     ax.set_ylabel(described.axis)
     if described.log and (rows["value"] > 0).all():
         ax.set_yscale("log")
@@ -143,7 +146,7 @@ def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Style]) -
     ax.set_ylabel("relative to the first layer")
 
 
-def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str, labels: Labels = BUILT_IN_LABELS) -> None:
     """How two per-layer quantities change from each layer to the next, in per cent: a point per step, named.
 
     Raises:
@@ -157,18 +160,18 @@ def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)
-    ax.set_xlabel(f"$\\Delta$ {quantity(x).title} [%]")
-    ax.set_ylabel(f"$\\Delta$ {quantity(y).title} [%]")
+    ax.set_xlabel(f"Δ {labels.metric(x).title} [%]")
+    ax.set_ylabel(f"Δ {labels.metric(y).title} [%]")
 
 
-def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
+def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS) -> None:
     """A metric family side by side: per metric and variant one small point per layer pair and their mean, large.
 
     Raises:
         ValueError: a metric has no values.
     """
     frames = {metric: rows_of(table, metric) for metric in metrics}
-    look = styles(list(pd.concat(frames.values())["variant"].unique()))
+    look = styles(list(pd.concat(frames.values())["variant"].unique()), labels.variants)
     offsets = (np.arange(len(look)) - (len(look) - 1) / 2) * min(0.22, 0.7 / len(look))
     everything = np.concatenate([frame["value"].to_numpy(dtype=float) for frame in frames.values()])
     for offset, (name, style) in zip(offsets, look.items(), strict=True):
