@@ -86,7 +86,7 @@ def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] 
     config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
     refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
-    record.key = job_key(cfg)
+    record.key = job_key(cfg, metrics)
     record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
     passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(config))
     with record.guard():
@@ -96,7 +96,7 @@ def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] 
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, passes, device, every)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
-        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
+        record.key = record.key or job_key(cfg, metrics)  # what had to be downloaded is here now
     passes.forget()
     return result
 

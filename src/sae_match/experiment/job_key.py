@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from sae_match.hub_lookup import cached_path
 from sae_match.judging.neuronpedia import explanation_files
 from sae_match.language_model.embedded import GGUF_SHA256
 from sae_match.language_model.files import SMALL, model_repository
+from sae_match.metrics.metric import Metric
 from sae_match.record.provenance import content_key, file_sha256
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
@@ -30,11 +32,14 @@ are recorded beside the results and do not enter: a new one is a reason for reru
 _MODEL_FILES = (*SMALL, "*.safetensors", "*.bin")
 
 
-def job_key(cfg: Config) -> str | None:
+def job_key(cfg: Config, metrics: Mapping[str, Metric] | None = None) -> str | None:
     """Content key of a job, 64 hexadecimal digits: equal for jobs that must find the same.
 
     None where it cannot be known, because the configuration or an input is wrong, or an input is not on this machine
     yet; such a job has to run. Nothing is downloaded.
+
+    Args:
+        metrics: further metrics beside the built-in ones.
     """
     try:
         check_config(cfg)
@@ -42,7 +47,10 @@ def job_key(cfg: Config) -> str | None:
     except (UserError, OSError):
         return None
     config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    return content_key({"version": KEY_VERSION, "science": science_of(config, LOCATIONS), "inputs": inputs})
+    facts = {"version": KEY_VERSION, "science": science_of(config, LOCATIONS), "inputs": inputs}
+    if metrics:
+        facts["metrics"] = {metric.name: metric.key() for metric in metrics.values()}
+    return content_key(facts)
 
 
 def input_hashes(cfg: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from ..metrics.description import MATCHED
 from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..variants import BLUE, GREEN, ORANGE, Style
@@ -71,7 +72,7 @@ def draw_distances(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = B
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("distance [layers]")
     ax.set_ylabel(labels.metric(metric).axis)
-    if metric == "explained_variance":
+    if labels.metric(metric).reference != MATCHED:  # of splices
         _clip_below(ax, rows)
 
 
