@@ -15,7 +15,10 @@ def option(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose constructor takes keyword arguments, converts and checks them.
 
     Unknown arguments, wrong types and values out of range raise `pydantic.ValidationError`, which names the field.
+    A number where text is wanted (a revision or a column called 2024) becomes text, as YAML users expect.
     A field's docstring is its description in the generated reference of the configuration.
     """
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
+    )
     return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=config))

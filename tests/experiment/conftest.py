@@ -53,10 +53,12 @@ def random_saes(tmp_path: Path) -> Path:
 def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> Callable[..., Config]:
     """A maker of full-evaluation configurations over the tiny model."""
 
-    def make(saes: Path, *overrides: str, output: str = "out") -> Config:
+    native = ("sae=native", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'")
+
+    def make(saes: Path, *overrides: str, output: str = "out", sae: tuple[str, ...] = native) -> Config:
         register_schemas()
         fixed = [
-            "sae=native", f"sae.root={saes}", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'",
+            *sae, f"sae.root={saes}",
             "model=local", f"model.path={model_directory}", "dataset=local", f"dataset.path={text_directory}",
             "dataset.documents=10", "dataset.window_tokens=12", "dataset.windows_per_document=2",
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",

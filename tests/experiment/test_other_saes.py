@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.sae_schema import Site
 from sae_match.config.schema import Config
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
-from sae_match.saes.native import load_native
+from sae_match.saes.formats.native import load_native
+from sae_match.saes.site import Site
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
@@ -81,6 +81,20 @@ def test_theta_units_use_the_scale(configured: Configured, topk_saes: Path) -> N
             found[scale, units] = value(result, 0, "encode_permute_decode", "delta_loss")
     assert found["decoder_norm", "raw"] == found["mean_activation", "raw"]
     assert found["decoder_norm", "theta"] != found["mean_activation", "theta"]
+
+
+def test_topk_saes_without_folding_need_no_scale(configured: Configured, topk_saes: Path) -> None:
+    result = run(configured(topk_saes, *SPARSIFY, *FAST, "folding=none"))
+    a, b = (load_sae(topk_saes / f"layers.{i}", i) for i in (0, 1))
+    matching = match(a, b, folding="none")
+    assert value(result, 0, "matched", "objective") == pytest.approx(matching.objective)
+    partners = b.W_dec[matching.permutation.indices]
+    raw = float((a.W_dec - partners).square().mean())
+    assert value(result, 0, "matched", "weight_mse/W_dec") == pytest.approx(raw, rel=1e-5)
+    assert value(result, 0, "sae", "l0") == pytest.approx(K, abs=0.5)
+    assert "mean_theta" not in set(result.pairs.metric) and {"matching_score", "delta_loss"} <= set(result.pairs.metric)
+    with pytest.raises(UserError, match="threshold must be positive to be folded"):
+        run(configured(topk_saes, *SPARSIFY, *FAST, "folding=none", "evaluation.splice_units=theta", output="theta"))
 
 
 def test_stored_thresholds_without_text(configured: Configured, tmp_path: Path) -> None:

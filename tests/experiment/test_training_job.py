@@ -30,11 +30,10 @@ def training(model_directory: Path, text_directory: Path, tmp_path: Path) -> Tra
         register_schemas()
         texts = []
         for group, part in (("datasets", "train"), ("held_out", "evaluation")):
-            text = (
-                f"{{name: local, source: local, path: {text_directory}, part: {part}, documents: 0, "
-                "window_tokens: 10, windows_per_document: 0}"
-            )
-            texts += [f"~{group}.news", f"~{group}.code", f"{group}.wiki={text}"]
+            texts += [f"~{group}.{name}" for name in ("wiki", "news", "code")]
+            options = {"path": text_directory, "part": part, "documents": 0, "window_tokens": 10}
+            texts += [f"+dataset@{group}.mine=local", f"{group}.mine.windows_per_document=0"]
+            texts += [f"{group}.mine.{key}={value}" for key, value in options.items()]
         fixed = [
             *texts, "model=local", f"model.path={model_directory}", "layers.first=1", "layers.last=2",
             "training.width=12", "training.target_l0=3", "training.tokens=2048", "training.batch_tokens=32",

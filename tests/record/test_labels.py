@@ -11,10 +11,10 @@ from sae_match.metrics import Description
 from sae_match.record import JobRecord
 from sae_match.record.labels import BUILT_IN_LABELS, LABELS, Labels, joined, read_labels
 from sae_match.report import read_record
-from sae_match.variants import Style
+from sae_match.variants import Look
 
 MINE = Description(name="mine", label="my metric", unit="m", better="lower", combine="max", beside=("random",))
-LOOK = Style("#123456", "X", ":", "my splice")
+LOOK = Look("#123456", "X", ":", "my splice")
 
 
 def written(tmp_path: Path) -> Path:
@@ -66,11 +66,10 @@ def test_without_the_file_the_package_knows(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
-    path = written(tmp_path)
-    path.write_text(content)
+    with JobRecord(tmp_path).guard():
+        path = written(tmp_path)
+        path.write_text(content)
     with pytest.raises(ValueError, match=LABELS):
         read_labels(path)
-    with JobRecord(tmp_path).guard():
-        pass
     record = read_record(tmp_path)
     assert record.state == "unreadable" and LABELS in (record.error or "")

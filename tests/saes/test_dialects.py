@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sae_lens
 import torch
+import yaml
 
 from sae_match import SparseAutoencoder, UserError, evaluate_pair, load_sae
-from sae_match.config.sae_schema import Dialect, SaeConfig, Site
 from sae_match.matching import Permutation
-from sae_match.saes import ActivationKind, SaeSource
+from sae_match.saes import ActivationKind, SaeFormat, SaeSource, Site
+from sae_match.saes.formats import format_named
+from sae_match.saes.formats.saelens import REGISTRY
 from tests.saes.layouts import (
     D,
     F,
@@ -31,8 +34,8 @@ from tests.saes.layouts import (
 RESID: dict[str, Any] = {"architecture": "standard", "metadata": {"hook_name": "blocks.3.hook_resid_post"}}
 
 
-def config(dialect: str, root: Path, **fields: Any) -> SaeConfig:
-    return SaeConfig(name="test", dialect=Dialect(dialect), root=str(root), last_layer=30, **fields)
+def config(dialect: str, root: Path, **fields: Any) -> SaeFormat:
+    return format_named(dialect)(name="test", root=str(root), last_layer=30, **fields)
 
 
 def x() -> torch.Tensor:
@@ -121,6 +124,11 @@ def test_dictionary_sites(tmp_path: Path, changes: dict[str, Any], site: Site) -
         ("blocks.3.hook_mlp_out", Site.mlp_out),
         ("blocks.3.attn.hook_z", Site.attn_out),
         ("blocks.3.ln2.hook_normalized", Site.unknown),
+        ("model.layers.3", Site.resid_post),
+        ("transformer.h.3", Site.resid_post),
+        ("gpt_neox.layers.3.mlp", Site.mlp_out),
+        ("model.layers.3.self_attn", Site.attn_out),
+        ("model.layers.3.input_layernorm", Site.unknown),
         ("", Site.unknown),
     ],
 )
@@ -128,11 +136,17 @@ def test_saelens_sites(tmp_path: Path, hook: str, site: Site) -> None:
     assert load_sae(write_saelens(tmp_path / "s", {**RESID, "metadata": {"hook_name": hook}})).site is site
 
 
+def test_the_layer_in_a_hook_of_a_transformers_model_is_compared(tmp_path: Path) -> None:
+    folder = write_saelens(tmp_path / "s", {**RESID, "metadata": {"hook_name": "model.layers.3"}})
+    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
+        load_sae(folder, 4)
+
+
 def test_input_of_the_next_block_is_the_output_of_this_one(tmp_path: Path) -> None:
     hook = {"hook_name": "blocks.4.hook_resid_pre"}
     write_saelens(tmp_path / "blocks.4.hook_resid_pre", {**RESID, "metadata": hook})
     source = SaeSource(config("saelens", tmp_path, folder="blocks.{next}.hook_resid_pre"))
-    assert source.names(3)[0] == "blocks.4.hook_resid_pre/cfg.json"
+    assert source.files(3)[0] == "blocks.4.hook_resid_pre/cfg.json"
     assert source.load(3).site is Site.resid_post
     with pytest.raises(UserError, match=r"asked for layer 2, but the file is of layer 4 \(resid_pre\).*\{next\}"):
         load_sae(tmp_path / "blocks.4.hook_resid_pre", 2)
@@ -167,6 +181,36 @@ def test_saelens_of_a_processed_model_only_matches(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="center_writing_weights"):
         load_sae(write_saelens(tmp_path / "s", {**RESID, "metadata": processed})).encode(x())
+
+
+def test_settings_that_only_the_registry_of_saelens_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flat = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small", "normalize_activations": "none"}
+    known = (
+        ("GPT2-Small-SAEs-Reformatted", "center_writing_weights"),
+        ("models--JoshEngels--Mistral-7B-Residual-Stream-SAEs", "constant_norm_rescale"),
+    )
+    for name, message in known:
+        folder = write_saelens(tmp_path / name / "blocks.3.hook_resid_pre", flat)
+        with pytest.raises(UserError, match=message):
+            load_sae(folder).encode(x())
+    assert not caplog.text
+    write_saelens(tmp_path / "copy" / "layer_3", flat)
+    load_sae(tmp_path / "copy" / "layer_3").encode(x())
+    assert "jbloom/GPT2-Small-SAEs-Reformatted" in caplog.text and "sae.repo_id" in caplog.text
+    named = config("saelens", tmp_path / "copy", folder="layer_{next}", repo_id="tommmcgrath/gpt2-small-mlp-out-saes")
+    with pytest.raises(UserError, match="center_writing_weights"):
+        SaeSource(named).load(2).encode(x())
+
+
+def test_the_registry_is_that_of_the_installed_saelens() -> None:
+    file = Path(sae_lens.__file__).with_name("pretrained_saes.yaml")
+    found: dict[str, dict[str, Any]] = {}
+    for release in yaml.safe_load(file.read_text()).values():
+        for entry in (release, *release["saes"]):
+            for key, value in (entry.get("config_overrides") or {}).items():
+                if key in ("normalize_activations", "model_from_pretrained_kwargs"):
+                    found.setdefault(release["repo_id"], {})[key] = value
+    assert found == REGISTRY
 
 
 @pytest.mark.parametrize(
@@ -213,7 +257,7 @@ def test_gemma_scope_2_layout(tmp_path: Path) -> None:
     mlp = SaeSource(config("gemma_scope_2", tmp_path, **facts, site=Site.mlp_out))
     assert mlp.load(3).site is Site.mlp_out
     affine = config("gemma_scope_2", tmp_path, **facts, site=Site.transcoder, affine=True)
-    assert SaeSource(affine).names(3) == ("transcoder_all/layer_3_width_16k_l0_small_affine/params.safetensors",)
+    assert SaeSource(affine).files(3) == ("transcoder_all/layer_3_width_16k_l0_small_affine/params.safetensors",)
 
 
 def test_gemma_scope_sites_follow_the_release(tmp_path: Path) -> None:
@@ -260,7 +304,7 @@ def test_headers_need_no_tensors(tmp_path: Path, dialect: str, monkeypatch: pyte
     def no_data(*_: object, **__: object) -> None:
         raise AssertionError("tensors were read")
 
-    for target in ("numpy.load", "torch.load", "sae_match.saes.tensor_files.read_safetensors"):
+    for target in ("numpy.load", "torch.load", "sae_match.saes.formats.reading.read_safetensors"):
         monkeypatch.setattr(target, no_data)
     patterns = {
         "llama_scope": "Llama3_1-8B-Base-L{layer}R-8x",
@@ -268,18 +312,17 @@ def test_headers_need_no_tensors(tmp_path: Path, dialect: str, monkeypatch: pyte
         "sparsify": "layers.{layer}",
         "dictionary_learning": "layer_{layer}",
     }
-    fields: dict[str, Any] = {"folder": patterns.get(dialect), "width": "16k", "l0": "small"}
-    if dialect == "gemma_scope":
-        fields["l0"] = "59"
+    gemma = {"gemma_scope": {"width": "16k", "l0": "59"}, "gemma_scope_2": {"width": "16k", "l0": "small"}}
+    fields: dict[str, Any] = gemma.get(dialect) or {"folder": patterns[dialect]}
     source = SaeSource(config(dialect, root, **fields))
     header = source.header(3)
     assert (header.d_model, header.width, header.site) == (D, F, Site.resid_post)
-    for name in source.names(3):
+    for name in source.files(3):
         assert (root / name).is_file()
     assert path.exists()
 
 
-@pytest.mark.parametrize("dialect", ["llama_scope", "saelens", "sparsify", "dictionary_learning", "gemma_scope_2"])
+@pytest.mark.parametrize("dialect", WRITERS)
 def test_another_layer_than_asked_for_is_refused(tmp_path: Path, dialect: str) -> None:
     with pytest.raises(UserError, match="asked for layer 5, but the file is of layer 3"):
         load_sae(WRITERS[dialect](tmp_path), 5)
@@ -300,11 +343,42 @@ def test_detection_refuses_what_is_not_clear(tmp_path: Path) -> None:
         load_sae(folder)
     weights = write_saelens(tmp_path / "bare", {**RESID, "architecture": "jumprelu"}) / "sae_weights.safetensors"
     (weights.parent / "cfg.json").unlink()
-    with pytest.raises(UserError, match=r"without cfg\.json"):
+    with pytest.raises(UserError, match=r"SAE file not found: .*cfg\.json"):
         load_sae(weights)
     assert load_sae(weights, dialect="native").width == F
     with pytest.raises(UserError, match="dialect=mine: must be one of native, gemma_scope"):
         load_sae(weights, dialect="mine")
+
+
+def test_sparsify_with_several_seeds(tmp_path: Path) -> None:
+    folder = write_sparsify(tmp_path, "layers.3/seed0")
+    assert load_sae(folder, 3).site is Site.resid_post
+    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
+        load_sae(folder, 4)
+
+
+def test_embeddings_of_gemma_scope_are_no_residual_stream(tmp_path: Path) -> None:
+    path = write_gemma_scope(tmp_path / "gemma-scope-2b-pt-res")
+    moved = tmp_path / "gemma-scope-2b-pt-res" / "embedding"
+    path.parents[2].rename(moved)
+    sae = load_sae(moved / path.relative_to(path.parents[2]))
+    assert sae.site is Site.embedding
+    with pytest.raises(UserError, match="reads token embeddings"):
+        sae.encode(x())
+
+
+@pytest.mark.parametrize("name", ["layer3.sae.pt", "trainer_0/checkpoints/ae_1000.pt", "sae.bin", "model.pkl"])
+def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(random_tensors(), path)
+    for given in (path, path.parent):
+        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
+            load_sae(given)
+    with pytest.raises(UserError, match=r"not called ae\.pt"):
+        load_sae(path, dialect="dictionary_learning")
+    with pytest.raises(UserError, match="not found"):
+        load_sae(path.with_name("absent.pt"))
 
 
 def test_activations_are_compared_on_the_residual_stream_only(tmp_path: Path) -> None:
@@ -323,7 +397,7 @@ def test_activations_are_compared_on_the_residual_stream_only(tmp_path: Path) ->
 @pytest.mark.parametrize("folder", ["layer_{block}", "layer_{", "layer_{0}"])
 def test_folder_patterns(tmp_path: Path, folder: str) -> None:
     with pytest.raises(UserError, match=r"only \{layer\} and \{next\}"):
-        SaeSource(config("saelens", tmp_path, folder=folder)).names(3)
+        SaeSource(config("saelens", tmp_path, folder=folder)).files(3)
 
 
 def test_missing_folder_lists_what_there_is(tmp_path: Path) -> None:

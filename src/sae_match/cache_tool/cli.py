@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_match.errors import UserError
+from sae_match.terminal import quiet_when_unread
 
 from .cleaning import chosen, discard, find_debris, remove
 from .entries import HUB, KINDS, Entry, find_entries, measure
@@ -32,6 +33,7 @@ _SIZES = {
 _DURATIONS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the three commands.
 

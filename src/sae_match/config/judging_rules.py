@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from sae_match.config.judging_schema import JudgeName, JudgingConfig, Overlap
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 
 MINIMA = {
     "pairs": 1,
@@ -44,7 +44,7 @@ def _description_rules(cfg: Config) -> Iterator[str]:
     folder = cfg.judging.neuronpedia
     if folder is not None and "{layer}" not in folder:
         yield f"judging.neuronpedia={folder}: must contain {{layer}}, one folder of explanations per layer"
-    if folder is None and cfg.evaluation.level is not EvaluationLevel.full:
+    if folder is None and not cfg.evaluation.full:
         yield (
             f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
             f"which evaluation={cfg.evaluation.level} does not read; use evaluation=full or give explanation files"

@@ -12,26 +12,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
+import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
-from sae_match.config.secrets import refuse_secrets
+from sae_match.config.schema import Config, DeadFeatures
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.controls_step import add_controls, linear_map, log_ceiling_gaps
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.job_key import job_key
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
-from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
+from sae_match.experiment.outputs import add_activation_columns, draw_figures, looks, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
@@ -44,7 +42,6 @@ from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
 from sae_match.record.science import science_hash
 from sae_match.record.wandb_mirror import open_mirror
-from sae_match.variants import VARIANTS
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +80,10 @@ def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] 
             and recorded in the job's status.
     """
     every = with_built_in(metrics or {})
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg, metrics)
-    record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
-    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(config))
+    record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
+    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(cfg.config))
     with record.guard():
         make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
@@ -112,19 +107,18 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     directory = Path(cfg.paths.output_dir)
     return {
-        "config": config,
-        "run_id": run_id(config, directory if group is None else directory.parent),
+        "config": cfg.config,
+        "run_id": run_id(cfg.config, directory if group is None else directory.parent),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group or group,
+        "group": cfg.tracking.group,
+        "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
         ),
     }
 
@@ -134,7 +128,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, m
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
-    full = cfg.evaluation.level is EvaluationLevel.full
+    full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
     d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress, d_model)
@@ -146,11 +140,11 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, m
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
-    matchings = match_span(cfg, saes, solver, record, progress, aside, metrics)
-    matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress, metrics)
+    fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
+    matchings = match_span(cfg, saes, solver, record, progress, aside, fit, metrics)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
-    labels = Labels(metrics=described(metrics.values()), variants=dict(VARIANTS))
+    labels = Labels(metrics=described(metrics.values()), variants=looks(cfg.evaluation))
     _write_tables(record, labels, rows, features)
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record, labels)
@@ -168,7 +162,15 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, m
     # Averages over neighbours are not mixed with those over distance.
     numbers = headline(rows, labels) | composition_headline(rows + far, labels)
     record.write_metrics(numbers)
-    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]), numbers, labels)
+    draw_figures(
+        record,
+        table,
+        features,
+        np.concatenate([pair.random_mse for pair in matchings]),
+        numbers,
+        labels,
+        cfg.evaluation.controls.values(),
+    )
     return Result(record.directory, numbers, table, features, labels)
 
 
@@ -184,7 +186,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
+        found, statistics = evaluation_step.evaluate_layer_pair(evaluator, pair)
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -198,7 +200,7 @@ def _evaluate(
         rows += found
     metrics = evaluator.metrics
     rows += differences.difference_rows(rows, metrics) + differences.ceiling_gap_rows(rows, metrics)
-    log_ceiling_gaps(rows, metrics)
+    evaluation_step.log_ceiling_gaps(rows, metrics)
     return rows, table
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.controls import chosen
 from sae_match.config.schema import Config
+from sae_match.evaluation.controls import ControlPair, Random
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import Streams
+from sae_match.experiment.controls_step import control_setup, match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
+from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
@@ -58,16 +60,18 @@ def match_span(
     record: JobRecord,
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
+    fit: Streams | None = None,
     metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
+        fit: residual streams of text on which controls are fitted; None where none needs any.
         metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}, metrics) for layers in pairs]
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
 
 
 def match_pair(
@@ -77,19 +81,23 @@ def match_pair(
     record: JobRecord,
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None = None,
     metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> PairMatching:
-    """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
+    """Match one pair, save its permutation and find its controls.
+
+    No SAE outlives this call except the two that `saes` holds.
+    """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
-    permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
-    distances = weight_distances_of(a, b, permutations)
-    random_mse = distances["random"].W_dec.cpu().numpy()
-    wanted = ("matched", *chosen(cfg.evaluation.controls))
-    permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
-    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to, metrics)
-    rows += certificate_rows(matching, layer, layer_to)
+    pair = control_pair(cfg, saes, layers, aside, fit)
+    controls, found = match_controls(cfg.evaluation.matchers, pair)
+    permutations = {"matched": matched} | controls
+    # The figure of decoder distances shows a random matching, whether or not it is among the controls.
+    distances = weight_distances_of(a, b, permutations | {"": Random().match(pair).permutation})
+    random_mse = distances.pop("").W_dec.cpu().numpy()
+    rows = weight_rows(distances, layer, layer_to, metrics) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
@@ -97,6 +105,24 @@ def match_pair(
         matching.seconds,
     )  # fmt: skip
     return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def control_pair(
+    cfg: Config,
+    saes: SpanSaes,
+    layers: tuple[int, int],
+    aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None,
+) -> ControlPair:
+    """What the controls of a pair are given."""
+    a, b = (saes.load(layer) for layer in layers)
+    excluded = aside.get(layers[0]), aside.get(layers[1])
+
+    def solve(solver: Solver) -> Permutation:
+        return match_configured(cfg, a, b, solver, *excluded).permutation
+
+    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(Path(cfg.paths.cache_dir))
+    return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
 
 
 def match_and_save(
@@ -120,7 +146,7 @@ def match_and_save(
 
 def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
     """The solver that the configuration names, with its options."""
-    return make_solver(cfg.solver, device=device, seed=cfg.seed, progress=progress)
+    return cfg.solver.on(device, progress)
 
 
 def match_configured(
@@ -133,7 +159,7 @@ def match_configured(
 ) -> Matching:
     """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
     return cached_matching(
-        cfg, a, b, solver.name, exclude_a, exclude_b,
+        cfg, a, b, solver, exclude_a, exclude_b,
         lambda: match(
             a,
             b,
@@ -148,28 +174,6 @@ def match_configured(
             exclude_b=exclude_b,
         ),
     )  # fmt: skip
-
-
-def with_controls(
-    matched: Permutation,
-    seed: int,
-    exclude_a: Bool[Tensor, " F_a"] | None = None,
-    exclude_b: Bool[Tensor, " F_b"] | None = None,
-) -> dict[str, Permutation]:
-    """The matching beside its two controls of the same shape, without the same features."""
-    n_a, n_b = matched.n_a, matched.n_b
-    gone_a, gone_b = (
-        torch.zeros(n, dtype=torch.bool) if gone is None else gone for n, gone in ((n_a, exclude_a), (n_b, exclude_b))
-    )
-    vanilla = Permutation.identity(n_a, n_b)
-    partner_gone = gone_b[vanilla.indices.clamp(min=0)]
-    kept_a, kept_b = ((~gone).nonzero().flatten() for gone in (gone_a, gone_b))
-    random = Permutation.random(len(kept_a), len(kept_b), seed=seed)
-    return {
-        "matched": matched,
-        "vanilla": replace(vanilla, indices=vanilla.indices.masked_fill(gone_a | partner_gone, UNMATCHED)),
-        "random": random.embedded(kept_a, kept_b, n_a, n_b),
-    }
 
 
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sae_match.config.controls import FITTED, SOLVED
 from sae_match.evaluation.activations import ActivationStatistics
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
+from sae_match.evaluation.controls import Control
+from sae_match.evaluation.settings import Evaluation
+from sae_match.evaluation.splices import Splice
+from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.metrics.layers import MeanTheta, ResidualNorm
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
@@ -32,6 +34,7 @@ from sae_match.report.controls_figure import plot_controls
 from sae_match.report.distance_figures import has_distances
 from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
+from sae_match.variants import VARIANTS, Look
 
 THETA, NORM = MeanTheta().name, ResidualNorm().name
 
@@ -57,11 +60,12 @@ def draw_figures(
     random_mse: npt.NDArray[np.float32],
     metrics: Mapping[str, float],
     labels: Labels,
+    alternatives: Collection[Control] = (),
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
-    near = few_variants(per_layer_rows(pairs))
+    near = few_variants(per_layer_rows(pairs), alternatives)
     paths = [plot_overview(near, record.figure_path("overview"), labels=labels)]
     for metric, about in labels.metrics.items():
         if about.figure == "record" and metric in measured:
@@ -81,9 +85,20 @@ def draw_figures(
     return paths
 
 
-def few_variants(pairs: pd.DataFrame) -> pd.DataFrame:
+def looks(evaluation: Evaluation) -> dict[str, Look]:
+    """How the variants are called and drawn that have a style of their own: known ones, then the job's further ones."""
+    own: dict[str, Look] = {}
+    owners: list[Control | Splice] = [*evaluation.controls.values(), *evaluation.all_splices]
+    for owner in owners:
+        if owner.style is not None:
+            label = owner.label or owner.name.replace("_", " ")
+            own[owner.name] = Look(owner.style.color, owner.style.marker, owner.style.linestyle, label)
+    return {**VARIANTS, **{name: look for name, look in own.items() if name not in VARIANTS}}
+
+
+def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
     """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
-    more = [control.value for control in (*SOLVED, *FITTED)]
+    more = [control.name for control in controls if not control.in_curves]
     return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 

@@ -35,9 +35,9 @@ class MeanTheta(LayerMetric):
 
     about = Description(name="mean_theta", label="mean threshold θ")
 
-    def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured:
-        """The mean over features."""
-        return Measured(float(layer.theta.mean(dtype=np.float64)), len(layer.theta))
+    def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured | None:
+        """The mean over features; None where they are not scaled."""
+        return None if layer.theta is None else Measured(float(layer.theta.mean(dtype=np.float64)), len(layer.theta))
 
 
 class DecoderNorm(LayerMetric):

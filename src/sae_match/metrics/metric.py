@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -51,10 +51,14 @@ class Metric(ABC):
         return replace(self.about, reference=self.reference)
 
     def key(self) -> dict[str, Any]:
-        """What its value depends on beside its input, as plain data."""
+        """What its value depends on beside its input, as plain data: class, version, code and arguments."""
+        from sae_match.keys import arguments, class_name, source_digest  # they import torch, which reports do without
+
         kind = type(self)
-        arguments: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", "version": self.version, "arguments": arguments}
+        code = [
+            source_digest(base) for base in kind.__mro__ if issubclass(base, Metric) and base.__module__ != __name__
+        ]
+        return {"class": class_name(kind), "version": self.version, "code": code, "arguments": arguments(self)}
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,14 @@ class LayerActivity:
     Attributes:
         active: [documents, F], tokens on which each feature fires.
         tokens: [documents] counted tokens.
-        theta: [F] threshold, or the folding scale used in its place.
+        theta: [F] threshold, or the folding scale used in its place; None where features are not scaled.
         decoder_norm: [F] norm of the folded decoder rows.
         residual_norm: [windows, positions] norm of the residual stream, sink positions left out.
     """
 
     active: Int[np.ndarray, "documents F"]
     tokens: Int[np.ndarray, " documents"]
-    theta: Float[np.ndarray, " F"]
+    theta: Float[np.ndarray, " F"] | None
     decoder_norm: Float[np.ndarray, " F"]
     residual_norm: Float[np.ndarray, "windows positions"]
 
@@ -184,5 +188,5 @@ class LayerMetric(Metric):
     reference = "sae"
 
     @abstractmethod
-    def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured:
-        """The number."""
+    def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured | None:
+        """The number; None where this layer has no such thing."""

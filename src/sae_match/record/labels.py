@@ -14,7 +14,7 @@ from typing import Any
 from sae_match.metrics.description import DIFFERENCE, MATCHED, TO_CEILING, Description
 from sae_match.metrics.registry import DESCRIPTIONS
 from sae_match.options import option
-from sae_match.variants import VARIANTS, Style
+from sae_match.variants import VARIANTS, Look
 
 LABELS = "labels.json"
 MAX_BYTES = 4 * 2**20
@@ -25,7 +25,7 @@ class Labels:
     """Descriptions of metrics by name, in the order of a table's columns, and looks of variants in drawing order."""
 
     metrics: dict[str, Description]
-    variants: dict[str, Style]
+    variants: dict[str, Look]
 
     def metric(self, name: str) -> Description:
         """The description of a metric; a difference has its metric's unit and direction, an unknown one its name."""
@@ -99,7 +99,7 @@ BUILT_IN_LABELS = Labels(metrics=dict(DESCRIPTIONS), variants=dict(VARIANTS))
 def joined(every: Iterable[Labels]) -> Labels:
     """Those of the package and of several records; where two records differ, the later one counts."""
     metrics: Mapping[str, Description] = BUILT_IN_LABELS.metrics
-    variants: Mapping[str, Style] = BUILT_IN_LABELS.variants
+    variants: Mapping[str, Look] = BUILT_IN_LABELS.variants
     for labels in every:
         metrics, variants = {**metrics, **labels.metrics}, {**variants, **labels.variants}
     return Labels(metrics=dict(metrics), variants=dict(variants))

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from ..config.controls import FITTED, SOLVED, Control, chosen
 from ..metrics.description import DIFFERENCE, MATCHED, Description, headline_name
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .records import Record
 from .tables import format_value, markdown_table, titled
 
+USUAL = ("vanilla", "random")
+CONTROLS = (*USUAL, "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
 NOTE = (
     "Means over the span's layer pairs on the same tokens, with 95 % intervals over documents. Beside each metric: "
@@ -25,7 +26,7 @@ NOTE = (
 def controls_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per job, variant and metric, of jobs that measured a control beyond `vanilla` and `random`.
 
-    Columns: job, control (`matched` first, then as in `Control`), metric, value, low, high, and the matching's value
+    Columns: job, control (`matched` first, then as in `CONTROLS`), metric, value, low, high, and the matching's value
     less the control's with its interval (missing for the matching itself). Means over layer pairs as in metrics.json.
     """
     found = [control_rows(record.name, record.metrics, record.labels) for record in records if record.state == "done"]
@@ -45,9 +46,9 @@ def control_rows(job: str, metrics: Mapping[str, Any], labels: Labels) -> list[d
     """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
     has no matching score."""
     shown = [labels.metrics[name] for name in labels.against_controls]
-    every = {name: [_name(about, name, metrics) for about in shown] for name in (MATCHED, *chosen([Control.all]))}
+    every = {name: [_name(about, name, metrics) for about in shown] for name in (MATCHED, *CONTROLS)}
     measured = {name: found for name, found in every.items() if any(metrics.get(key) is not None for key in found)}
-    if measured.keys().isdisjoint((*SOLVED, *FITTED)):
+    if measured.keys() <= {MATCHED, *USUAL}:
         return []
     return [
         _row(job, metrics, control, about.name, name)

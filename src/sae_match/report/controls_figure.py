@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ..metrics.description import MATCHED
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import BLACK, BLUE, GREY
+from ..style import BLACK, BLUE, GREY
 from .canvas import COLUMN_INCHES, new_figure, paper_style, save
 
 FAR_OFF = ("vanilla", "random")

@@ -12,13 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics.description import MATCHED
 from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import BLUE, GREEN, ORANGE, Style
+from ..style import BLUE, GREEN, ORANGE
+from ..variants import Look
 from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save
 
-LOOKS: dict[str, Style] = {
-    "exact": Style(GREEN, "s", "--", "solved exactly, mean"),
-    "composed": Style(BLUE, "o", "-", "composed, mean (thin: each start)"),
-    "random": Style(ORANGE, "v", ":", "composed random permutations, mean"),
+LOOKS: dict[str, Look] = {
+    "exact": Look(GREEN, "s", "--", "solved exactly, mean"),
+    "composed": Look(BLUE, "o", "-", "composed, mean (thin: each start)"),
+    "random": Look(ORANGE, "v", ":", "composed random permutations, mean"),
 }
 """Variants in drawing order, and how their means look."""
 

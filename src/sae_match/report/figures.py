@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from ..metrics.weights import WEIGHT_MSE
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import BLUE, VERMILION, Style
+from ..style import BLUE, VERMILION
+from ..variants import Look
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, legend_below, new_figure, paper_style, save
 from .panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
 from .style import references, styles
@@ -83,8 +84,8 @@ def plot_theta(
         ValueError: one of the two has no values.
     """
     looks = {
-        theta: Style(BLUE, "o", "-", labels.metric(theta).title),
-        norm: Style(VERMILION, "s", "--", labels.metric(norm).title),
+        theta: Look(BLUE, "o", "-", labels.metric(theta).title),
+        norm: Look(VERMILION, "s", "--", labels.metric(norm).title),
     }
     with paper_style():
         pair = (table["metric"] == decoder).sum() > 1
@@ -140,7 +141,7 @@ def plot_overlay(
     *,
     title: str | None = None,
     common: pd.DataFrame | None = None,
-    look: Mapping[str, Style] | None = None,
+    look: Mapping[str, Look] | None = None,
     labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """The same metric and variant of several jobs (label -> table) over layer pairs; variants that are the

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..metrics.description import Description
 from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import Style
+from ..variants import Look
 from .compare import comparison_keys, job_labels, setting
 from .controls import controls_frame
 from .controls_figure import drawn_rows, plot_controls
@@ -169,7 +169,7 @@ def _own_curves(
     curves = {label: rows for label, rows in curves.items() if len(rows)}
     about = jobs.labels.metric(metric)
     chosen = _best(curves, about, jobs.most)
-    look: dict[str, Style] = factor_styles({label: jobs.settings[label] for label in chosen})
+    look: dict[str, Look] = factor_styles({label: jobs.settings[label] for label in chosen})
     title, note = f"{about.title}: {variant}", ""
     if len(chosen) < len(curves):
         note = f"The best {len(chosen)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."

@@ -14,7 +14,7 @@ from matplotlib.font_manager import findfont, get_font
 
 from ..judging.descriptions import CONTEXTS
 from ..record.job import FEATURES, JUDGEMENTS, TOP_TOKENS
-from ..variants import BLUE, GREEN, ORANGE, VERMILION
+from ..style import BLUE, GREEN, ORANGE, VERMILION
 from .canvas import PAGE_INCHES, new_figure, paper_style, save
 from .panels import draw_histogram
 from .record_paths import top_tokens

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import BLUE, GREY, Style
+from ..style import BLUE, GREY
+from ..variants import Look
 from .style import styles
 
 MAX_TICK_CHARACTERS = 42
@@ -39,7 +40,7 @@ def draw_layer_curves(
     table: pd.DataFrame,
     metric: str,
     variants: Sequence[str] | None = None,
-    style: Mapping[str, Style] | None = None,
+    style: Mapping[str, Look] | None = None,
     labels: Labels = BUILT_IN_LABELS,
 ) -> None:
     """One line per variant over layer pairs, with its 95 % band.
@@ -67,7 +68,7 @@ def draw_layer_curves(
         ax.set_yscale("log")
 
 
-def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Style) -> None:
+def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Look) -> None:
     x = ((curve["layer"] + curve["layer_to"]) / 2).to_numpy(dtype=float)
     y = curve["value"].to_numpy(dtype=float)
     ax.plot(x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label)
@@ -81,7 +82,7 @@ def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Style) -> None:
         ax.fill_between(x, low, high, where=known, color=look.color, alpha=0.18, linewidth=0)
 
 
-def _draw_level(ax: Axes, row: pd.Series, look: Style) -> None:
+def _draw_level(ax: Axes, row: pd.Series, look: Look) -> None:
     ax.axhline(row["value"], color=look.color, linestyle=look.linestyle, label=f"{look.label}, layer {row['layer']}")
     if pd.notna(row["low"]) and pd.notna(row["high"]):
         ax.axhspan(row["low"], row["high"], color=look.color, alpha=0.10, linewidth=0)
@@ -126,7 +127,7 @@ def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]
     ax.set_ylabel("features")
 
 
-def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Style]) -> None:
+def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Look]) -> None:
     """Per-layer quantities as multiples of their value at the first layer; the legend gives first and last in full.
 
     Raises:

@@ -16,7 +16,8 @@ from sae_match.atomic import atomic_path
 from ..metrics.description import CEILING, SPLICED
 from ..metrics.weights import WEIGHT_MSE
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..variants import BLUE, GREY, VARIANTS, VERMILION, Style
+from ..style import BLUE, GREY, VERMILION
+from ..variants import VARIANTS, Look
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, legend_below, new_figure, paper_style, save
 from .compare import job_labels
 from .panels import draw_layer_curves
@@ -24,7 +25,7 @@ from .quantile_figures import per_layer_rows
 from .records import Record
 from .sparsity_figure import plot_sparsity, sparsity_rows
 
-FOLDED = {"theta": Style(BLUE, "o", "-", "folded, matched"), "none": Style(VERMILION, "^", "-", "matched unfolded")}
+FOLDED = {"theta": Look(BLUE, "o", "-", "folded, matched"), "none": Look(VERMILION, "^", "-", "matched unfolded")}
 VANILLA = VARIANTS["vanilla"]._replace(color=GREY, linestyle="--")
 
 

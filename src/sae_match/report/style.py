@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..variants import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VARIANTS, VERMILION, Dashes, Marker, Style
+from ..style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from ..variants import VARIANTS, Look
 
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 """Okabe and Ito (2008), legible with any colour vision; yellow is left out, too pale on white."""
-MARKERS: tuple[Marker, ...] = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[Dashes, ...] = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":")
 
 
-def references(variants: Sequence[str], known: Mapping[str, Style] = VARIANTS) -> dict[str, Style]:
+def references(variants: Sequence[str], known: Mapping[str, Look] = VARIANTS) -> dict[str, Look]:
     """The variants' styles in grey with thin dashes: what stands behind the curves that a figure is about."""
     return {name: look._replace(color=GREY, linestyle=":") for name, look in styles(variants, known).items()}
 
 
-def factor_styles(settings: Mapping[str, Sequence[str]]) -> dict[str, Style]:
+def factor_styles(settings: Mapping[str, Sequence[str]]) -> dict[str, Look]:
     """A style per label: one colour each if the palette has enough, otherwise the colour tells the level of the setting
     with the most levels that the palette can show, and marker and dashes the rest.
 
@@ -33,11 +34,11 @@ def factor_styles(settings: Mapping[str, Sequence[str]]) -> dict[str, Style]:
         return styles(list(settings))
     place = max(fitting, key=lambda index: len(levels[index]))
     rests = list(dict.fromkeys(_without(values, place) for values in settings.values()))
-    looks: dict[str, Style] = {}
+    looks: dict[str, Look] = {}
     for label, values in settings.items():
         rest = rests.index(_without(values, place))
         marker, dashes = MARKERS[rest % len(MARKERS)], DASHES[rest % len(DASHES)]
-        looks[label] = Style(PALETTE[levels[place].index(values[place])], marker, dashes, label)
+        looks[label] = Look(PALETTE[levels[place].index(values[place])], marker, dashes, label)
     return looks
 
 
@@ -45,7 +46,7 @@ def _without(values: Sequence[str], place: int) -> tuple[str, ...]:
     return (*values[:place], *values[place + 1 :])
 
 
-def styles(variants: Sequence[str], known: Mapping[str, Style] = VARIANTS) -> dict[str, Style]:
+def styles(variants: Sequence[str], known: Mapping[str, Look] = VARIANTS) -> dict[str, Look]:
     """A style per variant, known ones first in their fixed order. Unknown ones, in the order given, take
     colours that no known one has, then other dash patterns of every colour."""
     found = {name: known[name] for name in known if name in variants}
@@ -57,5 +58,5 @@ def styles(variants: Sequence[str], known: Mapping[str, Style] = VARIANTS) -> di
     taken = {style[:3] for style in found.values()}
     free = [look for look in looks if look not in taken]
     for index, name in enumerate(unknown):
-        found[name] = Style(*free[index % len(free)], label=name.replace("_", " "))
+        found[name] = Look(*free[index % len(free)], label=name.replace("_", " "))
     return found
