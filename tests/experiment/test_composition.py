@@ -25,7 +25,7 @@ from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.saes_in_span import far_pairs
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
-from sae_match.record.distances import distance_rows
+from sae_match.record.curves import distance_rows
 from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
 

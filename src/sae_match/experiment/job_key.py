@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sae_match.config.rules import check_config
@@ -9,6 +10,7 @@ from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
+from sae_match.metrics.metric import Metric
 from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
@@ -18,18 +20,24 @@ KEY_VERSION = 1
 are recorded beside the results and do not enter: a new one is a reason for rerun=all, which the user decides."""
 
 
-def job_key(cfg: Config) -> str | None:
+def job_key(cfg: Config, metrics: Mapping[str, Metric] | None = None) -> str | None:
     """Content key of a job, 64 hexadecimal digits: equal for jobs that must find the same.
 
     None where it cannot be known, because the configuration or an input is wrong, or an input is not on this machine
     yet; such a job has to run. Nothing is downloaded.
+
+    Args:
+        metrics: further metrics beside the built-in ones.
     """
     try:
         check_config(cfg)
         inputs = input_hashes(cfg)
     except (UserError, OSError):
         return None
-    return content_key({"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs})
+    facts = {"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs}
+    if metrics:
+        facts["metrics"] = {metric.name: metric.key() for metric in metrics.values()}
+    return content_key(facts)
 
 
 def input_hashes(cfg: Config) -> dict[str, Any]:

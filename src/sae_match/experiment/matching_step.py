@@ -25,6 +25,8 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
@@ -62,15 +64,17 @@ def match_span(
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
         fit: residual streams of text on which controls are fitted; None where none needs any.
+        metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit) for layers in pairs]
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
 
 
 def match_pair(
@@ -81,6 +85,7 @@ def match_pair(
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> PairMatching:
     """Match one pair, save its permutation and find its controls.
 
@@ -98,7 +103,7 @@ def match_pair(
     distances = weight_distances_of(a, b, permutations)
     random_mse = references["any"].W_dec.cpu().numpy()
     planted = planted_identity(references["identity"], references["any"], layer, layer_to)
-    rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
+    rows = weight_rows(distances, layer, layer_to, metrics) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
