@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import ParamSpec, TextIO, TypeVar
+from typing import NoReturn, ParamSpec, TextIO, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,9 +16,8 @@ T = TypeVar("T")
 EXIT_UNREAD = 141
 """What a shell reports of a program that SIGPIPE ended."""
 
+EXIT_USER_ERROR = 2
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-
-
 _COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
@@ -79,3 +78,10 @@ def _is_unread(stream: TextIO) -> bool:
     waiting = select.poll()
     waiting.register(stream, 0)  # errors are told whatever is asked for
     return bool(waiting.poll(0))
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and leave with the exit code of a user's mistake; without a word where a shell asks for words."""
+    if not is_completion_query(sys.argv):
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

@@ -7,7 +7,8 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from sae_match.app import run_command
+from sae_match.app.main import run_command
+from sae_match.app.trust import check_trust
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_train_config
 from sae_match.config.training_schema import TrainConfig
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 def job(cfg: DictConfig) -> None:
     """Hydra's task function: check, train, log one line per layer."""
+    check_trust(cfg)
     checked = to_dataclass(cfg, TrainConfig)
     check_train_config(checked)
     quiet_libraries(checked.progress)

@@ -13,6 +13,8 @@ import pytest
 from sae_match.report.records import read_record
 from tests.faults.kill_loop import Moment, Setting, kill_and_rerun, kill_when, results, scientific_results
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:

@@ -13,17 +13,19 @@ import torch
 
 from sae_match import Permutation, SparseAutoencoder
 from sae_match.config.schema import Config
-from sae_match.evaluation.activations import ActivationStatistics, PairPass
-from sae_match.evaluation.splices import splices_of_pair
-from sae_match.experiment import activation_cache, controls_step, correlation_step, evaluation_step, run, saes_in_span
+from sae_match.evaluation import controls as controls_module
+from sae_match.evaluation import linear_map
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
+from sae_match.evaluation.splices import SpliceUnits
+from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
 from sae_match.record.cache import ResultCache
-from tests.builders import random_sae
+from tests.builders import random_sae, splices_of_pair
 from tests.faults.kill_loop import scientific_results
 
 Configured = Callable[..., Config]
 A, B = random_sae(seed=1), random_sae(seed=2)
-MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation.controls=[vanilla,random,linear_map]",
+MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation/controls=[vanilla,random,linear_map]",
         "evaluation.fit_documents=2", "dataset.documents=6")  # fmt: skip
 
 
@@ -36,8 +38,8 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made, self.dies_at = 0, -1
-        self.inner = activation_cache.collect_activations
-        monkeypatch.setattr(activation_cache, "collect_activations", self)
+        self.inner = activation_cache.compute_activations
+        monkeypatch.setattr(activation_cache, "compute_activations", self)
 
     def __call__(self, *arguments: Any) -> ActivationStatistics:
         if self.made == self.dies_at:
@@ -82,16 +84,16 @@ def test_what_is_known_needs_no_linear_map(
     configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[int] = []
-    fit = controls_step.fit_linear_map
+    fit = linear_map.fit_linear_map
 
     def counting(*arguments: Any) -> Any:
         fitted.append(1)
         return fit(*arguments)
 
-    monkeypatch.setattr(controls_step, "fit_linear_map", counting)
+    monkeypatch.setattr(linear_map, "fit_linear_map", counting)
     cfg = configured(
         random_saes,
-        "evaluation.controls=[linear_map]",
+        "evaluation/controls=[linear_map]",
         "evaluation.fit_documents=2",
         "dataset.documents=6",
         "layers.last=1",
@@ -150,60 +152,67 @@ def test_a_damaged_entry_is_collected_anew(
     configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
-    collector = ActivationCache(Path(cfg.paths.cache_dir), "job").collector()
+    compute = ActivationCache(Path(cfg.paths.cache_dir), "job").computing()
     known = {"matched": Permutation.random(24, 24, seed=0)}
-    splices = splices_of_pair(A, B, known, "raw")
+    splices = splices_of_pair(A, B, known, SpliceUnits.raw)
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
-    asked = PairPass(A, B, x, x, document, known, splices)
-    first = collector(asked)
+    request = ActivationRequest(A, B, x, x, document, known, splices)
+    first = compute(request)
     (entry,) = entries(cfg)
     ResultCache(entry.parent).put(entry.stem, {"tokens": first.a.tokens.numpy()})
     with caplog.at_level(logging.WARNING):
-        again = collector(asked)
+        again = compute(request)
     assert "damaged" in caplog.text and passes.made == 2
     assert torch.equal(first.a.active, again.a.active)
-    collector(asked)
+    compute(request)
     assert passes.made == 2
 
 
 def test_the_key_holds_everything_that_changes_a_pass() -> None:
     x, document = torch.randn(2, 5, 8), torch.tensor([0, 1])
 
-    def key(a: SparseAutoencoder = A, b: SparseAutoencoder = B, seed: int = 0, **facts: object) -> str:
+    def key(
+        a: SparseAutoencoder = A,
+        b: SparseAutoencoder = B,
+        seed: int = 0,
+        units: SpliceUnits = SpliceUnits.raw,
+        **facts: object,
+    ) -> str:
         known = {"matched": Permutation.random(24, 24, seed=seed)}
-        splices = splices_of_pair(a, b, known, "raw")
-        return pass_key(PairPass(a, b, x, x, document, known, splices), facts)
+        splices = splices_of_pair(a, b, known, units)
+        return pass_key(ActivationRequest(a, b, x, x, document, known, splices), facts)
 
     scaled = A.replace(scale=torch.full((24,), 0.7))
     more = {"matched": Permutation.random(24, 24, seed=0), "vanilla": Permutation.identity(24, 24)}
-    plain = PairPass(A, B, x, x, document, more, splices_of_pair(A, B, more, "raw"))
+    plain = ActivationRequest(A, B, x, x, document, more, splices_of_pair(A, B, more, SpliceUnits.raw))
     others = [
         plain,
         replace(plain, permutations=dict(reversed(more.items()))),
-        replace(plain, splices=splices_of_pair(A, B, more, "raw", quantiles=[0.5])),
+        replace(plain, splices=splices_of_pair(A, B, more, SpliceUnits.raw, quantiles=[0.5])),
         replace(plain, sink_positions=2),
-        replace(plain, batch_windows=1),
     ]
     keys = [
-        key(), key(a=B, b=A), key(a=scaled), key(seed=1), key(units="theta"), key(streams="ab"), key(layers=(0, 1)),
-        key(layers=(1, 0)), key(quantiles=[0.5]), key(fit="abc"), *(pass_key(other, {}) for other in others),
+        key(), key(a=B, b=A), key(seed=1), key(units=SpliceUnits.theta), key(a=scaled, units=SpliceUnits.theta),
+        key(streams="ab"), key(layers=(0, 1)), key(layers=(1, 0)), *(pass_key(other, {}) for other in others),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == key(a=random_sae(seed=1))
+    assert key() == key(a=scaled), "raw units know no theta"
+    assert pass_key(plain, {}) == pass_key(replace(plain, batch_windows=1), {})
 
 
 def test_a_matching_by_correlation_is_solved_once(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     solved: list[int] = []
-    solve = correlation_step.match_by_similarity
+    solve = controls_module.match_by_similarity
 
     def counting(*arguments: Any, **options: Any) -> Any:
         solved.append(1)
         return solve(*arguments, **options)
 
-    monkeypatch.setattr(correlation_step, "match_by_similarity", counting)
-    more = ["evaluation.controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
+    monkeypatch.setattr(controls_module, "match_by_similarity", counting)
+    more = ["evaluation/controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
     first = run(configured(random_saes, *more, output="first"))
     again = run(configured(random_saes, *more, output="again"))
     assert len(solved) == 2
@@ -217,7 +226,7 @@ def test_a_matching_by_correlation_is_solved_once(
     cache = ResultCache(Path(configured(random_saes).paths.cache_dir) / "matchings")
     for path in cache.directory.glob("*.safetensors"):
         payload = cache.get(path.stem) or {}
-        if "mean" in payload:
+        if "fit_correlation" in payload:
             cache.put(path.stem, {**payload, "width_b": 7})
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))

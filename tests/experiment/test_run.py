@@ -107,7 +107,7 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
     inner = splice_losses_module.splice_losses
 
     def counting(*arguments: object, **options: object) -> object:
-        calls.extend(arguments[5])  # type: ignore[arg-type]
+        calls.extend(splice.label for splice in arguments[5].values())  # type: ignore[attr-defined]
         return inner(*arguments, **options)  # type: ignore[arg-type]
 
     def no_forward(*_: object) -> None:
@@ -120,7 +120,7 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
     assert repeatable(again.metrics) == repeatable(first.metrics)
     assert "solver/row_remakes" in repeatable(first.metrics)
     run(configured(random_saes, "matching=decoder", output="decoder"))
-    assert set(calls) == {"encode_permute_decode"}  # the baselines do not depend on the matching
+    assert set(calls) == {"encode-permute-decode (matched)"}  # the baselines do not depend on the matching
 
 
 def repeatable(metrics: dict[str, float]) -> dict[str, float]:
@@ -149,6 +149,18 @@ def test_intervals_enclose_their_values(configured: Configured, random_saes: Pat
     per_feature = table.metric == "matching_score_per_feature"  # a biased statistic: its interval may miss it
     inside = (table.low <= table.value + 1e-9) & (table.value <= table.high + 1e-9)
     assert inside[~per_feature].mean() > 0.95
+
+
+def test_the_batch_changes_no_number(configured: Configured, random_saes: Path, tmp_path: Path) -> None:
+    controls = "evaluation/controls=[vanilla,random,greedy,correlation,linear_map]"
+    tables = []
+    for batch in (1, 7):
+        own = [f"evaluation.batch_windows={batch}", f"paths.cache_dir={tmp_path / f'cache_{batch}'}"]
+        fit = ["dataset.documents=6", "evaluation.fit_documents=4", "layers.last=1"]
+        table = run(configured(random_saes, controls, *fit, *own, output=f"batch_{batch}")).pairs
+        table = table[~table.metric.str.startswith("solver")]
+        tables.append(table.set_index(["layer", "layer_to", "variant", "metric"])[["value", "low", "high"]])
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
 
 
 def test_weights_only_needs_neither_model_nor_text(configured: Configured, random_saes: Path) -> None:

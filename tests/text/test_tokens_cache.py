@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.schema import Bos, Part
 from sae_match.errors import UserError
 from sae_match.text import load_windows
 from sae_match.text import windows as windows_module
@@ -81,7 +80,7 @@ def test_an_unfinished_entry_is_built_in_silence(config, cache: Path, caplog, ma
 @pytest.mark.parametrize(
     "changes",
     [
-        {"part": Part.train},
+        {"part": "train"},
         {"documents": 3},
         {"window_tokens": 5},
         {"windows_per_document": 1},
@@ -101,7 +100,7 @@ def test_content_tokenizer_and_bos_change_the_entry(config, folder: Path, cache:
     load_windows(config(), make_tokenizer(), cache)
     load_windows(config(), make_tokenizer(words=101), cache)
     load_windows(config(), make_tokenizer(added=True), cache)
-    load_windows(config(), make_tokenizer(added=True), cache, Bos.none)
+    load_windows(config(), make_tokenizer(added=True), cache, "none")
     (folder / "d00.txt").write_text("w1 " * 40, encoding="utf-8")
     load_windows(config(), make_tokenizer(), cache)
     (folder / "d00.txt").rename(folder / "renamed.txt")

@@ -15,9 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_match.evaluation.activations import ActivationStatistics, Collector, PairPass, collect_activations
+from sae_match.evaluation.activations import (
+    ActivationRequest,
+    ActivationStatistics,
+    ComputeActivations,
+    compute_activations,
+)
 from sae_match.evaluation.stored_activations import from_arrays, to_arrays
-from sae_match.experiment.matching_cache import tensor_digest
+from sae_match.keys import tensor_digest
 from sae_match.record.cache import ResultCache
 from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder
@@ -25,7 +30,7 @@ from sae_match.saes import SparseAutoencoder
 logger = logging.getLogger(__name__)
 
 ACTIVATION_VERSION = 1
-"""To be raised when the meaning of a stored count, or of a splice's name, changes."""
+"""To be raised when the meaning of a stored count changes."""
 FOLDER = "activations"
 
 
@@ -41,26 +46,25 @@ class ActivationCache:
         self._cache, self._owner = ResultCache(cache_dir / FOLDER), owner
         self._own: set[str] = set()
 
-    def collector(self, **facts: object) -> Collector:
-        """`collect_activations`, made once and then read.
+    def computing(self, **facts: object) -> ComputeActivations:
+        """`compute_activations`, made once and then read.
 
         Args:
-            facts: what a pass depends on beside its own arguments: which residual streams, in which units activations
-                travel, and whatever else decides what a splice of a given name does.
+            facts: what a pass depends on beside its request: which residual streams of which layers.
         """
 
-        def collect(asked: PairPass) -> ActivationStatistics:
-            key = pass_key(asked, facts)
-            found = self._read(key, asked)
+        def compute(request: ActivationRequest) -> ActivationStatistics:
+            key = pass_key(request, facts)
+            found = self._read(key, request)
             if found is None:
-                found = collect_activations(asked)
+                found = compute_activations(request)
                 self._put(key, to_arrays(found))
                 logger.debug("activations committed (%s)", key[:12])
             else:
                 logger.info("activations found in the cache (%s)", key[:12])
             return found
 
-        return collect
+        return compute
 
     def per_feature(self, sae: SparseAutoencoder, facts: Mapping[str, object], measure: Callable[[], Tensor]) -> Tensor:
         """One number or truth value per feature of an SAE, measured once and then read.
@@ -100,30 +104,30 @@ class ActivationCache:
             self._own.add(key)
         return payload
 
-    def _read(self, key: str, asked: PairPass) -> ActivationStatistics | None:
+    def _read(self, key: str, request: ActivationRequest) -> ActivationStatistics | None:
         payload = self._get(key)
         if payload is None:
             return None
         try:
-            return from_arrays(payload, asked)
+            return from_arrays(payload, request)
         except ValueError as error:
             logger.warning("cached activations %s are damaged and will be collected anew: %s", key[:12], error)
             return None
 
 
-def pass_key(asked: PairPass, facts: Mapping[str, object]) -> str:
-    """Content key of a pass: SAEs with what plays theta for them, matchings, splices by name, and all other facts."""
-    saes = asked.a, asked.b
+def pass_key(request: ActivationRequest, facts: Mapping[str, object]) -> str:
+    """Content key of a pass: SAEs, matchings and splices in their order, and all other facts.
+
+    `batch_windows` is not in it: SAEs compute in float32 whatever the model does, and sums are in float64.
+    """
     return content_key(
         {
             "version": ACTIVATION_VERSION,
-            "saes": [sae.content_hash for sae in saes],
-            "theta": [tensor_digest(sae.theta) for sae in saes],
-            "permutations": {name: tensor_digest(p.indices) for name, p in asked.permutations.items()},
-            "order": [list(asked.permutations), list(asked.splices)],
-            "device": asked.a.device.type,
-            "batch_windows": asked.batch_windows,
-            "sink_positions": asked.sink_positions,
+            "saes": [request.a.content_hash, request.b.content_hash],
+            "permutations": [tensor_digest(found.indices) for found in request.permutations.values()],
+            "splices": [splice.key() for splice in request.splices.values()],
+            "device": request.a.device.type,
+            "sink_positions": request.sink_positions,
             "facts": dict(facts),
         }
     )

@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
+import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel
-from sae_match.config.secrets import refuse_secrets
+from sae_match.config.schema import Config, DeadFeatures
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.controls_step import add_controls, linear_map, say_ceilings
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
@@ -74,12 +72,10 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
-    record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
-    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(config))
+    record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
+    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(cfg.config))
     with record.guard():
         make_plan(cfg).require()
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
@@ -103,19 +99,18 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     directory = Path(cfg.paths.output_dir)
     return {
-        "config": config,
-        "run_id": run_id(config, directory if group is None else directory.parent),
+        "config": cfg.config,
+        "run_id": run_id(cfg.config, directory if group is None else directory.parent),
         "cache_dir": Path(cfg.paths.cache_dir),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group or group,
+        "group": cfg.tracking.group,
+        "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
         ),
     }
 
@@ -125,7 +120,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
-    full = cfg.evaluation.level is EvaluationLevel.full
+    full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
     d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress, d_model)
@@ -137,9 +132,9 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
-    matchings = match_span(cfg, saes, solver, record, progress, aside)
+    fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
+    matchings = match_span(cfg, saes, solver, record, progress, aside, fit)
     record.warn([warning for pair in matchings for warning in pair.warnings])
-    matchings = add_controls(cfg, saes, matchings, evaluator, aside, device, progress)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
@@ -159,7 +154,14 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
     record.write_metrics(metrics)
-    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]), metrics)
+    draw_figures(
+        record,
+        table,
+        features,
+        np.concatenate([pair.random_mse for pair in matchings]),
+        metrics,
+        cfg.evaluation.controls.values(),
+    )
     return Result(record.directory, metrics, table, features)
 
 
@@ -171,7 +173,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
+        found, statistics = evaluation_step.evaluate_layer_pair(evaluator, pair)
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -184,7 +186,7 @@ def _evaluate(
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
     rows += differences.difference_rows(rows) + differences.ceiling_rows(rows)
-    say_ceilings(rows)
+    evaluation_step.log_ceiling_gaps(rows)
     return rows, table
 
 

@@ -7,7 +7,6 @@ it: its seconds are those of the first time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -21,17 +20,19 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sae_match.config.schema import Config, Folding
-from sae_match.config.solver_schema import SolverName
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
+from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
+from sae_match.matching.solution import Solver
 from sae_match.record.cache import ResultCache
 from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 
 logger = logging.getLogger(__name__)
 
-MATCHING_VERSION = 1
+MATCHING_VERSION = 2
 """To be raised when a solver, or what it minimises, changes its results."""
 FOLDER = "matchings"
 _NUMBERS = ("objective", "tolerance", "seconds")
@@ -41,7 +42,7 @@ def cached_matching(
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    solver: str,
+    solver: Solver,
     exclude_a: Tensor | None,
     exclude_b: Tensor | None,
     solve: Callable[[], Matching],
@@ -52,17 +53,17 @@ def cached_matching(
     does not fit the SAEs, is reported and solved anew.
 
     Args:
-        solver: name of the solver that `solve` uses, with the options of `cfg.solver`; it need not be the configured
-            one (controls are solved otherwise). What depends on anything else, such as activations, has no place here.
+        solver: the one that `solve` uses; it need not be the configured one (controls are solved otherwise). What
+            depends on anything else, such as activations, has no place here.
     """
     directory = Path(cfg.paths.cache_dir) / FOLDER
     cache, key = ResultCache(directory), matching_key(cfg, a, b, solver, exclude_a, exclude_b)
-    found = _read(cache, key, a, b, solver)
+    found = _read(cache, key, a, b, solver.name)
     if found is not None:
         logger.info("matching found in the cache (%s)", key[:12])
         return found
     with alone(directory / f"{key}.lock"):
-        found = _read(cache, key, a, b, solver)  # another process may have solved it while this one waited
+        found = _read(cache, key, a, b, solver.name)  # another process may have solved it while this one waited
         if found is None:
             found = solve()
             _write(cache, key, found)
@@ -73,19 +74,15 @@ def matching_key(
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    solver: str,
+    solver: Solver,
     exclude_a: Tensor | None,
     exclude_b: Tensor | None,
 ) -> str:
-    """Content key of a matching: everything that can change the permutation, its cost or its proof.
-
-    Solver options that only save memory are in it too: it costs a solve, where leaving one out wrongly costs a result.
-    """
-    options = {name: value for name, value in asdict(cfg.solver).items() if name not in ("name", "memory_limit_gib")}
+    """Content key of a matching: everything that can change the permutation, its cost or its proof."""
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
-    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is Folding.theta else None
+    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is FoldingKind.theta else None
     return content_key(
         {
             "version": MATCHING_VERSION,
@@ -94,17 +91,10 @@ def matching_key(
             "theta": theta,
             "excluded": [None if mask is None else tensor_digest(mask) for mask in (exclude_a, exclude_b)],
             "matching": compared,
-            "solver": {"name": solver, **options},
-            "seed": cfg.seed if solver == SolverName.random else None,
+            "solver": solver.key(),
             "device": a.device.type,
         }
     )
-
-
-def tensor_digest(values: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and values."""
-    array = values.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _write(cache: ResultCache, key: str, matching: Matching) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,15 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.controls import chosen
 from sae_match.config.schema import Config
+from sae_match.evaluation.controls import ControlPair, Random, Vanilla
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import Streams
+from sae_match.experiment.controls_step import control_setup, match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
+from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
@@ -58,14 +61,16 @@ def match_span(
     record: JobRecord,
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
+    fit: Streams | None = None,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
+        fit: residual streams of text on which controls are fitted; None where none needs any.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit) for layers in pairs]
 
 
 def match_pair(
@@ -75,19 +80,25 @@ def match_pair(
     record: JobRecord,
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None = None,
 ) -> PairMatching:
-    """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
+    """Match one pair, save its permutation and find its controls.
+
+    No SAE outlives this call except the two that `saes` holds.
+    """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
-    permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
+    pair = control_pair(cfg, saes, layers, aside, fit)
+    controls, found = match_controls(cfg.evaluation.matchers, pair)
+    permutations = {"matched": matched} | controls
+    # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
+    always = {"identity": Vanilla().match(pair).permutation, "any": Random().match(pair).permutation}
+    references = weight_distances_of(a, b, always)
     distances = weight_distances_of(a, b, permutations)
-    random_mse = distances["random"].W_dec.cpu().numpy()
-    planted = planted_identity(distances["vanilla"], distances["random"], layer, layer_to)
-    wanted = ("matched", *chosen(cfg.evaluation.controls))
-    permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
-    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to)
-    rows += certificate_rows(matching, layer, layer_to)
+    random_mse = references["any"].W_dec.cpu().numpy()
+    planted = planted_identity(references["identity"], references["any"], layer, layer_to)
+    rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
@@ -128,6 +139,24 @@ def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: i
     )
 
 
+def control_pair(
+    cfg: Config,
+    saes: SpanSaes,
+    layers: tuple[int, int],
+    aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None,
+) -> ControlPair:
+    """What the controls of a pair are given."""
+    a, b = (saes.load(layer) for layer in layers)
+    excluded = aside.get(layers[0]), aside.get(layers[1])
+
+    def solve(solver: Solver) -> Permutation:
+        return match_configured(cfg, a, b, solver, *excluded).permutation
+
+    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(Path(cfg.paths.cache_dir))
+    return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
+
+
 def match_and_save(
     cfg: Config,
     a: SparseAutoencoder,
@@ -149,7 +178,7 @@ def match_and_save(
 
 def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
     """The solver that the configuration names, with its options."""
-    return make_solver(cfg.solver, device=device, seed=cfg.seed, progress=progress)
+    return cfg.solver.on(device, progress)
 
 
 def match_configured(
@@ -162,7 +191,7 @@ def match_configured(
 ) -> Matching:
     """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
     return cached_matching(
-        cfg, a, b, solver.name, exclude_a, exclude_b,
+        cfg, a, b, solver, exclude_a, exclude_b,
         lambda: match(
             a,
             b,
@@ -177,28 +206,6 @@ def match_configured(
             exclude_b=exclude_b,
         ),
     )  # fmt: skip
-
-
-def with_controls(
-    matched: Permutation,
-    seed: int,
-    exclude_a: Bool[Tensor, " F_a"] | None = None,
-    exclude_b: Bool[Tensor, " F_b"] | None = None,
-) -> dict[str, Permutation]:
-    """The matching beside its two controls of the same shape, without the same features."""
-    n_a, n_b = matched.n_a, matched.n_b
-    gone_a, gone_b = (
-        torch.zeros(n, dtype=torch.bool) if gone is None else gone for n, gone in ((n_a, exclude_a), (n_b, exclude_b))
-    )
-    vanilla = Permutation.identity(n_a, n_b)
-    partner_gone = gone_b[vanilla.indices.clamp(min=0)]
-    kept_a, kept_b = ((~gone).nonzero().flatten() for gone in (gone_a, gone_b))
-    random = Permutation.random(len(kept_a), len(kept_b), seed=seed)
-    return {
-        "matched": matched,
-        "vanilla": replace(vanilla, indices=vanilla.indices.masked_fill(gone_a | partner_gone, UNMATCHED)),
-        "random": random.embedded(kept_a, kept_b, n_a, n_b),
-    }
 
 
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:

@@ -6,7 +6,6 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -15,23 +14,23 @@ from pathlib import Path
 
 import torch
 
-from sae_match.config.controls import Control, chosen, fits
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.experiment.controls_step import check_correlation, control_solvers
+from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
 from sae_match.experiment.matching_step import configured_solver
 from sae_match.experiment.planned_disk import DiskNeed, check_disk, disk_needs
-from sae_match.experiment.planned_model import PlannedModel, plan_model
+from sae_match.experiment.planned_model import plan_model
 from sae_match.experiment.planned_saes import PlannedSaes, plan_saes
 from sae_match.experiment.planned_text import PlannedText, plan_text
 from sae_match.experiment.problems import noting
 from sae_match.experiment.saes_in_span import check_one_stream, check_pair, check_same_stream, far_pairs
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
+from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
 from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
@@ -99,7 +98,7 @@ def make_plan(cfg: Config) -> Plan:
         refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), look_around(device)
     model = text = None
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         model = plan_model(cfg, lookup, problems)
         text = plan_text(cfg, lookup, model.directory, problems)
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
@@ -107,6 +106,9 @@ def make_plan(cfg: Config) -> Plan:
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     with noting(problems):
         check_judging(cfg)
+    with noting(problems):
+        for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
+            one.facts()  # what has no content key is refused before long work
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)
@@ -173,20 +175,10 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     }
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
-            for one in (solver, *control_solvers(cfg).values()):
-                check_pair(cfg, one, width_a, width_b, d_model)
-            check_correlation(cfg, width_a, width_b)
-
-
-def solver_bytes(solver: Solver, width: int, rows: int) -> int:
-    """The least memory with which a solver can match two SAEs of `width` features, `rows` numbers each; 0 if untold."""
-    needed = getattr(solver, "required_bytes", None)
-    if needed is None:
-        return 0
-    if "cached" not in inspect.signature(needed).parameters:
-        return int(needed(width, width, rows))
-    # A solver that keeps inner products where they fit can do without.
-    return min(int(needed(width, width, rows, cached=cached)) for cached in (True, False))
+            check_pair(cfg, solver, width_a, width_b, d_model)
+            setup = control_setup(cfg, d_model)
+            for control in cfg.evaluation.matchers:
+                control.check_memory(setup, width_a, width_b)
 
 
 def _job_shape(
@@ -199,15 +191,16 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls, source = chosen(cfg.evaluation.controls), SaeSource(cfg.sae, tuple(layers))
+    controls, source = cfg.evaluation.matchers, SaeSource(cfg.sae, tuple(layers))
+    permutations, splices = 1 + len(controls), cfg.evaluation.all_splices
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
-        quantiles=len(cfg.evaluation.quantiles),
-        permutations=1 + sum(control is not Control.linear_map for control in controls),
-        correlated=Control.correlation in controls,
-        mapped=Control.linear_map in controls,
+        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
+        permutations=permutations,
+        splices=sum(splice.count(permutations) for splice in splices),
+        decodings=sum(splice.decodings(permutations) for splice in splices),
+        similarities=sum(control.similarities for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
@@ -221,7 +214,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if fits(cfg.evaluation)
+        if cfg.evaluation.fitted
         else 0,
         model=model.size,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import OmegaConf
+import yaml
 
-from sae_match.config.schema import Config, EvaluationLevel, ModelSource
+from sae_match.config.schema import Config
 from sae_match.experiment.plan import Plan
 from sae_match.experiment.planned_model import NO_MODEL_NEEDED
 from sae_match.experiment.planned_time import Duration
@@ -17,7 +17,7 @@ GIB = 2**30
 
 def render(plan: Plan, durations: list[Duration]) -> str:
     """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
-    lines = ["== Configuration ==", OmegaConf.to_yaml(OmegaConf.structured(plan.cfg), resolve=True).rstrip()]
+    lines = ["== Configuration ==", yaml.safe_dump(plan.cfg.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
         for title, part in (
             (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
@@ -52,7 +52,7 @@ def duration(seconds: float | None) -> str:
 
 def _jobs(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
-    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name.value}"
+    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
     yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 
@@ -60,7 +60,7 @@ def _jobs(plan: Plan) -> Iterator[str]:
 def _reads(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
     yield from _saes(plan)
-    if cfg.evaluation.level is EvaluationLevel.weights_only:
+    if not cfg.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
     yield from _model(plan)
@@ -86,8 +86,7 @@ def _model(plan: Plan) -> Iterator[str]:
     cfg, model = plan.cfg, plan.model
     if model is None:
         return
-    where = cfg.model.repo_id if cfg.model.source is ModelSource.hub else cfg.model.path or "embedded"
-    yield f"model {cfg.model.name} ({where}): {_files(model.files)}"
+    yield f"model {cfg.model.name} ({cfg.model.origin}): {_files(model.files)}"
     yield from (f"  {_file(file)}" for file in model.files)
     if model.facts is not None and model.size is not None:
         facts, held = model.facts, model.size

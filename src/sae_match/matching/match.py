@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_match.config.schema import Folding, GroupWeights, Metric
-from sae_match.config.solver_schema import SolverConfig, SolverName
+from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem, matching_problem
 from sae_match.matching.solution import Solution, Solver
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def match(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     metric: Metric | str = "both",
-    folding: Folding | str = "theta",
-    solver: Solver | SolverConfig | SolverName | str = "certified",
+    folding: FoldingKind | str = "theta",
+    solver: Solver | str = "certified",
     *,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
@@ -64,7 +64,7 @@ def match(
             one is matched).
         metric: `both` (the paper's main scheme), `decoder` or `encoder`.
         folding: `theta` (fold thresholds first, Eq. 4) or `none`.
-        solver: a name (`certified` is exact at any width; see `SolverName`), its options, or a solver object.
+        solver: a name (`certified` is exact at any width; see `SOLVERS`), or a solver object with its options.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the parameter groups; all 1 if None.
         rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
@@ -83,7 +83,7 @@ def match(
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
     weights = weights or GroupWeights()
-    chosen = make_solver(solver) if isinstance(solver, (str, SolverConfig)) else solver
+    chosen = make_solver(solver) if isinstance(solver, str) else solver
     kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
     problem = matching_problem(
         _without_theta(a, exclude_a), _without_theta(b, exclude_b), metric=metric, folding=folding,
@@ -95,7 +95,7 @@ def match(
         "sae_a": a.content_hash,
         "sae_b": b.content_hash,
         "metric": Metric(metric).value,
-        "folding": Folding(folding).value,
+        "folding": FoldingKind(folding).value,
         "include_bias": include_bias,
         "weights": asdict(weights),
         "solver": chosen.name,

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.config.schema import Folding, GroupWeights, Metric
+from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.saes import SparseAutoencoder, fold
+from sae_match.saes.folding import FoldingKind
 
-E = TypeVar("E", Metric, Folding)
+E = TypeVar("E", Metric, FoldingKind)
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ class MatchingProblem:
         rejected = min(self.shape) - len(matched)
         return total + rejected * self.rejection_cost if self.rejection_cost is not None else total
 
+    def ordinary_cost(self, permutation: Permutation) -> float:
+        """`objective` without its costliest 1% of pairs: what a bound's uncertainty has to be small against.
+
+        A few pairs may outweigh all others by orders of magnitude.
+        """
+        a = self.left[permutation.matched]
+        b = self.right[permutation.indices[permutation.matched]]
+        parts = zip(*(side.split(max(1, 2**20 // self.left.shape[1])) for side in (a, b)), strict=True)
+        costs = torch.cat([(x.double() - y.double()).square().sum(dim=1) for x, y in parts])
+        rejected = min(self.shape) - len(costs)
+        kept = costs.sort().values[: len(costs) - math.ceil(len(costs) / 100)]
+        return float(kept.sum()) + rejected * (self.rejection_cost or 0.0)
+
 
 def feature_rows(
     sae: SparseAutoencoder, metric: Metric, include_bias: bool, weights: GroupWeights
@@ -115,7 +129,7 @@ def matching_problem(
     b: SparseAutoencoder,
     *,
     metric: Metric | str = Metric.both,
-    folding: Folding | str = Folding.theta,
+    folding: FoldingKind | str = FoldingKind.theta,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
     rejection_cost: float | None = None,
@@ -133,7 +147,7 @@ def matching_problem(
     Raises:
         UserError: different d_model, an unknown name, a negative weight, or a threshold that cannot be folded.
     """
-    metric, folding = _parse(Metric, metric, "metric"), _parse(Folding, folding, "folding")
+    metric, folding = _parse(Metric, metric, "metric"), _parse(FoldingKind, folding, "folding")
     weights = weights or GroupWeights()
     for name in ("W_enc", "b_enc", "W_dec"):
         value = getattr(weights, name)
@@ -141,7 +155,7 @@ def matching_problem(
             raise UserError(f"matching.weights.{name}={value}: must be a finite number >= 0")
     if a.d_model != b.d_model:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
-    if folding is Folding.theta:
+    if folding is FoldingKind.theta:
         a, b = fold(a), fold(b)
     left, right = (feature_rows(sae, metric, include_bias, weights).cpu() for sae in (a, b))
     return MatchingProblem(left, right, rejection_cost, n_pairs)

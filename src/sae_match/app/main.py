@@ -1,0 +1,134 @@
+"""Console command `sae-match`: Hydra composes, `run` works, errors are printed on one screen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sae_match.app.hydra_errors import explain_hydra_error
+from sae_match.app.trust import check_trust
+from sae_match.config.compose import config_directory, register_schemas, to_dataclass
+from sae_match.config.schema import Config
+from sae_match.dry_run import dry_run_arguments, in_a_new_record
+from sae_match.errors import UserError
+from sae_match.launchers import explain_worker_death
+from sae_match.sweep import current_job, report_on_exit
+from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 130
+HEADLINES = (
+    "matching_score",
+    "weight_mse/W_dec",
+    "explained_variance/encode_permute_decode",
+    "delta_loss/encode_permute_decode",
+)
+
+
+@quiet_when_unread
+def main() -> None:
+    """Entry point of `sae-match` and `python -m sae_match`."""
+    register_schemas()
+    with dry_run_arguments(sys.argv), report_on_exit():
+        run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Hydra's task function: check, run, log the headline numbers.
+
+    Returns:
+        The matching score, for sweepers that optimize; None where there is none.
+    """
+    quiet_libraries(cfg.progress)
+    with current_job() as place:
+        check_trust(cfg)
+        config = to_dataclass(cfg, Config)
+        # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
+        from sae_match.experiment import run
+        from sae_match.experiment.rerun import Action, decide
+        from sae_match.sweep.progress import progress_line
+
+        if config.dry_run:
+            show_plan(config)
+            return None
+        decision = decide(config, place.sweep)
+        place.note(decision.directory, decision.action)
+        if place.sweep is not None and decision.action is Action.run:
+            logger.info("%s", progress_line(place.sweep, place.number))
+        if decision.action is Action.report and place.sweep is None:
+            raise UserError(f"rerun=none: there is no finished record of this job in {decision.directory}")
+        if decision.action is not Action.run:
+            return decision.metrics.get("matching_score")
+        result = run(decision.cfg, group=None if place.sweep is None else place.sweep.name)
+    logger.info("record: %s", result.directory)
+    for name in HEADLINES:
+        if name in result.metrics:
+            logger.info("%-45s %.4f", name, result.metrics[name])
+    return result.metrics.get("matching_score")
+
+
+def show_plan(config: Config) -> None:
+    """Print what the job would do.
+
+    Raises:
+        UserError: it could not start; the plan lists every reason.
+    """
+    from sae_match.experiment.plan import make_plan
+    from sae_match.experiment.plan_text import render
+    from sae_match.experiment.planned_time import durations
+
+    plan = make_plan(in_a_new_record(config, sys.argv[1:]))
+    print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    if plan.problems:
+        count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
+        raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a Hydra command; a user's mistake becomes a short message and a non-zero exit code, without a traceback."""
+    # With this set Hydra raises instead of printing a trimmed traceback, so that what is shown is decided here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        command()
+    except UserError as error:
+        fail(str(error))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        fail(explain_hydra_error(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(
+            f"{error.filename}: {error.strerror}. Choose other paths.output_dir, paths.cache_dir or working directory."
+        )
+    except Exception as error:
+        if (advice := explain_crash(error)) is None:
+            raise
+        fail(advice)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def explain_crash(error: Exception) -> str | None:
+    """What to do when memory ran out or a worker process died; None for any other error."""
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return f"{error}; a group takes the name of one of its options"
+    # torch's own error is a RuntimeError; torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        detail = str(error).splitlines()[0] if str(error) else "out of memory"
+        advice = "Lower evaluation.batch_windows, shorten the layer span, or use device=cpu; finished work is kept."
+        return f"{detail}\n{advice}"
+    return explain_worker_death(error)
+
+
+if __name__ == "__main__":
+    main()
