@@ -134,6 +134,7 @@ def prepare(
             f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
     windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
+    model.check_ids(windows.ids)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
