@@ -118,8 +118,8 @@ def test_a_metric_from_elsewhere_is_in_the_record_the_mirror_and_the_report(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = run(configured(random_saes, "tracking=wandb_offline", output="jobs/0"), metrics=mine)
-    run(configured(random_saes, "matching=decoder", output="jobs/1"), metrics=mine)
+    result = run(replace(configured(random_saes, "tracking=wandb_offline", output="jobs/0"), metrics=mine))
+    run(replace(configured(random_saes, "matching=decoder", output="jobs/1"), metrics=mine))
     forget(mine)
 
     # The record: every kind, with intervals, differences and averages as the descriptions say.
@@ -187,5 +187,8 @@ def test_an_argument_is_part_of_the_key(configured: Configured, random_saes: Pat
     assert distance(p=1).key() != distance(p=2).key() == mine["Distance"].key()
     assert mine["Both"].key()["class"] == "metrics_of_somebody.Both"
     cfg = configured(random_saes)
-    jobs = [job_key(cfg, found) for found in ({}, {"a": distance(p=1)}, {"a": distance(p=2)}, {"b": distance(p=2)})]
+    jobs = [
+        job_key(replace(cfg, metrics=found))
+        for found in ({}, {"a": distance(p=1)}, {"a": distance(p=2)}, {"b": distance(p=2)})
+    ]
     assert None not in jobs and len(set(jobs)) == 3 and jobs[2] == jobs[3]

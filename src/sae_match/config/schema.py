@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for
     from sae_match.language_model.sources import ModelSource
     from sae_match.matching.similarity import Similarity
     from sae_match.matching.solution import Solver
+    from sae_match.metrics.metric import Metric
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats import SaeFormat
     from sae_match.text.source import TextSource
@@ -80,6 +81,8 @@ class Config:
     evaluation: Evaluation = MISSING
     judging: Judging = MISSING
     tracking: Tracking = MISSING
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    """Metrics beside the built-in ones, by any key: +metrics.mine._target_=my_package.MyScore."""
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
@@ -99,15 +102,13 @@ class Config:
     trusted_packages: list[str] = field(default_factory=list)
     """Packages other than sae_match whose classes a `_target_` may name."""
 
-    def __post_init__(self) -> None:
-        self.config: dict[str, Any] = {}
-        """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
 
     def at(self, output_dir: Path | str) -> Config:
         """The same job with its record elsewhere."""
-        moved = replace(self, paths=replace(self.paths, output_dir=str(output_dir)))
-        moved.config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
-        return moved
+        config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
+        return replace(self, paths=replace(self.paths, output_dir=str(output_dir)), config=config)
 
 
 @dataclass
@@ -123,6 +124,7 @@ class Schema:
     evaluation: Any = MISSING
     judging: Any = MISSING
     tracking: Any = MISSING
+    metrics: dict[str, Any] = field(default_factory=dict)
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)

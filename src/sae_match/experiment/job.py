@@ -66,7 +66,7 @@ class Result:
     labels: Labels
 
 
-def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] | None = None) -> Result:
+def run(cfg: Config, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
     It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
@@ -74,15 +74,14 @@ def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] 
     Args:
         cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
-        metrics: further metrics beside the built-in ones, by key of the configuration.
 
     Raises:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    every = with_built_in(metrics or {})
+    every = with_built_in(cfg.metrics)
     record = JobRecord(Path(cfg.paths.output_dir))
-    record.key = job_key(cfg, metrics)
+    record.key = job_key(cfg)
     record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
     passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(cfg.config))
     with record.guard():
@@ -92,7 +91,7 @@ def run(cfg: Config, *, group: str | None = None, metrics: Mapping[str, Metric] 
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
             result = _run(cfg, record, passes, device, every)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
-        record.key = record.key or job_key(cfg, metrics)  # what had to be downloaded is here now
+        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     passes.forget()
     return result
 

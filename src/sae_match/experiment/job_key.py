@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sae_match.config.rules import check_config
@@ -10,7 +9,6 @@ from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
-from sae_match.metrics.metric import Metric
 from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
@@ -20,14 +18,11 @@ KEY_VERSION = 1
 are recorded beside the results and do not enter: a new one is a reason for rerun=all, which the user decides."""
 
 
-def job_key(cfg: Config, metrics: Mapping[str, Metric] | None = None) -> str | None:
+def job_key(cfg: Config) -> str | None:
     """Content key of a job, 64 hexadecimal digits: equal for jobs that must find the same.
 
     None where it cannot be known, because the configuration or an input is wrong, or an input is not on this machine
     yet; such a job has to run. Nothing is downloaded.
-
-    Args:
-        metrics: further metrics beside the built-in ones.
     """
     try:
         check_config(cfg)
@@ -35,8 +30,8 @@ def job_key(cfg: Config, metrics: Mapping[str, Metric] | None = None) -> str | N
     except (UserError, OSError):
         return None
     facts = {"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs}
-    if metrics:
-        facts["metrics"] = {metric.name: metric.key() for metric in metrics.values()}
+    if cfg.metrics:
+        facts["metrics"] = {metric.name: metric.key() for metric in cfg.metrics.values()}
     return content_key(facts)
 
 
