@@ -13,11 +13,12 @@ import torch
 
 from sae_match import Permutation, SparseAutoencoder
 from sae_match.config.schema import Config
+from sae_match.entries import list_entries, read_mark
 from sae_match.evaluation.activations import ActivationStatistics, PairPass
 from sae_match.evaluation.splices import splices_of_pair
 from sae_match.experiment import activation_cache, controls_step, correlation_step, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
-from sae_match.record.cache import ResultCache
+from sae_match.store import ResultCache, Store
 from tests.builders import random_sae
 from tests.faults.kill_loop import scientific_results
 
@@ -52,7 +53,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
 
 def entries(cfg: Config) -> list[Path]:
-    return sorted((Path(cfg.paths.cache_dir) / "activations").glob("*.safetensors"))
+    return sorted((Store(cfg.paths.cache_dir).root / "activations").glob("*.safetensors"))
 
 
 def test_a_killed_job_loses_the_pass_in_hand_and_its_results_are_the_same(
@@ -157,7 +158,8 @@ def test_a_damaged_entry_is_collected_anew(
     asked = PairPass(A, B, x, x, document, known, splices)
     first = collector(asked)
     (entry,) = entries(cfg)
-    ResultCache(entry.parent).put(entry.stem, {"tokens": first.a.tokens.numpy()})
+    mark = read_mark(entry)
+    Store(cfg.paths.cache_dir).put(mark["kind"], mark["key"], {"tokens": first.a.tokens})
     with caplog.at_level(logging.WARNING):
         again = collector(asked)
     assert "damaged" in caplog.text and passes.made == 2
@@ -214,11 +216,11 @@ def test_a_matching_by_correlation_is_solved_once(
     run(configured(random_saes, *aside, output="fourth"))
     assert len(solved) == 6
 
-    cache = ResultCache(Path(configured(random_saes).paths.cache_dir) / "matchings")
-    for path in cache.directory.glob("*.safetensors"):
-        payload = cache.get(path.stem) or {}
-        if "mean" in payload:
-            cache.put(path.stem, {**payload, "width_b": 7})
+    store = Store(configured(random_saes).paths.cache_dir)
+    for entry in list_entries(store.root, ["matchings"])[0]:
+        if entry.key.get("kind") == "correlation":
+            payload = store.get("matchings", entry.key) or {}
+            store.put("matchings", entry.key, {**payload, "width_b": 7})
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))
     assert len(solved) == 8 and "damaged" in caplog.text

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_match.evaluation.correlation import activation_correlations
 from sae_match.experiment import correlation_step
+from sae_match.store import Store
 from tests.builders import random_sae
 
 LAYERS = (3, 4)
@@ -26,8 +27,8 @@ def evaluator_of(layers: dict[int, Tensor], cache: Path) -> Any:
             evaluation=SimpleNamespace(batch_windows=4),
             model=SimpleNamespace(sink_positions=1),
             solver=SimpleNamespace(memory_limit_gib=None),
-            paths=SimpleNamespace(cache_dir=str(cache)),
         ),
+        store=Store(cache),
         fit=SimpleNamespace(streams=SimpleNamespace(key="text", layer=layers.__getitem__)),
     )
 

@@ -28,6 +28,7 @@ from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
 from sae_match.matching.dense import DenseSolver
 from sae_match.matching.problem import matching_problem
+from sae_match.store import Store
 from tests.builders import random_sae
 from tests.experiment.conftest import LAYERS
 
@@ -82,7 +83,7 @@ def test_stream_bytes_are_those_of_the_file() -> None:
 @pytest.fixture
 def model(model_directory: Path, tmp_path: Path) -> tuple[LanguageModel, ModelSize]:
     cfg = ModelConfig(name="tiny", source=ModelSource.local, path=str(model_directory), attn_implementation="eager")
-    return load_language_model(cfg, "cpu", tmp_path), model_size(cfg, model_directory)
+    return load_language_model(cfg, "cpu", Store(tmp_path)), model_size(cfg, model_directory)
 
 
 def test_model_size_is_that_of_the_loaded_model(model: tuple[LanguageModel, ModelSize]) -> None:

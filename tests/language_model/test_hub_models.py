@@ -16,6 +16,7 @@ from sae_match.errors import UserError
 from sae_match.hub import verify
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.facts import ModelFacts, is_gated, model_facts
+from sae_match.store import Store
 from tests.hub_server import Hub, set_offline
 
 TOKEN = "hf_secretsecretsecret"
@@ -39,7 +40,7 @@ def config(**changes: Any) -> ModelConfig:
 
 
 def load(tmp_path: Path, **changes: Any) -> LanguageModel:
-    return load_language_model(config(**changes), "cpu", tmp_path / "cache")
+    return load_language_model(config(**changes), "cpu", Store(tmp_path / "cache"))
 
 
 def refused(tmp_path: Path, **changes: Any) -> str:
@@ -77,15 +78,15 @@ def test_one_file_of_weights_and_a_pinned_revision(
 
 def test_facts_come_without_weights(hub: Hub, files: Path, tmp_path: Path) -> None:
     hub.publish("owner/tiny", files)
-    assert model_facts(config(), tmp_path) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
+    assert model_facts(config(), Store(tmp_path)) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
     assert not hub.asked("safetensors$") and is_gated(config()) is False
     with pytest.raises(UserError, match=r"model\.n_layers=26, but .*config\.json says 3"):
-        model_facts(config(n_layers=26), tmp_path)
+        model_facts(config(n_layers=26), Store(tmp_path))
 
 
 def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any, tmp_path: Path) -> None:
     make_model("gemma3_multimodal").hf.config.save_pretrained(tmp_path)
-    facts = model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), tmp_path)
+    facts = model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), Store(tmp_path))
     assert (facts.n_layers, facts.d_model, facts.vocabulary) == (3, 16, 61)
 
 
@@ -93,7 +94,7 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any,
 def test_facts_of_something_else(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="describes no language model"):
-        model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), tmp_path)
+        model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), Store(tmp_path))
 
 
 def test_a_gated_model_names_its_licence_and_the_token(
@@ -209,7 +210,7 @@ def test_offline_with_and_without_the_cache(
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)
-    model_facts(config(), tmp_path)  # the small files only: weights are still missing
+    model_facts(config(), Store(tmp_path))  # the small files only: weights are still missing
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 from sae_match.config.schema import DatasetConfig, DatasetSource, Part
 from sae_match.errors import UserError
+from sae_match.store import Store
 from sae_match.text import load_windows
 from sae_match.text.documents import in_part, is_evaluation
 from sae_match.text.sources import embedded, open_source
@@ -120,7 +121,7 @@ def test_news_splits_into_disjoint_parts_that_never_change(tmp_path: Path, make_
     parts = {}
     for part in Part:
         cfg = DatasetConfig(name="news", source=DatasetSource.embedded_news, part=part, documents=0, window_tokens=32)
-        parts[part] = set(load_windows(cfg, make_tokenizer(), tmp_path).titles)
+        parts[part] = set(load_windows(cfg, make_tokenizer(), Store(tmp_path)).titles)
     assert parts[Part.train].isdisjoint(parts[Part.evaluation])
     assert parts[Part.train] | parts[Part.evaluation] == parts[Part.all]
     assert (len(parts[Part.train]), len(parts[Part.evaluation])) == (234, 66)

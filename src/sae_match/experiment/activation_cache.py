@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_match.content import content_key
 from sae_match.evaluation.activations import ActivationStatistics, Collector, PairPass, collect_activations
 from sae_match.evaluation.stored_activations import from_arrays, to_arrays
 from sae_match.experiment.matching_cache import tensor_digest
-from sae_match.record.cache import ResultCache
-from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import ResultCache
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class ActivationCache:
         owner: what names the job, the same in each of its attempts.
     """
 
-    def __init__(self, cache_dir: Path, owner: str) -> None:
-        self._cache, self._owner = ResultCache(cache_dir / FOLDER), owner
+    def __init__(self, cache_dir: Path, owner: str, read: bool = True) -> None:
+        self._cache, self._owner = ResultCache(cache_dir / FOLDER, read), owner
         self._own: set[str] = set()
 
     def collector(self, **facts: object) -> Collector:

@@ -26,6 +26,7 @@ from sae_match.matching import make_solver
 from sae_match.matching.by_similarity import check_memory
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import weight_distances_of
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def check_correlation(cfg: Config, width_a: int, width_b: int) -> None:
 
 
 def add_controls(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     matchings: Sequence[PairMatching],
@@ -75,7 +77,7 @@ def add_controls(
     for pair in tqdm(matchings, desc="matching controls", disable=not progress):
         a, b = saes.load(pair.layer), saes.load(pair.layer_to)
         excluded = aside.get(pair.layer), aside.get(pair.layer_to)
-        more = {name: match_configured(cfg, a, b, s, *excluded).permutation for name, s in solvers.items()}
+        more = {name: match_configured(store, cfg, a, b, s, *excluded).permutation for name, s in solvers.items()}
         rows: list[MetricRow] = []
         if correlated and evaluator is not None:
             matching = match_by_correlation(evaluator, (pair.layer, pair.layer_to), a, b, excluded)

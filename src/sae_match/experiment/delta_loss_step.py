@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sae_match.config.controls import Control, chosen
 from sae_match.config.schema import FoldingScale, SpliceUnits
+from sae_match.content import content_key
 from sae_match.evaluation.linear_map import LINEAR_MAP
 from sae_match.evaluation.pair import estimate_row
 from sae_match.evaluation.quantile_splice import QUANTILE
@@ -21,7 +22,6 @@ from sae_match.experiment.controls_step import linear_map
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.metrics.delta_loss import delta_loss
-from sae_match.record.provenance import content_key
 
 logger = logging.getLogger(__name__)
 

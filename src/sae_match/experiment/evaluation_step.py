@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -24,8 +23,8 @@ from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import Bootstrap
-from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import ResultCache, Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.fit_windows import load_fit_windows
 
@@ -48,6 +47,7 @@ class Evaluator:
         windows: all evaluation windows; residual streams and activation metrics cover these.
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
+        cache: token losses that are already computed.
         passes: passes over a pair's tokens that are already made.
         fit: None where no control is fitted.
     """
@@ -60,6 +60,7 @@ class Evaluator:
     splice_rows: Tensor
     splice_windows: TokenWindows
     streams: ResidualStreams
+    store: Store
     cache: ResultCache
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
@@ -89,28 +90,27 @@ class Evaluator:
 
 
 def prepare(
-    cfg: Config, saes: SpanSaes, solver: Solver, passes: ActivationCache, device: str, progress: bool
+    store: Store, cfg: Config, saes: SpanSaes, solver: Solver, passes: ActivationCache, device: str, progress: bool
 ) -> Evaluator:
-    """Load model and text, and capture the span's residual streams (or find them in the cache)."""
-    cache_dir = Path(cfg.paths.cache_dir)
-    model = load_language_model(cfg.model, device, cache_dir)
+    """Load model and text, and capture the span's residual streams (or find them in the store)."""
+    model = load_language_model(cfg.model, device, store)
     saes.check_model(model.d_model, model.name)
     context = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and cfg.dataset.window_tokens > context:
         raise UserError(
             f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
-    windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, store, cfg.model.bos)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
-    streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
+    streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
     if fits(cfg.evaluation):
         other = load_fit_windows(
-            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, cache_dir, cfg.model.bos
+            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
-        fit = FitText(other, capture(model, other, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress))
+        fit = FitText(other, capture(model, other, saes.layers, store, cfg.evaluation.batch_windows, progress))
     logger.info(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
@@ -125,7 +125,8 @@ def prepare(
         splice_rows=splice_rows,
         splice_windows=splice_windows,
         streams=streams,
-        cache=ResultCache(cache_dir / "splice_losses"),
+        store=store,
+        cache=ResultCache(store.directory / "token_losses", store.read),
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
@@ -192,7 +193,7 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     x = evaluator.streams.layer(layer)
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    permutation = match_configured(evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
+    permutation = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
     evaluation = evaluate_pair(
         a,
         second,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from omegaconf import OmegaConf
 
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel, ModelConfig, ModelSource
+from sae_match.content import content_key
 from sae_match.errors import UserError
+from sae_match.files import known_sha256
 from sae_match.hub_errors import Repository
 from sae_match.hub_lookup import cached_path
 from sae_match.judging.neuronpedia import explanation_files
 from sae_match.language_model.embedded import GGUF_SHA256
 from sae_match.language_model.files import SMALL, model_repository
-from sae_match.record.provenance import content_key, file_sha256
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
 from sae_match.saes.hub import ELSEWHERE
@@ -101,11 +101,4 @@ def _content(path: Path | None) -> str:
     real = path.resolve()
     if real.parent.name == "blobs":  # the hub's cache names files by their content
         return real.name
-    stat = real.stat()
-    return _sha256(real, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    """Read once in a sweep, not once a job."""
-    return file_sha256(path)
+    return known_sha256(real)

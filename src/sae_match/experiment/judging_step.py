@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -27,8 +26,8 @@ from sae_match.judging.make_judge import check_cost, make_client, make_endpoint_
 from sae_match.judging.neuronpedia import explanation_files, read_explanations
 from sae_match.judging.sample import sample_pairs
 from sae_match.judging.scores import judge_rows
-from sae_match.record.cache import ResultCache
 from sae_match.record.job import JobRecord
+from sae_match.store import ResultCache, Store
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ def check_judging(cfg: Config) -> None:
 
 
 def judging_rows(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     matchings: Sequence[PairMatching | FarPair],
@@ -94,7 +94,7 @@ def judging_rows(
     lines: list[dict[str, Any]] = []
     questions = sum(len(sample.pairs) for sample in samples)
     with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
-        judge = _judge(cfg, samples, descriptions)
+        judge = _judge(store, cfg, samples, descriptions)
         for sample in samples:
             verdicts = judge_all(judge, _described(sample, descriptions))
             lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]
@@ -167,12 +167,12 @@ def _described(sample: JudgedSample, descriptions: Descriptions) -> list[tuple[D
     return [(first.get(feature), second.get(partner)) for feature, partner in sample.pairs]
 
 
-def _judge(cfg: Config, samples: list[JudgedSample], descriptions: Descriptions) -> Judge:
+def _judge(store: Store, cfg: Config, samples: list[JudgedSample], descriptions: Descriptions) -> Judge:
     """The configured judge; for an endpoint the estimated cost is said before the first request."""
     judging = cfg.judging
     if judging.name is JudgeName.offline:
         return make_offline_judge(judging)
-    judge = make_endpoint_judge(judging, ResultCache(Path(cfg.paths.cache_dir) / "judge_answers"))
+    judge = make_endpoint_judge(judging, ResultCache(store.directory / "judge_answers", store.read))
     pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
     missing = judge.missing([Question(a, b) for a, b in pairs if a is not None and b is not None])
     cost = estimated_cost(missing, judging.max_tokens, judging.price_input, judging.price_output)

@@ -25,6 +25,7 @@ from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class PairMatching:
 
 
 def match_span(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -63,10 +65,11 @@ def match_span(
         aside: features to leave unmatched, by layer; none where a layer is missing.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
+    return [match_pair(store, cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
 
 
 def match_pair(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -77,7 +80,7 @@ def match_pair(
     """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
-    matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
+    matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside)
     permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
     distances = weight_distances_of(a, b, permutations)
     random_mse = distances["random"].W_dec.cpu().numpy()
@@ -95,6 +98,7 @@ def match_pair(
 
 
 def match_and_save(
+    store: Store,
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
@@ -105,7 +109,7 @@ def match_and_save(
 ) -> tuple[Matching, Permutation]:
     """Match two layers as configured; their permutation is in the record, its header says what produced it."""
     layer, layer_to = layers
-    matching = match_configured(cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
+    matching = match_configured(store, cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
     provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
     provenance["folding_scale"] = cfg.folding.scale.value
     matched = replace(matching.permutation, provenance=provenance)
@@ -119,6 +123,7 @@ def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
 
 
 def match_configured(
+    store: Store,
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
@@ -126,9 +131,9 @@ def match_configured(
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
 ) -> Matching:
-    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
+    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per store."""
     return cached_matching(
-        cfg, a, b, solver.name, exclude_a, exclude_b,
+        store, cfg, a, b, solver.name, exclude_a, exclude_b,
         lambda: match(
             a,
             b,

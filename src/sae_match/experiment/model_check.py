@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from sae_match.config.schema import Config, ModelSource
 from sae_match.errors import UserError
 from sae_match.language_model.facts import ModelFacts, model_facts
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def check_model_facts(cfg: Config) -> int | None:
+def check_model_facts(store: Store, cfg: Config) -> int | None:
     """Refuse a layer span or a window that the model does not have.
 
     A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
@@ -26,7 +26,7 @@ def check_model_facts(cfg: Config) -> int | None:
     """
     if cfg.model.source is ModelSource.embedded and cfg.model.d_model is not None:
         return cfg.model.d_model
-    facts = model_facts(cfg.model, Path(cfg.paths.cache_dir))
+    facts = model_facts(cfg.model, store)
     logger.info(
         "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
     )

@@ -16,10 +16,12 @@ from sae_match.experiment.model_check import check_dtype, check_span, check_wind
 from sae_match.experiment.problems import noting
 from sae_match.hub import explained
 from sae_match.hub_lookup import HubFile, Lookup
-from sae_match.language_model.embedded import CONVERTED_NAME, find_gguf
+from sae_match.language_model.embedded import GGUF_SHA256, find_gguf
 from sae_match.language_model.facts import ModelFacts, read_facts
 from sae_match.language_model.files import SMALL, model_repository
+from sae_match.language_model.gguf import conversion_key
 from sae_match.language_model.size import ModelSize, model_size
+from sae_match.store import Store
 
 CONFIG = "config.json"
 NO_MODEL_NEEDED = "evaluation=weights_only needs no language model, and so no licence and no token."
@@ -61,10 +63,11 @@ def plan_model(cfg: Config, lookup: Lookup, problems: list[str]) -> PlannedModel
 
 def _on_disk(cfg: Config) -> PlannedModel:
     if cfg.model.source is ModelSource.embedded:
-        directory = Path(cfg.paths.cache_dir) / "models" / CONVERTED_NAME
-        if not (directory / CONFIG).is_file():
+        found = Store(cfg.paths.cache_dir).find_folder("models", conversion_key(GGUF_SHA256))
+        if found is None:
             gguf = find_gguf()
             return PlannedModel([], None, None, None, f"{gguf.name} is converted on first use (half a minute)")
+        directory = found
     else:
         directory = Path(cfg.model.path or "").expanduser()
         if directory.suffix == ".gguf" and directory.is_file():

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer
 from sae_match.config.schema import Config, DatasetConfig, DatasetSource
 from sae_match.errors import UserError
 from sae_match.experiment.problems import noting
+from sae_match.files import format_size
 from sae_match.hub_errors import Repository
 from sae_match.hub_lookup import HubFile, Lookup
+from sae_match.store import Store
 from sae_match.text import TokenWindows
 from sae_match.text.sources import open_source
 from sae_match.text.sources.hub import ELSEWHERE
@@ -89,7 +91,7 @@ def _materialised(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
         loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # its files are not all there yet
-    return find_windows(cfg.dataset, loaded, Path(cfg.paths.cache_dir), cfg.model.bos)
+    return find_windows(cfg.dataset, loaded, Store(cfg.paths.cache_dir), cfg.model.bos)
 
 
 def _on_hub(cfg: DatasetConfig, lookup: Lookup) -> str:
@@ -111,7 +113,7 @@ def _on_hub(cfg: DatasetConfig, lookup: Lookup) -> str:
         )
     lookup.file(repository, data[0].filename)
     total = sum(file.size or 0 for file in data)
-    return f"streamed: only its beginning is read, of {len(data)} files with {total / 2**30:.1f} GiB"
+    return f"streamed: only its beginning is read, of {len(data)} files with {format_size(total)}"
 
 
 def data_files(listing: list[HubFile]) -> list[HubFile]:

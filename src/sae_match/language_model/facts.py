@@ -12,6 +12,7 @@ from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.hub import explained, is_offline
 from sae_match.language_model.files import model_repository, small_files
+from sae_match.store import Store
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class ModelFacts:
     vocabulary: int
 
 
-def model_facts(cfg: ModelConfig, cache_dir: Path) -> ModelFacts:
+def model_facts(cfg: ModelConfig, store: Store) -> ModelFacts:
     """The facts of the model that `cfg` names; of a hub model only the small files are downloaded.
 
     Raises:
         UserError: the source is missing, gated or unreachable, config.json is unreadable or describes no language
             model, or the configuration states another n_layers or d_model.
     """
-    return read_facts(cfg, small_files(cfg, Path(cache_dir)))
+    return read_facts(cfg, small_files(cfg, store))
 
 
 def read_facts(cfg: ModelConfig, directory: Path, where: str | None = None) -> ModelFacts:

@@ -12,23 +12,24 @@ from sae_match.hub import snapshot, verify
 from sae_match.hub_errors import Repository
 from sae_match.language_model.embedded import embedded_model_dir
 from sae_match.language_model.gguf import converted_gguf
+from sae_match.store import Store
 
 SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 """Configuration and tokenizer files."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def model_files(cfg: ModelConfig, cache_dir: Path) -> Path:
+def model_files(cfg: ModelConfig, store: Store) -> Path:
     """Directory with a model's configuration, tokenizer and weights, downloaded or converted where needed.
 
     Raises:
         UserError: the source is missing, gated, unreachable, incomplete or damaged.
     """
     if cfg.source == ModelSource.embedded:
-        return embedded_model_dir(cache_dir)
+        return embedded_model_dir(store)
     if cfg.source == ModelSource.local:
-        return _local(cfg, cache_dir)
-    directory = small_files(cfg, cache_dir)
+        return _local(cfg, store)
+    directory = small_files(cfg, store)
     repository = model_repository(cfg)
     for name in _WEIGHTS:
         wanted = _shards(directory, name)
@@ -42,14 +43,14 @@ def model_files(cfg: ModelConfig, cache_dir: Path) -> Path:
     )
 
 
-def small_files(cfg: ModelConfig, cache_dir: Path) -> Path:
+def small_files(cfg: ModelConfig, store: Store) -> Path:
     """Directory with at least a model's configuration and tokenizer; of a hub model no weights are downloaded.
 
     Raises:
         UserError: the source is missing, gated, unreachable or no model.
     """
     if cfg.source != ModelSource.hub:
-        return model_files(cfg, cache_dir)
+        return model_files(cfg, store)
     repository = model_repository(cfg)
     directory = snapshot(repository, SMALL, skip=["*/*"])
     if not (directory / "config.json").is_file():
@@ -71,14 +72,14 @@ def model_repository(cfg: ModelConfig) -> Repository:
     return Repository(cfg.repo_id, cfg.revision, "model", elsewhere)
 
 
-def _local(cfg: ModelConfig, cache_dir: Path) -> Path:
+def _local(cfg: ModelConfig, store: Store) -> Path:
     if not cfg.path:
         raise UserError(
             "model.source=local needs model.path, a directory with config.json and weights, or a .gguf file"
         )
     path = Path(cfg.path).expanduser()
     if path.suffix == ".gguf":
-        return converted_gguf(path, cache_dir)
+        return converted_gguf(path, store)
     if not (path / "config.json").is_file():
         raise UserError(f"model.path={cfg.path}: no config.json there; name a transformers model directory")
     return path

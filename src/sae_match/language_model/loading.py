@@ -14,13 +14,14 @@ from sae_match.errors import UserError
 from sae_match.language_model.files import model_files
 from sae_match.language_model.language_model import LanguageModel
 from sae_match.language_model.quiet import without_progress_bars
+from sae_match.store import Store
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What transformers raises for missing, gated, unreachable, incomplete or unsupported checkpoints."""
 
 
-def load_language_model(cfg: ModelConfig, device: str, cache_dir: Path) -> LanguageModel:
+def load_language_model(cfg: ModelConfig, device: str, store: Store) -> LanguageModel:
     """Loads the model and tokenizer that `cfg` names.
 
     Code that comes with a checkpoint is never run.
@@ -28,7 +29,7 @@ def load_language_model(cfg: ModelConfig, device: str, cache_dir: Path) -> Langu
     Args:
         cfg: which model, dtype and attention implementation.
         device: auto | cpu | cuda (auto: cuda where there is one).
-        cache_dir: shared cache; the embedded model is converted into it once.
+        store: a GGUF model is converted into it once.
 
     Raises:
         UserError: the source is missing, gated, unreachable, incomplete or not a supported causal language model, the
@@ -37,8 +38,8 @@ def load_language_model(cfg: ModelConfig, device: str, cache_dir: Path) -> Langu
     if cfg.dtype not in _DTYPES:
         raise UserError(f"model.dtype={cfg.dtype}: choose one of {', '.join(_DTYPES)}")
     target = resolve_device(device)
-    directory = model_files(cfg, Path(cache_dir))
-    placement = placement_options(cfg, Path(cache_dir))
+    directory = model_files(cfg, store)
+    placement = placement_options(cfg, store)
     with without_progress_bars():
         hf, tokenizer = _load(cfg, directory, placement)
     try:
@@ -64,13 +65,13 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def placement_options(cfg: ModelConfig, cache_dir: Path) -> dict[str, Any]:
+def placement_options(cfg: ModelConfig, store: Store) -> dict[str, Any]:
     """What `from_pretrained` needs to spread a model with accelerate; nothing where `device_map` is null."""
     if cfg.device_map is None:
         return {}
     # accelerate numbers accelerators.
     most = {int(place) if place.isdigit() else place: size for place, size in cfg.max_memory.items()}
-    return {"device_map": cfg.device_map, "max_memory": most or None, "offload_folder": str(cache_dir / "offload")}
+    return {"device_map": cfg.device_map, "max_memory": most or None, "offload_folder": str(store.scratch("offload"))}
 
 
 def _load(cfg: ModelConfig, directory: Path, placement: dict[str, Any]) -> tuple[Any, Any]:

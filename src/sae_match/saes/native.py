@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sae_match.atomic import atomic_path
 from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
+from sae_match.files import atomic_path
 from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.locating import fetch

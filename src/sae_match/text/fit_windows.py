@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_match.config.schema import Bos, DatasetConfig, DatasetSource, Part
 from sae_match.errors import UserError
+from sae_match.store import Store
 from sae_match.text.sources.hub import MIN_POOL, POOL_FACTOR
 from sae_match.text.token_windows import TokenWindows
 from sae_match.text.windows import load_windows
@@ -20,7 +20,7 @@ def load_fit_windows(
     evaluated: TokenWindows,
     documents: int | None,
     tokenizer: Any,
-    cache_dir: Path,
+    store: Store,
     bos: Bos = Bos.auto,
 ) -> TokenWindows:
     """Windows of documents of the same source, none of which is evaluated.
@@ -43,8 +43,8 @@ def load_fit_windows(
     try:
         if cfg.part is not Part.all:
             other = Part.train if cfg.part is Part.evaluation else Part.evaluation
-            return load_windows(replace(cfg, part=other, documents=wanted), tokenizer, cache_dir, bos)
-        more = load_windows(replace(cfg, documents=cfg.documents + wanted), tokenizer, cache_dir, bos)
+            return load_windows(replace(cfg, part=other, documents=wanted), tokenizer, store, bos)
+        more = load_windows(replace(cfg, documents=cfg.documents + wanted), tokenizer, store, bos)
     except UserError as error:
         raise UserError(
             f"{error}\nThe controls correlation and linear_map are fitted on {wanted} documents that are not evaluated "

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_match.config.schema import Bos, DatasetConfig, Part
+from sae_match.content import content_key
+from sae_match.entries import Payload
 from sae_match.errors import UserError
-from sae_match.text.cache import read_entry, recipe_key, write_entry
+from sae_match.store import Store
 from sae_match.text.documents import Document, Source, drawing_order, in_part
 from sae_match.text.sources import open_source
 from sae_match.text.token_windows import TokenWindows
@@ -21,7 +22,7 @@ from sae_match.text.tokenization import bos_token, encode, tokenizer_identity
 _log = logging.getLogger(__name__)
 
 
-def load_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos = Bos.auto) -> TokenWindows:
+def load_windows(cfg: DatasetConfig, tokenizer: Any, store: Store, bos: Bos = Bos.auto) -> TokenWindows:
     """Return the token windows of a dataset, building and storing them on first use.
 
     The documents of `cfg.part` are drawn in a fixed pseudo-random order; those shorter than one window are passed
@@ -36,22 +37,46 @@ def load_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos =
     source = open_source(cfg)
     first = bos_token(tokenizer, bos)
     recipe = make_recipe(cfg, source, tokenizer, first)
-    windows = read_entry(Path(cache_dir), recipe)
-    if windows is None:
-        windows = _build(cfg, source, tokenizer, first, recipe)
-        write_entry(Path(cache_dir), recipe, windows)
+    windows = store.get_or(
+        "tokens", recipe, lambda: to_payload(_build(cfg, source, tokenizer, first, recipe)), from_payload
+    )
     _log.info("%s: %s documents, %s windows", source.name, windows.n_documents, windows.n_windows)
     return windows
 
 
-def find_windows(cfg: DatasetConfig, tokenizer: Any, cache_dir: Path, bos: Bos = Bos.auto) -> TokenWindows | None:
-    """The windows that `load_windows` would find in the cache, or None where it would have to build them.
+def find_windows(cfg: DatasetConfig, tokenizer: Any, store: Store, bos: Bos = Bos.auto) -> TokenWindows | None:
+    """The windows that `load_windows` would find in the store, or None where it would have to build them.
 
     Raises UserError where the source is not as configured.
     """
     _check(cfg)
     recipe = make_recipe(cfg, open_source(cfg), tokenizer, bos_token(tokenizer, bos))
-    return read_entry(Path(cache_dir), recipe)
+    payload = store.get("tokens", recipe)
+    return None if payload is None else from_payload(payload)
+
+
+def to_payload(windows: TokenWindows) -> Payload:
+    """Windows as the store keeps them."""
+    return {
+        "ids": windows.ids,
+        "document": windows.document,
+        "titles": windows.titles,
+        "info": windows.info,
+        "windows_key": windows.key,
+    }
+
+
+def from_payload(payload: Payload) -> TokenWindows:
+    """Windows from the store.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not what was stored.
+    """
+    ids, document = (torch.from_numpy(payload[name]) for name in ("ids", "document"))
+    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"])
+    if windows.key != payload["windows_key"]:
+        raise ValueError("the windows are not those that were stored")
+    return windows
 
 
 def make_recipe(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None) -> dict[str, Any]:
@@ -101,7 +126,7 @@ def _build(cfg: DatasetConfig, source: Source, tokenizer: Any, bos: int | None, 
     ids = torch.tensor(sample.rows, dtype=torch.int64)
     info = {
         "recipe": recipe,
-        "recipe_key": recipe_key(recipe),
+        "recipe_key": content_key(recipe),
         "note": source.note,
         "facts": source.facts,
         "pool_documents": len(pool),

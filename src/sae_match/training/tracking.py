@@ -14,6 +14,7 @@ from sae_match.config.schema import TrackingMode
 from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
+from sae_match.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LayerTracking:
 
 
 @contextmanager
-def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
+def tracked(cfg: TrainConfig, layer: int, store: Store) -> Iterator[LayerTracking]:
     """A W&B run for one layer, closed whatever happens; nothing with tracking=none."""
     if cfg.tracking.mode is TrackingMode.none:
         yield LayerTracking(None, lambda _: None)
@@ -42,7 +43,7 @@ def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
         Path(cfg.paths.output_dir),
         mode="online" if online else "offline",
         config={**config, "layer": layer},
-        cache_dir=Path(cfg.paths.cache_dir),
+        cache_dir=store.scratch("wandb"),
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
         group=cfg.tracking.group,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import (
     INFINITE,
@@ -18,6 +17,7 @@ from sae_match.matching.certified.arrays import (
     Real,
     Scratch,
 )
+from sae_match.matching.compiled import njit
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
 """Lets the compiler vectorise a sum or a minimum; the values are finite by construction."""

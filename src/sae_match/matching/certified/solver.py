@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from sae_match.errors import UserError
+from sae_match.files import GIB
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
@@ -25,8 +26,6 @@ from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
 
 logger = logging.getLogger(__name__)
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from sae_match.config.schema import DatasetSource
 from sae_match.errors import UserError
+from sae_match.files import file_sha256
 from sae_match.text.documents import Document, Source
-from sae_match.text.sources.files import file_sha256
 from sae_match.text.sources.wikitext import RECIPE_VERSION, article_prose
 
 WIKI_FILE = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

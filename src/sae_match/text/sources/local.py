@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sae_match.config.schema import DatasetConfig
 from sae_match.errors import UserError
+from sae_match.files import file_sha256
 from sae_match.text.documents import Document, Source
-from sae_match.text.sources.files import file_sha256
 from sae_match.text.sources.rows import row_texts, rows_to_documents, text_column
 
 FORMATS = (".txt", ".jsonl", ".parquet")
