@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sae_match import SparseAutoencoder
+from sae_match import Permutation, SparseAutoencoder
+from sae_match.config.schema import SpliceUnits
+from sae_match.evaluation.quantile_splice import Quantiles
+from sae_match.evaluation.splices import BoundSplice, SplicePair, bind_all
+from sae_match.evaluation.standard_splices import STANDARD
 
 
 def random_sae(width: int = 24, d: int = 8, seed: int = 0) -> SparseAutoencoder:
@@ -55,3 +59,15 @@ def scientific(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics without what the machine's speed and memory decide: equal for equal jobs."""
     measured = ("solver_seconds", "solver/seconds", "solver/peak_memory_gib")
     return {name: value for name, value in metrics.items() if not name.startswith(measured)}
+
+
+def splices_of_pair(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: Mapping[str, Permutation],
+    units: SpliceUnits,
+    quantiles: Sequence[float] = (),
+) -> dict[str, BoundSplice]:
+    """The standard splices of a pair, and quantiles, by name."""
+    chosen = (*STANDARD, Quantiles(quantiles=tuple(quantiles))) if quantiles else STANDARD
+    return bind_all(chosen, SplicePair(a, b, permutations, units))

@@ -23,6 +23,7 @@ from sae_match.entries import (
 from sae_match.errors import UserError
 from sae_match.files import format_duration, format_size
 from sae_match.store import INPUTS, RESULTS, Store
+from sae_match.terminal import quiet_when_unread
 
 KINDS = (*INPUTS, *RESULTS)
 MAX_DESCRIPTION = 100
@@ -40,6 +41,7 @@ _SIZES = {
 _DURATIONS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of the three commands.
 

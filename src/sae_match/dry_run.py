@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from sae_match.config.schema import Config
@@ -49,4 +48,4 @@ def in_a_new_record(config: Config, arguments: list[str]) -> Config:
     pairs = (argument.partition("=") for argument in arguments)
     given = [value for key, _, value in pairs if key in _FOLDERS and _PREFIX not in value]
     intended = given[-1] if given else str(Path("multirun") / "<a new folder>")
-    return replace(config, paths=replace(config.paths, output_dir=intended))
+    return config.at(intended)

@@ -1,4 +1,4 @@
-"""What Hydra's launcher plugins leave unsaid: which package is missing, and what it means when a job's process dies."""
+"""Readable errors for Hydra's launcher plugins: which package is missing, and why the process of a job died."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def missing_plugin(message: str) -> str | None:
     return f"the launcher {found[1]} is not installed: {source} (launcher=local needs nothing)"
 
 
-def dead_job(error: BaseException) -> str | None:
-    """What to do about an error that a launcher raises when the process of a job ended without a word; else None."""
-    name = type(error).__name__
+def explain_worker_death(error: BaseException) -> str | None:
+    """What to do about the error of a launcher whose worker process died; None for any other error."""
+    name = type(error).__name__  # joblib and submitit may not be installed
     if name in _DIED:
         return (
             "a job's process was killed, most likely for memory, and joblib has ended the other jobs with it. Choose "

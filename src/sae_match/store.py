@@ -107,6 +107,7 @@ class Store:
         """
         found = self._read(kind, key, decode)
         if found is not None:
+            logger.info("%s found in the store (%s)", kind, self.path(kind, key).stem[:12])
             return found[0]
         with exclusive_lock(self._prepared(kind, key).with_suffix(".lock"), f"another job makes this entry of {kind}"):
             found = self._read(kind, key, decode)  # another process may have made it while this one waited
@@ -156,7 +157,6 @@ class Store:
             return None
         with suppress(OSError):
             os.utime(path)  # when it was last used
-        logger.debug("%s found in the store (%s)", kind, path.stem[:12])
         return (value,)
 
     def _write(self, kind: str, key: Key, payload: Payload) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
+from typing import NoReturn, ParamSpec, TextIO, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXIT_UNREAD = 141
+"""What a shell reports of a program that SIGPIPE ended."""
+
+EXIT_USER_ERROR = 2
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-
-
 _COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
@@ -29,3 +37,51 @@ def quiet_libraries(progress: bool | None) -> None:
     if not wants_bars(progress):
         for name in _NO_BARS:
             os.environ.setdefault(name, "1")
+
+
+def quiet_when_unread(main: Callable[P, T]) -> Callable[P, T]:
+    """A command that ends without a traceback where the reader of its output has gone, as in `COMMAND | head`.
+
+    It exits with 141, or with its own code where it had failed before.
+    """
+
+    @wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            try:
+                return main(*args, **kwargs)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # what Python would do at exit, where an error cannot be caught
+        except BrokenPipeError as error:
+            if not _discard_unread():
+                raise  # a pipe to another process than the reader
+            first = error.__context__
+            if isinstance(first, SystemExit) and first.code:
+                raise first from None
+            sys.exit(EXIT_UNREAD)
+
+    return command
+
+
+def _discard_unread() -> bool:
+    """Send streams whose reader has gone to the null device; whether there was one."""
+    unread = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream is not None and _is_unread(stream)]
+    for descriptor in unread:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
+    return bool(unread)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    waiting = select.poll()
+    waiting.register(stream, 0)  # errors are told whatever is asked for
+    return bool(waiting.poll(0))
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and leave with the exit code of a user's mistake; without a word where a shell asks for words."""
+    if not is_completion_query(sys.argv):
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

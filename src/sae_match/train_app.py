@@ -7,17 +7,19 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from sae_match.app import run_command
+from sae_match.app.main import run_command
+from sae_match.app.trust import check_trust
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
 from sae_match.config.rules import check_train_config
 from sae_match.config.training_schema import TrainConfig
-from sae_match.terminal import quiet_libraries
+from sae_match.terminal import quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> None:
     """Hydra's task function: check, train, log one line per layer."""
+    check_trust(cfg)
     checked = to_dataclass(cfg, TrainConfig)
     check_train_config(checked)
     quiet_libraries(checked.progress)
@@ -27,6 +29,7 @@ def job(cfg: DictConfig) -> None:
         logger.info("layer %(layer)s: L0 %(held_out_l0).1f, FVU %(held_out_fvu).3f, dead %(dead_fraction).2f", entry)
 
 
+@quiet_when_unread
 def main() -> None:
     """Entry point of `sae-match-train`."""
     register_schemas()

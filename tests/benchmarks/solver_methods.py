@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from functools import partial
 
 import torch
 
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.make_solver import make_solver
+from sae_match.matching.make_solver import SOLVERS, make_solver
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, Promise
 
@@ -56,10 +56,10 @@ def certified(cache: bool, problem: MatchingProblem, options: Options) -> Answer
 
 def baseline(name: str, makes_product: bool, problem: MatchingProblem, options: Options) -> Answer:
     """A solver of the package by its name."""
-    config = SolverConfig(
-        SolverName(name), memory_limit_gib=options.memory_limit_gib, time_limit_s=options.time_limit_s
-    )
-    solver = make_solver(config, device=options.device, seed=options.seed)
+    known = {item.name for item in fields(SOLVERS[name])}
+    wanted = {"time_limit_s": options.time_limit_s, "seed": options.seed}
+    chosen = {key: value for key, value in wanted.items() if key in known}
+    solver = make_solver(name, memory_limit_gib=options.memory_limit_gib, **chosen).on(options.device)
     started = time.perf_counter()
     try:
         solution = solver.solve(problem)

@@ -1,11 +1,11 @@
-"""The real command in a subprocess: weights-only jobs and sweeps over small SAEs, and every kind of user error."""
+"""The real command: weights-only jobs and sweeps over small SAEs, and every kind of user error."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_match import Permutation, SparseAutoencoder, fold, load_sae, match
+from sae_match import Permutation, SparseAutoencoder, app, fold, load_sae, match, train_app
+from sae_match.report.cli import main as report_main
 from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
+from tests.command import Completed, run_command
 from tests.wandb_reader import inspect
 
 
-def run_cli(
-    cwd: Path, *arguments: str, module: str = "sae_match", timeout: int = 300
-) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SAE_MATCH_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+def run_in(cwd: Path, *arguments: str, command: Callable[[], object] = app.main) -> Completed:
+    """The command in a directory, with a cache of its own there."""
+    return run_command(*arguments, cwd=cwd, env={"SAE_MATCH_CACHE": str(cwd / "cache")}, command=command)
 
 
 @pytest.fixture
@@ -44,8 +41,8 @@ def weights_only(root: Path, *more: str) -> list[str]:
 
 
 def test_one_job_writes_a_complete_record(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_cli(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out", "matching=decoder"))
-    assert done.returncode == 0, done.stderr
+    done = run_in(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out", "matching=decoder"))
+    assert done.code == 0, done.err
     out = tmp_path / "out"
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     stored = load_file(out / "permutations" / "layer_01_to_02.safetensors")["permutation"]
@@ -62,8 +59,8 @@ def test_one_job_writes_a_complete_record(tmp_path: Path, sae_directory: Path) -
 
 
 def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_cli(tmp_path, "-m", *weights_only(sae_directory, "matching=both,decoder,encoder", "folding=theta"))
-    assert done.returncode == 0, done.stderr
+    done = run_in(tmp_path, "-m", *weights_only(sae_directory, "matching=both,decoder,encoder", "folding=theta"))
+    assert done.code == 0, done.err
     (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
     jobs = sorted(p.parent for p in sweep.glob("*/status.json"))
     assert [job.name for job in jobs] == ["0", "1", "2"]
@@ -85,8 +82,8 @@ def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_director
 
 
 def test_the_baselines_experiment_compares_eight_solvers(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_cli(tmp_path, "experiment=baselines", *weights_only(sae_directory, "tracking=none"))
-    assert done.returncode == 0, done.stderr
+    done = run_in(tmp_path, "experiment=baselines", *weights_only(sae_directory, "tracking=none"))
+    assert done.code == 0, done.err
     (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
     metrics = [json.loads((sweep / str(job) / "metrics.json").read_text()) for job in range(8)]
     names = ["certified", "greedy", "cosine", "soft", "mutual", "nearest", "random", "vanilla"]
@@ -94,15 +91,15 @@ def test_the_baselines_experiment_compares_eight_solvers(tmp_path: Path, sae_dir
     assert all(objective["certified"] <= objective[name] for name in ("greedy", "cosine", "soft", "random", "vanilla"))
     assert objective["mutual"] <= objective["nearest"] <= objective["certified"]
     assert [name for name, job in zip(names, metrics, strict=True) if "gap" in job] == ["certified"]
-    report = run_cli(tmp_path, "multirun", "--output", "report", module="sae_match.report.cli")
-    assert report.returncode == 0, report.stderr
-    assert all(name in report.stdout for name in names)
+    report = run_in(tmp_path, "multirun", "--output", "report", command=report_main)
+    assert report.code == 0, report.err
+    assert all(name in report.out for name in names)
 
 
 def test_a_baseline_end_to_end_with_its_run(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_cli(tmp_path, "solver=nearest", *weights_only(sae_directory, "paths.output_dir=out"))
-    assert done.returncode == 0, done.stderr
-    assert "no bound" in done.stderr
+    done = run_in(tmp_path, "solver=nearest", *weights_only(sae_directory, "paths.output_dir=out"))
+    assert done.code == 0, done.err
+    assert "no bound" in done.err
     assert "WARNING" not in (next((tmp_path / "multirun" / "single").glob("*/sae_match.log"))).read_text()
     stored = Permutation.load(tmp_path / "out" / "permutations" / "layer_01_to_02.safetensors")
     a, b = (load_sae(sae_directory / f"layer_{i:02d}.safetensors") for i in (1, 2))
@@ -131,8 +128,8 @@ def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         np.savez(folder / "params.npz", **{name: t.numpy() for name, t in sae.parameters().items()})
     span = ["layers.first=10", "layers.last=12", "evaluation=weights_only", "tracking=none", "paths.output_dir=out"]
-    done = run_cli(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", "sae.d_model=8", *span)
-    assert done.returncode == 0, done.stderr
+    done = run_in(tmp_path, "sae=gemma_scope_2b", "sae.root=scope", "sae.d_model=8", *span)
+    assert done.code == 0, done.err
     planted = load_file(tmp_path / "out" / "permutations" / "layer_10_to_11.safetensors")["permutation"]
     assert torch.equal(order[planted], torch.arange(24))
     assert (tmp_path / "out" / "permutations" / "layer_11_to_12.safetensors").is_file()
@@ -141,24 +138,24 @@ def test_a_local_directory_in_the_hubs_layout(tmp_path: Path) -> None:
 def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_directory: Path) -> None:
     arguments = weights_only(sae_directory, "tracking=none")
     arguments[3] = "layers.last=7,2"  # layer 7 has no file
-    done = run_cli(tmp_path, "-m", *arguments)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "no SAE for layer 3" in done.stderr
+    done = run_in(tmp_path, "-m", *arguments)
+    assert done.code != 0
+    assert "Traceback" not in done.err
+    assert "no SAE for layer 3" in done.err
     states = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "multirun").rglob("status.json")}
     assert {name: status["state"] for name, status in states.items()} == {"0": "failed", "1": "done"}
     assert states["0"]["error"]["type"] == "UserError"
     (log,) = (tmp_path / "multirun").rglob("0/sae_match.log")
     assert "job 0 failed: no SAE for layer 3" in log.read_text()
-    report = run_cli(tmp_path, "multirun", "--output", "report", module="sae_match.report.cli")
-    assert report.returncode == 1
-    assert "failed" in report.stdout
+    report = run_in(tmp_path, "multirun", "--output", "report", command=report_main)
+    assert report.code == 1
+    assert "failed" in report.out
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["matching.foo=1"], "Key 'foo' not in 'MatchingConfig'"),
+        (["matching.foo=1"], "unknown configuration key: matching.foo"),
         (["+matching.foo=1"], "unknown configuration key: matching.foo"),
         (["++foo=1"], "unknown configuration key: foo"),
         (["matching=neither"], "Available options in 'matching'"),
@@ -170,7 +167,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit"),
         (["matching.dead_features=aside"], "dead_features=aside needs activations"),
         (["device=cuda"], "cuda"),
-        (["paths.output_dir=file/out"], "cannot write to the output directory"),
+        (["paths.output_dir=file/out"], "Choose another directory with paths.output_dir=DIR"),
     ],
 )
 def test_mistakes_get_one_screen_and_a_non_zero_exit(
@@ -179,28 +176,44 @@ def test_mistakes_get_one_screen_and_a_non_zero_exit(
     if torch.cuda.is_available() and change == ["device=cuda"]:
         pytest.skip("this machine has the GPU that the test expects to be missing")
     (tmp_path / "file").write_text("in the way")
-    done = run_cli(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out"), *change)
-    assert done.returncode not in (0, None)
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr + done.stdout
-    assert len(done.stderr.splitlines()) < 25
+    done = run_in(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out"), *change)
+    assert done.code not in (0, None)
+    assert message in done.err + done.out
+    assert "Traceback" not in done.err + done.out
+    assert len(done.err.splitlines()) < 25
 
 
 def test_span_beyond_the_saes_at_hand(tmp_path: Path) -> None:
-    done = run_cli(tmp_path, "layers.first=3", "tracking=none")
-    assert done.returncode == 2
-    assert "cover layers 11..18" in done.stderr
+    done = run_in(tmp_path, "layers.first=3", "tracking=none")
+    assert done.code == 2
+    assert "cover layers 11..18" in done.err
 
 
 def test_help_is_grouped_and_shows_the_sweep() -> None:
-    done = run_cli(Path.cwd(), "--help")
-    assert done.returncode == 0
+    done = run_in(Path.cwd(), "--help")
+    assert done.code == 0
     for part in ("matching: both, decoder, encoder", "folding: none, theta", "evaluation: full, weights_only",
                  "-m matching=both,decoder,encoder folding=theta,none", "sae.root=DIR"):  # fmt: skip
-        assert part in done.stdout
+        assert part in done.out
 
 
 def test_training_help() -> None:
-    done = run_cli(Path.cwd(), "--help", module="sae_match.train_app")
-    assert done.returncode == 0
-    assert "target_l0" in done.stdout
+    done = run_in(Path.cwd(), "--help", command=train_app.main)
+    assert done.code == 0
+    assert "target_l0" in done.out
+
+
+def test_the_module_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Without torch, which takes seconds to import: a mistake is told at once."""
+    code = (
+        "import sys, sae_match.app as app\nsys.argv[1:] = ['layers.frist=1']\n"
+        "try: app.main()\nfinally: print('torch' in sys.modules)"
+    )
+    for arguments in (["-m", "sae_match", "layers.frist=1"], ["-c", code]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr == "error: unknown configuration key: layers.frist (did you mean layers.first?)\n"
+    assert done.stdout == "False\n"
+    assert list(tmp_path.iterdir()) == []

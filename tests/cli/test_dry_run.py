@@ -8,7 +8,7 @@ import pytest
 
 from sae_match.saes import save_native
 from tests.builders import random_sae
-from tests.cli.test_command_line import run_cli, weights_only
+from tests.cli.test_command_line import run_in, weights_only
 
 
 @pytest.fixture
@@ -25,42 +25,54 @@ def names(root: Path) -> list[str]:
 
 def test_a_plan_that_works(tmp_path: Path, saes: Path) -> None:
     before = names(tmp_path)
-    done = run_cli(tmp_path, *weights_only(saes, "dry_run=true", "hydra.run.dir=mine"))
-    assert done.returncode == 0, done.stderr
+    done = run_in(tmp_path, *weights_only(saes, "dry_run=true", "hydra.run.dir=mine"))
+    assert done.code == 0, done.err
     for words in ("== Configuration ==", "metric: both", "Jobs: 2 layer pairs", "0->1, 1->2", "d_model 8, 24 features",
                   "match a pair", "output_dir: mine", "Problems: none"):  # fmt: skip
-        assert words in done.stdout, words
+        assert words in done.out, words
     assert names(tmp_path) == before
 
 
 def test_a_plan_that_does_not_work_lists_all_reasons(tmp_path: Path, saes: Path) -> None:
     (saes / "layer_01.safetensors").unlink()
     before = names(tmp_path)
-    done = run_cli(tmp_path, *weights_only(saes, "dry_run=true", "paths.cache_dir=/proc/absent"))
-    assert done.returncode == 2
-    assert "== Problems: 2 ==" in done.stdout
-    assert "layer_01.safetensors does not exist" in done.stdout and "paths.cache_dir=DIR" in done.stdout
-    assert "the job cannot start: 2 problems" in done.stderr and "Traceback" not in done.stderr
+    done = run_in(tmp_path, *weights_only(saes, "dry_run=true", "paths.cache_dir=/proc/absent"))
+    assert done.code == 2
+    assert "== Problems: 2 ==" in done.out
+    assert "layer_01.safetensors does not exist" in done.out and "paths.cache_dir=DIR" in done.out
+    assert "the job cannot start: 2 problems" in done.err and "Traceback" not in done.err
     assert names(tmp_path) == before
 
 
 def test_every_job_of_a_sweep_prints_its_plan(tmp_path: Path, saes: Path) -> None:
     before = names(tmp_path)
     arguments = weights_only(saes, "dry_run=true", "matching=decoder,encoder")
-    done = run_cli(tmp_path, "-m", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("== Configuration ==") == done.stdout.count("Problems: none") == 2
-    assert "metric: decoder" in done.stdout and "metric: encoder" in done.stdout
+    done = run_in(tmp_path, "-m", *arguments)
+    assert done.code == 0, done.err
+    assert done.out.count("== Configuration ==") == done.out.count("Problems: none") == 2
+    assert "metric: decoder" in done.out and "metric: encoder" in done.out
     assert names(tmp_path) == before
 
     arguments[3] = "layers.last=7,2"  # layer 3 has no file
-    done = run_cli(tmp_path, "-m", *arguments[:5], "dry_run=true")
-    assert done.returncode == 2
-    assert done.stdout.count("== Configuration ==") == 2 and done.stdout.count("Problems: none") == 1
+    done = run_in(tmp_path, "-m", *arguments[:5], "dry_run=true")
+    assert done.code == 2
+    assert done.out.count("== Configuration ==") == 2 and done.out.count("Problems: none") == 1
     assert names(tmp_path) == before
 
 
 def test_the_demo_has_a_plan(tmp_path: Path) -> None:
-    done = run_cli(tmp_path, "dry_run=true")
-    assert done.returncode == 0, done.stderr
-    assert "7 layer pairs" in done.stdout and names(tmp_path) == []
+    done = run_in(tmp_path, "dry_run=true")
+    assert done.code == 0, done.err
+    assert "7 layer pairs" in done.out and names(tmp_path) == []
+
+
+def test_a_folder_of_the_users_own_is_refused_by_plan_and_job_and_stays(tmp_path: Path, saes: Path) -> None:
+    mine = tmp_path / "paper" / "figures" / "holiday.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"photo")
+    for dry in ("true", "false"):
+        arguments = weights_only(saes, f"dry_run={dry}", "tracking=none", "hydra.run.dir=paper")
+        done = run_in(tmp_path, *arguments)
+        assert done.code == 2 and "Traceback" not in done.err
+        assert "paper holds files but no record of a job (figures)" in done.out + done.err
+    assert mine.read_bytes() == b"photo"

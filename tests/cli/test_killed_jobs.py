@@ -14,6 +14,8 @@ from sae_match.report.records import read_record
 from sae_match.store import Store
 from tests.faults.kill_loop import Moment, Setting, kill_and_rerun, kill_when, results, scientific_results
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:

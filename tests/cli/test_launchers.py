@@ -18,6 +18,8 @@ from tests.builders import random_sae
 from tests.cli import fake_slurm
 from tests.wandb_reader import inspect
 
+pytestmark = pytest.mark.slow
+
 MEASURED = ("seconds", "peak_memory_gib")
 
 

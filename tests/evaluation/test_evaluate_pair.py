@@ -7,11 +7,11 @@ import torch
 
 from sae_match import Permutation, UserError, match
 from sae_match.config.schema import Folding, SpliceUnits
-from sae_match.evaluation import PairEvaluation, evaluate_pair
+from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
-from sae_match.evaluation.splices import PairActivations, resolve_units, splices_of_pair
+from sae_match.evaluation.splices import PairActivations, resolve_units
 from sae_match.matching import UNMATCHED
-from tests.builders import identity_sae, permuted, random_sae
+from tests.builders import identity_sae, permuted, random_sae, splices_of_pair
 
 
 def values(evaluation: PairEvaluation) -> dict[tuple[str, str], float]:
@@ -47,7 +47,7 @@ def test_more_sink_positions_can_be_left_out() -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
     x_a, x_b = torch.randn(5, 9, 8), torch.randn(5, 9, 8)
     permutation = match(a, b).permutation
-    skipped = values(evaluate_pair(a, b, permutation, x_a, x_b, sink_positions=3))
+    skipped = values(evaluate_pair(a, b, permutation, x_a, x_b, settings=PairSettings(sink_positions=3)))
     shifted = values(evaluate_pair(a, b, permutation, x_a[:, 2:], x_b[:, 2:]))
     assert skipped == pytest.approx(shifted)
     assert skipped != pytest.approx(values(evaluate_pair(a, b, permutation, x_a, x_b)))
@@ -63,8 +63,8 @@ def test_any_batch_size_gives_the_same_numbers(batch: int) -> None:
     x_a, x_b = torch.randn(7, 6, 8), torch.randn(7, 6, 8)
     document = torch.tensor([0, 0, 1, 1, 1, 2, 3])
     permutations = {"matched": match(a, b).permutation, "random": Permutation.random(24, seed=1)}
-    whole = evaluate_pair(a, b, permutations, x_a, x_b, document, batch_windows=7)
-    parts = evaluate_pair(a, b, permutations, x_a, x_b, document, batch_windows=batch)
+    whole = evaluate_pair(a, b, permutations, x_a, x_b, document, settings=PairSettings(batch_windows=7))
+    parts = evaluate_pair(a, b, permutations, x_a, x_b, document, settings=PairSettings(batch_windows=batch))
     for one, other in zip(whole.rows, parts.rows, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-6)
         if one.estimate is not None and other.estimate is not None:
@@ -170,9 +170,13 @@ def test_refusals() -> None:
 def test_units_by_name() -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
     permutation, x_a, x_b = match(a, b).permutation, torch.randn(4, 40, 8), torch.randn(4, 40, 8)
-    by_name = {u: values(evaluate_pair(a, b, permutation, x_a, x_b, units=u)) for u in ("theta", "raw")}
-    assert by_name["theta"] == values(evaluate_pair(a, b, permutation, x_a, x_b, units=SpliceUnits.theta))
+
+    def measured(units: SpliceUnits | str) -> dict[tuple[str, str], float]:
+        return values(evaluate_pair(a, b, permutation, x_a, x_b, settings=PairSettings(units=units)))
+
+    by_name = {units: measured(units) for units in ("theta", "raw")}
+    assert by_name["theta"] == measured(SpliceUnits.theta)
     assert by_name["theta"] != by_name["raw"]
     for wrong in ("Theta", "as_folding", SpliceUnits.as_folding):
         with pytest.raises(UserError, match="must be theta or raw"):
-            evaluate_pair(a, b, permutation, x_a, x_b, units=wrong)
+            measured(wrong)

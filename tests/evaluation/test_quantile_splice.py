@@ -6,17 +6,25 @@ from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from sae_match import Permutation, UserError, match
+from sae_match import Permutation, SparseAutoencoder, UserError, match
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation import evaluate_pair
-from sae_match.evaluation.quantile_splice import QuantileSplice, carried_features, quantile_name, quantile_splices
-from sae_match.evaluation.splices import PairActivations, permuted_splice, splices_of_pair
+from sae_match.evaluation import PairSettings, evaluate_pair
+from sae_match.evaluation.quantile_splice import CarriedShare, Quantiles, carried_features
+from sae_match.evaluation.splices import BoundSplice, PairActivations, SplicePair
+from sae_match.evaluation.standard_splices import STANDARD, permuted_splice
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.saes import fold
-from tests.builders import identity_sae, random_sae
+from tests.builders import identity_sae, random_sae, splices_of_pair
 
 UNITS = [SpliceUnits.theta, SpliceUnits.raw]
+
+
+def quantile_splices(
+    a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation, units: SpliceUnits, quantiles: list[float]
+) -> dict[str, BoundSplice]:
+    return Quantiles(quantiles=tuple(quantiles)).bind(SplicePair(a, b, {"matched": permutation}, units))
 
 
 @pytest.fixture
@@ -32,8 +40,8 @@ def test_all_pairs_are_the_full_match_and_none_the_previous_layer(units: SpliceU
     assert list(splices) == ["quantile_0", "quantile_1"]
     f_a = a.encode(residuals)
     pair = PairActivations(residuals, residuals, f_a, b.encode(residuals))
-    assert torch.allclose(splices["quantile_1"](f_a), permuted_splice(a, b, permutation, units)(pair), atol=1e-6)
-    assert torch.allclose(splices["quantile_0"](f_a), a.decode(f_a) - a.b_dec + b.b_dec, atol=1e-6)
+    assert torch.allclose(splices["quantile_1"](pair), permuted_splice(a, b, permutation, units)(pair), atol=1e-6)
+    assert torch.allclose(splices["quantile_0"](pair), a.decode(f_a) - a.b_dec + b.b_dec, atol=1e-6)
 
 
 @pytest.mark.parametrize("units", UNITS)
@@ -44,7 +52,8 @@ def test_half_of_the_pairs_by_hand(units: SpliceUnits, residuals: torch.Tensor) 
     mse = weight_distances(a, b, permutation).W_dec.tolist()
     low = sorted(range(6), key=lambda i: mse[i])[:3]
     (splice,) = quantile_splices(a, b, permutation, units, [0.5]).values()
-    found = splice(a.encode(residuals))
+    f_a = a.encode(residuals)
+    found = splice(PairActivations(residuals, residuals, f_a, f_a))
     left, right = (fold(a), fold(b)) if units is SpliceUnits.theta else (a, b)
     f = left.encode(residuals)
     expected = right.b_dec.expand(residuals.shape).clone()
@@ -76,17 +85,18 @@ def test_features_without_a_partner_stay_whatever_q() -> None:
     assert int(masks[1.0].sum()) == 4
     f = torch.ones(6)
     alone = permutation.indices < 0
-    splice = QuantileSplice(a, b, permutation, masks[1.0], SpliceUnits.raw)
+    splice = CarriedShare(a, b, permutation, masks[1.0], SpliceUnits.raw)
     expected = b.decode(permutation.apply(f)) + a.W_dec[alone].sum(dim=0)
-    assert torch.allclose(splice(f), expected, atol=1e-6)
+    assert torch.allclose(splice(PairActivations(f, f, f, f)), expected, atol=1e-6)
 
 
 def test_rows_of_a_pair(residuals: torch.Tensor) -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
     permutation = match(a, b).permutation
     plain = evaluate_pair(a, b, permutation, residuals, residuals)
-    more = evaluate_pair(a, b, permutation, residuals, residuals, quantiles=[0, 0.5, 1])
-    names = {quantile_name(q) for q in (0, 0.5, 1)}
+    settings = PairSettings(splices=(*STANDARD, Quantiles(quantiles=(0, 0.5, 1))))
+    more = evaluate_pair(a, b, permutation, residuals, residuals, settings=settings)
+    names = {"quantile_0", "quantile_0.5", "quantile_1"}
     added = [row for row in more.rows if row.variant in names]
     assert {(row.variant, row.metric) for row in added} == {
         (n, m) for n in names for m in ("explained_variance", "r2", "fvu")
@@ -106,4 +116,7 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(UserError, match=r"quantile 1\.5"):
         carried_features(a, a, identity, [1.5])
     with pytest.raises(UserError, match="variant matched"):
-        splices_of_pair(a, a, {"random": identity}, "raw", [0.5])
+        splices_of_pair(a, a, {"random": identity}, SpliceUnits.raw, [0.5])
+    for wrong in ((1.5,), (0.5, 0.5)):
+        with pytest.raises(ValidationError):
+            Quantiles(quantiles=wrong)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sae_match import Permutation
-from sae_match.evaluation.activations import ActivationStatistics, PairPass, collect_activations
+from sae_match.config.schema import SpliceUnits
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.pair import reconstruction_rows, score_rows
-from sae_match.evaluation.splices import splices_of_pair
 from sae_match.evaluation.stored_activations import from_arrays, to_arrays
 from sae_match.matching import UNMATCHED
 from sae_match.metrics.bootstrap import Bootstrap
-from tests.builders import random_sae
+from tests.builders import random_sae, splices_of_pair
 
 A, B = random_sae(width=24, seed=1), random_sae(width=30, seed=2)
 
@@ -24,30 +24,30 @@ def permutations() -> dict[str, Permutation]:
     return {"matched": matched, "random": Permutation.random(24, 30, seed=4)}
 
 
-def one_pass() -> tuple[ActivationStatistics, PairPass]:
+def one_pass() -> tuple[ActivationStatistics, ActivationRequest]:
     generator = torch.Generator().manual_seed(0)
     x_a, x_b = (torch.randn(9, 7, 8, generator=generator) * 2 for _ in range(2))
     document = torch.tensor([0, 0, 1, 1, 1, 2, 3, 4, 4])
     known = permutations()
-    splices = splices_of_pair(A, B, known, "theta", quantiles=[0.5])
-    asked = PairPass(A, B, x_a, x_b, document, known, splices)
-    return collect_activations(asked), asked
+    splices = splices_of_pair(A, B, known, SpliceUnits.theta, quantiles=[0.5])
+    request = ActivationRequest(A, B, x_a, x_b, document, known, splices)
+    return compute_activations(request), request
 
 
 def test_nothing_is_lost() -> None:
-    statistics, asked = one_pass()
+    statistics, request = one_pass()
     arrays = to_arrays(statistics)
     assert {name: array.dtype.itemsize for name, array in arrays.items() if name.startswith("active")} == {
         "active_a": 1,
         "active_b": 1,
     }
     assert [name for name in arrays if name.startswith("target_") and name[-1] != "0"] == []
-    found = from_arrays(arrays, asked)
+    found = from_arrays(arrays, request)
     for side in ("a", "b"):
         before, after = getattr(statistics, side), getattr(found, side)
         assert torch.equal(before.tokens, after.tokens) and torch.equal(before.active, after.active)
         assert after.active.dtype == torch.int64
-    assert list(found.reconstruction) == list(asked.splices) and list(found.together) == ["matched", "random"]
+    assert list(found.reconstruction) == list(request.splices) and list(found.together) == ["matched", "random"]
     for variant, counts in statistics.together.items():
         assert torch.equal(counts.together, found.together[variant].together)
         assert torch.equal(counts.partners, found.together[variant].partners)
@@ -57,8 +57,8 @@ def test_nothing_is_lost() -> None:
 
 
 def test_metrics_are_the_same_numbers() -> None:
-    statistics, asked = one_pass()
-    found = from_arrays(to_arrays(statistics), asked)
+    statistics, request = one_pass()
+    found = from_arrays(to_arrays(statistics), request)
     bootstrap = Bootstrap(5, 20)
     for one, other in zip(
         score_rows(statistics, bootstrap, (0, 1), 2) + reconstruction_rows(statistics, bootstrap, (0, 1)),
@@ -71,13 +71,13 @@ def test_metrics_are_the_same_numbers() -> None:
 
 
 def test_large_counts_and_targets_that_differ_in_a_bit_are_kept() -> None:
-    statistics, asked = one_pass()
+    statistics, request = one_pass()
     statistics.a.active[0, 0] = 70_000
     other = statistics.reconstruction["layer_drop"]
     other.target = other.target + torch.finfo(torch.float64).eps * other.target.abs().max()
     arrays = to_arrays(statistics)
     assert arrays["active_a"].dtype == np.uint32
-    found = from_arrays(arrays, asked)
+    found = from_arrays(arrays, request)
     assert int(found.a.active[0, 0]) == 70_000
     assert torch.equal(found.reconstruction["layer_drop"].target, other.target)
     assert not torch.equal(found.reconstruction["encode_decode_current"].target, other.target)
@@ -95,7 +95,7 @@ def test_large_counts_and_targets_that_differ_in_a_bit_are_kept() -> None:
     ids=["missing", "shape", "kind", "precision", "scalar"],
 )
 def test_other_arrays_are_refused(change: dict[str, object]) -> None:
-    statistics, asked = one_pass()
+    statistics, request = one_pass()
     arrays = {name: value for name, value in {**to_arrays(statistics), **change}.items() if value is not None}
     with pytest.raises(ValueError, match=next(iter(change))):
-        from_arrays(arrays, asked)
+        from_arrays(arrays, request)

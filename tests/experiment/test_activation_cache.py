@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from sae_match import Permutation, SparseAutoencoder
-from sae_match.config.schema import Config
+from sae_match.config.schema import Config, SpliceUnits
+from sae_match.content import content_key
 from sae_match.entries import list_entries, read_mark
-from sae_match.evaluation.activations import ActivationStatistics, PairPass
-from sae_match.evaluation.splices import splices_of_pair
-from sae_match.experiment import activation_cache, controls_step, correlation_step, evaluation_step, run, saes_in_span
+from sae_match.evaluation import controls as controls_module
+from sae_match.evaluation import linear_map
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
+from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
-from sae_match.store import ResultCache, Store
-from tests.builders import random_sae
+from sae_match.store import Store
+from tests.builders import random_sae, splices_of_pair
 from tests.faults.kill_loop import scientific_results
 
 Configured = Callable[..., Config]
@@ -37,8 +39,8 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made, self.dies_at = 0, -1
-        self.inner = activation_cache.collect_activations
-        monkeypatch.setattr(activation_cache, "collect_activations", self)
+        self.inner = activation_cache.compute_activations
+        monkeypatch.setattr(activation_cache, "compute_activations", self)
 
     def __call__(self, *arguments: Any) -> ActivationStatistics:
         if self.made == self.dies_at:
@@ -83,13 +85,13 @@ def test_what_is_known_needs_no_linear_map(
     configured: Configured, random_saes: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[int] = []
-    fit = controls_step.fit_linear_map
+    fit = linear_map.fit_linear_map
 
     def counting(*arguments: Any) -> Any:
         fitted.append(1)
         return fit(*arguments)
 
-    monkeypatch.setattr(controls_step, "fit_linear_map", counting)
+    monkeypatch.setattr(linear_map, "fit_linear_map", counting)
     cfg = configured(
         random_saes,
         "evaluation.controls=[linear_map]",
@@ -138,10 +140,14 @@ def test_what_another_job_has_committed_stays_with_it(
 def test_an_entry_that_cannot_be_removed_fails_no_job(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def held(*_: object) -> None:
-        raise PermissionError("in use")
+    unlink = Path.unlink
 
-    monkeypatch.setattr(ResultCache, "remove", held)
+    def held(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "activations" and path.suffix == ".safetensors" and not path.name.startswith("."):
+            raise PermissionError("in use")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", held)
     cfg = configured(random_saes, "layers.last=1")
     assert run(cfg).metrics
     assert len(entries(cfg)) >= 1
@@ -151,60 +157,68 @@ def test_a_damaged_entry_is_collected_anew(
     configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
-    collector = ActivationCache(Path(cfg.paths.cache_dir), "job").collector()
+    compute = ActivationCache(Store(cfg.paths.cache_dir)).computing()
     known = {"matched": Permutation.random(24, 24, seed=0)}
-    splices = splices_of_pair(A, B, known, "raw")
+    splices = splices_of_pair(A, B, known, SpliceUnits.raw)
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
-    asked = PairPass(A, B, x, x, document, known, splices)
-    first = collector(asked)
+    request = ActivationRequest(A, B, x, x, document, known, splices)
+    first = compute(request)
     (entry,) = entries(cfg)
     mark = read_mark(entry)
     Store(cfg.paths.cache_dir).put(mark["kind"], mark["key"], {"tokens": first.a.tokens})
     with caplog.at_level(logging.WARNING):
-        again = collector(asked)
+        again = compute(request)
     assert "damaged" in caplog.text and passes.made == 2
     assert torch.equal(first.a.active, again.a.active)
-    collector(asked)
+    compute(request)
     assert passes.made == 2
 
 
 def test_the_key_holds_everything_that_changes_a_pass() -> None:
     x, document = torch.randn(2, 5, 8), torch.tensor([0, 1])
 
-    def key(a: SparseAutoencoder = A, b: SparseAutoencoder = B, seed: int = 0, **facts: object) -> str:
+    def key(
+        a: SparseAutoencoder = A,
+        b: SparseAutoencoder = B,
+        seed: int = 0,
+        units: SpliceUnits = SpliceUnits.raw,
+        **facts: object,
+    ) -> str:
         known = {"matched": Permutation.random(24, 24, seed=seed)}
-        splices = splices_of_pair(a, b, known, "raw")
-        return pass_key(PairPass(a, b, x, x, document, known, splices), facts)
+        splices = splices_of_pair(a, b, known, units)
+        return content_key(pass_key(ActivationRequest(a, b, x, x, document, known, splices), facts))
 
     scaled = A.replace(scale=torch.full((24,), 0.7))
     more = {"matched": Permutation.random(24, 24, seed=0), "vanilla": Permutation.identity(24, 24)}
-    plain = PairPass(A, B, x, x, document, more, splices_of_pair(A, B, more, "raw"))
+    plain = ActivationRequest(A, B, x, x, document, more, splices_of_pair(A, B, more, SpliceUnits.raw))
     others = [
         plain,
         replace(plain, permutations=dict(reversed(more.items()))),
-        replace(plain, splices=splices_of_pair(A, B, more, "raw", quantiles=[0.5])),
+        replace(plain, splices=splices_of_pair(A, B, more, SpliceUnits.raw, quantiles=[0.5])),
         replace(plain, sink_positions=2),
-        replace(plain, batch_windows=1),
     ]
     keys = [
-        key(), key(a=B, b=A), key(a=scaled), key(seed=1), key(units="theta"), key(streams="ab"), key(layers=(0, 1)),
-        key(layers=(1, 0)), key(quantiles=[0.5]), key(fit="abc"), *(pass_key(other, {}) for other in others),
+        key(), key(a=B, b=A), key(seed=1), key(units=SpliceUnits.theta), key(a=scaled, units=SpliceUnits.theta),
+        key(streams="ab"), key(layers=(0, 1)), key(layers=(1, 0)),
+        *(content_key(pass_key(other, {})) for other in others),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == key(a=random_sae(seed=1))
+    assert key() == key(a=scaled), "raw units know no theta"
+    assert pass_key(plain, {}) == pass_key(replace(plain, batch_windows=1), {})
 
 
 def test_a_matching_by_correlation_is_solved_once(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     solved: list[int] = []
-    solve = correlation_step.match_by_similarity
+    solve = controls_module.match_by_similarity
 
     def counting(*arguments: Any, **options: Any) -> Any:
         solved.append(1)
         return solve(*arguments, **options)
 
-    monkeypatch.setattr(correlation_step, "match_by_similarity", counting)
+    monkeypatch.setattr(controls_module, "match_by_similarity", counting)
     more = ["evaluation.controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
     first = run(configured(random_saes, *more, output="first"))
     again = run(configured(random_saes, *more, output="again"))
@@ -218,9 +232,9 @@ def test_a_matching_by_correlation_is_solved_once(
 
     store = Store(configured(random_saes).paths.cache_dir)
     for entry in list_entries(store.root, ["matchings"])[0]:
-        if entry.key.get("kind") == "correlation":
+        if entry.key.get("kind") == "control":
             payload = store.get("matchings", entry.key) or {}
-            store.put("matchings", entry.key, {**payload, "width_b": 7})
+            store.put("matchings", entry.key, {**payload, "indices": payload["indices"] + 100})
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))
     assert len(solved) == 8 and "damaged" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,25 +13,21 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sae_match import SparseAutoencoder
+from sae_match.evaluation import controls
+from sae_match.evaluation.controls import ControlPair, ControlSetup, Correlation
 from sae_match.evaluation.correlation import activation_correlations
-from sae_match.experiment import correlation_step
+from sae_match.experiment.controls_step import remembering
 from sae_match.store import Store
 from tests.builders import random_sae
 
 LAYERS = (3, 4)
 
 
-def evaluator_of(layers: dict[int, Tensor], cache: Path) -> Any:
-    """What the control needs of a job: residual streams of both layers and a folder."""
-    return SimpleNamespace(
-        cfg=SimpleNamespace(
-            evaluation=SimpleNamespace(batch_windows=4),
-            model=SimpleNamespace(sink_positions=1),
-            solver=SimpleNamespace(memory_limit_gib=None),
-        ),
-        store=Store(cache),
-        fit=SimpleNamespace(streams=SimpleNamespace(key="text", layer=layers.__getitem__)),
-    )
+def pair_of(a: SparseAutoencoder, b: SparseAutoencoder, layers: dict[int, Tensor], cache: Path) -> ControlPair:
+    setup = ControlSetup(None, problem_width=17, batch_windows=4)
+    fit = SimpleNamespace(key="text", layer=layers.__getitem__)
+    return ControlPair(setup, LAYERS, a, b, fit=fit, remember=remembering(Store(cache)))
 
 
 @pytest.mark.parametrize(("width_a", "width_b"), [(20, 24), (24, 20), (22, 22)])
@@ -42,20 +39,19 @@ def test_it_is_the_best_matching_of_what_is_kept(
     generator = torch.Generator().manual_seed(3)
     x_a = 2 * torch.randn(10, 13, 8, generator=generator)
     layers = {3: x_a, 4: x_a + 0.5 * torch.randn(10, 13, 8, generator=generator)}
-    evaluator = evaluator_of(layers, tmp_path)
     gone_a, gone_b = torch.zeros(width_a, dtype=torch.bool), torch.zeros(width_b, dtype=torch.bool)
     gone_a[torch.tensor([0, 5, 7])] = aside in ("a", "both")
     gone_b[torch.tensor([1, 19])] = aside in ("b", "both")
     shapes: list[tuple[int, ...]] = []
-    match_by_similarity = correlation_step.match_by_similarity
+    match_by_similarity = controls.match_by_similarity
 
     def watched(similarity: torch.Tensor, **options: Any) -> Any:
         shapes.append(tuple(similarity.shape))
         return match_by_similarity(similarity, **options)
 
-    monkeypatch.setattr(correlation_step, "match_by_similarity", watched)
+    monkeypatch.setattr(controls, "match_by_similarity", watched)
     excluded = gone_a if gone_a.any() else None, gone_b if gone_b.any() else None
-    found = correlation_step.match_by_correlation(evaluator, LAYERS, a, b, excluded)
+    found = Correlation().match(replace(pair_of(a, b, layers, tmp_path), excluded=excluded))
     similarity = activation_correlations(a, b, layers[3], layers[4]).double().numpy()
     similarity[gone_a.numpy()] = similarity[:, gone_b.numpy()] = -9.0
     rows, columns = linear_sum_assignment(similarity, maximize=True)
@@ -67,8 +63,8 @@ def test_it_is_the_best_matching_of_what_is_kept(
     assert len(matched) == pairs
     assert not gone_a[matched].any() and not gone_b[partners].any()
     assert similarity[matched.numpy(), partners.numpy()].sum() == pytest.approx(best[:pairs].sum(), abs=1e-5)
-    assert found.mean == pytest.approx(best[:pairs].mean(), abs=1e-6)
-    assert found.gap == 0.0
+    assert found.values["fit_correlation"] == pytest.approx(best[:pairs].mean(), abs=1e-6)
+    assert found.values["gap"] == 0.0
     assert shapes[0][0] <= shapes[0][1]  # so that nothing has to be transposed
 
 
@@ -77,15 +73,15 @@ def test_only_a_proved_matching_is_kept(
     gap: float, solved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    match_by_similarity = correlation_step.match_by_similarity
+    match_by_similarity = controls.match_by_similarity
 
     def counting(similarity: torch.Tensor, **options: Any) -> Any:
         calls.append(1)
         return match_by_similarity(similarity, **options)._replace(gap=gap)
 
-    monkeypatch.setattr(correlation_step, "match_by_similarity", counting)
+    monkeypatch.setattr(controls, "match_by_similarity", counting)
     layers = {layer: torch.randn(4, 13, 8, generator=torch.Generator().manual_seed(layer)) for layer in LAYERS}
     a, b = random_sae(width=12, seed=1), random_sae(width=12, seed=2)
     for _ in range(2):
-        correlation_step.match_by_correlation(evaluator_of(layers, tmp_path), LAYERS, a, b, (None, None))
+        Correlation().match(pair_of(a, b, layers, tmp_path))
     assert len(calls) == solved

@@ -13,23 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_match.config.schema import Metric, ModelConfig, ModelSource
-from sae_match.evaluation.activations import PairPass, collect_activations
-from sae_match.evaluation.splices import splices_of_pair
+from sae_match.config.schema import Metric, ModelConfig, ModelSource, SpliceUnits
+from sae_match.evaluation.activations import ActivationRequest, compute_activations
+from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.experiment import estimates
 from sae_match.experiment.estimates import JobShape, phases
 from sae_match.experiment.machine import available_ram
-from sae_match.experiment.plan import solver_bytes
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.size import ModelSize, model_size
 from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.dense import DenseSolver
 from sae_match.matching.problem import matching_problem
 from sae_match.store import Store
-from tests.builders import random_sae
+from tests.builders import random_sae, splices_of_pair
 from tests.experiment.conftest import LAYERS
 
 GEMMA = ModelSize(
@@ -38,7 +36,7 @@ GEMMA = ModelSize(
 )  # fmt: skip
 PAPER = JobShape(
     d_model=2304, widths=(16_384,) * 26, solver_bytes=5 * 2**30, batch_windows=2, window_tokens=1024, windows=100,
-    splice_windows=100, documents=100, model=GEMMA,
+    splice_windows=100, documents=100, model=GEMMA, splices=6, decodings=5,
 )  # fmt: skip
 
 
@@ -58,18 +56,18 @@ def test_pass_bytes_are_those_of_the_stored_arrays(tokens: int, far: tuple[tuple
     a, b, documents = random_sae(width=24), random_sae(width=40, seed=1), 3
     known = {name: Permutation.random(24, 40, seed=i) for i, name in enumerate(("matched", "vanilla", "random"))}
     x, document = torch.randn(documents, tokens, 8), torch.arange(documents)
-    splices = splices_of_pair(a, b, known, "raw", quantiles=[0.5])
-    statistics = collect_activations(PairPass(a, b, x, x, document, known, splices))
+    splices = splices_of_pair(a, b, known, SpliceUnits.raw, quantiles=[0.5])
+    statistics = compute_activations(ActivationRequest(a, b, x, x, document, known, splices))
     statistics.a.active[0, 0] = tokens  # as often as may be
     wide = {array.dtype for array in to_arrays(statistics).values()}
     stored = sum(array.nbytes for array in to_arrays(statistics).values())
     if far:
         others = {name: splices[name] for name in list(splices)[:5]}
-        more = collect_activations(PairPass(a, b, x, x, document, known, others))
+        more = compute_activations(ActivationRequest(a, b, x, x, document, known, others))
         stored += sum(array.nbytes for array in to_arrays(more).values())
     shape = JobShape(
         d_model=8, widths=(24, 40), solver_bytes=0, batch_windows=1, window_tokens=tokens, windows=documents,
-        documents=documents, quantiles=1, far_pairs=far,
+        documents=documents, splices=len(splices), far_pairs=far,
     )  # fmt: skip
     assert len(wide) >= 2
     assert stored <= estimates.passes_bytes(shape) <= 2 * stored
@@ -114,9 +112,9 @@ def test_operations_of_a_capture_are_those_counted(model: tuple[LanguageModel, M
 def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
     loaded, size = model
     ids = torch.ones(3, 12, dtype=torch.long)
-    shape = JobShape(8, (24,) * LAYERS, 0, 3, 12, windows=3, splice_windows=3, documents=3, model=size)
+    shape = JobShape(8, (24,) * LAYERS, 0, 3, 12, windows=3, splice_windows=3, documents=3, model=size, splices=6)
     a, b = random_sae(seed=1), random_sae(seed=2)
-    splices = estimates.VARIANTS + estimates.SPLICES_BESIDE_MATCHING
+    splices = sum(splice.count(estimates.VARIANTS) for splice in STANDARD)
     loaded.token_losses_from(0, torch.randn(3, 12, 8), ids)  # finds out what blocks return
     with FlopCounterMode(display=False) as counter:
         for layer in range(1, LAYERS):
@@ -171,9 +169,8 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_least_that_a_solver_can_do_with() -> None:
-    dense, certified = DenseSolver(), CertifiedSolver()
-    assert solver_bytes(dense, 100, 17) == dense.required_bytes(100, 100, 17)
+    certified = CertifiedSolver()
     # A small cache costs less than the longer lists that go without one; a large one is what one can do without.
-    assert solver_bytes(certified, 100, 17) == certified.required_bytes(100, 100, 17, cached=True)
-    assert solver_bytes(certified, 9000, 17) == certified.required_bytes(9000, 9000, 17, cached=False)
-    assert solver_bytes(certified, 9000, 17) < certified.required_bytes(9000, 9000, 17, cached=True)
+    assert certified.required_bytes(100, 100, 17) == certified.bytes_with(100, 100, 17, cached=True)
+    assert certified.required_bytes(9000, 9000, 17) == certified.bytes_with(9000, 9000, 17, cached=False)
+    assert certified.required_bytes(9000, 9000, 17) < certified.bytes_with(9000, 9000, 17, cached=True)

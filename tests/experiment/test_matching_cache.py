@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from sae_match.config.schema import Config
-from sae_match.config.solver_schema import SolverName
 from sae_match.content import content_key
 from sae_match.experiment import matching_step, run
 from sae_match.experiment.matching_cache import matching_key
@@ -53,7 +52,7 @@ def store(cfg: Config) -> Store:
 
 
 def key_of(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
-    return content_key(matching_key(cfg, a, b, cfg.solver.name.value, mask, None))
+    return content_key(matching_key(cfg, a, b, cfg.solver, mask, None))
 
 
 def entries(cfg: Config) -> list[Path]:
@@ -185,7 +184,7 @@ def test_a_whole_file_with_a_wrong_content_is_not_believed(
 ) -> None:
     cfg = configured(tmp_path)
     first = matching(cfg)
-    key = matching_key(cfg, A, B, cfg.solver.name.value, None, None)
+    key = matching_key(cfg, A, B, cfg.solver, None, None)
     store(cfg).put("matchings", key, {**(store(cfg).get("matchings", key) or {}), **wrong})
     again = matching(cfg)
     assert len(solved) == 2
@@ -230,7 +229,7 @@ def test_a_control_that_is_solved_otherwise_is_not_the_configured_matching(
 ) -> None:
     cfg = configured(tmp_path)
     exact = matching(cfg)
-    greedy = make_solver(replace(cfg.solver, name=SolverName.greedy))
+    greedy = make_solver("greedy")
     for _ in range(2):
         control = matching_step.match_configured(store(cfg), cfg, A, B, greedy)
         assert control.permutation.provenance["solver"] == "greedy"

@@ -84,6 +84,20 @@ def test_theta_units_use_the_scale(configured: Configured, topk_saes: Path) -> N
     assert found["decoder_norm", "theta"] != found["mean_activation", "theta"]
 
 
+def test_topk_saes_without_folding_need_no_scale(configured: Configured, topk_saes: Path) -> None:
+    result = run(configured(topk_saes, *SPARSIFY, *FAST, "folding=none"))
+    a, b = (load_sae(topk_saes / f"layers.{i}", i) for i in (0, 1))
+    matching = match(a, b, folding="none")
+    assert value(result, 0, "matched", "objective") == pytest.approx(matching.objective)
+    partners = b.W_dec[matching.permutation.indices]
+    raw = float((a.W_dec - partners).square().mean())
+    assert value(result, 0, "matched", "weight_mse/W_dec") == pytest.approx(raw, rel=1e-5)
+    assert value(result, 0, "sae", "l0") == pytest.approx(K, abs=0.5)
+    assert "mean_theta" not in set(result.pairs.metric) and {"matching_score", "delta_loss"} <= set(result.pairs.metric)
+    with pytest.raises(UserError, match="threshold must be positive to be folded"):
+        run(configured(topk_saes, *SPARSIFY, *FAST, "folding=none", "evaluation.splice_units=theta", output="theta"))
+
+
 def test_stored_thresholds_without_text(configured: Configured, tmp_path: Path) -> None:
     for layer in range(LAYERS):
         write_dictionary(tmp_path / "d" / f"layer_{layer}", "AutoEncoderTopK", layer, seed=layer)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from typing import Any
 
 from sae_match.saes import save_native
 from tests.builders import random_sae
+from tests.command import run_command
 
 FOLDERS = 10
 
@@ -44,13 +43,11 @@ def launch(directory: Path, jobs: int) -> tuple[int, list[dict[str, Any]], float
         "-m", "sae=native", f"sae.root={folders}", f"seed=range({jobs // FOLDERS})", "layers.first=0", "layers.last=1",
         "evaluation=weights_only", "evaluation.bootstrap_samples=10", "tracking=none", "hydra.sweep.dir=sweep",
     ]  # fmt: skip
-    environment = {**os.environ, "SAE_MATCH_CACHE": str(directory / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sae_match", *arguments]
     began = time.monotonic()
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+    done = run_command(*arguments, cwd=directory, env={"SAE_MATCH_CACHE": str(directory / "cache")})
     seconds = time.monotonic() - began
     rows = json.loads((directory / "sweep" / "sweep.json").read_text(encoding="utf-8"))
-    return done.returncode, rows, seconds, done.stdout + done.stderr
+    return done.code, rows, seconds, done.out + done.err
 
 
 def problems(directory: Path, jobs: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Hostile inputs drawn by hypothesis, and what may come of them: an SAE, a checked configuration, or a clear refusal.
+"""Hostile inputs drawn by hypothesis, and what may come of them: what the file holds, or a clear refusal.
 
 Every target takes one drawn input and a working folder, and returns `accepted` or `refused`. Anything else, a canary
 file that some payload created, or the harness's time limit, is a failure. `test_fuzz.py` runs some hundred inputs per
@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from sae_match import UserError, load_sae
 from sae_match.judging.neuronpedia import read_explanations
 from sae_match.language_model.gguf_check import check_gguf
-from tests.faults.fuzz_overrides import ACCEPTED, REFUSED, override_target, sweep_target, yaml_target
 from tests.saes.layouts import (
     write_dictionary,
     write_gemma_scope,
@@ -32,6 +31,7 @@ from tests.saes.layouts import (
 )
 
 CANARY = "canary"
+ACCEPTED, REFUSED = "accepted", "refused"
 
 
 class Payload:
@@ -256,9 +256,6 @@ def targets() -> dict[str, Target]:
         "cfg.json": Target(
             st.tuples(st.sampled_from(sorted(WRITERS)), changes_of_json, st.booleans(), raw_json), _cfg_json
         ),
-        "overrides": Target(*override_target()),
-        "sweeps": Target(*sweep_target()),
-        "yaml": Target(*yaml_target(json_values)),
         "explanations": Target(st.tuples(explanation_lines, st.booleans(), flips, keep), _explanations),
         "gguf": Target(st.tuples(st.sampled_from([2, 3, 3, 1, 2**31]), gguf_parts, flips, keep), _gguf),
     }

@@ -25,7 +25,6 @@ from typing import Any
 import pandas as pd
 from safetensors import safe_open
 
-from sae_match.entries import read_mark
 from sae_match.record.state import read_status
 from sae_match.saes import save_native
 from sae_match.store import Store
@@ -209,7 +208,7 @@ def kill_and_rerun(setting: Setting, where: Path, moment: Moment, reference: dic
     output, cache = where / "out", where / "cache"
     killed = kill_when(setting.start(output, cache), moment(output, cache))
     status = read_status(output)
-    before, passes = committed(cache), [read_mark(path)["key"]["hash"] for path in passes_in(cache)]
+    before, passes = committed(cache), [path.stem for path in passes_in(cache)]
     log = setting.run(output, cache)
     later = committed(cache)
     setting.run(where / "again", cache)
@@ -218,7 +217,7 @@ def kill_and_rerun(setting: Setting, where: Path, moment: Moment, reference: dic
         len(before),
         sorted(name for name, stamp in before.items() if later.get(name) != stamp),
         len(passes),
-        [key for key in passes if f"activations found in the cache ({key[:12]})" not in log],
+        [key for key in passes if f"activations found in the store ({key[:12]})" not in log],
         len(passes_in(cache)),
         None if status is None else status.state,
         results(output) == results(where / "again"),

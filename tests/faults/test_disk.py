@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -22,7 +21,10 @@ from sae_match.files import atomic_path, write_json
 from sae_match.record.state import read_status
 from sae_match.store import ResultCache
 from tests.builders import scientific
+from tests.command import run_command
 from tests.faults.kill_loop import scientific_results
+
+pytestmark = pytest.mark.slow
 
 Configured = Callable[..., Config]
 KEY = "0123456789abcdef" * 4
@@ -119,12 +121,11 @@ def test_the_command_says_so_too(tmp_path: Path) -> None:
     folder.mkdir()
     mount(folder, "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs")
     try:
-        command = [sys.executable, "-m", "sae_match", "evaluation=weights_only", f"hydra.run.dir={folder / 'x'}"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        done = run_command("evaluation=weights_only", f"hydra.run.dir={folder / 'x'}", cwd=tmp_path)
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-    assert done.returncode == 2
-    assert "Read-only file system" in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "Read-only file system" in done.err and "Traceback" not in done.err
 
 
 def test_a_clock_that_runs_backwards(

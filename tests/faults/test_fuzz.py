@@ -13,9 +13,6 @@ EXAMPLES = {
     "npz": 300,
     "safetensors": 300,
     "cfg.json": 300,
-    "overrides": 40,
-    "sweeps": 30,
-    "yaml": 30,
     "explanations": 300,
     "gguf": 300,
 }

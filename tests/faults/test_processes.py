@@ -7,9 +7,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from sae_match.config.schema import Config
 from sae_match.experiment import run
 from tests.faults.kill_loop import results
+
+pytestmark = pytest.mark.slow
 
 PROCESSES = 8
 

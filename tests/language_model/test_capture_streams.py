@@ -252,3 +252,28 @@ def test_mistakes_come_before_the_work(
     with pytest.raises(UserError, match=r"need .* KiB, 1000 B are free"):
         capture(llama, windows, [1], Store(tmp_path))
     assert passes == []
+
+
+def overflowing(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """A copy whose residual stream exceeds float16's range from block 1 on."""
+    hf = copy.deepcopy(model.hf)
+    with torch.no_grad():
+        hf.model.layers[1].mlp.down_proj.weight.mul_(1e9)
+    return LanguageModel(hf.to(dtype), None, "big")
+
+
+def test_a_residual_stream_that_overflows_is_an_error(
+    llama: LanguageModel, windows: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"big: .* after block 1 .* in float16\. .*model\.dtype=float32 or bfloat16"):
+        capture(overflowing(llama, torch.float16), windows, [0, 1, 2], tmp_path)
+    assert not list(tmp_path.rglob("layer_*.safetensors"))
+    with pytest.raises(UserError, match="before the LM head holds NaN or infinity in float16"):
+        overflowing(llama, torch.float16).token_losses(windows.ids)
+    for dtype in (torch.float32, torch.bfloat16):
+        fine = capture(overflowing(llama, dtype), windows, [1], tmp_path)
+        assert float(fine.layer(1).abs().max()) > 65504
+    damaged = overflowing(llama, torch.float32)
+    damaged.hf.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"after block 0 .* in float32\. Is the checkpoint damaged"):
+        damaged.resid_post(windows.ids, [0])

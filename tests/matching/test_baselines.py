@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_match import Permutation, UserError, match
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
 from sae_match.matching.baselines.cosine import unit_rows
@@ -49,7 +48,7 @@ def greedy(cost: np.ndarray) -> list[int]:
 
 
 def solve(name: str, problem: MatchingProblem, **options: object) -> Solution:
-    return make_solver(SolverConfig(name=SolverName(name), **options)).solve(problem)  # type: ignore[arg-type]
+    return make_solver(name, **options).solve(problem)
 
 
 @given(problems())
@@ -231,7 +230,7 @@ def test_refusals(name: str, change: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize("name", [*BASELINES, "dense"])
 def test_memory_is_refused_before_anything_is_allocated(name: str) -> None:
-    solver = make_solver(SolverConfig(name=SolverName(name), memory_limit_gib=0.5))
+    solver = make_solver(name, memory_limit_gib=0.5)
     solver.check_memory(1000, 1000, 64)
     with pytest.raises(UserError, match=f"solver={name} needs .* GiB for 4000000 x 4000000 features, but only 0.5"):
         solver.check_memory(4_000_000, 4_000_000, 1024)

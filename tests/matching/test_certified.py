@@ -199,7 +199,7 @@ def test_lists_without_a_cache_may_grow_where_the_cache_would_never_fit() -> Non
     problem = problem_of("gaussian", 400, 400, 6, seed=0)
     grid = grid_problem(problem.left, problem.right, threads=1)
     solver = CertifiedSolver(memory_limit_gib=0.05)
-    assert solver.required_bytes(400, 400, 6, cached=False) < solver.memory()
+    assert solver.bytes_with(400, 400, 6, cached=False) < solver.memory()
     first = 2 * 400 * (workspace_module.slots_per_row(False) + 1) + 8 * 400
     assert solver._most_slots(grid, False) > 2 * first
     narrow = CertifiedSolver(memory_limit_gib=0.0)  # even then there is room for the first lists

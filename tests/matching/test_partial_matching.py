@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_match import Permutation, SparseAutoencoder, UserError, match
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.matching import make_solver, matching_problem
+from sae_match.matching.make_solver import SOLVERS
 from tests.builders import permuted, random_sae
 
 
@@ -112,16 +112,15 @@ def test_impossible_limits(limits: dict[str, object], message: str) -> None:
 
 
 def test_solvers_are_made_from_names_and_options() -> None:
-    for name in SolverName:
-        assert (
-            make_solver(name).name == make_solver(name.value).name == make_solver(SolverConfig(name=name)).name == name
-        )
-    config = SolverConfig(name=SolverName.certified, time_limit_s=5.0, verify=False, block_rows=7, cache=False)
-    solver = make_solver(config, device="cpu", progress=True)
+    for name in SOLVERS:
+        assert make_solver(name).name == name
+    with pytest.raises(UserError, match="block_rows"):
+        make_solver("random", block_rows=7)
+    solver = make_solver("certified", time_limit_s=5.0, verify=False, block_rows=7, cache=False).on("cpu", True)
     chosen = {key: getattr(solver, key) for key in ("time_limit_s", "verify", "block_rows", "cache", "progress")}
     assert chosen == {"time_limit_s": 5.0, "verify": False, "block_rows": 7, "cache": False, "progress": True}
     a, b = random_sae(seed=1), random_sae(seed=2)
-    assert match(a, b, solver=config).objective == match(a, b).objective == match(a, b, solver="dense").objective
+    assert match(a, b, solver=solver).objective == match(a, b).objective == match(a, b, solver="dense").objective
     assert match(a, b).statistics["peak_memory_gib"] > 0
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.config.solver_schema import SoftRounding
 from sae_match.matching import MatchingProblem
 from sae_match.matching.baselines import SoftSolver
-from sae_match.matching.baselines.soft import squared_distances
+from sae_match.matching.baselines.soft import SoftRounding, squared_distances
 from sae_match.matching.certified import CertifiedSolver
 
 

@@ -163,12 +163,46 @@ def test_a_new_attempt_starts_without_the_old_results(tmp_path: Path, config: di
     assert (tmp_path / "figures" / "notes.txt").exists()
 
 
-def test_a_folder_without_a_record_is_not_cleaned(tmp_path: Path) -> None:
+def test_a_folder_without_a_record_is_not_cleaned(tmp_path: Path, config: dict[str, Any]) -> None:
+    mine = {"figures/holiday.png": b"photo", "metrics.json": b"{}", "pairs.csv": b"a,b", "config.yaml": b"lr: 0.1"}
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "holiday.png").write_bytes(b"")
-    with JobRecord(tmp_path).guard():
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"no record of a job \(config\.yaml, figures, metrics\.json, pairs\.csv\)"):
+        JobRecord(tmp_path).write_config(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"paths\.output_dir"), JobRecord(tmp_path).guard() as record:
+        record.clear_results()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"figures", *mine}
+    assert all((tmp_path / name).read_bytes() == content for name, content in mine.items())
+
+
+@pytest.mark.parametrize(
+    "name", [".hydra/config.yaml", "wandb/offline-run-1/run.wandb", "sae_match.log", ".status.0a1b.tmp.json"]
+)
+def test_what_hydra_wandb_and_an_interrupted_job_leave_is_no_reason_to_refuse(
+    tmp_path: Path, config: dict[str, Any], name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("")
+    finished(tmp_path, config)
+    assert status(tmp_path)["state"] == "done" and (tmp_path / name).exists()
+
+
+def test_a_job_killed_between_its_configuration_and_its_status_may_be_replaced(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    JobRecord(tmp_path).write_config(yaml.safe_dump(config))
+    (tmp_path / "figures").mkdir()
+    finished(tmp_path, config)
+    assert status(tmp_path)["state"] == "done"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"state": "done"}', "\xff"])
+def test_a_status_file_of_another_program_vouches_for_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "status.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"no record of a job \(status\.json\)"), JobRecord(tmp_path).guard():
         pass
-    assert (tmp_path / "figures" / "holiday.png").exists()
+    assert (tmp_path / "status.json").read_text(encoding="latin-1") == content
 
 
 # -- results ---------------------------------------------------------------------------------------------

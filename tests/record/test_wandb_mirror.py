@@ -246,3 +246,31 @@ def test_tracking_none_takes_everything_and_writes_nothing(tmp_path: Path, pairs
     assert list(tmp_path.iterdir()) == []
     public = {name for name in vars(WandbMirror) if not name.startswith("_")} - {"run"}
     assert public == {name for name in vars(NullMirror) if not name.startswith("_")}
+
+
+VARIABLES = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "TAGS": "a,b", "NAME": "n", "JOB_TYPE": "t"}
+
+
+def test_wandbs_own_variables_fill_in_what_is_left_open(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    given = {"project": "mine", "group": "ours", "tags": ["c"]}
+    for folder, options in (("open", {"name": "auto", "default_group": "sweep"}), ("given", given)):
+        with open_mirror(tmp_path / folder, mode="offline", config=config, cache_dir=tmp_path / "cache", **options):
+            pass
+    keys = ("project", "entity", "run_group", "tags", "display_name", "job_type")
+    runs = [inspect(tmp_path / folder)["run"][0] for folder in ("open", "given")]
+    assert [runs[0][key] for key in keys] == ["p", "e", "g", ["a", "b"], "n", "t"]
+    assert [runs[1][key] for key in keys[:4]] == ["mine", "e", "ours", ["c"]]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_that_is_disabled_writes_no_run(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with open_mirror(tmp_path, mode=mode, config=config, cache_dir=tmp_path / "cache") as mirror:
+        mirror.summary({"matching_score": 1.0})
+    assert list(tmp_path.iterdir()) == []

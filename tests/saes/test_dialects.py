@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sae_lens
 import torch
+import yaml
 
 from sae_match import SparseAutoencoder, UserError, evaluate_pair, load_sae
 from sae_match.config.sae_schema import Dialect, SaeConfig, Site
 from sae_match.matching import Permutation
 from sae_match.saes import ActivationKind, SaeSource
+from sae_match.saes.saelens_config import REGISTRY
 from tests.saes.layouts import (
     D,
     F,
@@ -121,11 +124,22 @@ def test_dictionary_sites(tmp_path: Path, changes: dict[str, Any], site: Site) -
         ("blocks.3.hook_mlp_out", Site.mlp_out),
         ("blocks.3.attn.hook_z", Site.attn_out),
         ("blocks.3.ln2.hook_normalized", Site.unknown),
+        ("model.layers.3", Site.resid_post),
+        ("transformer.h.3", Site.resid_post),
+        ("gpt_neox.layers.3.mlp", Site.mlp_out),
+        ("model.layers.3.self_attn", Site.attn_out),
+        ("model.layers.3.input_layernorm", Site.unknown),
         ("", Site.unknown),
     ],
 )
 def test_saelens_sites(tmp_path: Path, hook: str, site: Site) -> None:
     assert load_sae(write_saelens(tmp_path / "s", {**RESID, "metadata": {"hook_name": hook}})).site is site
+
+
+def test_the_layer_in_a_hook_of_a_transformers_model_is_compared(tmp_path: Path) -> None:
+    folder = write_saelens(tmp_path / "s", {**RESID, "metadata": {"hook_name": "model.layers.3"}})
+    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
+        load_sae(folder, 4)
 
 
 def test_input_of_the_next_block_is_the_output_of_this_one(tmp_path: Path) -> None:
@@ -167,6 +181,36 @@ def test_saelens_of_a_processed_model_only_matches(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="center_writing_weights"):
         load_sae(write_saelens(tmp_path / "s", {**RESID, "metadata": processed})).encode(x())
+
+
+def test_settings_that_only_the_registry_of_saelens_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flat = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small", "normalize_activations": "none"}
+    known = (
+        ("GPT2-Small-SAEs-Reformatted", "center_writing_weights"),
+        ("models--JoshEngels--Mistral-7B-Residual-Stream-SAEs", "constant_norm_rescale"),
+    )
+    for name, message in known:
+        folder = write_saelens(tmp_path / name / "blocks.3.hook_resid_pre", flat)
+        with pytest.raises(UserError, match=message):
+            load_sae(folder).encode(x())
+    assert not caplog.text
+    write_saelens(tmp_path / "copy" / "layer_3", flat)
+    load_sae(tmp_path / "copy" / "layer_3").encode(x())
+    assert "jbloom/GPT2-Small-SAEs-Reformatted" in caplog.text and "sae.repo_id" in caplog.text
+    named = config("saelens", tmp_path / "copy", folder="layer_{next}", repo_id="tommmcgrath/gpt2-small-mlp-out-saes")
+    with pytest.raises(UserError, match="center_writing_weights"):
+        SaeSource(named).load(2).encode(x())
+
+
+def test_the_registry_is_that_of_the_installed_saelens() -> None:
+    file = Path(sae_lens.__file__).with_name("pretrained_saes.yaml")
+    found: dict[str, dict[str, Any]] = {}
+    for release in yaml.safe_load(file.read_text()).values():
+        for entry in (release, *release["saes"]):
+            for key, value in (entry.get("config_overrides") or {}).items():
+                if key in ("normalize_activations", "model_from_pretrained_kwargs"):
+                    found.setdefault(release["repo_id"], {})[key] = value
+    assert found == REGISTRY
 
 
 @pytest.mark.parametrize(
@@ -279,7 +323,7 @@ def test_headers_need_no_tensors(tmp_path: Path, dialect: str, monkeypatch: pyte
     assert path.exists()
 
 
-@pytest.mark.parametrize("dialect", ["llama_scope", "saelens", "sparsify", "dictionary_learning", "gemma_scope_2"])
+@pytest.mark.parametrize("dialect", WRITERS)
 def test_another_layer_than_asked_for_is_refused(tmp_path: Path, dialect: str) -> None:
     with pytest.raises(UserError, match="asked for layer 5, but the file is of layer 3"):
         load_sae(WRITERS[dialect](tmp_path), 5)
@@ -305,6 +349,37 @@ def test_detection_refuses_what_is_not_clear(tmp_path: Path) -> None:
     assert load_sae(weights, dialect="native").width == F
     with pytest.raises(UserError, match="dialect=mine: must be one of native, gemma_scope"):
         load_sae(weights, dialect="mine")
+
+
+def test_sparsify_with_several_seeds(tmp_path: Path) -> None:
+    folder = write_sparsify(tmp_path, "layers.3/seed0")
+    assert load_sae(folder, 3).site is Site.resid_post
+    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
+        load_sae(folder, 4)
+
+
+def test_embeddings_of_gemma_scope_are_no_residual_stream(tmp_path: Path) -> None:
+    path = write_gemma_scope(tmp_path / "gemma-scope-2b-pt-res")
+    moved = tmp_path / "gemma-scope-2b-pt-res" / "embedding"
+    path.parents[2].rename(moved)
+    sae = load_sae(moved / path.relative_to(path.parents[2]))
+    assert sae.site is Site.embedding
+    with pytest.raises(UserError, match="reads token embeddings"):
+        sae.encode(x())
+
+
+@pytest.mark.parametrize("name", ["layer3.sae.pt", "trainer_0/checkpoints/ae_1000.pt", "sae.bin", "model.pkl"])
+def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(random_tensors(), path)
+    for given in (path, path.parent):
+        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
+            load_sae(given)
+    with pytest.raises(UserError, match=r"not called ae\.pt"):
+        load_sae(path, dialect="dictionary_learning")
+    with pytest.raises(UserError, match="not found"):
+        load_sae(path.with_name("absent.pt"))
 
 
 def test_activations_are_compared_on_the_residual_stream_only(tmp_path: Path) -> None:

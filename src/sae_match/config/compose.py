@@ -1,28 +1,35 @@
-"""From a composed Hydra configuration to a checked dataclass."""
+"""The door: from a composed Hydra configuration to the objects of a job. Nothing below knows Hydra's types."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
-from sae_match.config.schema import Config, LayersConfig
-from sae_match.config.training_schema import TrainConfig
+from sae_match.config.known_keys import did_you_mean, dotted_keys
+from sae_match.config.schema import Config, LayersConfig, Schema
+from sae_match.config.training_schema import TrainConfig, TrainSchema
 from sae_match.errors import UserError
 
 T = TypeVar("T", Config, TrainConfig)
+SCHEMAS: dict[type, type] = {Config: Schema, TrainConfig: TrainSchema}
 
 
 def register_schemas() -> None:
     """Make the dataclass schemas known to Hydra as `schema` and `train_schema`; calling twice is harmless."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="schema", node=Schema)
+    store.store(name="train_schema", node=TrainSchema)
 
 
 def config_directory() -> Path:
@@ -39,31 +46,96 @@ def config_directory() -> Path:
 
 
 def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
-    """The configuration as an instance of its schema class, all interpolations resolved.
+    """The objects of a job: all interpolations resolved, every group's `_target_` built.
 
     Raises:
-        UserError: a key that the schema does not know (also one added with + or ++), a missing value, a value of the
-            wrong type, or `layers.pair` beside `first` or `last`; the message names the key.
+        UserError: a key that nothing knows (also one added with + or ++), a missing value, a value of the wrong type or
+            out of its range, or `layers.pair` beside `first` or `last`; the message names every such key.
     """
+    schema = SCHEMAS[kind]
     try:
-        plain = OmegaConf.to_container(cfg, resolve=False)
-        unknown = unknown_keys(plain, kind)
+        given = OmegaConf.to_container(cfg, resolve=False)
+        unknown = unknown_keys(given, schema)
         if unknown:
+            shape: Any = OmegaConf.to_container(OmegaConf.structured(schema))
+            known = list(dotted_keys(shape))
+            named = ", ".join(f"{key}{did_you_mean(key, known)}" for key in unknown)
             raise UserError(
-                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {', '.join(unknown)}. "
+                f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {named}. "
                 "`sae-match --cfg job` prints the keys that exist."
             )
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"configuration values not set: {', '.join(missing)}")
-        merged = OmegaConf.merge(OmegaConf.structured(kind), cfg)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), cfg)
         OmegaConf.resolve(merged)
-        result: Any = OmegaConf.to_object(merged)
+        if not isinstance(merged, DictConfig):
+            raise UserError("the configuration is not a mapping")
+        config = kind(**_build(merged))
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {error}") from error
-    if not isinstance(result, kind):
-        raise UserError(f"configuration does not form a {kind.__name__}")
-    return expand_pair(result, plain)
+    plain = OmegaConf.to_container(merged, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    config.config = {str(name): _recorded(getattr(config, str(name)), value) for name, value in plain.items()}
+    return expand_pair(config, given)
+
+
+def _build(merged: DictConfig) -> dict[str, Any]:
+    """Every group as an object; what is wrong with any of them is said at once."""
+    built: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in merged:
+        node = merged._get_node(name)
+        assert isinstance(name, str)
+        if not OmegaConf.is_config(node):
+            built[name] = merged[name]
+        elif not _has_target(OmegaConf.to_container(node)):
+            built[name] = OmegaConf.to_object(node)
+        else:
+            try:
+                built[name] = instantiate(node, _convert_="all")
+            except InstantiationException as error:
+                problems += _explain(name, error)
+    if problems:
+        raise UserError("\n".join(problems))
+    return built
+
+
+def _has_target(plain: Any) -> bool:
+    if isinstance(plain, Mapping):
+        return "_target_" in plain or any(_has_target(value) for value in plain.values())
+    return isinstance(plain, list) and any(_has_target(value) for value in plain)
+
+
+def _explain(group: str, error: InstantiationException) -> Iterator[str]:
+    """What the constructor of an option said, in the configuration's words."""
+    # Hydra's message ends with the key of the node that could not be built.
+    place = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else group
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        yield f"{place}: {cause if isinstance(cause, UserError) else str(error).splitlines()[0]}"
+        return
+    for one in cause.errors():
+        key = ".".join([place, *(str(part) for part in one["loc"])])
+        message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if one["type"] == "unexpected_keyword_argument":
+            yield f"unknown configuration key: {key}"
+        elif one["type"] == "missing_argument" or one["type"] == "missing":
+            yield f"configuration values not set: {key}"
+        elif not one["loc"]:
+            yield message if message.startswith(place) else f"{place}: {message}"
+        else:
+            yield f"{key}={one['input']}: {message}"
+
+
+def _recorded(value: Any, plain: Any) -> Any:
+    """The plain form of a group with the arguments that it leaves to their defaults."""
+    if isinstance(plain, dict) and "_target_" in plain and dataclasses.is_dataclass(value):
+        defaults: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
+        return {"_target_": plain["_target_"], **defaults}
+    if isinstance(plain, dict) and isinstance(value, dict):
+        return {str(key): _recorded(value[key], item) for key, item in plain.items()}
+    return plain
 
 
 def expand_pair(config: T, given: Any) -> T:
@@ -83,7 +155,9 @@ def expand_pair(config: T, given: Any) -> T:
     if numbers:
         names = " and ".join(f"layers.{name}={value}" for name, value in numbers.items())
         raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
-    return dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1))
+    expanded = dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1))
+    expanded.config = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
+    return expanded
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:
@@ -93,7 +167,7 @@ def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:
     if typing.get_origin(kind) is dict:
         _, item = typing.get_args(kind)
         return [name for k, v in value.items() for name in unknown_keys(v, item, f"{prefix}{k}.")]
-    if not dataclasses.is_dataclass(kind):
+    if not dataclasses.is_dataclass(kind) or not inspect.isclass(kind):
         return []
     hints = typing.get_type_hints(kind)
     found: list[str] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_match.config.schema import Config, EvaluationConfig
+    from sae_match.config.schema import Config
 
 
 class Control(StrEnum):
@@ -24,42 +24,29 @@ class Control(StrEnum):
     all = "all"
 
 
-SOLVED = (Control.greedy, Control.nearest, Control.mutual, Control.cosine)
-"""Found by a baseline solver from the same parameters as the matching."""
-FITTED = (Control.correlation, Control.linear_map)
-"""Fitted on activations of other text than is evaluated."""
-
-
-def chosen(controls: Sequence[Control]) -> tuple[Control, ...]:
-    """The controls that a configuration names, in the order of `Control`; `all` stands for every one."""
-    every = tuple(control for control in Control if control is not Control.all)
-    return every if Control.all in controls else tuple(control for control in every if control in controls)
-
-
-def fits(evaluation: EvaluationConfig) -> bool:
-    """Whether a control needs text to be fitted on."""
-    return bool(set(FITTED) & set(chosen(evaluation.controls)))
-
-
 def control_rules(cfg: Config) -> Iterator[str]:
     """Controls that can be computed, and text to fit them on."""
+    # Asked of the objects; imported here so that composing a configuration needs no torch.
+    from sae_match.experiment import configured
+
     evaluation, named = cfg.evaluation, list(cfg.evaluation.controls)
-    controls = chosen(named)
+    controls = configured.controls(cfg)
+    names = [control.name for control in controls]
     if len(set(named)) < len(named):
         yield f"evaluation.controls=[{', '.join(named)}]: each must be named once"
-    solved = [control.value for control in controls if control in SOLVED]
+    unlimited = [control.name for control in controls if not control.takes_limits]
     for limit in ("n_pairs", "rejection_cost"):
-        if solved and getattr(cfg.matching, limit) is not None:
-            yield f"matching.{limit} is set, and the controls {', '.join(solved)} know no such limit; leave one out"
-    if cfg.composition.max_distance >= 2 and Control.random not in controls:
+        if unlimited and getattr(cfg.matching, limit) is not None:
+            yield f"matching.{limit} is set, and the controls {', '.join(unlimited)} know no such limit; leave one out"
+    if cfg.composition.max_distance >= 2 and Control.random not in names:
         yield "composition.max_distance compares with composed random permutations: add random to evaluation.controls"
-    missing = [control.value for control in (Control.vanilla, Control.random) if control not in controls]
+    missing = [control.value for control in (Control.vanilla, Control.random) if control not in names]
     if missing and cfg.judging.name.value != "none":
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
     if evaluation.fit_documents is not None and evaluation.fit_documents < 1:
         yield f"evaluation.fit_documents={evaluation.fit_documents}: must be at least 1"
-    if fits(evaluation):
-        yield from _fit_rules(cfg, [control.value for control in controls if control in FITTED])
+    if fitted := configured.fitted(cfg):
+        yield from _fit_rules(cfg, fitted)
 
 
 def _fit_rules(cfg: Config, fitted: list[str]) -> Iterator[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from sae_match.config.controls import control_rules
 from sae_match.config.evaluation_rules import capture_rules, composition_rules, quantile_rules
 from sae_match.config.judging_rules import judging_rules
-from sae_match.config.number_rules import number_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
@@ -23,15 +22,12 @@ from sae_match.config.schema import (
     ModelConfig,
     ModelSource,
     Part,
-    TrackingConfig,
 )
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MAX_TAG = 64
 EVALUATION_MINIMA = {
     "splice_documents": 0,
     "splice_windows_per_document": 0,
@@ -39,33 +35,6 @@ EVALUATION_MINIMA = {
     "min_count": 1,
     "bootstrap_samples": 1,
 }
-BLOCKWISE = (
-    SolverName.certified,
-    SolverName.cosine,
-    SolverName.dense,
-    SolverName.greedy,
-    SolverName.nearest,
-    SolverName.mutual,
-)
-SOLVER_OPTIONS = {
-    "block_rows": BLOCKWISE,
-    "time_limit_s": (SolverName.certified, SolverName.cosine),
-    "verify": (SolverName.certified,),
-    "cache": (SolverName.certified, SolverName.cosine),
-    "regularisation": (SolverName.soft,),
-    "max_iterations": (SolverName.soft,),
-    "marginal_error": (SolverName.soft,),
-    "rounding": (SolverName.soft,),
-}
-"""The solvers that an option means something to; memory_limit_gib means something to all."""
-POSITIVE_OPTIONS = (
-    "memory_limit_gib",
-    "block_rows",
-    "time_limit_s",
-    "regularisation",
-    "max_iterations",
-    "marginal_error",
-)
 
 
 def check_config(cfg: Config) -> None:
@@ -74,23 +43,21 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += _range_rule(cfg)
     problems += sae_rules(cfg)
     problems += _matching_rules(cfg)
     problems += _partial_rules(cfg)
-    problems += _solver_rules(cfg.solver)
     problems += _evaluation_rules(cfg.evaluation)
     problems += judging_rules(cfg)
-    problems += quantile_rules(cfg.evaluation)
+    # Controls are asked together with the splices, which cannot be built from wrong quantiles.
+    problems += list(quantile_rules(cfg.evaluation)) or list(control_rules(cfg))
     problems += composition_rules(cfg.composition, cfg.layers)
-    problems += control_rules(cfg)
     if cfg.evaluation.level is EvaluationLevel.full:
         problems += capture_rules(cfg)
         problems += _model_rules(cfg.model, cfg.layers)
         problems += _dataset_rules(cfg.dataset, "dataset", cfg.model.sink_positions)
-    problems += _common_rules(cfg.device, cfg.tracking)
+    problems += _device_rule(cfg.device)
     _raise(problems)
 
 
@@ -100,7 +67,6 @@ def check_train_config(cfg: TrainConfig) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    _raise(list(number_rules(cfg)))
     problems = list(_layer_rules(cfg.layers, need_pair=False))
     problems += _model_rules(cfg.model, cfg.layers)
     for name, dataset in cfg.datasets.items():
@@ -114,7 +80,7 @@ def check_train_config(cfg: TrainConfig) -> None:
     for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
         if getattr(cfg.training, name) <= 0:
             problems.append(f"training.{name}={getattr(cfg.training, name)}: must be positive")
-    problems += _common_rules(cfg.device, cfg.tracking)
+    problems += _device_rule(cfg.device)
     _raise(problems)
 
 
@@ -159,7 +125,7 @@ def _matching_rules(cfg: Config) -> Iterator[str]:
 def _partial_rules(cfg: Config) -> Iterator[str]:
     matching = cfg.matching
     for name in ("rejection_cost", "n_pairs"):
-        if getattr(matching, name) is not None and cfg.solver.name is not SolverName.certified:
+        if getattr(matching, name) is not None and not cfg.solver.limits_pairs:
             yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
     if matching.rejection_cost is not None and matching.n_pairs is not None:
         yield "matching.rejection_cost and matching.n_pairs both limit the pairs: give one of them"
@@ -173,17 +139,6 @@ def _partial_rules(cfg: Config) -> Iterator[str]:
             "matching.dead_features=aside needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
         )
-
-
-def _solver_rules(solver: SolverConfig) -> Iterator[str]:
-    defaults = SolverConfig(name=solver.name)
-    for name, solvers in SOLVER_OPTIONS.items():
-        if getattr(solver, name) != getattr(defaults, name) and solver.name not in solvers:
-            yield f"solver.{name} means nothing to solver={solver.name}; it belongs to {', '.join(solvers)}"
-    for name in POSITIVE_OPTIONS:
-        value = getattr(solver, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            yield f"solver.{name}={value}: must be a positive number"
 
 
 def _evaluation_rules(evaluation: EvaluationConfig) -> Iterator[str]:
@@ -252,9 +207,6 @@ def _identity(dataset: DatasetConfig) -> tuple[object, ...]:
     return dataset.source, dataset.repo_id, dataset.config_name, dataset.split, dataset.path
 
 
-def _common_rules(device: str, tracking: TrackingConfig) -> Iterator[str]:
+def _device_rule(device: str) -> Iterator[str]:
     if device not in DEVICES:
         yield f"device={device}: must be one of {', '.join(DEVICES)}"
-    for tag in tracking.tags:
-        if not 1 <= len(tag) <= MAX_TAG:
-            yield f"tracking.tags: W&B takes tags of 1 to {MAX_TAG} characters, got {len(tag)}: {tag[:20]}..."

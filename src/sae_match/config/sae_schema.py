@@ -29,6 +29,7 @@ class Site(StrEnum):
     mlp_out = "mlp_out"
     attn_out = "attn_out"
     transcoder = "transcoder"
+    embedding = "embedding"
     unknown = "unknown"
 
 

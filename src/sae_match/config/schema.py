@@ -6,8 +6,10 @@ Field docstrings are the reference that `sae-match --help` points to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -15,7 +17,10 @@ from sae_match.config.composition_schema import CompositionConfig
 from sae_match.config.controls import Control
 from sae_match.config.judging_schema import JudgingConfig
 from sae_match.config.sae_schema import SaeConfig
-from sae_match.config.solver_schema import SolverConfig
+
+if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+    from sae_match.matching.solution import Solver
+    from sae_match.tracking import Tracking
 
 
 class Metric(StrEnum):
@@ -103,14 +108,6 @@ class Part(StrEnum):
     train = "train"
     evaluation = "evaluation"
     all = "all"
-
-
-class TrackingMode(StrEnum):
-    """Weights & Biases mode."""
-
-    offline = "offline"
-    online = "online"
-    none = "none"
 
 
 class EvaluationLevel(StrEnum):
@@ -303,22 +300,6 @@ class EvaluationConfig:
 
 
 @dataclass
-class TrackingConfig:
-    """Weights & Biases."""
-
-    mode: TrackingMode = MISSING
-    """offline | online | none."""
-    project: str = "sae-match"
-    """W&B project."""
-    entity: str | None = None
-    """W&B entity; null = the account's default."""
-    group: str | None = None
-    """Run group; null = the sweep's directory name, or none for a single run."""
-    tags: list[str] = field(default_factory=list)
-    """Extra tags, at most 64 characters each."""
-
-
-@dataclass
 class PathsConfig:
     """Where a job writes and what jobs share."""
 
@@ -335,13 +316,13 @@ class Config:
 
     matching: MatchingConfig = MISSING
     folding: FoldingConfig = MISSING
-    solver: SolverConfig = MISSING
+    solver: Solver = MISSING
     sae: SaeConfig = MISSING
     model: ModelConfig = MISSING
     dataset: DatasetConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     judging: JudgingConfig = MISSING
-    tracking: TrackingConfig = MISSING
+    tracking: Tracking = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
@@ -359,3 +340,40 @@ class Config:
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
     configuration and inputs; all: run everything again, and read no stored matchings, losses or counts; none: run
     nothing, only report."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
+
+    def __post_init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
+
+    def at(self, output_dir: Path | str) -> Config:
+        """The same job with its record elsewhere."""
+        moved = replace(self, paths=replace(self.paths, output_dir=str(output_dir)))
+        moved.config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
+        return moved
+
+
+@dataclass
+class Schema:
+    """The composed form of `Config`; what is `Any` is built from its `_target_`."""
+
+    matching: MatchingConfig = MISSING
+    folding: FoldingConfig = MISSING
+    solver: Any = MISSING
+    sae: SaeConfig = MISSING
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    judging: JudgingConfig = MISSING
+    tracking: Any = MISSING
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    composition: CompositionConfig = field(default_factory=CompositionConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    device: str = "auto"
+    seed: int = 0
+    progress: bool | None = None
+    dry_run: bool = False
+    rerun: Rerun = Rerun.failed
+    trusted_packages: list[str] = field(default_factory=list)

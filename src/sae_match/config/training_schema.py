@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
-from sae_match.config.schema import DatasetConfig, LayersConfig, ModelConfig, PathsConfig, TrackingConfig
+from sae_match.config.schema import DatasetConfig, LayersConfig, ModelConfig, PathsConfig
+from sae_match.tracking import Tracking
 
 
 @dataclass
@@ -60,7 +62,7 @@ class TrainConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     model: ModelConfig = MISSING
-    tracking: TrackingConfig = MISSING
+    tracking: Tracking = MISSING
     datasets: dict[str, DatasetConfig] = MISSING
     """Training texts by name."""
     held_out: dict[str, DatasetConfig] = MISSING
@@ -74,3 +76,26 @@ class TrainConfig:
     """auto | cpu | cuda."""
     progress: bool | None = None
     """Progress bars; null = only when standard error is a terminal."""
+    trusted_packages: list[str] = field(default_factory=list)
+    """Packages other than sae_match whose classes a `_target_` may name."""
+
+    def __post_init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        """What the objects were built from, as nested plain values."""
+
+
+@dataclass
+class TrainSchema:
+    """The composed form of `TrainConfig`; what is `Any` is built from its `_target_`."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    model: ModelConfig = MISSING
+    tracking: Any = MISSING
+    datasets: dict[str, DatasetConfig] = MISSING
+    held_out: dict[str, DatasetConfig] = MISSING
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    device: str = "auto"
+    progress: bool | None = None
+    trusted_packages: list[str] = field(default_factory=list)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import PairActivations, Splice
+from sae_match.evaluation.splices import BoundSplice, PairActivations, first_equals
 from sae_match.matching import Permutation
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.reconstruction import ReconstructionStatistics
@@ -35,8 +35,8 @@ class ActivationStatistics:
 
 
 @dataclass(frozen=True)
-class PairPass:
-    """What one pass over the tokens of a layer pair is about.
+class ActivationRequest:
+    """What one pass over the tokens of a layer pair counts and sums up.
 
     Attributes:
         a, b: SAEs of layers t and t+1, on the device on which to compute.
@@ -53,7 +53,7 @@ class PairPass:
     x_b: Float[Tensor, "windows tokens d"]
     document: Int[Tensor, " windows"]
     permutations: Mapping[str, Permutation]
-    splices: Mapping[str, Splice]
+    splices: Mapping[str, BoundSplice]
     batch_windows: int = 8
     sink_positions: int = 1
 
@@ -85,29 +85,34 @@ class PairPass:
                 raise UserError(f"{sae.source} reads d_model={sae.d_model}, but the residual stream has {x.shape[2]}")
 
 
-Collector = Callable[[PairPass], ActivationStatistics]
-"""`collect_activations`, or what answers in its place."""
+ComputeActivations = Callable[[ActivationRequest], ActivationStatistics]
+"""`compute_activations`, or what answers in its place."""
 
 
-def collect_activations(asked: PairPass) -> ActivationStatistics:
+def compute_activations(request: ActivationRequest) -> ActivationStatistics:
     """Make a pass over the tokens of a pair; the sink positions of every window are left out.
 
+    Splices with equal keys are computed once and share their sums.
+
     Raises:
-        UserError: from `PairPass.check`.
+        UserError: from `ActivationRequest.check`.
     """
-    asked.check()
-    a, b, n, device = asked.a, asked.b, asked.n_documents, asked.a.device
-    matchings = {variant: permutation.indices.to(device) for variant, permutation in asked.permutations.items()}
+    request.check()
+    a, b, n, device = request.a, request.b, request.n_documents, request.a.device
+    matchings = {variant: permutation.indices.to(device) for variant, permutation in request.permutations.items()}
+    firsts = first_equals(request.splices)
+    sums = {name: ReconstructionStatistics(n, b.d_model, device) for name in dict.fromkeys(firsts.values())}
     statistics = ActivationStatistics(
         a=ActivationCounts(n, a.width, device),
         b=ActivationCounts(n, b.width, device),
         together={variant: CoactivationCounts.empty(n, indices) for variant, indices in matchings.items()},
-        reconstruction={name: ReconstructionStatistics(n, b.d_model, device) for name in asked.splices},
+        reconstruction={name: sums[first] for name, first in firsts.items()},
     )
-    for start in range(0, len(asked.document), asked.batch_windows):
-        rows = slice(start, start + asked.batch_windows)
-        x_a, x_b = (x[rows, asked.sink_positions :].to(device) for x in (asked.x_a, asked.x_b))
-        _update(statistics, a, b, x_a, x_b, asked.document[rows].to(device), asked.splices)
+    distinct = {name: request.splices[name] for name in sums}
+    for start in range(0, len(request.document), request.batch_windows):
+        rows = slice(start, start + request.batch_windows)
+        x_a, x_b = (x[rows, request.sink_positions :].to(device) for x in (request.x_a, request.x_b))
+        _update(statistics, a, b, x_a, x_b, request.document[rows].to(device), distinct)
     return statistics
 
 
@@ -130,7 +135,7 @@ def _update(
     x_a: Tensor,
     x_b: Tensor,
     document: Tensor,
-    splices: Mapping[str, Splice],
+    splices: Mapping[str, BoundSplice],
 ) -> None:
     pair = PairActivations(x_a=x_a, x_b=x_b, f_a=a.encode(x_a), f_b=b.encode(x_b))
     active_a, active_b = pair.f_a > 0, pair.f_b > 0

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
+from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.bootstrap import Estimate
 
 SCORES = ("matching_score", "matching_score_per_feature", "matching_iou")

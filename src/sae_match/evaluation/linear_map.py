@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import PairActivations
+from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair
+from sae_match.options import option
 
-LINEAR_MAP = "linear_map"
-"""Name of the splice."""
+logger = logging.getLogger(__name__)
+
 CONDITION = 1e12
 """Above this ratio of the largest to the smallest eigenvalue of the covariance, its inverse is mostly rounding."""
 
@@ -86,3 +90,40 @@ def _solve(covariance: Float[Tensor, "d d"], cross: Float[Tensor, "d d"]) -> tup
     ridge = 0.0 if float(values[0]) * CONDITION > largest else largest / CONDITION
     regular = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.solve(regular, cross), ridge
+
+
+@option
+class LinearMapSplice(Splice):
+    """x_a @ W + c: the least-squares map of the residual stream, fitted on text that is not evaluated."""
+
+    fitted: ClassVar[bool] = True
+    name: str = "linear_map"
+
+    def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
+        """Fitted when it is first called, which it may never be: what it gives may be known. Not kept beyond the pair:
+        for a whole span, the maps would outgrow the SAEs."""
+        streams = pair.fit_streams
+        fitted = cache(lambda: _fitted(pair))
+
+        def mapped(activations: PairActivations) -> Tensor:
+            return fitted()(activations)
+
+        def reads() -> dict[str, object]:
+            return {"layers": list(pair.layers), "fit": streams.key, "sink_positions": pair.sink_positions}
+
+        return {self.name: self.bound(pair, mapped, reads=reads)}
+
+    def decodings(self, permutations: int) -> int:
+        """No SAE takes part."""
+        return 0
+
+
+def _fitted(pair: SplicePair) -> LinearMap:
+    x_a, x_b = (pair.fit_streams.layer(layer) for layer in pair.layers)
+    fitted = fit_linear_map(x_a, x_b, pair.batch_windows, pair.sink_positions, pair.b.device)
+    if fitted.ridge > 0:
+        logger.warning(
+            "layers %d -> %d: the linear map is regularised (ridge %.2g): %d tokens do not determine it",
+            *pair.layers, fitted.ridge, fitted.tokens,
+        )  # fmt: skip
+    return fitted

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.activations import ActivationStatistics, Collector, PairPass, collect_activations
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import Splice, splices_of_pair
+from sae_match.evaluation.splices import Splice, SplicePair, bind_all, parse_units
+from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
@@ -40,6 +41,27 @@ def weight_rows(distances: Mapping[str, WeightDistances], layer: int, layer_to: 
     return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """How a pair is measured.
+
+    Attributes:
+        units: units in which activations are carried along the permutation, `theta` or `raw`.
+        splices: what stands in for x_b; `Quantiles(quantiles=[0.5])` adds those of Eq. 6.
+        min_count: per-feature scores average over features that fire at least this often.
+        batch_windows: windows computed at a time; changes memory use, not the result.
+        sink_positions: positions at each window's start that are not counted (1 = position 0).
+        bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
+    """
+
+    units: SpliceUnits | str = SpliceUnits.theta
+    splices: Sequence[Splice] = STANDARD
+    min_count: int = 10
+    batch_windows: int = 8
+    sink_positions: int = 1
+    bootstrap: Bootstrap | None = None
+
+
 def evaluate_pair(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
@@ -48,16 +70,8 @@ def evaluate_pair(
     x_b: Float[Tensor, "windows tokens d"],
     document: Int[Tensor, " windows"] | None = None,
     *,
-    units: SpliceUnits | str = SpliceUnits.theta,
     layers: tuple[int, int] = (0, 1),
-    min_count: int = 10,
-    bootstrap: Bootstrap | None = None,
-    batch_windows: int = 8,
-    sink_positions: int = 1,
-    weights: bool = True,
-    quantiles: Sequence[float] = (),
-    more_splices: Mapping[str, Splice] | None = None,
-    collect: Collector = collect_activations,
+    settings: PairSettings | None = None,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
@@ -66,28 +80,32 @@ def evaluate_pair(
         permutations: one matching A -> B, or several by variant (`matched`, `random`, ...).
         x_a, x_b: resid_post of both layers on the same tokens; sink positions are left out.
         document: 0-based document of each window, for the intervals; each window its own document if None.
-        units: units in which activations are carried along the permutation, `theta` or `raw`.
         layers: layer numbers, for the rows.
-        min_count: per-feature scores average over features that fire at least this often.
-        sink_positions: positions at each window's start that are not counted (1 = position 0).
-        weights: also give the weight metrics, which need no residual streams.
-        bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
-        quantiles: also the splices that carry only the q share of matched pairs with the lowest MSE (Eq. 6).
-        more_splices: further reconstructions of x_b, by name.
-        collect: makes the pass over the tokens; one that has made it before may know the answer.
+        settings: `PairSettings()` if None.
 
     Raises:
-        UserError: shapes that do not fit together.
+        UserError: shapes that do not fit together, unknown units, or a splice that cannot be made of this pair.
     """
+    how = settings or PairSettings()
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
     document = torch.arange(len(x_a)) if document is None else document
-    bootstrap = bootstrap or Bootstrap(int(document.max()) + 1)
-    splices = splices_of_pair(a, b, named, units, quantiles) | dict(more_splices or {})
-    statistics = collect(PairPass(a, b, x_a, x_b, document, named, splices, batch_windows, sink_positions))
-    rows = weight_rows(weight_distances_of(a, b, named), *layers) if weights else []
-    rows += score_rows(statistics, bootstrap, layers, min_count)
-    rows += reconstruction_rows(statistics, bootstrap, layers)
-    return PairEvaluation(rows, statistics)
+    bootstrap = how.bootstrap or Bootstrap(int(document.max()) + 1)
+    pair = SplicePair(
+        a, b, named, parse_units(how.units), layers, batch_windows=how.batch_windows, sink_positions=how.sink_positions
+    )
+    splices = bind_all(how.splices, pair)
+    statistics = compute_activations(
+        ActivationRequest(a, b, x_a, x_b, document, named, splices, how.batch_windows, how.sink_positions)
+    )
+    rows = weight_rows(weight_distances_of(a, b, named), *layers)
+    return PairEvaluation(rows + activation_rows(statistics, bootstrap, layers, how.min_count), statistics)
+
+
+def activation_rows(
+    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int], min_count: int
+) -> list[MetricRow]:
+    """Every metric that follows from one pass over the tokens of a pair."""
+    return score_rows(statistics, bootstrap, layers, min_count) + reconstruction_rows(statistics, bootstrap, layers)
 
 
 def score_rows(

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Self
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_match.config.schema import SpliceUnits
 from sae_match.errors import UserError
+from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair, sae_facts
+from sae_match.evaluation.standard_splices import MATCHED, permuted_facts
 from sae_match.matching import Permutation
 from sae_match.metrics.weight_distance import weight_distances
+from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
-
-QUANTILE = "quantile_"
-"""Names of quantile splices are `quantile_{q:g}`."""
-
-
-def quantile_name(q: float) -> str:
-    """Name of the splice that carries the share `q` of the pairs."""
-    return f"{QUANTILE}{q:g}"
 
 
 def carried_features(
@@ -49,7 +46,7 @@ def carried_features(
 
 
 @dataclass(frozen=True)
-class QuantileSplice:
+class CarriedShare:
     """Eq. 6: Dec_B(P (m * f_a)) + ((1 - m) * f_a) @ W_dec_A, with B's bias only.
 
     Features that have no partner stay on A's decoder, whatever q.
@@ -65,8 +62,9 @@ class QuantileSplice:
     carried: Bool[Tensor, " F_a"]
     units: SpliceUnits
 
-    def __call__(self, f_a: Float[Tensor, "*batch F_a"]) -> Float[Tensor, "*batch d"]:
+    def __call__(self, pair: PairActivations) -> Float[Tensor, "*batch d"]:
         """The residual that replaces x_b."""
+        f_a = pair.f_a
         carried = self.carried.to(f_a.device)
         # Masks, not 0/1 products: an infinite activation times 0 would be NaN.
         moved, kept = f_a.masked_fill(~carried, 0.0), f_a.masked_fill(carried, 0.0)
@@ -77,17 +75,46 @@ class QuantileSplice:
         return self.b.decode(moved) + torch.matmul(kept.to(torch.float32), self.a.W_dec)
 
 
-def quantile_splices(
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    permutation: Permutation,
-    units: SpliceUnits,
-    quantiles: Sequence[float],
-) -> dict[str, QuantileSplice]:
-    """The splices by name.
+@option
+class Quantiles(Splice):
+    """Eq. 6 along the permutation `matched`, once per share: NAME_q carries the pairs with the lowest decoder MSE."""
 
-    Raises:
-        UserError: from `carried_features`.
-    """
-    masks = carried_features(a, b, permutation, quantiles)
-    return {quantile_name(q): QuantileSplice(a, b, permutation, mask, units) for q, mask in masks.items()}
+    name: str = "quantile"
+    label: str = "quantile"
+    quantiles: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    """Shares of the pairs that are carried, each in 0..1 and named once."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({f"{q:g}" for q in self.quantiles}) < len(self.quantiles):
+            raise ValueError("each share must be named once (six digits tell them apart)")
+        return self
+
+    def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
+        """One variant per share.
+
+        Raises:
+            UserError: the pair has no permutation `matched`, or its SAEs cannot be folded.
+        """
+        if MATCHED not in pair.permutations:
+            raise UserError(
+                f"quantiles split the pairs of the variant matched; there are {', '.join(pair.permutations)}"
+            )
+        permutation = pair.permutations[MATCHED]
+        masks = carried_features(pair.a, pair.b, permutation, self.quantiles)
+        return {f"{self.name}_{q:g}": self._carrying(pair, permutation, q, mask) for q, mask in masks.items()}
+
+    def _carrying(
+        self, pair: SplicePair, permutation: Permutation, q: float, carried: Bool[Tensor, " F_a"]
+    ) -> BoundSplice:
+        def reads() -> dict[str, object]:
+            # Which pairs are carried follows from folded weights, whatever travels along them.
+            return {"q": q, **permuted_facts(pair, permutation), "saes": [sae_facts(pair.a), sae_facts(pair.b)]}
+
+        reconstruct = CarriedShare(pair.a, pair.b, permutation, carried, pair.units)
+        label = f"{self.label} {q:g}"
+        return self.bound(pair, reconstruct, reads=reads, label=label, leave_out=("quantiles",))
+
+    def count(self, permutations: int) -> int:
+        """One per share."""
+        return len(self.quantiles)

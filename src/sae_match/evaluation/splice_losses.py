@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.evaluation.splices import PairActivations, Splice
+from sae_match.evaluation.splices import BoundSplice, PairActivations
 from sae_match.saes import SparseAutoencoder
 
 
@@ -47,7 +47,7 @@ def splice_losses(
     saes: tuple[SparseAutoencoder, SparseAutoencoder],
     residuals: tuple[Float[Tensor, "windows tokens d"], Float[Tensor, "windows tokens d"]],
     ids: Int[Tensor, "windows tokens"],
-    splices: dict[str, Splice],
+    splices: Mapping[str, BoundSplice],
     batch_windows: int,
     sink_positions: int = 1,
     tick: Callable[[int], object] = lambda n: None,

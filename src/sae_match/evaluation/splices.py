@@ -1,20 +1,22 @@
-"""What can stand in for the residual stream after block t+1 (method section 6: Eq. 5 and its baselines)."""
+"""What can stand in for the residual stream after block t+1: the interface of a splice, and what it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.config.schema import Folding, SpliceUnits
 from sae_match.errors import UserError
-from sae_match.evaluation.quantile_splice import QuantileSplice, quantile_splices
+from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching import Permutation
+from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
-
-ENCODE_PERMUTE_DECODE = "encode_permute_decode"
+from sae_match.style import Style
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,183 @@ class PairActivations:
     f_b: Float[Tensor, "*batch F_b"]
 
 
-Splice = Callable[[PairActivations], Float[Tensor, "*batch d"]]
+Reconstruct = Callable[[PairActivations], Float[Tensor, "*batch d"]]
 """From the activations of a pair to the residual that replaces x_b."""
+
+
+class Streams(Protocol):
+    """Residual streams of some text, read layer by layer as they are asked for."""
+
+    @property
+    def key(self) -> str:
+        """Content hash of model and text."""
+
+    def layer(self, layer: int) -> Float[Tensor, "windows tokens d"]:
+        """resid_post of one layer."""
+
+
+@dataclass(frozen=True)
+class SplicePair:
+    """What a splice may be made from.
+
+    Attributes:
+        a, b: SAEs of layers t and t+1.
+        permutations: matchings A -> B by variant (`matched`, `random`, ...).
+        units: units in which activations travel along a permutation, `theta` or `raw`.
+        layers: t and t+1.
+        fit: residual streams of text that is not evaluated; None where none was prepared.
+        batch_windows: windows read at a time.
+        sink_positions: positions at each window's start that are never replaced, counted or fitted on.
+    """
+
+    a: SparseAutoencoder
+    b: SparseAutoencoder
+    permutations: Mapping[str, Permutation]
+    units: SpliceUnits = SpliceUnits.theta
+    layers: tuple[int, int] = (0, 1)
+    fit: Streams | None = None
+    batch_windows: int = 8
+    sink_positions: int = 1
+
+    @property
+    def fit_streams(self) -> Streams:
+        """Residual streams of the text on which a splice may be fitted.
+
+        Raises:
+            UserError: none was prepared.
+        """
+        return require_streams(self.fit, "splice")
+
+    def facts(self) -> dict[str, object]:
+        """Everything that a splice of this pair could depend on."""
+        return {
+            "saes": [sae_facts(sae) for sae in (self.a, self.b)],
+            "layers": list(self.layers),
+            "permutations": {name: tensor_digest(found.indices) for name, found in self.permutations.items()},
+            "units": self.units.value,
+            "fit": None if self.fit is None else self.fit.key,
+            "batch_windows": self.batch_windows,
+            "sink_positions": self.sink_positions,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class BoundSplice:
+    """A splice of one pair of layers.
+
+    Attributes:
+        facts: what it is, and all that its value depends on beside the model, the text and the block it replaces.
+    """
+
+    reconstruct: Reconstruct
+    facts: Callable[[], dict[str, object]]
+    label: str
+    style: Style | None = None
+
+    def __call__(self, activations: PairActivations) -> Float[Tensor, "*batch d"]:
+        """The residual that replaces x_b."""
+        return self.reconstruct(activations)
+
+    def key(self) -> dict[str, object]:
+        """Plain data that is equal for two splices only if they give the same residuals."""
+        return self.facts()
+
+
+@option
+class Splice(Keyed, ABC):
+    """What stands in for the residual stream after block t+1, in one or several variants.
+
+    A subclass binds itself to a pair of layers. Its key holds its code, its arguments and all that a pair offers, so
+    that no stale value is ever taken for its own; one that knows what it reads says so (`bound(..., reads=...)`), and
+    then shares its values with every pair and job that agree on that.
+    """
+
+    fitted: ClassVar[bool] = False
+    """Whether it reads `pair.fit_streams`: text that is not evaluated is then captured as well."""
+
+    name: str
+    """Name of its rows, or what they begin with."""
+    label: str = ""
+    """What legends call it; empty = the name."""
+    style: Style | None = None
+    """How its curve is drawn; null = in a color that is free."""
+
+    @abstractmethod
+    def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
+        """The variants for one pair, by the name of their rows."""
+
+    def bound(
+        self,
+        pair: SplicePair,
+        reconstruct: Reconstruct,
+        *,
+        reads: Callable[[], Mapping[str, object]] | None = None,
+        label: str = "",
+        leave_out: tuple[str, ...] = (),
+    ) -> BoundSplice:
+        """One variant with its key.
+
+        Args:
+            reads: all that the value depends on beside this class, its arguments, the model, the text and the block
+                that is replaced; None = everything that the pair offers.
+            label: where it differs from the splice's own.
+            leave_out: arguments on which this variant does not depend.
+        """
+
+        def facts() -> dict[str, object]:
+            own = self.facts(("name", "label", "style", *leave_out))
+            return {**own, "reads": pair.facts() if reads is None else dict(reads())}
+
+        return BoundSplice(reconstruct, facts, label or self.label or self.name.replace("_", " "), self.style)
+
+    def count(self, permutations: int) -> int:
+        """Number of variants.
+
+        Args:
+            permutations: matchings of a pair.
+        """
+        return 1
+
+    def decodings(self, permutations: int) -> int:
+        """How often a token is decoded by an SAE for all variants together."""
+        return self.count(permutations)
+
+
+def bind_all(splices: Iterable[Splice], pair: SplicePair) -> dict[str, BoundSplice]:
+    """Every variant of some splices by the name of its rows.
+
+    Raises:
+        UserError: two of them have one name.
+    """
+    found: dict[str, BoundSplice] = {}
+    for splice in splices:
+        for name, bound in splice.bind(pair).items():
+            if name in found:
+                raise UserError(f"two splices are called {name}: give one of them another name")
+            found[name] = bound
+    return found
+
+
+def first_equals(splices: Mapping[str, BoundSplice]) -> dict[str, str]:
+    """By name, the name of the first splice whose key is equal: what has to be computed once."""
+    keys = {name: splice.key() for name, splice in splices.items()}
+    return {name: next(first for first in keys if keys[first] == key) for name, key in keys.items()}
+
+
+def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
+    """Content of an SAE, and what plays theta for it where that is not its threshold."""
+    return {"content": sae.content_hash, "scale": None if sae.scale is None else tensor_digest(sae.scale)}
+
+
+def require_streams(fit: Streams | None, what: str) -> Streams:
+    """The text that something is fitted on.
+
+    Raises:
+        UserError: none was prepared.
+    """
+    if fit is None:
+        raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
+    return fit
 
 
 def resolve_units(units: SpliceUnits, folding: Folding) -> SpliceUnits:
@@ -47,57 +224,3 @@ def parse_units(units: SpliceUnits | str) -> SpliceUnits:
     if units not in (SpliceUnits.theta, SpliceUnits.raw):
         raise UserError(f"units={units}: must be theta or raw")
     return SpliceUnits(units)
-
-
-def permuted_splice(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation, units: SpliceUnits) -> Splice:
-    """Eq. 5: Dec_B(P Enc_A(x_a)); block t+1 is never evaluated.
-
-    Args:
-        units: `theta` carries activations in units of each feature's own theta (what folded SAEs do),
-            `raw` carries them as they are.
-    """
-
-    def splice(pair: PairActivations) -> Tensor:
-        if units is SpliceUnits.theta:
-            return b.decode(permutation.apply(pair.f_a / a.theta) * b.theta)
-        return b.decode(permutation.apply(pair.f_a))
-
-    return splice
-
-
-def splices_of_pair(
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    permutations: dict[str, Permutation],
-    units: SpliceUnits | str,
-    quantiles: Sequence[float] = (),
-) -> dict[str, Splice]:
-    """All splices of a pair by name.
-
-    Args:
-        permutations: by variant; `matched` gives `encode_permute_decode`, any other variant V gives
-            `encode_permute_decode_V`.
-        units: `theta` or `raw`.
-        quantiles: each q gives `quantile_q` of the variant `matched` (Eq. 6).
-
-    Raises:
-        UserError: unknown units, or quantiles outside 0..1 or without a variant `matched`.
-    """
-    units = parse_units(units)
-    if quantiles and "matched" not in permutations:
-        raise UserError(f"quantiles split the pairs of the variant matched; there are {', '.join(permutations)}")
-    splices: dict[str, Splice] = {}
-    for variant, permutation in permutations.items():
-        name = ENCODE_PERMUTE_DECODE if variant == "matched" else f"{ENCODE_PERMUTE_DECODE}_{variant}"
-        splices[name] = permuted_splice(a, b, permutation, units)
-    splices["encode_decode_current"] = lambda pair: b.decode(pair.f_b)
-    splices["encode_decode_previous"] = lambda pair: a.decode(pair.f_a)
-    splices["layer_drop"] = lambda pair: pair.x_a
-    if quantiles:
-        found = quantile_splices(a, b, permutations["matched"], units, quantiles)
-        splices |= {name: _of_pair(splice) for name, splice in found.items()}
-    return splices
-
-
-def _of_pair(splice: QuantileSplice) -> Splice:
-    return lambda pair: splice(pair.f_a)

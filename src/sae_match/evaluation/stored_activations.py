@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sae_match.evaluation.activations import ActivationStatistics, PairPass
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.reconstruction import ReconstructionStatistics
 
@@ -37,17 +37,17 @@ def to_arrays(statistics: ActivationStatistics) -> Arrays:
     return arrays
 
 
-def from_arrays(arrays: Mapping[str, object], asked: PairPass) -> ActivationStatistics:
+def from_arrays(arrays: Mapping[str, object], request: ActivationRequest) -> ActivationStatistics:
     """What `to_arrays` was given.
 
     Args:
-        asked: the pass that collected it.
+        request: what was computed.
 
     Raises:
         ValueError: an array is missing, or of another shape or kind.
     """
-    documents, device = asked.n_documents, asked.a.device
-    f_a, f_b, d = asked.a.width, asked.b.width, asked.b.d_model
+    documents, device = request.n_documents, request.a.device
+    f_a, f_b, d = request.a.width, request.b.width, request.b.d_model
 
     def counts(name: str, *wanted: int) -> Tensor:
         return _tensor(arrays, name, "ui", wanted).to(device, torch.int64)
@@ -62,10 +62,10 @@ def from_arrays(arrays: Mapping[str, object], asked: PairPass) -> ActivationStat
     b.tokens, b.active = tokens.clone(), counts("active_b", documents, f_b)
     together = {
         variant: CoactivationCounts(permutation.indices.to(device), counts(f"together_{i}", documents, f_a))
-        for i, (variant, permutation) in enumerate(asked.permutations.items())
+        for i, (variant, permutation) in enumerate(request.permutations.items())
     }
     reconstruction: dict[str, ReconstructionStatistics] = {}
-    for i, name in enumerate(asked.splices):
+    for i, name in enumerate(request.splices):
         found = ReconstructionStatistics(documents, d, device)
         found.count = tokens.to(torch.float64)
         found.error = _tensor(arrays, f"error_{i}", "f", (documents, d)).to(device)

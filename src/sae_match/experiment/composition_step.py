@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.config.schema import Config
-from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM, agreement_rows, evaluate_far_pair
+from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM, agreement_rows, far_splices
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.evaluation_step import Evaluator
@@ -22,7 +22,6 @@ from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.job import JobRecord
-from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,8 @@ def compare_over_distance(
         found += [replace(row, variant=EXACT) for row in certificate_rows(matching, *layers)]
         found += weight_rows(weight_distances_of(a, b, permutations), *layers)
         if evaluator is not None:
-            found += _text_rows(evaluator, a, b, permutations, layers)
+            pair = evaluator.pair(layers, permutations)
+            found += evaluator.rows(pair, evaluator.activations(pair, far_splices(pair)))
         rows += found
         pairs.append(FarPair(start, stop, permutations))
     return rows, pairs
@@ -85,27 +85,3 @@ def compose(matchings: Sequence[PairMatching], layers: tuple[int, int], variant:
     """The adjacent pairs' permutations of one variant between two layers, composed step by step."""
     steps = [pair.permutations[variant] for pair in matchings if layers[0] <= pair.layer < layers[1]]
     return reduce(Permutation.compose, steps)
-
-
-def _text_rows(
-    evaluator: Evaluator,
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    permutations: dict[str, Permutation],
-    layers: tuple[int, int],
-) -> list[MetricRow]:
-    return evaluate_far_pair(
-        a,
-        b,
-        permutations,
-        evaluator.streams.layer(layers[0]),
-        evaluator.streams.layer(layers[1]),
-        evaluator.windows.document,
-        units=evaluator.units,
-        layers=layers,
-        min_count=evaluator.cfg.evaluation.min_count,
-        bootstrap=evaluator.bootstrap,
-        batch_windows=evaluator.cfg.evaluation.batch_windows,
-        sink_positions=evaluator.cfg.model.sink_positions,
-        collect=evaluator.collector(*layers),
-    )

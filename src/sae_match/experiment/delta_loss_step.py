@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.controls import Control, chosen
-from sae_match.config.schema import FoldingScale, SpliceUnits
 from sae_match.content import content_key
-from sae_match.evaluation.linear_map import LINEAR_MAP
 from sae_match.evaluation.pair import estimate_row
-from sae_match.evaluation.quantile_splice import QUANTILE
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, splices_of_pair
-from sae_match.experiment.controls_step import linear_map
+from sae_match.evaluation.splices import BoundSplice, bind_all
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.metrics.delta_loss import delta_loss
 
 logger = logging.getLogger(__name__)
 
-THRESHOLDS = (FoldingScale.auto, FoldingScale.threshold)
-"""Scales that follow from the SAE; any other enters the key of a splice in theta units."""
+KIND = "token_losses"
 LOSS_VERSION = 1
 """To be raised when the meaning of a cached loss changes."""
 
 
 def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tuple[int, int], list[MetricRow]]:
     """delta_loss of every splice of every pair; losses are shared between jobs through the cache."""
-    evaluation = evaluator.cfg.evaluation
-    others = 3 + len(evaluation.quantiles) + (Control.linear_map in chosen(evaluation.controls))
-    total = len(pairs) * (len(pairs[0].permutations) + others) + 1
+    splices = sum(splice.count(len(pairs[0].permutations)) for splice in evaluator.splices)
+    total = len(pairs) * splices + 1
     with tqdm(
         total=total * len(evaluator.splice_windows.ids), desc="splicing", unit="window", disable=not evaluator.progress
     ) as bar:
@@ -46,98 +38,82 @@ def delta_loss_rows(evaluator: Evaluator, pairs: list[PairMatching]) -> dict[tup
 def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
     """Losses of the unchanged model, resumed after the span's last layer."""
     last, ids = evaluator.saes.layers[-1], evaluator.splice_windows.ids
-    key = _loss_key(evaluator, "original", last, {})
+    key = _loss_key(evaluator, last, None)
     losses = _cached(evaluator, key)
     if losses is None:
         residual = evaluator.splice_residual(last)
         batch = evaluator.cfg.evaluation.batch_windows
         losses = original_losses(evaluator.model, last, residual, ids, batch, bar.update)
-        evaluator.cache.put(key, {"losses": losses.numpy()})
+        evaluator.store.put(KIND, key, {"losses": losses})
     else:
         bar.update(len(ids))
     return losses
 
 
-def _pair_delta_loss(evaluator: Evaluator, pair: PairMatching, original: Tensor, bar: tqdm) -> list[MetricRow]:
-    a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
-    splices = splices_of_pair(a, b, pair.permutations, evaluator.units, evaluator.cfg.evaluation.quantiles)
-    splices |= linear_map(evaluator, pair)
-    keys = {name: _splice_key(evaluator, pair, name) for name in splices}
+def _pair_delta_loss(evaluator: Evaluator, matching: PairMatching, original: Tensor, bar: tqdm) -> list[MetricRow]:
+    layers = matching.layer, matching.layer_to
+    pair = evaluator.pair(layers, matching.permutations)
+    splices = bind_all(evaluator.splices, pair)
+    facts = {name: _loss_key(evaluator, pair.layers[1], splice) for name, splice in splices.items()}
+    keys = {name: content_key(key) for name, key in facts.items()}
     losses: dict[str, Tensor] = {}
+    todo: dict[str, BoundSplice] = {}
     for name, key in keys.items():
-        found = _cached(evaluator, key)
+        # Splices with equal keys are equal: computed once, in this job and in those that share its cache.
+        found = None if key in losses or key in todo else _cached(evaluator, facts[name])
         if found is not None:
-            losses[name] = found
+            losses[key] = found
+        if key in losses or key in todo:
             bar.update(len(evaluator.splice_windows.ids))
-    todo: dict[str, Splice] = {name: splice for name, splice in splices.items() if name not in losses}
+        else:
+            todo[key] = splices[name]
     if todo:
         computed = splice_losses(
             evaluator.model,
-            pair.layer_to,
-            (a, b),
-            (evaluator.splice_residual(pair.layer), evaluator.splice_residual(pair.layer_to)),
+            pair.layers[1],
+            (pair.a, pair.b),
+            (evaluator.splice_residual(pair.layers[0]), evaluator.splice_residual(pair.layers[1])),
             evaluator.splice_windows.ids,
             todo,
-            evaluator.cfg.evaluation.batch_windows,
-            evaluator.cfg.model.sink_positions,
+            pair.batch_windows,
+            pair.sink_positions,
             bar.update,
         )
-        for name, values in computed.items():
-            evaluator.cache.put(keys[name], {"losses": values.numpy()})
+        stored = {keys[name]: facts[name] for name in facts}
+        for key, values in computed.items():
+            evaluator.store.put(KIND, stored[key], {"losses": values})
         losses |= computed
-    logger.info("layers %d -> %d: token losses of %d splices", pair.layer, pair.layer_to, len(splices))
+    logger.info("layers %d -> %d: token losses of %d splices, %d of them computed", *layers, len(splices), len(todo))
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
-    sinks, layers = evaluator.cfg.model.sink_positions, (pair.layer, pair.layer_to)
-    estimates = {name: delta_loss(losses[name], original, document, bootstrap, sinks) for name in splices}
+    estimates = {
+        name: delta_loss(losses[key], original, document, bootstrap, pair.sink_positions) for name, key in keys.items()
+    }
     return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
 
 
-def _splice_key(evaluator: Evaluator, pair: PairMatching, name: str) -> str:
-    """Content key of one splice: only what its value depends on, so that jobs share the baselines."""
-    facts = evaluator.saes.facts
-    layer_a, layer_b = facts[pair.layer].content_hash, facts[pair.layer_to].content_hash
-    permuted, partly = name.startswith(ENCODE_PERMUTE_DECODE), name.startswith(QUANTILE)
-    depends: dict[str, object] = {"layer_a": pair.layer}
-    if permuted or partly:
-        variant = name.removeprefix(ENCODE_PERMUTE_DECODE).removeprefix("_") if permuted else ""
-        indices = pair.permutations[variant or "matched"].indices.tolist()
-        depends |= {"sae_a": layer_a, "sae_b": layer_b, "indices": content_key(indices), "units": evaluator.units.value}
-        # The pairs that a quantile splice carries are chosen in folded units, whatever travels along them.
-        needs_theta = partly or evaluator.units is SpliceUnits.theta
-        if needs_theta and evaluator.cfg.folding.scale not in THRESHOLDS:
-            saes = [evaluator.saes.load(layer) for layer in (pair.layer, pair.layer_to)]
-            depends["theta"] = content_key([sae.theta.tolist() for sae in saes])
-    elif name == LINEAR_MAP and evaluator.fit is not None:
-        depends |= {"fit": evaluator.fit.windows.key}
-    elif name == "encode_decode_current":
-        depends = {"sae_b": layer_b}
-    elif name == "encode_decode_previous":
-        depends |= {"sae_a": layer_a}
-    return _loss_key(evaluator, ENCODE_PERMUTE_DECODE if permuted else name, pair.layer_to, depends)
+def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> dict[str, object]:
+    """Key of token losses.
 
-
-def _loss_key(evaluator: Evaluator, kind: str, layer: int, depends: dict[str, object]) -> str:
+    Args:
+        layer: the block whose output is replaced.
+        splice: None = by its own residual stream.
+    """
     cfg = evaluator.cfg
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
     batch = None if cfg.model.dtype == "float32" else cfg.evaluation.batch_windows
-    return content_key(
-        {
-            "version": LOSS_VERSION,
-            "device": evaluator.model.device.type,
-            "batch_windows": batch,
-            "kind": kind,
-            "layer": layer,
-            "model": evaluator.model.key,
-            "dtype": evaluator.cfg.model.dtype,
-            "sink_positions": evaluator.cfg.model.sink_positions,
-            "windows": evaluator.splice_windows.key,
-            **depends,
-        }
-    )
+    return {
+        "version": LOSS_VERSION,
+        "splice": None if splice is None else splice.key(),
+        "device": evaluator.model.device.type,
+        "batch_windows": batch,
+        "layer": layer,
+        "model": evaluator.model.key,
+        "dtype": cfg.model.dtype,
+        "sink_positions": cfg.model.sink_positions,
+        "windows": evaluator.splice_windows.key,
+    }
 
 
-def _cached(evaluator: Evaluator, key: str) -> Tensor | None:
-    payload = evaluator.cache.get(key)
-    if payload is None or not isinstance(payload.get("losses"), np.ndarray):
-        return None
-    return torch.from_numpy(payload["losses"])
+def _cached(evaluator: Evaluator, key: dict[str, object]) -> Tensor | None:
+    payload = evaluator.store.get(KIND, key)
+    return None if payload is None else torch.from_numpy(payload["losses"])

@@ -23,10 +23,8 @@ LIVE_DIRECTIONS = 4
 """[F, d] float32 arrays that comparing the weights of a pair holds beside the SAEs and their folded copies."""
 LOGIT_ELEMENTS = 2**25
 """Logits held at once when losses are computed (`language_model.losses`)."""
-SPLICES_BESIDE_MATCHING = 3
-"""encode_decode_current, encode_decode_previous and layer_drop; the others are one per permutation variant."""
 VARIANTS = 3
-"""Permutation variants of a pair by default: matched, vanilla, random."""
+"""Permutation variants of a pair by default (matched, vanilla, random), and of a pair further apart."""
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
 """How often each SAE is read: checked, matched; then for activations, and for delta loss."""
 
@@ -42,10 +40,10 @@ class JobShape:
         batch_windows, window_tokens: windows per forward pass, tokens per window.
         windows, splice_windows, documents: at most; windows with activations, those with token losses, documents.
         model: None for weights_only.
-        quantiles: splices of each pair beside the usual ones.
         permutations: matchings of each pair that are evaluated, controls included.
-        correlated: whether one of them needs the correlation of every pair of features.
-        mapped: whether there is a splice by a linear map.
+        splices: what stands in for each pair's second residual stream.
+        decodings: how often a token is decoded by an SAE for all of them.
+        similarities: matchings that need the similarity of every pair of features.
         fit_windows: windows on which controls are fitted, beside the evaluated ones.
         ceilings: widths of the layers of which there is a second seed.
         far_pairs: widths of the pairs further apart than neighbours that are matched and compared as well.
@@ -60,10 +58,10 @@ class JobShape:
     splice_windows: int = 0
     documents: int = 0
     model: ModelSize | None = None
-    quantiles: int = 0
     permutations: int = VARIANTS
-    correlated: bool = False
-    mapped: bool = False
+    splices: int = 0
+    decodings: int = 0
+    similarities: int = 0
     fit_windows: int = 0
     far_pairs: tuple[tuple[int, int], ...] = ()
     ceilings: tuple[int, ...] = ()
@@ -137,16 +135,15 @@ def passes_bytes(shape: JobShape) -> int:
     type that holds a document's tokens, and the sums of each splice in float64."""
     tokens = shape.windows * shape.window_tokens // max(1, shape.documents)
     itemsize = 1 if tokens < 2**8 else 2 if tokens < 2**16 else 4
-    splices = shape.permutations + SPLICES_BESIDE_MATCHING + shape.quantiles + shape.mapped
     sums = 8 * shape.documents * (shape.d_model + 1)
     found = 0
     for a, b in pairs(shape.widths):
-        found += itemsize * shape.documents * ((1 + shape.permutations) * a + b + 1) + sums * (splices + 1)
+        found += itemsize * shape.documents * ((1 + shape.permutations) * a + b + 1) + sums * (shape.splices + 1)
     for a, b in shape.far_pairs:
         # Composed, exact and random, and beside their splices the reconstruction and the residual of the first layer.
         found += itemsize * shape.documents * ((1 + VARIANTS) * a + b + 1) + sums * (VARIANTS + 2 + 1)
     for width in shape.ceilings:
-        found += itemsize * shape.documents * (3 * width + 1) + sums * (1 + SPLICES_BESIDE_MATCHING + 1)
+        found += itemsize * shape.documents * (3 * width + 1) + sums * 2
     return found
 
 
@@ -176,7 +173,7 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
         activations = activation_bytes(shape.batch_windows, shape.window_tokens, shape.width)
         loaded = model | {"two SAEs": pair, "activations": activations}
         counts = {"counts": count_bytes(shape.documents, shape.width, shape.permutations)}
-        if shape.correlated:
+        if shape.similarities:
             products = {"correlations, on the device": FLOAT * shape.width**2}
             solving = {"correlations and their assignment": required_bytes(shape.width, shape.width)}
             steps.append(_placed("match by correlation", solving, loaded | (products if on_gpu else {}), on_gpu))
@@ -204,16 +201,15 @@ def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int)
 
 def activation_flops(shape: JobShape) -> float:
     """Operations of encoding every pair's tokens with both SAEs and decoding every splice."""
-    decodes = shape.permutations + SPLICES_BESIDE_MATCHING - 1 + shape.quantiles
-    per_token = [2 * shape.d_model * (a + b + decodes * b) for a, b in pairs(shape.widths)]
+    per_token = [2 * shape.d_model * (a + b + shape.decodings * b) for a, b in pairs(shape.widths)]
     # Three permutations and one reconstruction of the first layer.
     per_token += [2 * shape.d_model * (2 * a + b + VARIANTS * b) for a, b in shape.far_pairs]
-    # Two seeds of a layer: one matching, and the reconstructions of both.
-    per_token += [2 * shape.d_model * (2 + 3) * width for width in shape.ceilings]
+    # Two seeds of a layer: both encode, one decodes.
+    per_token += [2 * shape.d_model * (2 + 1) * width for width in shape.ceilings]
     found = float(shape.windows * shape.window_tokens * sum(per_token))
-    if shape.correlated:  # two passes, the second with the products of all activations
+    if shape.similarities:  # two passes, the second with the products of all activations
         correlating = [4 * shape.d_model * (a + b) + 2 * a * b for a, b in pairs(shape.widths)]
-        found += float(shape.fit_windows * shape.window_tokens * sum(correlating))
+        found += float(shape.similarities * shape.fit_windows * shape.window_tokens * sum(correlating))
     return found
 
 
@@ -231,7 +227,7 @@ def splice_flops(model: ModelSize, shape: JobShape, layers: list[int]) -> float:
     head = 2 * model.d_model * model.vocabulary
     block = 2 * model.block_parameters + 4 * shape.window_tokens * model.d_model
     resumed = [(model.n_layers - 1 - layer) * block + head for layer in layers[1:]]
-    splices = shape.permutations + SPLICES_BESIDE_MATCHING + shape.quantiles + shape.mapped
+    splices = shape.splices
     sae = [2 * shape.d_model * (a + b + splices * b) for a, b in pairs(shape.widths)]
     return float(shape.splice_windows * shape.window_tokens * (splices * sum(resumed) + resumed[-1] + sum(sae)))
 

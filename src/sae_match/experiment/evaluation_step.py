@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.controls import fits
 from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
 from sae_match.errors import UserError
-from sae_match.evaluation.activations import ActivationStatistics, Collector, never_active
-from sae_match.evaluation.pair import estimate_row, evaluate_pair
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
+from sae_match.evaluation.differences import CEILING
+from sae_match.evaluation.pair import activation_rows, estimate_row, weight_rows
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE, Splice, resolve_units
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, bind_all, resolve_units
+from sae_match.evaluation.standard_splices import EncodePermuteDecode
+from sae_match.experiment import configured
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
+from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.saes import SparseAutoencoder
-from sae_match.store import ResultCache, Store
+from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.fit_windows import load_fit_windows
 
@@ -47,8 +51,9 @@ class Evaluator:
         windows: all evaluation windows; residual streams and activation metrics cover these.
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
-        cache: token losses that are already computed.
         passes: passes over a pair's tokens that are already made.
+        units: units in which activations travel along a permutation, `theta` or `raw`.
+        splices: those of every adjacent pair.
         fit: None where no control is fitted.
     """
 
@@ -61,27 +66,43 @@ class Evaluator:
     splice_windows: TokenWindows
     streams: ResidualStreams
     store: Store
-    cache: ResultCache
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     progress: bool
     passes: ActivationCache
+    units: SpliceUnits
+    splices: tuple[Splice, ...]
     fit: FitText | None = None
 
-    @property
-    def units(self) -> SpliceUnits:
-        """Units in which activations travel, resolved."""
-        return resolve_units(self.cfg.evaluation.splice_units, self.cfg.folding.name)
+    def pair(self, layers: tuple[int, int], permutations: Mapping[str, Permutation]) -> SplicePair:
+        """What the splices of two layers are made from."""
+        a, b = (self.saes.load(layer) for layer in layers)
+        return self.pair_of(a, b, layers, permutations)
 
-    def collector(self, *layers: int) -> Collector:
-        """What makes the pass over the evaluation text of a pair of layers, or knows it."""
-        return self.passes.collector(
-            streams=self.streams.key,
-            layers=layers,
-            units=self.units,
-            quantiles=self.cfg.evaluation.quantiles,
-            fit=None if self.fit is None else self.fit.streams.key,
-        )
+    def pair_of(
+        self,
+        a: SparseAutoencoder,
+        b: SparseAutoencoder,
+        layers: tuple[int, int],
+        permutations: Mapping[str, Permutation],
+    ) -> SplicePair:
+        """The same of two SAEs that need not be the span's."""
+        fit = None if self.fit is None else self.fit.streams
+        batch, sinks = self.cfg.evaluation.batch_windows, self.cfg.model.sink_positions
+        return SplicePair(a, b, permutations, self.units, layers, fit, batch, sinks)
+
+    def activations(self, pair: SplicePair, splices: Mapping[str, BoundSplice]) -> ActivationStatistics:
+        """What one pass over the evaluation text of a pair counts and sums up, made once and then known."""
+        x_a, x_b = (self.streams.layer(layer) for layer in pair.layers)
+        request = ActivationRequest(
+            pair.a, pair.b, x_a, x_b, self.windows.document, pair.permutations, splices,
+            pair.batch_windows, pair.sink_positions,
+        )  # fmt: skip
+        return self.passes.computing(streams=self.streams.key, layers=pair.layers)(request)
+
+    def rows(self, pair: SplicePair, statistics: ActivationStatistics) -> list[MetricRow]:
+        """Every metric that follows from a pass."""
+        return activation_rows(statistics, self.bootstrap, pair.layers, self.cfg.evaluation.min_count)
 
     def splice_residual(self, layer: int) -> Tensor:
         """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
@@ -106,7 +127,7 @@ def prepare(
     streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if fits(cfg.evaluation):
+    if configured.fitted(cfg):
         other = load_fit_windows(
             cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
@@ -126,11 +147,12 @@ def prepare(
         splice_windows=splice_windows,
         streams=streams,
         store=store,
-        cache=ResultCache(store.directory / "token_losses", store.read),
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
         passes=passes,
+        units=resolve_units(cfg.evaluation.splice_units, cfg.folding.name),
+        splices=configured.splices(cfg),
         fit=fit,
     )
 
@@ -159,30 +181,11 @@ def _dead(evaluator: Evaluator, layer: int, sae: SparseAutoencoder) -> Bool[Tens
     )
 
 
-def evaluate_span(
-    evaluator: Evaluator, pair: PairMatching, more_splices: Mapping[str, Splice] | None = None
-) -> tuple[list[MetricRow], ActivationStatistics]:
+def evaluate_layer_pair(evaluator: Evaluator, matching: PairMatching) -> tuple[list[MetricRow], ActivationStatistics]:
     """All text metrics of one pair, and the activation counts behind its per-feature columns."""
-    a, b = evaluator.saes.load(pair.layer), evaluator.saes.load(pair.layer_to)
-    evaluation = evaluate_pair(
-        a,
-        b,
-        pair.permutations,
-        evaluator.streams.layer(pair.layer),
-        evaluator.streams.layer(pair.layer_to),
-        evaluator.windows.document,
-        units=evaluator.units,
-        layers=(pair.layer, pair.layer_to),
-        min_count=evaluator.cfg.evaluation.min_count,
-        bootstrap=evaluator.bootstrap,
-        batch_windows=evaluator.cfg.evaluation.batch_windows,
-        sink_positions=evaluator.cfg.model.sink_positions,
-        weights=False,  # the matching step has them already
-        quantiles=evaluator.cfg.evaluation.quantiles,
-        more_splices=more_splices,
-        collect=evaluator.collector(pair.layer, pair.layer_to),
-    )
-    return evaluation.rows, evaluation.statistics
+    pair = evaluator.pair((matching.layer, matching.layer_to), matching.permutations)
+    statistics = evaluator.activations(pair, bind_all(evaluator.splices, pair))
+    return evaluator.rows(pair, statistics), statistics
 
 
 def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
@@ -190,27 +193,31 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     a, second = evaluator.saes.load(layer), evaluator.saes.load_ceiling(layer)
     if second is None:
         return []
-    x = evaluator.streams.layer(layer)
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    permutation = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
-    evaluation = evaluate_pair(
-        a,
-        second,
-        {"ceiling": permutation},
-        x,
-        x,
-        evaluator.windows.document,
-        units=evaluator.units,
-        layers=(layer, layer),
-        min_count=evaluator.cfg.evaluation.min_count,
-        bootstrap=evaluator.bootstrap,
-        batch_windows=evaluator.cfg.evaluation.batch_windows,
-        sink_positions=evaluator.cfg.model.sink_positions,
-        collect=evaluator.collector(layer, layer),
-    )
-    names = {"ceiling", f"{ENCODE_PERMUTE_DECODE}_ceiling"}
-    return [replace(row, variant="ceiling") for row in evaluation.rows if row.variant in names]
+    permutations = {
+        CEILING: match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
+    }
+    pair = evaluator.pair_of(a, second, (layer, layer), permutations)
+    statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))
+    return weight_rows(weight_distances_of(a, second, permutations), layer, layer) + evaluator.rows(pair, statistics)
+
+
+def log_ceiling_gaps(rows: Sequence[MetricRow]) -> None:
+    """Log how far each pair is from what two seeds of one layer reach: the SAEs' own variance."""
+    known = {(row.layer, row.layer_to, row.metric): row.value for row in rows if row.variant == CEILING}
+    for row in rows:
+        metric = row.metric.removesuffix("_to_ceiling")
+        if metric != row.metric and metric in ("matching_score", "explained_variance") and row.estimate is not None:
+            seeds = [
+                f"{known[at, at, metric]:.3f} for two seeds of layer {at}"
+                for at in (row.layer, row.layer_to)
+                if (at, at, metric) in known
+            ]
+            logger.info(
+                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
+                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+            )  # fmt: skip
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:
@@ -225,10 +232,12 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     sae = evaluator.saes.load(layer)
     norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
     n = norms.numel()
+    unfolded = sae.scale is not None and bool((sae.scale == 1).all())  # nothing plays theta
+    theta = [] if unfolded else [MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width)]
     return [
         estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
         MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
-        MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width),
+        *theta,
         MetricRow(layer, layer, "sae", "decoder_norm", float((sae.theta * sae.W_dec.norm(dim=1)).mean()), sae.width),
         MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
     ]

@@ -11,18 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
+import yaml
 from tqdm import tqdm
 
 from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel, Rerun
-from sae_match.config.secrets import refuse_secrets
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.composition_headline import composition_headline
 from sae_match.experiment.composition_step import compare_over_distance
-from sae_match.experiment.controls_step import add_controls, linear_map, say_ceilings
 from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
@@ -75,16 +73,14 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    refuse_secrets(config)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
-    record.write_config(OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True))
+    record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
     with record.guard():
         make_plan(cfg).require()
         # rerun=all is asked for after a change of code or libraries, of which stored results know nothing.
-        store = Store(cfg.paths.cache_dir, read=cfg.rerun is not Rerun.all)
-        passes = ActivationCache(store.directory, science_hash(config), store.read)
+        store = Store(cfg.paths.cache_dir, read=cfg.rerun is not Rerun.all, owner=science_hash(cfg.config))
+        passes = ActivationCache(store)
         check_writable(store.root, "paths.cache_dir")
         device = resolve_device(cfg.device).type
         with open_mirror(
@@ -108,19 +104,18 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
 def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
     directory = Path(cfg.paths.output_dir)
     return {
-        "config": config,
-        "run_id": run_id(config, directory if group is None else directory.parent),
+        "config": cfg.config,
+        "run_id": run_id(cfg.config, directory if group is None else directory.parent),
         "cache_dir": store.scratch("wandb"),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group or group,
+        "group": cfg.tracking.group,
+        "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name.value, cfg.sae.name, cfg.dataset.name]
+            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
         ),
     }
 
@@ -142,8 +137,8 @@ def _run(store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, 
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
         aside = evaluation_step.dead_features(evaluator)
-    matchings = match_span(store, cfg, saes, solver, record, progress, aside)
-    matchings = add_controls(store, cfg, saes, matchings, evaluator, aside, device, progress)
+    fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
+    matchings = match_span(store, cfg, saes, solver, record, progress, aside, fit)
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
@@ -175,7 +170,7 @@ def _evaluate(
     features: list[pd.DataFrame] = []
     for pair in tqdm(matchings, desc="activations of layer pairs", disable=not evaluator.progress):
         logger.info("layers %d -> %d: activations and reconstructions", pair.layer, pair.layer_to)
-        found, statistics = evaluation_step.evaluate_span(evaluator, pair, linear_map(evaluator, pair))
+        found, statistics = evaluation_step.evaluate_layer_pair(evaluator, pair)
         rows += found
         rows += evaluation_step.ceiling_rows(evaluator, pair.layer)
         rows += evaluation_step.layer_rows(evaluator, pair.layer, statistics, second=False)
@@ -188,7 +183,7 @@ def _evaluate(
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
     rows += differences.difference_rows(rows) + differences.ceiling_rows(rows)
-    say_ceilings(rows)
+    evaluation_step.log_ceiling_gaps(rows)
     return rows, table
 
 

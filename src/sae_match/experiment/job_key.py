@@ -6,8 +6,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel, ModelConfig, ModelSource
 from sae_match.content import content_key
@@ -41,8 +39,7 @@ def job_key(cfg: Config) -> str | None:
         inputs = input_hashes(cfg)
     except (UserError, OSError):
         return None
-    config = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    return content_key({"version": KEY_VERSION, "science": science_of(config, LOCATIONS), "inputs": inputs})
+    return content_key({"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs})
 
 
 def input_hashes(cfg: Config) -> dict[str, Any]:

@@ -7,7 +7,6 @@ it: its seconds are those of the first time.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor
 
 from sae_match.config.schema import Config, Folding
-from sae_match.config.solver_schema import SolverName
 from sae_match.entries import Payload
+from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
+from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 
-MATCHING_VERSION = 1
+MATCHING_VERSION = 2
 """To be raised when a solver, or what it minimises, changes its results."""
 KIND = "matchings"
 
@@ -33,7 +33,7 @@ def cached_matching(
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    solver: str,
+    solver: Solver,
     exclude_a: Tensor | None,
     exclude_b: Tensor | None,
     solve: Callable[[], Matching],
@@ -41,14 +41,14 @@ def cached_matching(
     """The matching of two SAEs from the store, or from `solve`, which is then committed.
 
     Args:
-        solver: name of the solver that `solve` uses, with the options of `cfg.solver`; it need not be the configured
-            one (controls are solved otherwise). What depends on anything else, such as activations, has no place here.
+        solver: the one that `solve` uses; it need not be the configured one (controls are solved otherwise). What
+            depends on anything else, such as activations, has no place here.
     """
     return store.get_or(
         KIND,
         matching_key(cfg, a, b, solver, exclude_a, exclude_b),
         lambda: _encode(solve()),
-        lambda payload: _decode(payload, a, b, solver),
+        lambda payload: _decode(payload, a, b, solver.name),
     )
 
 
@@ -56,15 +56,11 @@ def matching_key(
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    solver: str,
+    solver: Solver,
     exclude_a: Tensor | None,
     exclude_b: Tensor | None,
 ) -> dict[str, object]:
-    """Key of a matching: everything that can change the permutation, its cost or its proof.
-
-    Solver options that only save memory are in it too: it costs a solve, where leaving one out wrongly costs a result.
-    """
-    options = {name: value for name, value in asdict(cfg.solver).items() if name not in ("name", "memory_limit_gib")}
+    """Key of a matching: everything that can change the permutation, its cost or its proof."""
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
@@ -76,16 +72,9 @@ def matching_key(
         "theta": theta,
         "excluded": [None if mask is None else tensor_digest(mask) for mask in (exclude_a, exclude_b)],
         "matching": compared,
-        "solver": {"name": solver, **options},
-        "seed": cfg.seed if solver == SolverName.random else None,
+        "solver": solver.key(),
         "device": a.device.type,
     }
-
-
-def tensor_digest(values: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and values."""
-    array = values.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _encode(matching: Matching) -> Payload:

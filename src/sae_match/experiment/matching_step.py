@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.controls import chosen
 from sae_match.config.schema import Config
+from sae_match.evaluation.controls import ControlPair, Random, matching_controls
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
+from sae_match.evaluation.splices import Streams
+from sae_match.experiment import configured
+from sae_match.experiment.controls_step import match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import UNMATCHED, Matching, Permutation, make_solver, match
+from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
@@ -58,14 +60,16 @@ def match_span(
     record: JobRecord,
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
+    fit: Streams | None = None,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
+        fit: residual streams of text on which controls are fitted; None where none needs any.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(store, cfg, saes, solver, record, layers, aside or {}) for layers in pairs]
+    return [match_pair(store, cfg, saes, solver, record, layers, aside or {}, fit) for layers in pairs]
 
 
 def match_pair(
@@ -76,18 +80,22 @@ def match_pair(
     record: JobRecord,
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None = None,
 ) -> PairMatching:
-    """Match one pair and save its permutation. No SAE outlives this call except the two that `saes` holds."""
+    """Match one pair, save its permutation and find its controls.
+
+    No SAE outlives this call except the two that `saes` holds.
+    """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside)
-    permutations = with_controls(matched, cfg.seed + layer, aside.get(layer), aside.get(layer_to))
-    distances = weight_distances_of(a, b, permutations)
-    random_mse = distances["random"].W_dec.cpu().numpy()
-    wanted = ("matched", *chosen(cfg.evaluation.controls))
-    permutations = {name: permutation for name, permutation in permutations.items() if name in wanted}
-    rows = weight_rows({name: distances[name] for name in permutations}, layer, layer_to)
-    rows += certificate_rows(matching, layer, layer_to)
+    pair = control_pair(store, cfg, saes, layers, aside, fit)
+    controls, found = match_controls(matching_controls(configured.controls(cfg)), pair)
+    permutations = {"matched": matched} | controls
+    # The figure of decoder distances shows a random matching, whether or not it is among the controls.
+    distances = weight_distances_of(a, b, permutations | {"": Random().match(pair).permutation})
+    random_mse = distances.pop("").W_dec.cpu().numpy()
+    rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
@@ -95,6 +103,25 @@ def match_pair(
         matching.seconds,
     )  # fmt: skip
     return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+
+
+def control_pair(
+    store: Store,
+    cfg: Config,
+    saes: SpanSaes,
+    layers: tuple[int, int],
+    aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None,
+) -> ControlPair:
+    """What the controls of a pair are given."""
+    a, b = (saes.load(layer) for layer in layers)
+    excluded = aside.get(layers[0]), aside.get(layers[1])
+
+    def solve(solver: Solver) -> Permutation:
+        return match_configured(store, cfg, a, b, solver, *excluded).permutation
+
+    setup, remember = configured.control_setup(cfg, a.d_model, saes.device), remembering(store)
+    return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
 
 
 def match_and_save(
@@ -119,7 +146,7 @@ def match_and_save(
 
 def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
     """The solver that the configuration names, with its options."""
-    return make_solver(cfg.solver, device=device, seed=cfg.seed, progress=progress)
+    return cfg.solver.on(device, progress)
 
 
 def match_configured(
@@ -133,7 +160,7 @@ def match_configured(
 ) -> Matching:
     """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per store."""
     return cached_matching(
-        store, cfg, a, b, solver.name, exclude_a, exclude_b,
+        store, cfg, a, b, solver, exclude_a, exclude_b,
         lambda: match(
             a,
             b,
@@ -148,28 +175,6 @@ def match_configured(
             exclude_b=exclude_b,
         ),
     )  # fmt: skip
-
-
-def with_controls(
-    matched: Permutation,
-    seed: int,
-    exclude_a: Bool[Tensor, " F_a"] | None = None,
-    exclude_b: Bool[Tensor, " F_b"] | None = None,
-) -> dict[str, Permutation]:
-    """The matching beside its two controls of the same shape, without the same features."""
-    n_a, n_b = matched.n_a, matched.n_b
-    gone_a, gone_b = (
-        torch.zeros(n, dtype=torch.bool) if gone is None else gone for n, gone in ((n_a, exclude_a), (n_b, exclude_b))
-    )
-    vanilla = Permutation.identity(n_a, n_b)
-    partner_gone = gone_b[vanilla.indices.clamp(min=0)]
-    kept_a, kept_b = ((~gone).nonzero().flatten() for gone in (gone_a, gone_b))
-    random = Permutation.random(len(kept_a), len(kept_b), seed=seed)
-    return {
-        "matched": matched,
-        "vanilla": replace(vanilla, indices=vanilla.indices.masked_fill(gone_a | partner_gone, UNMATCHED)),
-        "random": random.embedded(kept_a, kept_b, n_a, n_b),
-    }
 
 
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:

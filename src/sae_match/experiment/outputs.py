@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sae_match.config.controls import FITTED, SOLVED
 from sae_match.evaluation.activations import ActivationStatistics
-from sae_match.evaluation.splices import ENCODE_PERMUTE_DECODE
+from sae_match.evaluation.controls import CONTROLS
+from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.job import JobRecord
@@ -82,7 +82,7 @@ def draw_figures(
 
 def few_variants(pairs: pd.DataFrame) -> pd.DataFrame:
     """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
-    more = [control.value for control in (*SOLVED, *FITTED)]
+    more = [control.name for control in CONTROLS if not control.in_curves]
     return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 

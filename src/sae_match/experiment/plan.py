@@ -6,18 +6,17 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from sae_match.config.controls import Control, chosen, fits
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config, EvaluationLevel
 from sae_match.errors import UserError
-from sae_match.experiment.controls_step import check_correlation, control_solvers
+from sae_match.evaluation.controls import matching_controls
+from sae_match.experiment import configured
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, probe_machine
@@ -32,6 +31,7 @@ from sae_match.files import GIB, check_writable
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.matching.solution import Solver
+from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 
@@ -93,6 +93,8 @@ def make_plan(cfg: Config) -> Plan:
         check_writable(Path(cfg.paths.output_dir), "paths.output_dir", create=False)
     with noting(problems):
         check_writable(Store(cfg.paths.cache_dir).root, "paths.cache_dir", create=False)
+    with noting(problems):
+        refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), probe_machine(device)
     model = text = None
     if cfg.evaluation.level is EvaluationLevel.full:
@@ -162,20 +164,10 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     }
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
-            for one in (solver, *control_solvers(cfg).values()):
-                check_pair(cfg, one, width_a, width_b, d_model)
-            check_correlation(cfg, width_a, width_b)
-
-
-def solver_bytes(solver: Solver, width: int, rows: int) -> int:
-    """The least memory with which a solver can match two SAEs of `width` features, `rows` numbers each; 0 if untold."""
-    needed = getattr(solver, "required_bytes", None)
-    if needed is None:
-        return 0
-    if "cached" not in inspect.signature(needed).parameters:
-        return int(needed(width, width, rows))
-    # A solver that keeps inner products where they fit can do without.
-    return min(int(needed(width, width, rows, cached=cached)) for cached in (True, False))
+            check_pair(cfg, solver, width_a, width_b, d_model)
+            setup = configured.control_setup(cfg, d_model)
+            for control in matching_controls(configured.controls(cfg)):
+                control.check_memory(setup, width_a, width_b)
 
 
 def _job_shape(
@@ -188,15 +180,16 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls, source = chosen(cfg.evaluation.controls), SaeSource(cfg.sae, tuple(layers))
+    controls, source = matching_controls(configured.controls(cfg)), SaeSource(cfg.sae, tuple(layers))
+    permutations, splices = 1 + len(controls), configured.splices(cfg)
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver_bytes(solver, widest, problem_width(cfg.matching.metric, d_model)),
-        quantiles=len(cfg.evaluation.quantiles),
-        permutations=1 + sum(control is not Control.linear_map for control in controls),
-        correlated=Control.correlation in controls,
-        mapped=Control.linear_map in controls,
+        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
+        permutations=permutations,
+        splices=sum(splice.count(permutations) for splice in splices),
+        decodings=sum(splice.decodings(permutations) for splice in splices),
+        similarities=sum(control.similarities for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
@@ -210,7 +203,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if fits(cfg.evaluation)
+        if configured.fitted(cfg)
         else 0,
         model=model.size,
     )

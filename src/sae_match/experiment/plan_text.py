@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import OmegaConf
+import yaml
 
 from sae_match.config.schema import Config, EvaluationLevel, ModelSource
 from sae_match.experiment.plan import Plan
@@ -16,7 +16,7 @@ from sae_match.hub_lookup import HubFile
 
 def render(plan: Plan, durations: list[Duration]) -> str:
     """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
-    lines = ["== Configuration ==", OmegaConf.to_yaml(OmegaConf.structured(plan.cfg), resolve=True).rstrip()]
+    lines = ["== Configuration ==", yaml.safe_dump(plan.cfg.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
         for title, part in (
             (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
@@ -45,7 +45,7 @@ def duration(seconds: float | None) -> str:
 
 def _jobs(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
-    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name.value}"
+    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
     yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 

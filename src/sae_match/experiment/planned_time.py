@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_match.config.controls import SOLVED, Control, chosen
-from sae_match.experiment import estimates
+from sae_match.evaluation.controls import matching_controls
+from sae_match.experiment import configured, estimates
 from sae_match.experiment.machine import matmul_flops
 from sae_match.experiment.plan import Plan
 
@@ -59,12 +59,10 @@ def durations(plan: Plan) -> list[Duration]:
             shape.model, shape.windows + shape.fit_windows, shape.window_tokens, plan.layers[-1]
         )
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
-    found.append(
-        _solving("match all pairs", plan.cfg.solver.name.value, [*estimates.pairs(shape.widths), *shape.far_pairs])
-    )
-    for control in chosen(plan.cfg.evaluation.controls):
-        if control in SOLVED or control is Control.correlation:
-            found.append(_solving(f"control {control.value}", control.value, estimates.pairs(shape.widths)))
+    found.append(_solving("match all pairs", plan.cfg.solver.name, [*estimates.pairs(shape.widths), *shape.far_pairs]))
+    for control in matching_controls(configured.controls(plan.cfg)):
+        if control.reference is not None:
+            found.append(_solving(f"control {control.name}", control.reference, estimates.pairs(shape.widths)))
     if shape.model is not None:
         flops = estimates.activation_flops(shape)
         found.append(_computing("activations of all pairs", flops, single, "float32"))

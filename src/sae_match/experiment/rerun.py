@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from sae_match.config.schema import Config, Rerun
 from sae_match.experiment.job_key import job_key
@@ -57,12 +55,12 @@ def decide(cfg: Config, sweep: Path | None = None) -> Decision:
         sweep: directory of the sweep that the job belongs to; None for a single job.
     """
     own, key = Path(cfg.paths.output_dir), job_key(cfg)
-    science = science_hash(OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True))
+    science = science_hash(cfg.config)
     records = _records(own, sweep)
     done = _finished(records, key)
     if done is not None and cfg.rerun is not Rerun.all:
         logger.info("done already, with the same configuration and inputs: %s (rerun=all runs it again)", done)
-        return Decision(Action.skip, _at(cfg, done), done, _metrics(done) or {})
+        return Decision(Action.skip, cfg.at(done), done, _metrics(done) or {})
     running = None if sweep is None else _running(records, science)
     if running is not None:
         return Decision(Action.report, cfg, running)
@@ -72,11 +70,7 @@ def decide(cfg: Config, sweep: Path | None = None) -> Decision:
         state = "not there" if status is None else status.state
         logger.info("rerun=none: %s is %s, and left as it is", directory, state)
         return Decision(Action.report, cfg, directory)
-    return Decision(Action.run, _at(cfg, directory), directory)
-
-
-def _at(cfg: Config, directory: Path) -> Config:
-    return replace(cfg, paths=replace(cfg.paths, output_dir=str(directory)))
+    return Decision(Action.run, cfg.at(directory), directory)
 
 
 def _records(own: Path, sweep: Path | None) -> list[tuple[Path, Status]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel
+from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel, Folding, FoldingScale, SpliceUnits
 from sae_match.errors import UserError
+from sae_match.evaluation.splices import resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
@@ -34,6 +36,10 @@ class SpanSaes:
     Args:
         cfg: the job's configuration.
         device: where loaded SAEs are put.
+
+    Attributes:
+        unfolded: nothing is folded and no scale is asked for, so an SAE without thresholds needs none. It gets scale 1:
+            its weight distances are then in units of the stored weights.
     """
 
     def __init__(self, cfg: Config, device: str) -> None:
@@ -42,6 +48,10 @@ class SpanSaes:
         self.source = SaeSource(cfg.sae, tuple(self.layers))
         self.full = cfg.evaluation.level is EvaluationLevel.full
         self.measured = cfg.folding.scale in MEASURED_SCALES
+        units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if self.full else SpliceUnits.raw
+        self.unfolded = (cfg.folding.name, cfg.folding.scale, units) == (
+            Folding.none, FoldingScale.auto, SpliceUnits.raw
+        )  # fmt: skip
         self.facts: dict[int, SaeFacts] = {}
         self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None
         self._scales: dict[str, Tensor] = {}
@@ -123,13 +133,19 @@ class SpanSaes:
         if self.measured:
             check_measurable(sae, self.cfg.folding.scale, self.cfg.folding.k)
         else:
-            with_scale(sae, self.cfg.folding.scale)
+            self._with_scale(sae)
         return sae
+
+    def _with_scale(self, sae: SparseAutoencoder) -> SparseAutoencoder:
+        """The SAE with the configured scale; with 1 where nothing is folded and it has none."""
+        if self.unfolded and not sae.foldable:
+            return sae.replace(scale=torch.ones_like(sae.threshold))
+        return with_scale(sae, self.cfg.folding.scale)
 
     def _scaled(self, layer: int, sae: SparseAutoencoder) -> SparseAutoencoder:
         """The SAE with what plays theta for it; a measured scale is measured once per SAE."""
         if not self.measured:
-            return with_scale(sae, self.cfg.folding.scale)
+            return self._with_scale(sae)
         if self._measured_on is None:
             raise UserError(f"folding.scale={self.cfg.folding.scale.value}: needs evaluation=full")
         if sae.content_hash not in self._scales:

@@ -69,7 +69,7 @@ class LanguageModel:
         Blocks after the last of them, the final norm and the LM head are not computed.
 
         Raises:
-            UserError: a layer does not exist.
+            UserError: a layer does not exist, or a residual stream is not finite.
         """
         outputs: dict[int, Tensor] = {}
         self.stream_resid_post(ids, layers, outputs.__setitem__)
@@ -84,10 +84,15 @@ class LanguageModel:
         Layers come in ascending order; memory does not grow with their number.
 
         Raises:
-            UserError: a layer does not exist.
+            UserError: a layer does not exist, or a residual stream is not finite.
         """
+
+        def checked(layer: int, residual: Float[Tensor, "B T d"]) -> None:
+            self._require_finite(residual, f"the residual stream after block {layer}")
+            consume(layer, residual)
+
         self.check_layers(layers)
-        with recording(self.blocks, layers, consume), suppress(StopForward):
+        with recording(self.blocks, layers, checked), suppress(StopForward):
             self.decoder(input_ids=ids.to(self.device), use_cache=False)
 
     @torch.no_grad()
@@ -95,10 +100,12 @@ class LanguageModel:
         """Next-token cross-entropy in nats, float32: entry t is the loss on token t + 1.
 
         Raises:
+            UserError: the hidden states are not finite.
             ValueError: fewer than two tokens per window.
         """
         ids = self._loss_ids(ids)
         output = self.decoder(input_ids=ids, use_cache=False)
+        self._require_finite(output["last_hidden_state"], "the hidden state before the LM head")
         return next_token_losses(self.hf, self.decoder, output, ids)
 
     @torch.no_grad()
@@ -129,6 +136,18 @@ class LanguageModel:
     @cached_property
     def _returns_tuples(self) -> bool:
         return blocks_return_tuples(self.decoder, self.blocks, self.device)
+
+    def _require_finite(self, values: Tensor, what: str) -> None:
+        if bool(values.isfinite().all()):
+            return
+        dtype = str(values.dtype).removeprefix("torch.")
+        advice = (
+            "Is the checkpoint damaged?"
+            if values.dtype is torch.float32
+            else f"{dtype} overflows beyond {torch.finfo(values.dtype).max:.3g}: set model.dtype=float32"
+            + (" or bfloat16." if values.dtype is torch.float16 else ".")
+        )
+        raise UserError(f"{self.name}: {what} holds NaN or infinity in {dtype}. {advice}")
 
     def _loss_ids(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         if ids.ndim != 2 or ids.shape[1] < 2:

@@ -8,50 +8,45 @@ rounding boundary, by one grid step: only assignments that tie within `Solution.
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver, is_negligible
+from sae_match.matching.spread import describe_outliers
+from sae_match.options import option
+
+logger = logging.getLogger(__name__)
 
 GRID_BITS = 40
 """Resolution of the cost matrix: 2^-40 of its largest possible entry, about 1e-12."""
-BLOCK_ROWS = 1024
-"""Rows of the cost matrix computed or scanned at a time."""
-
 Floats = npt.NDArray[np.float64]
 
 
-class DenseSolver:
-    """Exact solver for problems whose float64 cost matrix fits into memory.
+@option
+class DenseSolver(Solver):
+    """Exact solver for problems whose float64 cost matrix fits into memory."""
 
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-        block_rows: rows computed at a time; changes memory use, not the result.
-    """
+    name: str = "dense"
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
 
-    name = "dense"
-
-    def __init__(self, memory_limit_gib: float | None = None, block_rows: int = BLOCK_ROWS) -> None:
-        self.memory_limit_gib = memory_limit_gib
-        self.block_rows = block_rows
+    advice: ClassVar[str] = "solver=certified, narrower SAEs or a machine with more memory"
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the float64 matrix, the rows in float64 and float32 with the SAEs and their folded
         copies behind them, and one block of temporaries."""
         n, m = sorted((n_a, n_b))
         return 8 * (n * m + 2 * min(self.block_rows, n) * m) + (8 + 3 * 4) * (n + m) * d
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        advice = "solver=certified, narrower SAEs or a machine with more memory"
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), advice)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """Optimal matching and its lower bound.
@@ -68,12 +63,15 @@ class DenseSolver:
         deficit = dual_deficit(cost, assigned, self.block_rows)
         permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
-        return Solution(
-            permutation=permutation,
-            objective=objective,
-            lower_bound=max(0.0, objective - deficit * step),
-            tolerance=len(rows) * step,
-        )
+        solution = Solution(permutation, objective, max(0.0, objective - deficit * step), len(rows) * step)
+        if is_negligible(problem, solution):
+            return solution
+        logger.warning(
+            "the cost matrix's resolution of 2^-%d of its largest entry is too coarse for most pairs: the permutation "
+            "may not be optimal (solver=certified is exact here)%s",
+            GRID_BITS, f"; {outliers}" if (outliers := describe_outliers(problem)) else "",
+        )  # fmt: skip
+        return replace(solution, lower_bound=max(0.0, solution.lower_bound - solution.tolerance))
 
 
 def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Floats, float]:

@@ -1,10 +1,11 @@
-"""From a solver's name or options to the solver."""
+"""From a solver's name to the solver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from sae_match.config.solver_schema import SolverConfig, SolverName
+from pydantic import ValidationError
+
 from sae_match.errors import UserError
 from sae_match.matching.baselines import (
     CosineSolver,
@@ -19,49 +20,32 @@ from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.dense import DenseSolver
 from sae_match.matching.solution import Solver
 
+SOLVERS: dict[str, type[Solver]] = {
+    "certified": CertifiedSolver,
+    "dense": DenseSolver,
+    "vanilla": VanillaSolver,
+    "random": RandomSolver,
+    "greedy": GreedySolver,
+    "nearest": NearestSolver,
+    "mutual": MutualSolver,
+    "cosine": CosineSolver,
+    "soft": SoftSolver,
+}
+"""The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well."""
 
-def make_solver(
-    config: SolverConfig | SolverName | str = SolverName.certified,
-    *,
-    device: str = "cpu",
-    seed: int = 0,
-    progress: bool = False,
-) -> Solver:
-    """The solver of that name, with its options.
+
+def make_solver(name: str = "certified", **options: Any) -> Solver:
+    """The solver of that name.
 
     Args:
-        config: options, or a name for the default options.
-        device: where the solvers that compute products do so.
-        seed: seed of `random`.
-        progress: show bars.
+        options: fields of its class.
 
     Raises:
-        UserError: unknown name; the message lists the valid ones.
+        UserError: unknown name (the message lists the valid ones), or options that it does not take.
     """
-    cfg = config if isinstance(config, SolverConfig) else SolverConfig(name=_parse(config))
-    limit, rows = cfg.memory_limit_gib, cfg.block_rows
-
-    def certified() -> CertifiedSolver:
-        return CertifiedSolver(limit, cfg.time_limit_s, cfg.verify, device, rows, cfg.cache, progress)
-
-    makers: dict[SolverName, Callable[[], Solver]] = {
-        SolverName.certified: certified,
-        SolverName.dense: lambda: DenseSolver(limit, rows),
-        SolverName.vanilla: lambda: VanillaSolver(limit),
-        SolverName.random: lambda: RandomSolver(seed, limit),
-        SolverName.greedy: lambda: GreedySolver(limit, device, rows),
-        SolverName.nearest: lambda: NearestSolver(limit, device, rows),
-        SolverName.mutual: lambda: MutualSolver(limit, device, rows),
-        SolverName.cosine: lambda: CosineSolver(certified()),
-        SolverName.soft: lambda: SoftSolver(
-            limit, device, cfg.regularisation, cfg.max_iterations, cfg.marginal_error, cfg.rounding
-        ),
-    }
-    return makers[cfg.name]()
-
-
-def _parse(name: SolverName | str) -> SolverName:
+    if name not in SOLVERS:
+        raise UserError(f"solver={name}: must be one of {', '.join(SOLVERS)}")
     try:
-        return SolverName(name)
-    except ValueError:
-        raise UserError(f"solver={name}: must be one of {', '.join(s.value for s in SolverName)}") from None
+        return SOLVERS[name](**options)
+    except ValidationError as error:
+        raise UserError(f"solver={name}: {error}") from error

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sae_match.config.schema import Folding, GroupWeights, Metric
-from sae_match.config.solver_schema import SolverConfig, SolverName
 from sae_match.errors import UserError
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
@@ -48,7 +47,7 @@ def match(
     b: SparseAutoencoder,
     metric: Metric | str = "both",
     folding: Folding | str = "theta",
-    solver: Solver | SolverConfig | SolverName | str = "certified",
+    solver: Solver | str = "certified",
     *,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
@@ -64,24 +63,30 @@ def match(
             one is matched).
         metric: `both` (the paper's main scheme), `decoder` or `encoder`.
         folding: `theta` (fold thresholds first, Eq. 4) or `none`.
-        solver: a name (`certified` is exact at any width; see `SolverName`), its options, or a solver object.
+        solver: a name (`certified` is exact at any width; see `SOLVERS`), or a solver object with its options.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the parameter groups; all 1 if None.
         rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
         n_pairs: match exactly this many pairs.
-        exclude_a, exclude_b: features to set aside (dead ones, say); they stay unmatched.
+        exclude_a, exclude_b: features to set aside (dead ones, or those with threshold 0); they stay unmatched.
 
     Raises:
         UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
             that the solver does not know, or too little memory.
     """
     started = time.perf_counter()
+    for sae in (a, b):
+        if not isinstance(sae, SparseAutoencoder):
+            raise UserError(
+                f"match needs two SparseAutoencoders, got a {type(sae).__name__}: load_sae reads one from its files, "
+                "SparseAutoencoder.from_state_dict takes one from memory"
+            )
     weights = weights or GroupWeights()
-    chosen = make_solver(solver) if isinstance(solver, (str, SolverConfig)) else solver
+    chosen = make_solver(solver) if isinstance(solver, str) else solver
     kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
     problem = matching_problem(
-        a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,
-        rejection_cost=rejection_cost, n_pairs=n_pairs,
+        _without_theta(a, exclude_a), _without_theta(b, exclude_b), metric=metric, folding=folding,
+        include_bias=include_bias, weights=weights, rejection_cost=rejection_cost, n_pairs=n_pairs,
     )  # fmt: skip
     solution = _solve(chosen, problem, kept_a, kept_b)
     seconds = time.perf_counter() - started
@@ -111,6 +116,13 @@ def match(
         seconds=seconds,
         statistics=solution.statistics,
     )
+
+
+def _without_theta(sae: SparseAutoencoder, excluded: Tensor | None) -> SparseAutoencoder:
+    """The SAE with threshold 1 for the features set aside: they need none to be folded by."""
+    if excluded is None or sae.foldable:
+        return sae
+    return sae.replace(threshold=sae.threshold.masked_fill(excluded.to(sae.device), 1.0))
 
 
 def _kept(excluded: Tensor | None, width: int, name: str) -> Tensor:

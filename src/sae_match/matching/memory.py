@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
-
 import psutil
 
 from sae_match.errors import UserError
@@ -33,20 +30,3 @@ def refuse_above(limit_gib: float | None, needed: float, solver: str, shape: tup
             f"solver={solver} needs {needed / GIB:.1f} GiB for {shape[0]} x {shape[1]} features, but only {limit:.1f} "
             f"GiB are available. Use {advice} (or raise solver.memory_limit_gib)."
         )
-
-
-class ChecksMemory(ABC):
-    """A solver that knows its peak memory and refuses problems above a limit before anything is allocated."""
-
-    name: ClassVar[str]
-    advice: ClassVar[str]
-    """What the user can do about a refusal."""
-    memory_limit_gib: float | None
-
-    @abstractmethod
-    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match of n_a and n_b features, d numbers each."""
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)

@@ -95,6 +95,19 @@ class MatchingProblem:
         rejected = min(self.shape) - len(matched)
         return total + rejected * self.rejection_cost if self.rejection_cost is not None else total
 
+    def ordinary_cost(self, permutation: Permutation) -> float:
+        """`objective` without its costliest 1% of pairs: what a bound's uncertainty has to be small against.
+
+        A few pairs may outweigh all others by orders of magnitude.
+        """
+        a = self.left[permutation.matched]
+        b = self.right[permutation.indices[permutation.matched]]
+        parts = zip(*(side.split(max(1, 2**20 // self.left.shape[1])) for side in (a, b)), strict=True)
+        costs = torch.cat([(x.double() - y.double()).square().sum(dim=1) for x, y in parts])
+        rejected = min(self.shape) - len(costs)
+        kept = costs.sort().values[: len(costs) - math.ceil(len(costs) / 100)]
+        return float(kept.sum()) + rejected * (self.rejection_cost or 0.0)
+
 
 def feature_rows(
     sae: SparseAutoencoder, metric: Metric, include_bias: bool, weights: GroupWeights

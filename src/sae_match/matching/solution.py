@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import Field
+
+from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem
+from sae_match.options import option
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,63 @@ class Solution:
         return difference / self.objective if difference > 0 else 0.0
 
 
-class Solver(Protocol):
-    """An assignment solver, or a baseline that stands in for one."""
+NEGLIGIBLE = 1e-9
+"""Uncertainty of a bound, relative to the cost of the ordinary pairs, up to which it is none."""
 
-    @property
-    def name(self) -> str:
-        """Name in provenance."""
+
+def is_negligible(problem: MatchingProblem, solution: Solution) -> bool:
+    """Whether rounding of the costs could not have decided anything but ties."""
+    if solution.tolerance == 0 or solution.objective == 0:  # 0 is optimal, whatever was rounded
+        return True
+    return solution.tolerance <= NEGLIGIBLE * problem.ordinary_cost(solution.permutation)
+
+
+@option
+class Solver(ABC):
+    """An assignment solver, or a baseline that stands in for one: the configuration's group `solver`."""
+
+    name: str
+    """Short name used in records."""
+    memory_limit_gib: Annotated[float, Field(ge=0)] | None = None
+    """Refuse to start above this; null = what the machine has available now."""
+
+    version: ClassVar[int] = 1
+    """To be raised when the solver's results change."""
+    limits_pairs: ClassVar[bool] = False
+    """Whether it knows `matching.rejection_cost` and `matching.n_pairs`."""
+    advice: ClassVar[str] = "narrower SAEs or a machine with more memory"
+    """What the user can do about a problem that does not fit."""
+
+    def on(self, device: str, progress: bool = False) -> Self:
+        """The solver with its products computed on a device, and with progress bars, where it has those."""
+        known = {item.name for item in fields(self)}
+        changes: dict[str, Any] = {"device": device, "progress": progress}
+        return replace(self, **{name: value for name, value in changes.items() if name in known})
+
+    def key(self) -> dict[str, object]:
+        """Everything about the solver that can change what it returns.
+
+        Options that should only save memory are in it too: it costs a solve, where leaving one out wrongly costs a
+        result.
+        """
+        left_out = ("memory_limit_gib", "device", "progress")
+        options = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        kind = type(self)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "version": self.version, **options}
+
+    @abstractmethod
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """The least peak memory with which n_a and n_b features of d numbers each can be matched."""
 
     def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError, before anything is allocated, where a problem of this size does not fit."""
+        """Refuse a problem that does not fit; nothing is allocated.
 
+        Raises:
+            UserError: it needs more than `memory_limit_gib`.
+        """
+        refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)
+
+    @abstractmethod
     def solve(self, problem: MatchingProblem) -> Solution:
         """A matching. The exact solvers return a one-to-one matching of minimal cost in which every feature of the
         narrower SAE has a partner, unless the problem says otherwise; each baseline says what it returns.

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from sae_match.files import atomic_path, write_json, write_text
+from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.document_sums import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
+from .foreign_files import CONFIG, refuse_foreign_files
 from .heartbeat import SILENT_S, beating, claim, release, silence
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "killed"]
 
-CONFIG, METRICS, PAIRS = "config.yaml", "metrics.json", "pairs.csv"
+METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS = "top_tokens.parquet"
 TRACEBACK = "error.log"
@@ -72,15 +73,7 @@ class JobRecord:
         self._status: dict[str, Any] = {}
         self._claimed = False
         self._clock = time.monotonic()
-        try:
-            with atomic_path(self.directory / ".writable") as probe:
-                probe.write_bytes(b"")
-            (self.directory / ".writable").unlink()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the output directory {self.directory}: {error.strerror or error}. "
-                "Choose another one with paths.output_dir=DIR."
-            ) from error
+        check_writable(self.directory, "paths.output_dir")
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -88,7 +81,7 @@ class JobRecord:
         """Store the resolved configuration as config.yaml.
 
         Raises:
-            UserError: the directory holds the finished record of another configuration (and
+            UserError: the directory holds files but no record, or the finished record of another configuration (and
                 `overwrite` is false), or another process is writing there. Where results go and how they are
                 tracked does not count.
         """
@@ -107,8 +100,9 @@ class JobRecord:
         """Take the directory, so that no other process writes into it until `guard` ends.
 
         Raises:
-            UserError: another one has it, or it cannot be taken.
+            UserError: another one has it, it cannot be taken, or it holds files that no record vouches for.
         """
+        refuse_foreign_files(self.directory)
         try:
             held = claim(self.directory)
         except OSError as error:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun", "capture")
+NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun", "capture", "trusted_packages")
 """Top-level keys that may change without making it another job: where results go, who is told, what is shown."""
 EXECUTION = (
     "solver.memory_limit_gib",

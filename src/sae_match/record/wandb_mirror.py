@@ -21,24 +21,26 @@ from .metrics import Scalar, plain_metrics, undefined
 from .mirror import Histogram, Mirror, NullMirror
 from .pairs import tidy_pairs, undefined_rows
 from .wandb_artifacts import log_permutations
-from .wandb_settings import INIT_TIMEOUT_SECONDS, checked_tags, environment, wandb_directories
+from .wandb_settings import INIT_TIMEOUT_SECONDS, checked_tags, environment, is_disabled, setting, wandb_directories
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["offline", "online", "none"]
 
+PROJECT = "sae-match"
 PREFIXES = {LAYER: "per_layer/", DISTANCE: "by_distance/", QUANTILE: "by_quantile/"}
 """Axis -> what the names of its curves begin with. Curves of one axis never share a panel with those of another."""
 _BINS, _MAX_BINS = 64, 512
 
 
 def open_mirror(directory: Path, *, mode: Mode, **options: Any) -> Mirror:
-    """The mirror for a tracking mode: `WandbMirror(directory, mode=..., **options)`, or `NullMirror` for "none".
+    """The mirror for a tracking mode: `WandbMirror(directory, mode=..., **options)`, or `NullMirror` for "none" and
+    where WANDB_MODE=disabled.
 
     Raises:
         UserError: the mode is unknown, or an option is wrong.
     """
-    if mode == "none":
+    if mode == "none" or is_disabled():
         return NullMirror()
     return WandbMirror(directory, mode=mode, **options)
 
@@ -51,7 +53,10 @@ class WandbMirror:
         mode: "offline" (no network, no account; upload later with `wandb sync`) or "online".
         config: the resolved configuration as nested plain dicts; stored flat, factors at the top.
         cache_dir: where W&B's own cache goes.
-        project, entity, group, job_type, name, tags: as in `wandb.init`.
+        project, entity, group, tags: as in `wandb.init`. What is None or empty comes from W&B's variables
+            (WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS).
+        default_group: the group where neither says one.
+        job_type, name: as in `wandb.init`; WANDB_JOB_TYPE and WANDB_NAME go before.
         run_id: a stable id. An earlier run of the same id is continued: its address stays, its content is replaced.
         appends: keep what an earlier online run of that id has logged, for jobs that go on where they stopped.
 
@@ -66,9 +71,10 @@ class WandbMirror:
         mode: Mode,
         config: Mapping[str, Any],
         cache_dir: Path,
-        project: str = "sae-match",
+        project: str | None = None,
         entity: str | None = None,
         group: str | None = None,
+        default_group: str | None = None,
         job_type: str = "match",
         name: str | None = None,
         tags: Sequence[str] = (),
@@ -80,11 +86,11 @@ class WandbMirror:
         self._directory, self._mode = Path(directory), mode
         self._environment = wandb_directories(self._directory, Path(cache_dir), mode)
         self._arguments: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "group": group,
-            "job_type": job_type,
-            "name": name,
+            "project": setting(project, "WANDB_PROJECT", PROJECT),
+            "entity": setting(entity, "WANDB_ENTITY"),
+            "group": setting(group, "WANDB_RUN_GROUP", default_group),
+            "job_type": setting(None, "WANDB_JOB_TYPE", job_type),
+            "name": setting(None, "WANDB_NAME", name),
             "tags": checked_tags(tags),
             "id": run_id,
             "config": flat_config(config),
@@ -136,7 +142,7 @@ class WandbMirror:
             if self._mode == "online" and not wandb.login(prompt=False, verify=False):
                 raise UserError(_ADVICE.format(reason="not logged in (`wandb login`), or WANDB_MODE is offline"))
             return wandb.init(
-                dir=str(self._directory),
+                dir=str(self._directory.resolve()),  # W&B's own process may have another working directory
                 mode=self._mode,
                 reinit="finish_previous",  # The default would merge the jobs of a sweep into one run.
                 settings=settings,

@@ -16,17 +16,31 @@ INIT_TIMEOUT_SECONDS = 30.0
 
 
 def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """The tags without repetition, in order.
+    """The tags without repetition, in order; those of WANDB_TAGS (with commas between) where there are none.
 
     Raises:
         UserError: a tag is empty or longer than W&B's 64 characters.
     """
+    tags = tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     for tag in tags:
         if not isinstance(tag, str) or not 1 <= len(tag) <= MAX_TAG:
             raise UserError(
                 f"tracking.tags: {tag!r} has {len(str(tag))} characters; W&B allows 1 to {MAX_TAG}. Shorten it."
             )
     return tuple(dict.fromkeys(tags))
+
+
+def setting(value: str | None, variable: str, default: str | None = None) -> str | None:
+    """What the configuration says, else what W&B's own environment variable says, else the default.
+
+    W&B itself reads its variables once per process.
+    """
+    return value or os.environ.get(variable) or default
+
+
+def is_disabled() -> bool:
+    """Whether W&B's own variable switches it off, whatever the configuration says."""
+    return os.environ.get("WANDB_MODE") == "disabled"
 
 
 def artifact_name(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..terminal import quiet_when_unread
 from .canvas import VECTOR_FORMATS
 from .contents import Options, make_tables
 from .overlay import MAX_CURVES
@@ -15,6 +16,7 @@ from .records import BAD_STATES, find_records
 from .writing import report_text, write_report
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; write report.md, report.html, tables and figures to the output directory.
 

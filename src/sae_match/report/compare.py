@@ -8,7 +8,17 @@ from typing import Any
 from ..record.factors import FACTOR_PATHS
 from .records import Record
 
-NEVER_A_FACTOR = ("paths", "tracking", "progress", "device", "experiment", "dry_run", "rerun", "capture")
+NEVER_A_FACTOR = (
+    "paths",
+    "tracking",
+    "progress",
+    "device",
+    "experiment",
+    "dry_run",
+    "rerun",
+    "capture",
+    "trusted_packages",
+)
 """Top-level configuration keys that do not change what is measured."""
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from ..config.controls import FITTED, SOLVED, Control, chosen
+from ..config.controls import Control
 from .directions import titled
 from .records import Record
 from .tables import format_value, markdown_table
 
 MATCHED = "matched"
 SPLICE = "encode_permute_decode"
+USUAL = ("vanilla", "random")
+CONTROLS = tuple(control.value for control in Control if control is not Control.all)
 METRICS = ("matching_score", "explained_variance", "delta_loss")
 """Metrics that every one-to-one control has; the linear map has no matching score, since it pairs no features."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
@@ -45,9 +47,9 @@ def control_frame(job: str, metrics: Mapping[str, Any]) -> pd.DataFrame:
 
 def control_rows(job: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of one job; none where it measured no control beyond the usual two."""
-    if not any(_measured(metrics, control.value) for control in (*SOLVED, *FITTED)):
+    if not any(_measured(metrics, name) for name in CONTROLS if name not in USUAL):
         return []
-    names = [MATCHED, *(control.value for control in chosen([Control.all]))]
+    names = [MATCHED, *CONTROLS]
     return [_row(job, metrics, name, metric) for name in names if _measured(metrics, name) for metric in METRICS]
 
 

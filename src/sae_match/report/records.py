@@ -16,8 +16,9 @@ import yaml
 
 from ..errors import UserError
 from ..record.factors import factors_of, flatten
+from ..record.foreign_files import CONFIG
 from ..record.heartbeat import silence
-from ..record.job import CONFIG, METRICS, PAIRS
+from ..record.job import METRICS, PAIRS
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
 

@@ -13,6 +13,7 @@ from sae_match.saes.sparse_autoencoder import PARAMETERS
 from sae_match.saes.sparsify import Sparsify
 from sae_match.saes.tensor_files import safetensors_shapes
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _FOLDERS: dict[Dialect, tuple[str, ...]] = {
     Dialect.saelens: Saelens.FILES,
     Dialect.sparsify: Sparsify.FILES,
@@ -22,20 +23,23 @@ _FOLDERS: dict[Dialect, tuple[str, ...]] = {
 }
 
 
-def detect_dialect(path: Path) -> Dialect:
+def detect_dialect(path: Path) -> Dialect:  # noqa: PLR0911 - goes with the classes of dialects
     """The dialect of a folder by the files in it, of a file by its name, its neighbours and its tensors' names.
 
     Raises:
         UserError: missing, unknown, or more than one dialect fits.
     """
     if path.is_dir():
+        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        if len(pickles) == 1 and not any(_all_there(path, files) for files in _FOLDERS.values()):
+            return detect_dialect(pickles[0])
         return _only(path, [dialect for dialect, files in _FOLDERS.items() if _all_there(path, files)])
     if path.suffix == ".npz":
         return Dialect.gemma_scope
-    if path.suffix == ".pt":
+    if path.name == DictionaryLearning.FILES[-1]:
         return Dialect.dictionary_learning
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
+        raise _unread(path)
     inside = [
         dialect
         for dialect, files in _FOLDERS.items()
@@ -56,6 +60,17 @@ def detect_dialect(path: Path) -> Dialect:
 
 def _all_there(folder: Path, files: tuple[str, ...]) -> bool:
     return all((folder / name).is_file() for name in files)
+
+
+def _unread(path: Path) -> UserError:
+    if path.suffix not in PICKLES or not path.is_file():
+        return UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
+    return UserError(
+        f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
+        f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
+        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
+        "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
+    )
 
 
 def _only(path: Path, fitting: list[Dialect]) -> Dialect:

@@ -70,7 +70,7 @@ class DictionaryLearning(FolderLoader):
         activation, threshold = _activation(weights, settings, state)
         tensors.setdefault("threshold", torch.full((settings.width,), threshold))
         sae = SparseAutoencoder(**tensors, activation=activation, site=header.site, source=str(path))
-        return validate_loaded(sae, layer, unit_norm=False)
+        return validate_loaded(sae, layer, tensors.get("threshold"), unit_norm=False)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sae_match.config.schema import MEASURED_SCALES, FoldingScale
 from sae_match.errors import UserError
 from sae_match.saes.activation import ActivationKind
-from sae_match.saes.sparse_autoencoder import SparseAutoencoder
+from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
 
 
 def fold(sae: SparseAutoencoder) -> SparseAutoencoder:
@@ -61,7 +61,22 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
         chosen = sae if kept else sae.replace(scale=None)
         _ = chosen.theta  # refuses thresholds that cannot be folded
         return chosen
-    return sae.replace(scale=_stored(sae) if choice is FoldingScale.stored else 1 / sae.W_dec.norm(dim=1))
+    return sae.replace(scale=_stored(sae) if choice is FoldingScale.stored else 1 / decoder_norms(sae))
+
+
+def decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
+    """Norm of each decoder row, to divide by.
+
+    Raises:
+        UserError: a row of zeros.
+    """
+    norms = sae.W_dec.norm(dim=1)
+    if bool((norms == 0).any()):
+        raise UserError(
+            f"{sae.source}: the decoder row is all zero at feature {first_indices(norms == 0)}, so its norm cannot "
+            "scale it. Choose another folding.scale (threshold, mean_activation, max_activation) or folding=none"
+        )
+    return norms
 
 
 def _stored(sae: SparseAutoencoder) -> Float[Tensor, " F"]:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _CANONICAL = {name.lower(): name for name in PARAMETERS}
 _RELEASE = re.compile(r"gemma-scope-\w+-[pi]t-(res|mlp|att|transcoders)\b")
+_LAYER = re.compile(r"layer_(\d{1,4})")
 _SITES = {
     "res": Site.resid_post, "mlp": Site.mlp_out, "att": Site.attn_out, "transcoders": Site.transcoder,
 }  # fmt: skip
@@ -51,7 +52,7 @@ class GemmaScope:
         return fetch(cfg, self.names(cfg, layer, span)[0], layer)
 
     def header(self, path: Path, layer: int | None, cfg: SaeConfig) -> SaeHeader:
-        """Dimensions from the archive's headers, site from the release's name.
+        """Dimensions from the archive's headers, site from the release's name, layer from the folder's.
 
         Raises:
             UserError: not an .npz of plain arrays, or missing keys.
@@ -60,7 +61,14 @@ class GemmaScope:
         d_model, width = matrix_shape(path, shapes, "W_enc")
         found = _RELEASE.search(str(path)) or _RELEASE.search(cfg.repo_id or "")
         site = _SITES[found[1]] if found else Site.unknown
-        return SaeHeader(d_model, width, site).checked(str(path), cfg, layer)
+        folder = path.parents[2].name if len(path.parents) > 2 else ""
+        named = _LAYER.fullmatch(folder)
+        obstacle = None
+        if folder == "embedding":
+            site, obstacle = Site.embedding, "it reads token embeddings, multiplied by sqrt(d_model)"
+        return SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle).checked(
+            str(path), cfg, layer
+        )
 
     def read(self, path: Path, layer: int | None, cfg: SaeConfig) -> SparseAutoencoder:
         """Read one `params.npz`; never unpickles.
@@ -76,8 +84,13 @@ class GemmaScope:
         if scaling is not None and not bool((scaling == 1).all()):
             raise UserError(f"{path}: scaling_factor is not all ones; this variant of Gemma Scope is not supported")
         need_names(path, tensors, PARAMETERS)
-        sae = SparseAutoencoder(**{name: tensors[name] for name in PARAMETERS}, site=header.site, source=str(path))
-        return validate_loaded(sae, layer)
+        sae = SparseAutoencoder(
+            **{name: tensors[name] for name in PARAMETERS},
+            site=header.site,
+            match_only=header.obstacle,
+            source=str(path),
+        )
+        return validate_loaded(sae, layer, tensors["threshold"], unit_norm=True)
 
 
 def _width(cfg: SaeConfig) -> str:

@@ -85,7 +85,7 @@ class GemmaScope2:
             match_only=header.obstacle,
             source=str(path),
         )
-        return validate_loaded(sae, layer)
+        return validate_loaded(sae, layer, canonical["threshold"], unit_norm=True)
 
 
 def _file(path: Path) -> Path:

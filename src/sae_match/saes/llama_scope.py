@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.loader import FolderLoader, site_of_hook
-from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
+from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.validation import validate_loaded
 
@@ -69,18 +71,16 @@ class LlamaScope(FolderLoader):
         s_in, s_out = root / settings["norm_in"], root / settings["norm_out"]
         decoder = tensors["decoder.weight"].T * (s_in / s_out)
         norms = decoder.norm(dim=1)
-        if bool((norms == 0).any()):
-            raise UserError(f"{path}: decoder column is all zero at feature {first_indices(norms == 0)}")
         sae = SparseAutoencoder(
             W_enc=tensors["encoder.weight"].T * norms,
             b_enc=tensors["encoder.bias"] / s_in * norms,
-            W_dec=decoder / norms[:, None],
+            W_dec=torch.nn.functional.normalize(decoder, dim=1, eps=1e-30),  # a row of zeros stays one
             b_dec=tensors["decoder.bias"] / s_out,
             threshold=norms.new_full((header.width,), settings["threshold"]),
             site=header.site,
             source=str(path),
         )
-        return validate_loaded(sae, layer)
+        return validate_loaded(sae, layer, unit_norm=True)
 
 
 def _shapes(d_model: int, width: int) -> dict[str, tuple[int, ...]]:

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from sae_match.config.sae_schema import SaeConfig, Site
+from sae_match.errors import UserError
 from sae_match.saes.header import SaeHeader
 from sae_match.saes.locating import fetch_folder, layer_folder
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 _HOOK = re.compile(r"blocks\.(\d{1,4})\.(?:(attn)\.)?hook_(\w+)$")
 _SITES = {name: Site(name) for name in ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")}
+_MODULE = re.compile(r"(?:[\w.]+\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
+_MODULE_SITES = {
+    None: Site.resid_post, "mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out,
+    "attention": Site.attn_out,
+}  # fmt: skip
 
 
 class Loader(Protocol):
@@ -40,8 +46,14 @@ class FolderLoader:
     FILES: ClassVar[tuple[str, ...]] = ()
 
     def folder(self, path: Path) -> Path:
-        """The layer's folder, also where the weights in it were named."""
+        """The layer's folder, also where the weights in it were named.
+
+        Raises:
+            UserError: another file was named.
+        """
         weights = Path(self.FILES[-1])
+        if path.name != weights.name and path.is_file():
+            raise UserError(f"{path}: not called {weights.name}; in this dialect a layer is {', '.join(self.FILES)}")
         return path.parents[len(weights.parts) - 1] if path.name == weights.name else path
 
     def names(self, cfg: SaeConfig, layer: int, span: tuple[int, ...]) -> tuple[str, ...]:
@@ -58,14 +70,21 @@ class FolderLoader:
 
 
 def site_of_hook(name: object) -> tuple[Site, int | None]:
-    """Site and block of a TransformerLens hook name; `unknown` where the name says something else.
+    """Site and block of a TransformerLens hook name or of a module of a transformers model (`site_of_module`);
+    `unknown` where the name says something else.
 
     `blocks.N.attn.hook_z`, the attention output before its last projection, counts as attn_out.
     """
     found = _HOOK.match(name) if isinstance(name, str) else None
     if found is None:
-        return Site.unknown, None
+        return site_of_module(name) if isinstance(name, str) else (Site.unknown, None)
     layer, attention, hook = int(found[1]), found[2], found[3]
     if attention is not None:
         return (Site.attn_out if hook == "z" else Site.unknown), layer
     return _SITES.get(hook, Site.unknown), layer
+
+
+def site_of_module(name: str) -> tuple[Site, int | None]:
+    """Site and block of a module whose output is read, such as `model.layers.3`, `h.3.mlp` or `gpt_neox.layers.3`."""
+    found = _MODULE.match(name)
+    return (Site.unknown, None) if found is None else (_MODULE_SITES.get(found[2], Site.unknown), int(found[1]))

@@ -123,6 +123,11 @@ def load_sae(
     Raises:
         UserError: missing or corrupt file, unknown or ambiguous layout, or invalid values.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(
+            f"load_sae reads files, and was given a {type(path).__name__}; an SAE in memory becomes one with "
+            "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
+        )
     name = str(path)
     if layer is not None and "{" in name:
         name = fill(name, layer, "path")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_match.config.schema import MEASURED_SCALES, FoldingScale
 from sae_match.errors import UserError
+from sae_match.saes.folding import decoder_norms
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None
 
 def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
     check_measurable(sae, FoldingScale.estimated, k)
-    norms = sae.W_dec.norm(dim=1)
+    norms = decoder_norms(sae)
     largest = LargestValues(tokens * (k or 0))
     for batch in batches:
         pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms

@@ -91,7 +91,7 @@ def load_native(path: Path | str, layer: int | None = None) -> SparseAutoencoder
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     sae = SparseAutoencoder(**tensors, activation=activation, site=site, match_only=match_only, source=str(path))
-    return validate_loaded(sae, layer, unit_norm=activation == JUMPRELU and match_only is None)
+    return validate_loaded(sae, layer, tensors["threshold"], unit_norm=activation == JUMPRELU and match_only is None)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

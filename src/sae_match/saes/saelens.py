@@ -41,7 +41,7 @@ class Saelens(FolderLoader):
         """
         path = self.folder(path)
         weights = path / self.FILES[1]
-        settings = read_saelens_config(path / self.FILES[0])
+        settings = read_saelens_config(path / self.FILES[0], cfg.repo_id)
         need_shapes(weights, safetensors_shapes(weights), _shapes(settings))
         obstacle = settings.obstacle or _activation(settings, _factor(cfg, layer)).obstacle
         header = SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle)
@@ -55,7 +55,7 @@ class Saelens(FolderLoader):
         """
         header = self.header(path, layer, cfg)
         path = self.folder(path)
-        settings = read_saelens_config(path / self.FILES[0])
+        settings = read_saelens_config(path / self.FILES[0], cfg.repo_id)
         tensors = _tensors(path / self.FILES[1], settings)
         factor = _factor(cfg, layer)
         if settings.normalize_activations == SCALED and factor is not None:
@@ -79,7 +79,7 @@ class Saelens(FolderLoader):
             match_only=header.obstacle,
             source=str(path),
         )
-        return validate_loaded(sae, layer, unit_norm=False)
+        return validate_loaded(sae, layer, tensors.get("threshold"), unit_norm=False)
 
 
 def _activation(settings: SaelensConfig, factor: float | None) -> Activation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
 from sae_match.saes.loader import site_of_hook
 from sae_match.saes.tensor_files import number, read_json
+
+logger = logging.getLogger(__name__)
 
 STANDARD, JUMPRELU, TOPK, GATED = "standard", "jumprelu", "topk", "gated"
 _TRANSCODERS = {
@@ -23,6 +26,16 @@ _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Training classes; SAELens itself saves their inference form as jumprelu."""
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 SCALED = "expected_average_only_in"
+_CENTERED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+REGISTRY: Mapping[str, Mapping[str, Any]] = {
+    "JoshEngels/Mistral-7B-Residual-Stream-SAEs": {"normalize_activations": "constant_norm_rescale"},
+    "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTERED,
+    "jbloom/GPT2-Small-SAEs-Reformatted": _CENTERED,
+    "tommmcgrath/gpt2-small-mlp-out-saes": _CENTERED,
+}
+"""Settings of hub repositories that change what an SAE computes and that only SAELens' registry of pretrained SAEs
+(`pretrained_saes.yaml`) knows."""
+_REGISTERED_MODELS = (None, "gpt2-small", "gpt2", "mistral-7b", "mistralai/Mistral-7B-v0.1")
 
 
 @dataclass(frozen=True)
@@ -48,8 +61,11 @@ class SaelensConfig:
     obstacle: str | None
 
 
-def read_saelens_config(path: Path) -> SaelensConfig:
-    """Read `cfg.json`.
+def read_saelens_config(path: Path, repo_id: str | None = None) -> SaelensConfig:
+    """Read `cfg.json`, with the settings of its repository that only SAELens' registry knows.
+
+    Args:
+        repo_id: hub repository that the file is from; a path that names it says it, too.
 
     Raises:
         UserError: unreadable, without dimensions, or of an architecture that is not supported.
@@ -57,6 +73,14 @@ def read_saelens_config(path: Path) -> SaelensConfig:
     cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(path).items()}
     metadata = cfg.get("metadata")
     cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
+    registered = _registered(path, repo_id)
+    if registered is None and metadata is None and repo_id is None and cfg.get("model_name") in _REGISTERED_MODELS:
+        logger.warning(
+            "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a way "
+            "that the file does not say: give the repository as sae.repo_id or in the folder's name",
+            path, ", ".join(REGISTRY),
+        )  # fmt: skip
+    cfg |= registered or {}
     named = _architecture(path, cfg)
     transcoder = named in _TRANSCODERS
     site, layer = site_of_hook(cfg.get("hook_name") or None)
@@ -76,6 +100,14 @@ def read_saelens_config(path: Path) -> SaelensConfig:
         layer=layer,
         obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")),
     )
+
+
+def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
+    for repository, settings in REGISTRY.items():
+        name = repository.rsplit("/", 1)[-1]
+        if repository == repo_id or {name, f"models--{repository.replace('/', '--')}"} & set(path.parts):
+            return settings
+    return None
 
 
 def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
-from sae_match.saes.activation import JUMPRELU, Activation
+from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
+from sae_match.saes.state_dict import canonical_tensors
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 """Canonical parameter names, in storage and hashing order."""
@@ -34,12 +36,16 @@ class SparseAutoencoder:
     that subtracts b_dec from its input has it folded into b_enc. Parameters are float32 and treated as constants;
     inputs of any floating dtype and any batch shape are computed in float32.
 
+    A threshold below 0 counts as 0, as in the encoders of SAELens, dictionary_learning and Gemma Scope, which apply a
+    ReLU as well.
+
     Args:
         W_enc: encoder, [d, F].
         b_enc: encoder bias, [F].
         W_dec: decoder, [F, d].
         b_dec: decoder bias, [d].
-        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none.
+        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none. Needed: a state
+            dict without it belongs to another kind of SAE (`from_state_dict`).
         activation: how pre-activations become activations.
         site: where in the block the SAE reads.
         scale: what plays theta in folding where thresholds do not, [F], positive.
@@ -47,7 +53,7 @@ class SparseAutoencoder:
         source: where the parameters came from; named in errors and provenance.
 
     Raises:
-        UserError: if shapes disagree, a tensor is not floating point, or a value is NaN or infinite.
+        UserError: if shapes disagree, a tensor is missing or not floating point, or a value is NaN or infinite.
     """
 
     def __init__(
@@ -57,13 +63,18 @@ class SparseAutoencoder:
         b_enc: Float[Tensor, " F"],
         W_dec: Float[Tensor, "F d"],
         b_dec: Float[Tensor, " d"],
-        threshold: Float[Tensor, " F"],
+        threshold: Float[Tensor, " F"] | None = None,
         activation: Activation = JUMPRELU,
         site: Site = Site.resid_post,
         scale: Float[Tensor, " F"] | None = None,
         match_only: str | None = None,
         source: str = "memory",
     ) -> None:
+        if threshold is None:
+            raise UserError(
+                f"{source}: no threshold. A state dict does not say what the SAE computes from it: use "
+                "SparseAutoencoder.from_state_dict(state_dict, activation=..., subtracts_b_dec=...)"
+            )
         given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
         if scale is not None:
             given["scale"] = scale
@@ -77,8 +88,52 @@ class SparseAutoencoder:
         self.b_enc: Float[Tensor, " F"] = as_float32["b_enc"]
         self.W_dec: Float[Tensor, "F d"] = as_float32["W_dec"]
         self.b_dec: Float[Tensor, " d"] = as_float32["b_dec"]
-        self.threshold: Float[Tensor, " F"] = as_float32["threshold"]
+        self.threshold: Float[Tensor, " F"] = as_float32["threshold"].clamp(min=0)
         self.scale: Float[Tensor, " F"] | None = as_float32.get("scale")
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        activation: ActivationKind | str,
+        subtracts_b_dec: bool,
+        k: int | None = None,
+        rescales_by_decoder_norm: bool | None = None,
+        site: Site | str = Site.unknown,
+        source: str = "state dict",
+    ) -> SparseAutoencoder:
+        """The SAE behind another library's `state_dict()`, given what the tensors do not say.
+
+        Names are canonical ones, or those of torch's Linear layers (`encoder.weight`, `encoder.bias`, `decoder.weight`,
+        `bias`); a JumpReLU SAE has `threshold` (of one feature or all) or `log_threshold`, a gated one `b_gate`,
+        `b_mag` and `r_mag` for b_enc. An SAE that normalizes its inputs must have the factor folded in before.
+
+        Args:
+            activation: `jumprelu`, `relu`, `gated` or `topk`. A BatchTopK SAE with its threshold is a `jumprelu` one.
+            subtracts_b_dec: whether b_dec is subtracted from the input (SAELens: `cfg.apply_b_dec_to_input`).
+            k: active features per token of a `topk`.
+            rescales_by_decoder_norm: whether a `topk` multiplies its pre-activations by the decoder norms before it
+                ranks them (SAELens: `cfg.rescale_acts_by_decoder_norm`).
+            site: where in the block the SAE reads.
+            source: what to call the SAE in messages.
+
+        Raises:
+            UserError: missing or unknown tensors, an unknown activation, a `topk` without its k or its
+                `rescales_by_decoder_norm`, or anything that the constructor refuses.
+        """
+        try:
+            kind, place = ActivationKind(activation), Site(site)
+        except ValueError as error:
+            raise UserError(f"{source}: {error}; activations: {', '.join(ActivationKind)}") from None
+        tensors: dict[str, Any] = canonical_tensors(
+            state_dict,
+            kind,
+            subtracts_b_dec=subtracts_b_dec,
+            rescales_by_decoder_norm=rescales_by_decoder_norm,
+            source=source,
+        )
+        return cls(**tensors, activation=Activation(kind, k=k), site=place, source=source)
 
     @property
     def d_model(self) -> int:
@@ -112,6 +167,11 @@ class SparseAutoencoder:
         return self.replace(**{n: t.to(device) for n, t in self.parameters().items()}, scale=scale)
 
     @property
+    def foldable(self) -> bool:
+        """Whether every feature has a `theta`."""
+        return self.scale is not None or bool((self.threshold > 0).all())
+
+    @property
     def theta(self) -> Float[Tensor, " F"]:
         """The unit of each feature when it is folded: `scale` where one is set, else the threshold.
 
@@ -122,11 +182,14 @@ class SparseAutoencoder:
             return self.scale
         not_positive = self.threshold <= 0
         if bool(not_positive.any()):
+            library = "sae_match.saes.with_scale"
+            if not bool(not_positive.all()):
+                library += " or leave these features out: match(..., exclude_a=a.threshold <= 0, exclude_b=...)"
             raise UserError(
                 f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
                 f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
                 "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
-                "decoder_norm (needs no data); in the library, sae_match.saes.with_scale."
+                f"decoder_norm (needs no data); or folding=none. In the library, {library}."
             )
         return self.threshold
 

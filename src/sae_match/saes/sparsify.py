@@ -10,14 +10,13 @@ from sae_match.config.sae_schema import SaeConfig, Site
 from sae_match.errors import UserError
 from sae_match.saes.activation import Activation, ActivationKind
 from sae_match.saes.header import SaeHeader
-from sae_match.saes.loader import FolderLoader
+from sae_match.saes.loader import FolderLoader, site_of_module
 from sae_match.saes.parametrization import subtract_input_bias
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 from sae_match.saes.tensor_files import need_shapes, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.validation import validate_loaded
 
-_HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
-_MODULES = {"mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out, "attention": Site.attn_out}
+_SEED = re.compile(r"seed\d+")
 
 
 class Sparsify(FolderLoader):
@@ -40,16 +39,14 @@ class Sparsify(FolderLoader):
         settings, weights = _settings(path / self.FILES[0]), path / self.FILES[1]
         shapes = safetensors_shapes(weights)
         need_shapes(weights, shapes, _shapes(settings))
-        named = _HOOKPOINT.match(path.name)
-        site = Site.unknown
-        if named is not None:
-            site = Site.resid_post if named[2] is None else _MODULES.get(named[2], Site.unknown)
+        # With several seeds the hookpoint's folder holds one folder a seed.
+        site, stated = site_of_module(path.parent.name if _SEED.fullmatch(path.name) else path.name)
         obstacle = "its skip connection is not part of its features" if "W_skip" in shapes else None
         header = SaeHeader(
             settings["d_in"],
             settings["d_sae"],
             Site.transcoder if settings["transcode"] else site,
-            int(named[1]) if named else None,
+            stated,
             obstacle,
         )
         return header.checked(str(path), cfg, layer)

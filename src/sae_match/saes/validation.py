@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from jaxtyping import Float
+from torch import Tensor
+
 from sae_match.errors import UserError
-from sae_match.saes.activation import ActivationKind
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
 
 logger = logging.getLogger(__name__)
@@ -14,10 +16,16 @@ UNIT_NORM_TOLERANCE = 0.01
 """bf16 rows of unit norm stay within this."""
 
 
-def validate_loaded(sae: SparseAutoencoder, layer: int | None, unit_norm: bool = True) -> SparseAutoencoder:
-    """Refuse thresholds <= 0 of a JumpReLU SAE (< 0 of others) and zero decoder rows.
+def validate_loaded(
+    sae: SparseAutoencoder, layer: int | None, stored_threshold: Float[Tensor, " F"] | None = None, *, unit_norm: bool
+) -> SparseAutoencoder:
+    """Refuse thresholds that are mostly negative, and log what is unusual.
+
+    Trainers leave a few thresholds at or a little below 0, where a feature acts as with a ReLU. A file of logarithms
+    looks otherwise: its thresholds below 1 are negative.
 
     Args:
+        stored_threshold: the thresholds as they stand in the file, where it has one per feature.
         unit_norm: decoder rows of this dialect have unit norm; warn where they do not.
 
     Returns the SAE itself, so that loaders can end with this call.
@@ -26,17 +34,12 @@ def validate_loaded(sae: SparseAutoencoder, layer: int | None, unit_norm: bool =
         UserError: naming file, layer, key and feature indices.
     """
     where = sae.source if layer is None else f"{sae.source} (layer {layer})"
-    jumps = sae.activation.kind is ActivationKind.jumprelu
-    refused = sae.threshold <= 0 if jumps else sae.threshold < 0
-    if bool(refused.any()):
-        raise UserError(
-            f"{where}: threshold must be positive for a JumpReLU SAE, but is <= 0 at feature "
-            f"{first_indices(refused)}. Is the file storing log thresholds, or another activation?"
-        )
-    norms = sae.W_dec.norm(dim=1)
-    if bool((norms == 0).any()):
-        raise UserError(f"{where}: W_dec row is all zero at feature {first_indices(norms == 0)}")
-    worst = float((norms - 1).abs().max())
+    if stored_threshold is not None and bool((negative := stored_threshold < 0).any()):
+        found = f"{int(negative.sum())} of {sae.width} thresholds are negative (feature {first_indices(negative)})"
+        if int(negative.sum()) > sae.width // 2:
+            raise UserError(f"{where}: {found}. Is the file storing log thresholds, or another activation?")
+        logger.warning("%s: %s; these features act as with a ReLU", where, found)
+    worst = float((sae.W_dec.norm(dim=1) - 1).abs().max())
     if unit_norm and worst > UNIT_NORM_TOLERANCE:
         logger.warning("%s: decoder rows are not of unit norm (largest deviation %.3g)", where, worst)
     return sae

@@ -1,5 +1,5 @@
 """A sweep as the command sees it: what its jobs note down, where it stands, and the table that it ends with."""
 
-from sae_match.sweep.launch import SweepConfigLoader, in_sweep, reported
+from sae_match.sweep.launch import current_job, report_on_exit
 
-__all__ = ["SweepConfigLoader", "in_sweep", "reported"]
+__all__ = ["current_job", "report_on_exit"]

@@ -1,20 +1,21 @@
 """A sweep as the command sees it: its jobs leave notes, and it ends with a table, however it ends.
 
-Hydra 1.3 shows the first failure only and skips its own callbacks after one; `reported` does not depend on them.
+Hydra calls `on_multirun_end` only where no job has failed, so the table is printed by `report_on_exit`.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +23,6 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sae_match.config.composition_guard import GuardedConfigLoader
 from sae_match.dry_run import is_scratch
 
 logger = logging.getLogger(__name__)
@@ -32,15 +32,20 @@ EXIT_FAILED_JOBS = 1
 # What is heavier than Hydra is imported where it is needed: --help must not wait for pandas.
 
 
-class _Launch:
-    """The sweep that this process launches, if it does."""
+@dataclass
+class Launch:
+    """The sweep that a command launches, if it does.
 
-    def __init__(self) -> None:
-        self.directory: Path | None = None
-        self.stack = ExitStack()
+    Attributes:
+        directory: the sweep's directory; None = no sweep.
+        stack: what holds until the table is written.
+    """
+
+    directory: Path | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
 
 
-_launch = _Launch()
+_launch: ContextVar[Launch | None] = ContextVar("launch", default=None)
 
 
 class SweepCallback(Callback):
@@ -54,89 +59,76 @@ class SweepCallback(Callback):
         directory = Path(str(config.hydra.sweep.dir)).absolute()
         if is_scratch(directory):
             return
-        # Between two jobs, too, SIGTERM must leave time for the table.
-        _launch.stack.enter_context(sigterm_raises())
         begin(directory, planned_overrides(config))
-        _launch.directory = directory
-
-
-class SweepConfigLoader(GuardedConfigLoader):
-    """The guarded loader; what it refuses of a job in a process of the job's own goes into the sweep's table."""
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """As Hydra's."""
-        try:
-            return super().load_sweep_config(master_config, sweep_overrides)
-        except Exception as error:
-            if _launch.directory is None:  # the launching process says it itself
-                from sae_match.sweep.notes import note_refused
-
-                sweep = Path(str(master_config.hydra.sweep.dir)).absolute()
-                with suppress(OSError):
-                    note_refused(sweep, sweep_overrides, f"{type(error).__name__}: {error}")
-            raise
+        if (launch := _launch.get()) is not None:
+            # Between two jobs, too, SIGTERM must leave time for the table.
+            launch.stack.enter_context(sigterm_raises())
+            launch.directory = directory
 
 
 def planned_overrides(config: DictConfig) -> list[list[str]]:
     """The overrides of every job of a sweep, in order; empty where another sweeper than Hydra's own decides them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     sweeper = config.hydra.sweeper
-    if not str(sweeper._target_).endswith("BasicSweeper"):
+    if not str(sweeper._target_).endswith(".BasicSweeper"):
         return []
+    instance = GlobalHydra.instance()
+    # The loader knows the options of a group, for `experiment=glob(fig*)`.
+    parser = OverridesParser.create(instance.config_loader() if instance.is_initialized() else None)
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    parsed = OverridesParser.create(_loader()).parse_overrides([*given, *config.hydra.overrides.task])
-    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    choices: dict[str, list[str]] = {}
+    for override in parser.parse_overrides([*given, *config.hydra.overrides.task]):
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
-def _loader() -> ConfigLoader | None:
-    """What knows the options of a group, for `experiment=glob(fig*)`."""
-    return GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-
-
-@dataclass
-class Place:
-    """Where a job stands: in a sweep, or alone (then `sweep` is None).
+@dataclass(frozen=True)
+class CurrentJob:
+    """The job that this process runs.
 
     Attributes:
-        sweep: the sweep's directory.
-        number: the job's place in it.
-        record: the job's record, as far as it is known.
-        action: what happens to it (`experiment.rerun.Action`).
+        sweep: the directory of the sweep that it belongs to; None for a single job.
+        number: its place in the sweep, from 0.
+        overrides: what the sweep sets for it.
     """
 
     sweep: Path | None
     number: int = 0
     overrides: tuple[str, ...] = ()
-    record: Path | None = None
-    action: str | None = None
 
-    def note(self, error: BaseException | None = None) -> None:
-        """Leave a note for the sweep's table."""
-        if self.sweep is None or is_scratch(self.sweep):
-            return
-        from sae_match.sweep.notes import note_job
+    def note(self, record: Path, action: str) -> None:
+        """Note for the sweep's table where the job's record is and what happens to it."""
+        if self.sweep is not None and not is_scratch(self.sweep):
+            from sae_match.sweep.notes import note_job
 
-        message = None if error is None else f"{type(error).__name__}: {error}"
-        note_job(self.sweep, self.number, self.overrides, self.record, self.action, message)
+            note_job(self.sweep, self.number, self.overrides, record, action)
+
+    def note_error(self, error: BaseException) -> None:
+        """Note for the sweep's table what ended the job."""
+        if self.sweep is not None and not is_scratch(self.sweep):
+            from sae_match.sweep.notes import note_error
+
+            note_error(self.sweep, self.number, self.overrides, f"{type(error).__name__}: {error}")
 
 
 @contextmanager
-def in_sweep() -> Iterator[Place]:
-    """Around one job: where it stands; its own log gets the traceback of whatever ends it, also in a sweep, of which
-    Hydra reports only the first failure, at the end."""
+def current_job() -> Iterator[CurrentJob]:
+    """Around one job. The traceback of what ends it goes to the job's log, also in a sweep, of which Hydra reports only
+    the first failure, at the end."""
     config = HydraConfig.get()
-    place = Place(None)
+    job = CurrentJob(None)
     if config.mode is RunMode.MULTIRUN:
-        place = Place(Path(config.sweep.dir).absolute(), int(config.job.num), tuple(config.overrides.task))
+        job = CurrentJob(Path(config.sweep.dir).absolute(), int(config.job.num), tuple(config.overrides.task))
     try:
-        yield place
+        yield job
     except BaseException as error:
         log_to_file(traceback.format_exc())
-        if place.sweep is not None:
-            logger.error("job %s failed: %s", place.number, error)
+        if job.sweep is not None:
+            logger.error("job %s failed: %s", job.number, error)
             with suppress(OSError):
-                place.note(error)
+                job.note_error(error)
         raise
 
 
@@ -149,35 +141,28 @@ def log_to_file(text: str) -> None:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Around the whole command: if it launched a sweep, that ends with its table, printed and written, whatever
-    happened, and with a non-zero exit code if a job is not done."""
-    with _launch.stack:
-        try:
-            yield
-        except Exception:
-            if _launch.directory is None:
-                raise
-            # Hydra raises the first failed job's error.
-            traceback.print_exc()
-            _report()
-            sys.exit(EXIT_FAILED_JOBS)
-        except BaseException:
-            with suppress(OSError):
-                _report()
-            raise
-        if not _report():
-            sys.exit(EXIT_FAILED_JOBS)
+def report_on_exit() -> Iterator[None]:
+    """Around the whole command: a sweep that it launches ends with its table, printed and written, whatever happens,
+    and with a non-zero exit code if a job is not done."""
+    launch = Launch()
+    token = _launch.set(launch)
+    done = False
+    try:
+        yield
+    finally:
+        with launch.stack, suppress(OSError):
+            done = launch.directory is None or _print_table(launch.directory)
+        _launch.reset(token)
+    if not done:
+        sys.exit(EXIT_FAILED_JOBS)
 
 
-def _report() -> bool:
-    """Print and write the table; whether all jobs are done."""
-    if _launch.directory is None:
-        return True
+def _print_table(sweep: Path) -> bool:
+    """Write and print the table; whether all jobs are done."""
     from sae_match.sweep.table import render, write_table
 
-    rows = write_table(_launch.directory)
+    rows = write_table(sweep)
     if all(row["action"] is None and row["error"] is None for row in rows):
         return False  # no job began: the configuration was refused, and that has been said
-    print(f"\nsweep {_launch.directory}\n{render(rows)}", flush=True)
+    print(f"\nsweep {sweep}\n{render(rows)}", flush=True)
     return all(row["state"] == "done" for row in rows)

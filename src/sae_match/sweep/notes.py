@@ -56,21 +56,19 @@ def begin(sweep: Path, jobs: list[list[str]]) -> None:
     write_json(notes / PLANNED, jobs)
 
 
-def note_job(
-    sweep: Path, number: int, overrides: Sequence[str], record: Path | None, action: str | None, error: str | None
-) -> None:
-    """Note where a job's record is and what happens to it, before it runs; once more, with `error`, where it fails."""
-    if record is not None and record.absolute().is_relative_to(sweep):
+def note_job(sweep: Path, number: int, overrides: Sequence[str], record: Path, action: str) -> None:
+    """Note where a job's record is and what happens to it, before it runs."""
+    if record.absolute().is_relative_to(sweep):
         record = record.absolute().relative_to(sweep)  # so that a sweep's directory can be moved
-    content = {"job": number, "overrides": list(overrides), "action": action, "error": error}
-    write_json(sweep / NOTES / f"{number}.json", {**content, "record": None if record is None else str(record)})
+    content = {"job": number, "overrides": list(overrides), "action": action, "error": None, "record": str(record)}
+    write_json(sweep / NOTES / f"{number}.json", content)
 
 
-def note_refused(sweep: Path, overrides: Sequence[str], error: str) -> None:
-    """Note that a job's configuration was refused before the job began; its number is its place in the launch."""
-    planned = read_note(sweep / NOTES / PLANNED) or []
-    if list(overrides) in planned:
-        note_job(sweep, planned.index(list(overrides)), overrides, None, None, " ".join(error.splitlines()))
+def note_error(sweep: Path, number: int, overrides: Sequence[str], error: str) -> None:
+    """Note what ended a job, also one that ended before its record was known."""
+    path = sweep / NOTES / f"{number}.json"
+    note = read_note(path) or {"job": number, "overrides": list(overrides), "action": None, "record": None}
+    write_json(path, {**note, "error": error})
 
 
 def jobs_of(sweep: Path) -> list[SweepJob]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import OmegaConf
 
-from sae_match.config.schema import TrackingMode
 from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
+from sae_match.record.wandb_settings import is_disabled
 from sae_match.store import Store
+from sae_match.tracking import TrackingMode
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,11 @@ class LayerTracking:
 
 @contextmanager
 def tracked(cfg: TrainConfig, layer: int, store: Store) -> Iterator[LayerTracking]:
-    """A W&B run for one layer, closed whatever happens; nothing with tracking=none."""
-    if cfg.tracking.mode is TrackingMode.none:
+    """A W&B run for one layer, closed whatever happens; nothing with tracking=none or WANDB_MODE=disabled."""
+    if cfg.tracking.mode is TrackingMode.none or is_disabled():
         yield LayerTracking(None, lambda _: None)
         return
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    config = {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    config = cfg.config
     online = cfg.tracking.mode is TrackingMode.online
     mirror = WandbMirror(
         Path(cfg.paths.output_dir),

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
-from sae_match.matching.memory import ChecksMemory, problem_bytes
+from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import option
 
 
-class Control(ChecksMemory):
-    """Needs nothing beside the problem itself."""
+@option
+class VanillaSolver(Solver):
+    """Feature i to feature i, as far as both SAEs have one."""
 
-    advice = "narrower SAEs or a machine with more memory"
+    name: str = "vanilla"
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match."""
+        """The problem itself."""
         return problem_bytes(n_a, n_b, d)
-
-
-@dataclass(frozen=True)
-class VanillaSolver(Control):
-    """Feature i to feature i, as far as both SAEs have one.
-
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-    """
-
-    memory_limit_gib: float | None = None
-    name = "vanilla"
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The identity; where features were set aside, each of the others still goes to its own number."""
@@ -45,18 +36,17 @@ class VanillaSolver(Control):
         return Solution(permutation, problem.objective(permutation))
 
 
-@dataclass(frozen=True)
-class RandomSolver(Control):
-    """A uniformly drawn one-to-one matching of as many features as the narrower SAE has.
+@option
+class RandomSolver(Solver):
+    """A uniformly drawn one-to-one matching of as many features as the narrower SAE has."""
 
-    Args:
-        seed: seed of the draw; problems of one size get the same draw.
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-    """
+    name: str = "random"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draw; problems of one size get the same draw."""
 
-    seed: int = 0
-    memory_limit_gib: float | None = None
-    name = "random"
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """The problem itself."""
+        return problem_bytes(n_a, n_b, d)
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The draw."""

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.certified import CertifiedSolver
-from sae_match.matching.memory import refuse_above
 from sae_match.matching.problem import MatchingProblem
 from sae_match.matching.solution import Solution
+from sae_match.options import option
 
 ADVICE = "narrower SAEs, matching=decoder or a machine with more memory"
 
 
-@dataclass(frozen=True)
-class CosineSolver:
+@option
+class CosineSolver(CertifiedSolver):
     """The exact matching of the rows scaled to unit norm: the largest sum of cosines.
 
     A row of zeros has no direction and stays zero: at distance 1 from every unit row, 0 from another zero row.
     The objective is that of the original problem, so it bounds nothing; `cosine_objective` and `cosine_gap` tell how
     the scaled problem was solved.
-
-    Args:
-        exact: the solver of the scaled problem.
     """
 
-    exact: CertifiedSolver
-    name = "cosine"
+    name: str = "cosine"
+
+    limits_pairs: ClassVar[bool] = False
+    advice: ClassVar[str] = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match: that of the exact solver, without its cache unless forced, and the scaled rows."""
-        return self.exact.required_bytes(n_a, n_b, d, cached=bool(self.exact.cache)) + 4 * (n_a + n_b) * d
-
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where a problem of this size does not fit; nothing is allocated."""
-        needed = self.required_bytes(n_a, n_b, d)
-        refuse_above(self.exact.memory_limit_gib, needed, self.name, (n_a, n_b), ADVICE)
+        """Peak memory of a match: that of the exact solver, and the scaled rows."""
+        return CertifiedSolver.required_bytes(self, n_a, n_b, d) + 4 * (n_a + n_b) * d
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The matching with the largest sum of cosines.
@@ -48,7 +43,9 @@ class CosineSolver:
         """
         problem.check_complete(self.name)
         self.check_memory(*problem.shape, problem.left.shape[1])
-        solution = self.exact.solve(replace(problem, left=unit_rows(problem.left), right=unit_rows(problem.right)))
+        solution = CertifiedSolver.solve(
+            self, replace(problem, left=unit_rows(problem.left), right=unit_rows(problem.right))
+        )
         statistics = dict(solution.statistics)
         statistics["cosine_objective"] = solution.objective
         if solution.gap is not None:

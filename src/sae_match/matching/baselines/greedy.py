@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from sae_match.matching.baselines.kernels import FREE, free_entries, match_greedily
 from sae_match.matching.baselines.nearest import ADVICE, lists_bytes
 from sae_match.matching.baselines.neighbours import Bools, Ints, NearestLists, Neighbours
-from sae_match.matching.memory import ChecksMemory, problem_bytes
+from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import option
 
 LIST_LENGTH = 32
 """Columns of a row's list."""
@@ -22,24 +24,21 @@ SHORT = 4
 """Rows with no more free columns than this get a new list along with a row that has none."""
 
 
-@dataclass(frozen=True)
-class GreedySolver(ChecksMemory):
+@option
+class GreedySolver(Solver):
     """The cheapest pair of features that are both free, again and again; ties by (feature of A, feature of B).
 
     Every feature of the narrower SAE gets a partner. Rows hold short lists of their nearest columns; where the next
     pair could lie outside a list, lists are made anew over the columns that are still free, so nothing is approximated.
-
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-        device: where products are computed.
-        block_rows: rows computed at a time; changes memory use, not the result.
     """
 
-    memory_limit_gib: float | None = None
+    name: str = "greedy"
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
     device: str = "cpu"
-    block_rows: int = 1024
-    name = "greedy"
-    advice = ADVICE
+    """Where products are computed; set by the job."""
+
+    advice: ClassVar[str] = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, what is left of B copied twice, one block of products, and the lists

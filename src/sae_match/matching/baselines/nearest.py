@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from sae_match.matching.baselines.neighbours import Ints, Neighbours
-from sae_match.matching.memory import ChecksMemory, problem_bytes
+from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import option
 
 FIRST_LENGTH = 4
 """Candidates whose exact distance is computed before anything is known about how close the others are."""
@@ -23,21 +25,17 @@ def lists_bytes(n: int, m: int, block_rows: int, length: int) -> int:
     return n * (16 * length + 40) + 40 * m + 4 * min(block_rows, n) * m + 40 * m
 
 
-@dataclass(frozen=True)
-class NearestSolver(ChecksMemory):
-    """Every feature of A to the feature of B at the least distance, the lowest index first; many-to-one.
+@option
+class NearestSolver(Solver):
+    """Every feature of A to the feature of B at the least distance, the lowest index first; many-to-one."""
 
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-        device: where products are computed.
-        block_rows: rows computed at a time; changes memory use, not the result.
-    """
-
-    memory_limit_gib: float | None = None
+    name: str = "nearest"
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
     device: str = "cpu"
-    block_rows: int = 1024
-    name = "nearest"
-    advice = ADVICE
+    """Where products are computed; set by the job."""
+
+    advice: ClassVar[str] = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, one block of products, and the lists."""
@@ -59,21 +57,17 @@ class NearestSolver(ChecksMemory):
         return Solution(permutation, problem.objective(permutation), statistics={"distinct_partners": partners})
 
 
-@dataclass(frozen=True)
-class MutualSolver(ChecksMemory):
-    """Pairs of features of which each is the other's nearest (the lowest index first); the rest stay unmatched.
+@option
+class MutualSolver(Solver):
+    """Pairs of features of which each is the other's nearest (the lowest index first); the rest stay unmatched."""
 
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-        device: where products are computed.
-        block_rows: rows computed at a time; changes memory use, not the result.
-    """
-
-    memory_limit_gib: float | None = None
+    name: str = "mutual"
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
     device: str = "cpu"
-    block_rows: int = 1024
-    name = "mutual"
-    advice = ADVICE
+    """Where products are computed; set by the job."""
+
+    advice: ClassVar[str] = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem, one block of products, and the lists."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
-from typing import NamedTuple
+from enum import StrEnum
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_match.config.solver_schema import SoftRounding
-from sae_match.matching.memory import ChecksMemory, problem_bytes
+from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,13 @@ BYTES_PER_PAIR = 32
 """Seven float32 matrices at the widest point (29 bytes, measured at 4,096 x 4,096), and some room."""
 SLACK = 1.05
 """The library sums the columns in another order than this file: a converged plan may look a little worse here."""
+
+
+class SoftRounding(StrEnum):
+    """How a soft matching becomes a hard one: the one-to-one matching with the largest sum over its pairs."""
+
+    plan = "plan"
+    log_plan = "log_plan"
 
 
 class TransportPlan(NamedTuple):
@@ -44,33 +52,30 @@ class TransportPlan(NamedTuple):
     iterations: int
 
 
-@dataclass(frozen=True)
-class SoftSolver(ChecksMemory):
+@option
+class SoftSolver(Solver):
     """Entropic optimal transport with uniform marginals (Cuturi 2013), rounded to a one-to-one matching.
 
     The transport cost of the soft plan, times the number of features of the narrower SAE so that it compares with
     objectives, is the statistic `transport_cost`: for SAEs of one width it is at least the optimal objective, and
     tends to it as the entropy vanishes.
-
-    Args:
-        memory_limit_gib: refuse problems that need more than this; None = what the machine has available.
-        device: where the iterations run.
-        regularisation: strength of the entropy, in units of the median cost.
-        max_iterations: most Sinkhorn iterations; a warning says if they did not suffice.
-        marginal_error: relative error of the column sums at which the iterations stop.
-        rounding: `plan`: the matching with the most mass of the plan on its pairs. `log_plan`: with the largest sum
-            of log masses; as each log mass is minus a cost plus one number per row and one per column, that is the
-            exact matching whatever the entropy, where every row and column gets a partner (SAEs of one width).
     """
 
-    memory_limit_gib: float | None = None
-    device: str = "cpu"
-    regularisation: float = 0.05
-    max_iterations: int = 1000
-    marginal_error: float = 1e-3
+    name: str = "soft"
+    regularisation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    """Strength of the entropy, in units of the median cost."""
+    max_iterations: Annotated[int, Field(ge=1)] = 1000
+    """Most Sinkhorn iterations; a warning says if they did not suffice."""
+    marginal_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Sinkhorn stops when the plan's column sums are this close to uniform (relative, Euclidean)."""
     rounding: SoftRounding = SoftRounding.plan
-    name = "soft"
-    advice = ADVICE
+    """plan: the matching with the most mass of the plan on its pairs. log_plan: with the largest sum of log masses; as
+    each log mass is minus a cost plus one number per row and one per column, that is the exact matching whatever the
+    entropy, where every row and column gets a partner (SAEs of one width)."""
+    device: str = "cpu"
+    """Where the iterations run; set by the job."""
+
+    advice: ClassVar[str] = ADVICE
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem and several dense matrices."""

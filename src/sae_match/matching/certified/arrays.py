@@ -28,11 +28,34 @@ SPARE = -2
 """A column held by a spare row: one of the zero-cost rows that take up the columns that stay unmatched."""
 
 
+class Potentials(NamedTuple):
+    """Exact row and column potentials, where the costs are what they leave; empty arrays where they are all 0.
+
+    An exact number is an integer times 2^lowest. It is stored in limbs of 32 bits, least first, in two's complement:
+    the last limb is signed. See `exact_kernels`.
+    """
+
+    row: Int64
+    """[n, W] limbs."""
+    column: Int64
+    """[m, W] limbs."""
+    lowest: int
+    """Exponent of the lowest bit of the first limb."""
+    shift: int
+    """Bits by which a grid step lies above that bit."""
+    cap: int
+    """Steps; a larger cost counts as this."""
+
+
+NO_POTENTIALS = Potentials(np.empty((0, 0), np.int64), np.empty((0, 0), np.int64), 0, 0, 0)
+
+
 class Costs(NamedTuple):
     """What the exact cost of a pair is computed from; n rows, m columns.
 
     cost(i, j) = column_cost[j] - round(2 <left_i, right_j> unit): the squared distance without the row's own norm,
-    which is the same for all its columns.
+    which is the same for all its columns. With potentials, cost(i, j) = column_cost[j] +
+    min(cap, floor((-2 <left_i, right_j> - row_i - column_j) / step)), computed exactly.
     """
 
     left: Float32
@@ -53,6 +76,8 @@ class Costs(NamedTuple):
     """Grid steps per unit of cost, a power of two."""
     gamma: float
     """Relative error bound of a float32 inner product."""
+    potentials: Potentials = NO_POTENTIALS
+    """Subtracted from the costs before they are rounded."""
 
 
 class Lists(NamedTuple):

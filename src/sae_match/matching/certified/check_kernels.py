@@ -114,3 +114,34 @@ def feasible_duals(
         if costs.private_cost.shape[0] > 0:
             least = min(least, costs.private_cost[i] - prices.price[quantised.shape[1] + i])
         proven[i] = least
+
+
+@njit(cache=True, nogil=True)
+def near_pairs(
+    rows: Int64, local: Int64, quantised: Int16, scale: Float32, dual: Int64, slack: int, out: Int32, chosen: Int32,
+    costs: Costs, prices: Prices, counters: Int64,
+) -> int:  # fmt: skip
+    """Pairs whose cost - price exceeds the dual by at most `slack`, as rows and columns in out[0] and out[1].
+
+    Returns their number; it stops where `out` is full.
+    """
+    count = 0
+    for r in range(rows.shape[0]):
+        i, at = rows[r], local[r]
+        s = scale[at]
+        beta, twice = np.float32(2.0 * costs.gamma * costs.left_norm[i]), np.float32(2) * s
+        limit = dual[i] + slack
+        level = limit / costs.unit
+        error = QUANTISATION * s + SCAN_SLACK * (2.0 * 32767.0 * s + abs(level)) + 4.0 / costs.unit
+        threshold = np.float32(level + 2.0 * error)
+        for c in range(scan_below(quantised[at], prices.offset, costs.right_norm, twice, beta, threshold, chosen)):
+            j = chosen[c]
+            if lower_cost(costs, i, j, s, quantised[at][j]) - prices.price[j] > limit:
+                continue
+            counters[EXACT] += 1
+            if exact_cost(costs, i, j) - prices.price[j] <= limit:
+                if count == out.shape[1]:
+                    return count
+                out[0, count], out[1, count] = i, j
+                count += 1
+    return count

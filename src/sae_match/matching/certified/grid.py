@@ -87,6 +87,11 @@ def cost_bits(n: int) -> int:
     return min(COST_BITS, 61 - math.ceil(math.log2(n + 1)))
 
 
+def row_norms(rows: Float32, threads: int) -> Float64:
+    """Euclidean norms; of every row of float32 numbers they lie within float64's range."""
+    return np.sqrt(_squares(rows, threads))
+
+
 def _squares(rows: Float32, threads: int) -> Float64:
     out = np.empty(len(rows), np.float64)
     split(threads, len(rows), lambda low, high: squared_norms(rows[low:high], out[low:high]))

@@ -17,6 +17,7 @@ from sae_match.matching.certified.arrays import (
     Real,
     Scratch,
 )
+from sae_match.matching.certified.exact_kernels import remainder, steps_of
 from sae_match.matching.compiled import njit
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
@@ -66,6 +67,8 @@ def exact_cost(costs: Costs, i: int, j: int) -> int:
     """Cost of row i in column j in grid steps."""
     if j >= costs.right.shape[0]:
         return costs.private_cost[i]
+    if costs.potentials.row.shape[0] > 0:
+        return costs.column_cost[j] + steps_of(remainder(costs, i, j), costs.potentials)
     return costs.column_cost[j] - np.int64(np.rint(2.0 * product(costs, i, j) * costs.unit))
 
 

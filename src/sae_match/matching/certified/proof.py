@@ -143,9 +143,14 @@ def _checker(lazy: LazyAssignment, rows: Int64, dual: Int64, proven: Int64) -> C
 
 def total_cost(lazy: LazyAssignment, partner: Int32) -> int:
     """Cost of an assignment in grid steps, without the rows' own norms and the indifferent rows."""
+    return sum(row_costs(lazy, partner))
+
+
+def row_costs(lazy: LazyAssignment, partner: Int32) -> list[int]:
+    """Cost of every row in its column in grid steps, without the row's own norm; not of the indifferent rows."""
     own = partner[lazy.places]
     own = np.where(np.isin(own, lazy.alike), lazy.m + np.arange(lazy.n), own)
-    return sum(int(exact_cost(lazy.costs, i, int(j))) for i, j in enumerate(own))
+    return [int(exact_cost(lazy.costs, i, int(j))) for i, j in enumerate(own)]
 
 
 def dual_bound(lazy: LazyAssignment, dual: Int64) -> int:

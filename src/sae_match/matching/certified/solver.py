@@ -3,56 +3,74 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 import psutil
 import torch
+from pydantic import Field
+from torch import Tensor
 
-from sae_match.errors import UserError
 from sae_match.files import GIB
+from sae_match.matching.certified.arrays import Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
-from sae_match.matching.certified.fixed_pairs import exactly
+from sae_match.matching.certified.fixed_pairs import Attempt, exactly
 from sae_match.matching.certified.grid import GridProblem, grid_problem
 from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import Proof, complete, prove
+from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
+from sae_match.matching.certified.refine import exact_factors, solve_exactly
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution
+from sae_match.matching.solution import Solution, Solver, is_negligible
+from sae_match.matching.spread import describe_outliers, is_wide
+from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
+EXACT_BLOCK_ROWS = 256
+"""Rows that the exact solution computes at a time, in float64."""
 
-@dataclass(frozen=True)
-class CertifiedSolver:
+
+@option
+class CertifiedSolver(Solver):
     """Exact solver by a lazy shortest-augmenting-path method with an auction start.
 
-    Args:
-        memory_limit_gib: memory it may use; None = what the machine has available. The cache of inner products
-            (2 bytes a pair) is kept where it fits; otherwise rows are computed anew whenever they are needed.
-        time_limit_s: stop after this many seconds with a complete permutation and the gap reached; None = never.
-        verify: prove dual feasibility over all pairs in a pass of its own. Without it the bound rests on the lists.
-        device: where inner products are computed.
-        block_rows: rows of the product computed at a time; changes memory use, not the result.
-        cache: force the cache on or off; None = on where it fits.
-        progress: show bars.
+    `memory_limit_gib` decides whether inner products are kept: where they do not fit, rows are computed anew whenever
+    they are needed.
     """
 
-    memory_limit_gib: float | None = None
-    time_limit_s: float | None = None
+    name: str = "certified"
+    time_limit_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Stop each pair after this many seconds with a complete permutation and the gap reached; null = never."""
     verify: bool = True
-    device: str = "cpu"
-    block_rows: int = 1024
+    """Prove dual feasibility over all pairs of features in a pass of its own. Without it the bound rests on lists."""
     cache: bool | None = None
+    """Keep all inner products (2 bytes each); null = where they fit into memory."""
+    block_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of the cost matrix computed at a time; changes memory use, not the result."""
+    device: str = "cpu"
+    """Where inner products are computed; set by the job."""
     progress: bool = False
-    name = "certified"
+    """Progress bars; set by the job."""
 
-    def required_bytes(self, n_a: int, n_b: int, d: int, cached: bool) -> int:
+    limits_pairs: ClassVar[bool] = True
+    advice: ClassVar[str] = (
+        "narrower SAEs, matching=decoder, a smaller solver.block_rows, or a machine with more memory"
+    )
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """The least peak memory of a match: with the inner products kept or not, where that is not decided."""
+        choices = [True, False] if self.cache is None else [self.cache]
+        return min(self.bytes_with(n_a, n_b, d, cached) for cached in choices)
+
+    def bytes_with(self, n_a: int, n_b: int, d: int, cached: bool) -> int:
         """Peak memory of a match: the rows with the SAEs and their folded copies behind them, the lists, one block of
         the product, and the cache."""
         n, m = sorted((n_a, n_b))
@@ -60,27 +78,17 @@ class CertifiedSolver:
         block = min(self.block_rows, n) * m
         return 3 * 4 * (n + m) * d + lists + 8 * block + (2 * n * m if cached else 0)
 
-    def check_memory(self, n_a: int, n_b: int, d: int) -> None:
-        """Raise UserError where not even the problem without a cache fits; nothing is allocated."""
-        self.use_cache(n_a, n_b, d)
-
     def use_cache(self, n_a: int, n_b: int, d: int) -> bool:
         """Whether the inner products are kept.
 
         Raises:
             UserError: the problem does not fit either way, or a cache that was asked for does not.
         """
-        limit = self.memory() / GIB
-        needed = 0.0
         for cached in [True, False] if self.cache is None else [self.cache]:
-            needed = self.required_bytes(n_a, n_b, d, cached) / GIB
-            if needed <= limit:
+            if self.bytes_with(n_a, n_b, d, cached) <= self.memory():
                 return cached
-        raise UserError(
-            f"solver=certified needs {needed:.1f} GiB for {n_a} x {n_b} features of {d} numbers, but only {limit:.1f} "
-            "GiB are available. Use narrower SAEs, matching=decoder, a smaller solver.block_rows, or a machine with "
-            "more memory (or raise solver.memory_limit_gib)."
-        )
+        self.check_memory(n_a, n_b, d)
+        return False
 
     def memory(self) -> float:
         """Bytes that a match may use."""
@@ -98,35 +106,74 @@ class CertifiedSolver:
         cached = self.use_cache(*problem.shape, problem.left.shape[1])
         problem.check()
         prepare_kernels()
+        if is_wide(problem):
+            outliers = describe_outliers(problem)
+            if outliers is not None:
+                logger.warning("%s", outliers)
+            return self._solve_exactly(problem, cached, started)
+        solution = self._solve_on_grid(problem, cached, started)
+        stopped = solution.statistics["stopped_early"] > 0
+        if not stopped and not is_negligible(problem, solution):
+            logger.info("rounding may have decided between assignments that cost almost the same: solving exactly")
+            return self._solve_exactly(problem, cached, started)
+        return solution
+
+    def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
+        """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
         begun = time.perf_counter()
-        turned = problem.shape[0] > problem.shape[1]
         threads = torch.get_num_threads()
-        grid = grid_problem(*((problem.right, problem.left) if turned else (problem.left, problem.right)), threads)
+        grid = grid_problem(*_narrower_first(problem), threads)
         similarity = Similarity(
             grid.left, grid.right, self.device, cached, self.block_rows, threads, grid.costs.gamma
         )  # fmt: skip
-
         set_up = time.perf_counter() - begun
 
-        def attempt(rejection: int | None) -> tuple[LazyAssignment, Proof]:
+        def attempt(rejection: int | None) -> Attempt:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(
                 costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached)
             )
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
-            stopped = lazy.run()
-            if stopped is None:
-                try:
-                    return lazy, prove(lazy, self.verify)
-                except Stopped as late:  # the limit fell into the proof: the answer stands, the bound is what is known
-                    stopped = late
-            return lazy, complete(lazy, stopped)
+            proof = _search(lazy, self.verify)
+            bound = None if proof.deficit is None else total_cost(lazy, proof.partner) - proof.deficit
+
+            def deficit_of(partner: Int32) -> int | None:
+                return None if bound is None else total_cost(lazy, partner) - bound
+
+            return Attempt(proof, lazy, lambda partner: row_costs(lazy, partner), deficit_of)
 
         if problem.n_pairs is not None:
-            lazy, proof = exactly(problem.n_pairs, attempt, grid.steps(float("inf")))
+            found = exactly(problem.n_pairs, attempt, grid.steps(float("inf")))
         else:
-            lazy, proof = attempt(None if problem.rejection_cost is None else grid.steps(problem.rejection_cost))
-        return _solution(problem, grid, lazy, proof, started)
+            found = attempt(None if problem.rejection_cost is None else grid.steps(problem.rejection_cost))
+        deficit = None if found.proof.deficit is None else found.proof.deficit * grid.step
+        return _solution(problem, found, deficit, grid.tolerance, started)
+
+    def _solve_exactly(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
+        """No rounding at all: exact for the float32 rows as they are."""
+        left, right = (side.contiguous().numpy() for side in _narrower_first(problem))
+        exact = exact_factors(
+            left, right, rejection_cost=problem.rejection_cost, cached=cached,
+            block_rows=min(self.block_rows, EXACT_BLOCK_ROWS), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        room = self.memory() - self.bytes_with(*problem.shape, left.shape[1], cached)
+        exact = replace(
+            exact, deadline=self._deadline(started), most_slots=_slots(len(left), len(right), cached, room),
+            progress=self.progress,
+        )  # fmt: skip
+
+        def attempt(rejection: int | None) -> Attempt:
+            found = solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
+            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.problem.deficit)
+
+        if problem.n_pairs is not None:
+            found = exactly(problem.n_pairs, attempt, 1 << exact.bits)
+        elif problem.rejection_cost is not None:
+            found = attempt(exact.units(problem.rejection_cost))
+        else:
+            found = attempt(None)
+        deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
+        return _solution(problem, found, deficit, 0.0, started)
 
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s
@@ -134,14 +181,35 @@ class CertifiedSolver:
     def _most_slots(self, grid: GridProblem, cached: bool) -> int:
         """List entries that memory allows, and the first lists in any case."""
         n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
-        room = self.memory() - self.required_bytes(n, m, d, cached)
-        return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
+        return _slots(n, m, cached, self.memory() - self.bytes_with(n, m, d, cached))
+
+
+def _slots(n: int, m: int, cached: bool, room: float) -> int:
+    """List entries in `room` bytes beside what is required, and the first lists in any case."""
+    return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
+
+
+def _narrower_first(problem: MatchingProblem) -> tuple[Tensor, Tensor]:
+    left, right = problem.left, problem.right
+    return (right, left) if len(left) > len(right) else (left, right)
+
+
+def _search(lazy: LazyAssignment, verify: bool) -> Proof:
+    """Run to the proof, or to a complete assignment where a limit is met."""
+    stopped = lazy.run()
+    if stopped is None:
+        try:
+            return prove(lazy, verify)
+        except Stopped as late:  # the limit fell into the proof: the answer stands, the bound is what is known
+            stopped = late
+    return complete(lazy, stopped)
 
 
 def _solution(
-    problem: MatchingProblem, grid: GridProblem, lazy: LazyAssignment, proof: Proof, started: float
+    problem: MatchingProblem, found: Attempt, deficit: float | None, tolerance: float, started: float
 ) -> Solution:
     """What the user gets: the permutation in the user's orientation, cost, bound and statistics."""
+    proof, lazy = found.proof, found.lazy
     n_a, n_b = problem.shape
     partner = torch.from_numpy(proof.partner.astype(np.int64))
     partner[partner >= lazy.m] = UNMATCHED
@@ -149,7 +217,7 @@ def _solution(
     if n_a > n_b:
         permutation = Permutation(permutation.inverse().indices, n_b)
     objective = problem.objective(permutation)
-    lower_bound = 0.0 if proof.deficit is None else max(0.0, objective - proof.deficit * grid.step)
+    lower_bound = 0.0 if deficit is None else max(0.0, objective - deficit)
     if proof.stopped:
         logger.warning(
             "the solver stopped early (%s): the permutation is complete but not proved optimal", proof.stopped
@@ -167,7 +235,7 @@ def _solution(
         "stopped_early": float(proof.stopped is not None),
         "peak_memory_gib": peak_memory_gib(),
     }
-    return Solution(permutation, objective, lower_bound, grid.tolerance, statistics)
+    return Solution(permutation, objective, lower_bound, tolerance, statistics)
 
 
 def peak_memory_gib() -> float:

@@ -1,0 +1,117 @@
+"""Whole jobs whose tables, headline numbers and permutations must stay what they are while the code changes.
+
+`python -m tests.golden.test_golden NAME...` writes the golden files anew, for a change that is meant to move numbers;
+the commit then says which and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sae_match.matching import Permutation
+from tests.experiment.gemma import save_saes
+
+GOLDEN = Path(__file__).parent
+RELATIVE = 1e-6
+ABSOLUTE = 1e-9
+MEASURED = ("solver/", "solver_seconds", "tolerance")
+"""Time, memory and counts of the solver, which depend on the machine."""
+SMALL = ["dataset.documents=8", "evaluation.splice_documents=2"]
+JOBS: dict[str, list[str]] = {
+    "demo": ["layers.pair=13", "dataset.documents=8"],
+    "ablation": ["experiment=ablation", "layers.pair=13", *SMALL],
+    "controls": [
+        "experiment=controls", "layers.pair=13", "judging=offline", "evaluation.quantiles=[0.25,0.5,1.0]", *SMALL
+    ],
+    "composition": ["layers.first=12", "layers.last=15", "composition.max_distance=3", *SMALL],
+    "solvers": [
+        "solver=certified,dense,greedy,nearest,mutual,cosine,soft", "evaluation=weights_only", "layers.pair=13"
+    ],
+    "gemma_scope": [
+        "sae=gemma_scope_2b", "sae.l0=paper", "sae.d_model=32", "sae.n_layers=4", "evaluation=weights_only",
+        "layers.first=0", "layers.last=3", "matching=both,decoder",
+    ],
+}  # fmt: skip
+
+
+def run_job(name: str, directory: Path, cache: Path) -> dict[str, dict[str, Any]]:
+    """Run the command and read every record: relative directory -> pairs, metrics, permutations."""
+    command = list(JOBS[name])
+    if name == "gemma_scope":
+        save_saes(directory / "saes")
+        command.append(f"sae.root={directory / 'saes'}")
+    out = directory / "out"
+    multirun = any("experiment=" in a or ("," in a and "[" not in a) for a in command)
+    command += [f"hydra.sweep.dir={out}", "hydra.mode=MULTIRUN"] if multirun else [f"hydra.run.dir={out}"]
+    environment = os.environ | {"SAE_MATCH_CACHE": str(cache)}
+    arguments = [sys.executable, "-m", "sae_match", *command, "tracking=none"]
+    done = subprocess.run(arguments, env=environment, cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = sorted(path.parent for path in out.rglob("metrics.json"))
+    assert records, done.stdout + done.stderr
+    return {str(record.relative_to(out)): read_record(record) for record in records}
+
+
+def read_record(record: Path) -> dict[str, Any]:
+    """The part of a record that decides whether two jobs found the same."""
+    pairs = pd.read_csv(record / "pairs.csv")
+    pairs = pairs[~pairs["metric"].str.startswith(MEASURED)]
+    rows = {
+        f"{row.layer}->{row.layer_to} {row.metric}/{row.variant}": [
+            None if pd.isna(number) else float(number) for number in (row.value, row.low, row.high, row.n)
+        ]
+        for row in pairs.itertuples(index=False)
+    }
+    metrics = json.loads((record / "metrics.json").read_text())
+    permutations = {
+        path.name: hashlib.sha256(Permutation.load(path).indices.numpy().astype("<i8").tobytes()).hexdigest()
+        for path in sorted((record / "permutations").glob("*.safetensors"))
+    }
+    kept = {name: value for name, value in metrics.items() if not name.startswith(MEASURED)}
+    return {"metrics": kept, "pairs": rows, "permutations": permutations}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all golden jobs, as in a sweep."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_golden(name: str, tmp_path: Path, cache: Path) -> None:
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    found = run_job(name, tmp_path, cache)
+    assert found.keys() == golden.keys()
+    for job, expected in golden.items():
+        assert found[job]["permutations"] == expected["permutations"], job
+        for table in ("pairs", "metrics"):
+            assert found[job][table].keys() == expected[table].keys(), job
+            for key, value in expected[table].items():
+                assert found[job][table][key] == pytest.approx(value, rel=RELATIVE, abs=ABSOLUTE), (job, key)
+
+
+def write(names: list[str]) -> None:
+    """Write the golden files of these jobs anew."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names or JOBS:
+            directory = Path(temporary) / name
+            directory.mkdir()
+            found = run_job(name, directory, Path(temporary) / "cache")
+            text = json.dumps(found, indent=0, sort_keys=True)
+            (GOLDEN / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            print(name, {job: len(record["pairs"]) for job, record in found.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1:])
