@@ -63,3 +63,28 @@ def test_an_error_that_quotes_the_token_is_cut_off(value: str, monkeypatch: pyte
     assert holds_token(httpx2.LocalProtocolError(TOKEN)) and not holds_token(ValueError("another"))
     monkeypatch.delenv("HF_TOKEN")
     assert not holds_token(ValueError(TOKEN))
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "meant"),
+    [
+        ("./model", None),
+        ("/data/my/model", None),
+        ("https://huggingface.co/google/gemma-2-2b", "google/gemma-2-2b"),
+        ("https://huggingface.co/datasets/owner/text/tree/main", "owner/text"),
+        ("google/gemma-2-2b/", "google/gemma-2-2b"),
+        ("google/gemma-2-2b/layer_3", "google/gemma-2-2b"),
+        ("a b", None),
+    ],
+)
+def test_paths_and_addresses_are_no_names(repo_id: str, meant: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        Repository(repo_id, None, "model", "use model.path=DIR")
+    message = str(caught.value)
+    assert message.startswith(f"model.repo_id={repo_id} is no name of a hub repository (owner/name).")
+    assert message.endswith("For a local folder, use model.path=DIR.")
+    assert ("Did you mean" in message) == (meant is not None) and (meant is None or f"mean {meant}?" in message)
+
+
+def test_names_of_one_word_are_names() -> None:
+    assert Repository("gpt2", None, "model", "").repo_id == "gpt2"

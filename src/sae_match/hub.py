@@ -61,6 +61,18 @@ def verify(path: Path) -> None:
         )
 
 
+def content_hash(path: Path) -> str:
+    """What identifies a file's content: the name of its blob in the hub's cache, else its sha256, read once in a sweep.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs":  # the hub's cache names files by their content
+        return real.name
+    return known_sha256(real)
+
+
 @contextmanager
 def explained(repository: Repository, filename: str | None = None) -> Iterator[None]:
     """Turns what the hub client, transformers or datasets raise about the hub into one `UserError`."""

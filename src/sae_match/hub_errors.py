@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,12 +16,18 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._validators import validate_repo_id
 
+from sae_match.errors import UserError
+
+_ADDRESS = re.compile(r"https?://[^/]+/(datasets/)?")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutException", "ProxyError", "PoolTimeout"}
 _BROKEN_OFF = {"RemoteProtocolError", "ReadError", "IncompleteRead"}
 GATED_DATASET = "is a gated dataset on the Hub"
@@ -35,12 +42,28 @@ class Repository:
     Attributes:
         group: configuration group that names it (sae, model, dataset), for the advice.
         elsewhere: what else could be read where the hub cannot, as advice.
+
+    Raises:
+        UserError: `repo_id` is a path, an address, or otherwise no repository's name.
     """
 
     repo_id: str
     revision: str | None
     group: str
     elsewhere: str
+
+    def __post_init__(self) -> None:
+        try:
+            if self.repo_id:
+                validate_repo_id(self.repo_id)
+        except HFValidationError:
+            pasted = _ADDRESS.sub("", self.repo_id)
+            name = "/".join(pasted.strip("/").split("/")[:2])
+            meant = f" Did you mean {name}?" if _NAME.fullmatch(name) and pasted[0] not in "./~" else ""
+            raise UserError(
+                f"{self.group}.repo_id={self.repo_id} is no name of a hub repository (owner/name).{meant} "
+                f"For a local folder, {self.elsewhere}."
+            ) from None
 
     @property
     def page(self) -> str:
@@ -88,8 +111,6 @@ def _transport(chain: list[BaseException], repository: Repository) -> str | None
         message = f"the disk is full ({cache}). Make room, or set HF_HOME to another disk."
     elif "PermissionError" in names:
         message = f"the hub's cache {cache} cannot be written. Set HF_HOME to another directory."
-    elif "HFValidationError" in names:
-        message = f"not a repository's name. {repository.group}.repo_id has the form owner/name."
     elif names & _BROKEN_OFF or any("Consistency check failed" in str(link) for link in chain):
         message = (
             "the download broke off or arrived incomplete. Run again: it goes on from what has arrived. If that fails "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -15,7 +15,17 @@ def option(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose constructor takes keyword arguments, converts and checks them.
 
     Unknown arguments, wrong types and values out of range raise `pydantic.ValidationError`, which names the field.
+    A number where text is wanted (a revision or a column called 2024) becomes text, as YAML users expect.
     A field's docstring is its description in the generated reference of the configuration.
     """
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
+    )
     return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=config))
+
+
+def arguments(value: object) -> dict[str, Any]:
+    """An option as plain values: its class and every argument, defaults included. For keys of what depends on it."""
+    kind = type(value)
+    plain: dict[str, Any] = TypeAdapter(kind).dump_python(value, mode="json")
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **plain}

@@ -25,6 +25,8 @@ from tests.command import run_command
         ("sae.filename=layer_{layer}.safetensors", "sae.filename=layer_{layer}.safetensors: a value with such "
          "characters is quoted twice, for the shell and for Hydra: 'sae.filename=\"layer_{layer}.safetensors\"'"),
         ("tracking.tags=mine", "tracking.tags=mine: a list has brackets: 'tracking.tags=[mine]'"),
+        ("composition.starts=13", "composition.starts=13: a list has brackets: 'composition.starts=[13]'"),
+        ("solver.blok_rows=3", "unknown configuration key: solver.blok_rows (did you mean solver.block_rows?)"),
         ("matching.metric=all", "matching.metric=all: Invalid value 'all', expected one of [both, decoder, encoder]"),
         ("seed", "seed: an argument is a key and a value, key=value"),
         ("matching=0", "Config group override must be a string or a list. Got int; a group takes the name of one of "

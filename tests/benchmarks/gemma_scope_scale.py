@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sae_match import Permutation
-from sae_match.saes.gemma_scope_names import PAPER_L0S_2B_16K
+from sae_match.saes.formats.gemma_scope import PAPER_L0S_2B_16K
 
 Floats = npt.NDArray[np.float32]
 REPLACED = -1

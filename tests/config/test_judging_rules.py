@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sae_match import UserError
-from sae_match.config.judging_schema import JudgeName
 from sae_match.config.rules import check_config
+from sae_match.judging.endpoint import EndpointJudge
 from tests.config.test_configuration import composed, options
 
 ENDPOINT = "judging=endpoint"
@@ -16,25 +16,25 @@ ENDPOINT = "judging=endpoint"
 def test_every_judge_composes_and_passes(option: str) -> None:
     cfg = composed(f"judging={option}")
     check_config(cfg)
-    assert cfg.judging.name.value == option
+    assert cfg.judging.name == option
 
 
 def test_no_judge_is_the_default() -> None:
-    assert composed().judging.name is JudgeName.none
+    assert not composed().judging.enabled
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["judging=offline", "judging.pairs=0"], r"judging\.pairs=0: must be at least 1"),
+        (["judging=offline", "judging.pairs=0"], r"judging\.pairs=0: must be greater than or equal to 1"),
         (["judging=offline", "judging.maybe_at=0.6"], "0 < maybe_at <= same_at <= 1"),
-        (["judging=offline", "judging.same_at=nan"], "0 < maybe_at <= same_at <= 1"),
-        (["judging=offline", "judging.model=x"], r"judging\.model means nothing to judging=offline"),
+        (["judging=offline", "judging.same_at=nan"], r"judging\.same_at=nan"),
+        (["judging=offline", "+judging.model=x"], r"unknown configuration key: judging\.model"),
         (["judging=offline", "judging.neuronpedia=DIR"], r"must contain \{layer\}"),
         (["judging=offline", "judging.neuronpedia='{layer}'", "judging.overlap=contexts"], "name no places"),
         (["judging=offline", "evaluation=weights_only"], "or give explanation files"),
-        ([ENDPOINT, "judging.model=null"], r"judging\.model is not set"),
-        ([ENDPOINT, "judging.base_url=null"], "must be an http or https address"),
+        ([ENDPOINT, "judging.model=null"], r"judging\.model=None: must be a valid string"),
+        ([ENDPOINT, "judging.base_url=null"], r"judging\.base_url=None: must be a valid string"),
         ([ENDPOINT, "judging.base_url=file:///etc/passwd"], "must be an http or https address"),
         ([ENDPOINT, "judging.base_url=http://x:y/v1"], "not a valid address"),
         ([ENDPOINT, "judging.temperature=-1"], r"judging\.temperature=-1"),
@@ -60,7 +60,8 @@ def test_figure_4_is_the_papers_and_runs_on_the_demo() -> None:
         "judging.neuronpedia='DIR/gemma-2-2b/{layer}-gemmascope-res-16k/explanations'",
     )  # fmt: skip
     check_config(paper)
-    assert (paper.judging.model, paper.judging.pairs, paper.judging.order.value) == ("gpt-4o-mini", 100, "both")
+    assert isinstance(paper.judging, EndpointJudge)
+    assert (paper.judging.model, paper.judging.pairs, paper.judging.order) == ("gpt-4o-mini", 100, "both")
     demo = composed("experiment=fig4_llm_judge", "judging=offline")
     check_config(demo)
-    assert (demo.judging.name, demo.judging.model, demo.sae.name) == (JudgeName.offline, None, "smollm2_135m")
+    assert (demo.judging.name, demo.judging.pairs, demo.sae.name) == ("offline", 100, "smollm2_135m")

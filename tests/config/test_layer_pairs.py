@@ -14,9 +14,7 @@ from tests.config.test_configuration import composed, composed_training
 
 
 def plain(*overrides: str) -> dict[str, object]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.structured(composed(*overrides)), resolve=True, enum_to_str=True)  # type: ignore[return-value]
+    return composed(*overrides).config
 
 
 def test_a_pair_is_the_same_job_as_its_two_layers() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from sae_match import UserError
 from sae_match.config.compose import config_directory
 from sae_match.config.rules import check_config
-from sae_match.config.sae_schema import Dialect, Site
-from sae_match.config.schema import FoldingScale
-from sae_match.saes import SaeSource
+from sae_match.saes import SaeSource, Site
+from sae_match.saes.folding import FoldingScale
+from sae_match.saes.formats.gemma_scope import GemmaScope
 from tests.config.test_configuration import composed
 
 WEIGHTS_ONLY = "evaluation=weights_only"
@@ -19,28 +21,31 @@ LOCAL = ("sae.root=/data", "layers.last=1", WEIGHTS_ONLY)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sae.folder=x"], "sae.folder: sae.dialect=native has no such choice; it is for llama_scope, saelens"),
-        (["sae.l0=canonical"], "sae.l0=canonical: native SAEs are told apart by whole numbers"),
+        (["+sae.folder=x"], "unknown configuration key: sae.folder"),
+        (["+sae.width=16k"], "unknown configuration key: sae.width"),
+        (["sae.l0=canonical"], "sae.l0=canonical: must be a whole number such as 64"),
         (["sae.l0=16/32"], "names 2 L0s, but layers.first=11, layers.last=18 are 8 layers"),
-        (["sae.l0=16/x", "layers.first=17"], "must be whole numbers, joined by /"),
+        (["sae.l0=16/x", "layers.first=17"], "one per layer, joined by /"),
         (["sae.l0=16", "sae.l0_filename=null"], "sae.l0=16: needs sae.l0_filename"),
         (["sae.l0_filename=x"], "must contain {l0}"),
-        (["sae=sparsify", "sae.l0=16", *LOCAL], "it is for gemma_scope, gemma_scope_2, native"),
+        (
+            ["sae.last_layer=17", "layers.last=18"],
+            "layers.first=11, layers.last=18: the SAEs smollm2_135m cover layers 11..17",
+        ),
         (["sae=gemma_scope_2b", "sae.l0=71/70", WEIGHTS_ONLY], "names 2 L0s, but"),
-        (["sae.width=16k"], "sae.width: sae.dialect=native"),
-        (["sae=gemma_scope_2b", "sae.affine=true", WEIGHTS_ONLY], "sae.affine: sae.dialect=gemma_scope"),
-        (["sae=sparsify", "+sae.norm_scaling_factors={3: 2.0}", *LOCAL], "it is for saelens"),
-        (["sae=sparsify", "sae.ceiling_filename=x", *LOCAL], "it is for native"),
-        (["sae=saelens", *LOCAL], "sae.folder is not set: sae.dialect=saelens needs the folder"),
-        (["sae=saelens", "sae.folder=x", "+sae.norm_scaling_factors={3: -1.0}", *LOCAL], "must be a positive number"),
+        (["sae=gemma_scope_2b", "sae.l0=71/x", WEIGHTS_ONLY], "must be whole numbers, joined by /"),
+        (["sae=sparsify", "+sae.norm_scaling_factors={3: 2.0}", *LOCAL], "unknown configuration key: sae.norm_scaling"),
+        (["sae=saelens", *LOCAL], "configuration values not set: sae.folder"),
+        (["sae=saelens", "sae.folder=x", "+sae.norm_scaling_factors={3: -1.0}", *LOCAL], "factors.3=-1.0: must be"),
         (["sae=gemma_scope_2b", "sae.l0_near=70", WEIGHTS_ONLY], "goes with sae.l0=similar only"),
         (["sae=gemma_scope_2b", "sae.l0=similar", "sae.l0_near=0", WEIGHTS_ONLY], "sae.l0_near=0: must be"),
         (["sae=gemma_scope_2_1b", "sae.l0=70", WEIGHTS_ONLY], "Gemma Scope 2 has small, medium, big"),
         (["sae=gemma_scope_2_1b", "sae.l0=medium", WEIGHTS_ONLY], "only for four layers"),
         (["sae=gemma_scope_2_1b", "sae.affine=true", WEIGHTS_ONLY], "only transcoders have an affine"),
+        (["sae=gemma_scope_2_1b", "sae.site=resid_mid", WEIGHTS_ONLY], "sae.site=resid_mid: Gemma Scope 2 has"),
         (["folding.scale=mean_activation", WEIGHTS_ONLY], r"folding\.scale=mean_activation: is measured on text"),
         (["folding.k=3"], "goes with folding.scale=estimated only"),
-        (["folding.scale=estimated", "folding.k=0"], "folding.k=0: must be at least 1"),
+        (["folding.scale=estimated", "folding.k=0"], "folding.k=0: must be greater than or equal to 1"),
         (["sae.site=mlp_out"], r"sae\.site=mlp_out: activations are compared on resid_post only"),
         (["sae=gemma_scope_2b_mlp", "model=gemma_2_2b"], r"sae\.site=mlp_out"),
         (["sae=gemma_scope_9b", "model=gemma_2_2b", "layers.last=25"], r"sae\.d_model=3584, model\.d_model=2304"),
@@ -73,7 +78,9 @@ def test_default_scale_is_auto() -> None:
     assert (cfg.folding.scale, cfg.folding.k) == (FoldingScale.auto, None)
 
 
-RELEASES = [p.stem for p in sorted((config_directory() / "sae").glob("*.yaml")) if "scope" in p.stem]
+RELEASES = [
+    p.stem for p in sorted((config_directory() / "sae").glob("*.yaml")) if re.search(r"scope.*\d+[bmx]", p.stem)
+]
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -84,10 +91,10 @@ def test_releases_name_their_files_for_every_layer(name: str) -> None:
     assert sae.d_model is not None
     assert sae.n_layers is not None
     layers = (10, 22, 34) if name == "gemma_scope_27b" else range(sae.first_layer, sae.last_layer + 1)
-    files = [SaeSource(sae).names(layer) for layer in layers]
+    files = [SaeSource(sae).files(layer) for layer in layers]
     assert len({names[-1] for names in files}) == len(files)
     assert sae.last_layer < sae.n_layers
-    if sae.dialect is Dialect.gemma_scope:
+    if isinstance(sae, GemmaScope):
         suffix = {Site.resid_post: "-res", Site.mlp_out: "-mlp", Site.attn_out: "-att"}[sae.site]
         assert (sae.repo_id or "").endswith(suffix)
 
@@ -103,4 +110,4 @@ def test_names_of_the_real_files() -> None:
         "sparsify": ["layers.19/cfg.json", "layers.19/sae.safetensors"],
     }
     for name, files in expected.items():
-        assert list(SaeSource(composed(f"sae={name}").sae).names(19)) == files
+        assert list(SaeSource(composed(f"sae={name}").sae).files(19)) == files

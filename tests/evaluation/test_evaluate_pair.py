@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sae_match import Permutation, UserError, match
-from sae_match.config.schema import Folding, SpliceUnits
 from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
-from sae_match.evaluation.splices import PairActivations, resolve_units
+from sae_match.evaluation.splices import PairActivations, SpliceUnits, resolve_units
 from sae_match.matching import UNMATCHED
+from sae_match.saes.folding import FoldingKind
 from tests.builders import identity_sae, permuted, random_sae, splices_of_pair
 
 
@@ -121,13 +121,13 @@ def test_unmatched_features_are_dropped_from_the_splice() -> None:
 @pytest.mark.parametrize(
     ("units", "folding", "resolved"),
     [
-        (SpliceUnits.as_folding, Folding.theta, SpliceUnits.theta),
-        (SpliceUnits.as_folding, Folding.none, SpliceUnits.raw),
-        (SpliceUnits.raw, Folding.theta, SpliceUnits.raw),
-        (SpliceUnits.theta, Folding.none, SpliceUnits.theta),
+        (SpliceUnits.as_folding, FoldingKind.theta, SpliceUnits.theta),
+        (SpliceUnits.as_folding, FoldingKind.none, SpliceUnits.raw),
+        (SpliceUnits.raw, FoldingKind.theta, SpliceUnits.raw),
+        (SpliceUnits.theta, FoldingKind.none, SpliceUnits.theta),
     ],
 )
-def test_units(units: SpliceUnits, folding: Folding, resolved: SpliceUnits) -> None:
+def test_units(units: SpliceUnits, folding: FoldingKind, resolved: SpliceUnits) -> None:
     assert resolve_units(units, folding) is resolved
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from sae_match import Permutation, UserError
-from sae_match.config.schema import SpliceUnits
 from sae_match.evaluation.linear_map import LinearMapSplice
 from sae_match.evaluation.quantile_splice import Quantiles
-from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, bind_all, first_equals
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, first_equals
 from sae_match.evaluation.standard_splices import (
     STANDARD,
     EncodeDecodeCurrent,

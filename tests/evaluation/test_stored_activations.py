@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sae_match import Permutation
-from sae_match.config.schema import SpliceUnits
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.pair import reconstruction_rows, score_rows
+from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.stored_activations import from_arrays, to_arrays
 from sae_match.matching import UNMATCHED
 from sae_match.metrics.bootstrap import Bootstrap

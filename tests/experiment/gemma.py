@@ -15,7 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from sae_match.saes import SparseAutoencoder
-from sae_match.saes.gemma_scope_names import PAPER_L0S_2B_16K
+from sae_match.saes.formats.gemma_scope import PAPER_L0S_2B_16K
 from tests.builders import permuted, random_sae
 from tests.hub_server import Hub
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from sae_match import Permutation, SparseAutoencoder
-from sae_match.config.schema import Config, SpliceUnits
+from sae_match.config.schema import Config
 from sae_match.content import content_key
 from sae_match.entries import list_entries, read_mark
 from sae_match.evaluation import controls as controls_module
 from sae_match.evaluation import linear_map
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
+from sae_match.evaluation.splices import SpliceUnits
 from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
 from sae_match.store import Store
@@ -26,7 +27,7 @@ from tests.faults.kill_loop import scientific_results
 
 Configured = Callable[..., Config]
 A, B = random_sae(seed=1), random_sae(seed=2)
-MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation.controls=[vanilla,random,linear_map]",
+MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation/controls=[vanilla,random,linear_map]",
         "evaluation.fit_documents=2", "dataset.documents=6")  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_what_is_known_needs_no_linear_map(
     monkeypatch.setattr(linear_map, "fit_linear_map", counting)
     cfg = configured(
         random_saes,
-        "evaluation.controls=[linear_map]",
+        "evaluation/controls=[linear_map]",
         "evaluation.fit_documents=2",
         "dataset.documents=6",
         "layers.last=1",
@@ -219,7 +220,7 @@ def test_a_matching_by_correlation_is_solved_once(
         return solve(*arguments, **options)
 
     monkeypatch.setattr(controls_module, "match_by_similarity", counting)
-    more = ["evaluation.controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
+    more = ["evaluation/controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
     first = run(configured(random_saes, *more, output="first"))
     again = run(configured(random_saes, *more, output="again"))
     assert len(solved) == 2

@@ -14,14 +14,14 @@ from sae_match import UserError, load_sae, match
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.evaluation.controls import Correlation
-from sae_match.experiment import configured as configured_objects
 from sae_match.experiment import run
+from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.plan import make_plan
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.estimate_again import STATISTICS, estimate_again
 from sae_match.record.documents import read_documents
 from sae_match.report.paired import paired_difference
-from tests.cli.test_command_line import run_cli
+from tests.cli.test_command_line import run_in
 
 Configured = Callable[..., Config]
 MATCHINGS = {"matched", "vanilla", "random", "greedy", "nearest", "mutual", "cosine", "correlation"}
@@ -30,7 +30,7 @@ FIT = ["dataset.documents=6", "evaluation.fit_documents=4"]
 
 @pytest.fixture
 def full(configured: Configured, random_saes: Path) -> Config:
-    return configured(random_saes, "evaluation.controls=[all]", *FIT, "evaluation.min_count=1")
+    return configured(random_saes, "evaluation/controls=all", *FIT, "evaluation.min_count=1")
 
 
 def pivot(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -98,7 +98,7 @@ def test_jobs_are_compared_in_pairs(configured: Configured, random_saes: Path) -
 
 
 def test_dead_features_stay_aside_in_every_control(configured: Configured, random_saes: Path) -> None:
-    extra = ["evaluation.controls=[greedy,correlation]", "matching.dead_features=aside", *FIT]
+    extra = ["evaluation/controls=[greedy,correlation]", "matching.dead_features=aside", *FIT]
     result = run(configured(random_saes, *extra))
     counts = result.pairs[result.pairs.metric == "decoder_cosine"].pivot(index="layer", columns="variant", values="n")
     assert set(counts.columns) == {"matched", "greedy", "correlation", "ceiling"}
@@ -111,12 +111,12 @@ def test_dead_features_stay_aside_in_every_control(configured: Configured, rando
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluation.controls=[correlation]", "evaluation.level=weights_only"], "need activations"),
-        (["evaluation.controls=[greedy]", "matching.n_pairs=3"], "greedy know no such limit"),
-        (["evaluation.controls=[greedy,greedy]"], "named once"),
-        (["evaluation.controls=[linear_map]", "dataset.documents=0"], "leaves none to fit linear_map on"),
-        (["evaluation.controls=[]", "composition.max_distance=2"], "add random"),
-        (["evaluation.controls=[]", "judging=offline"], "add vanilla and random"),
+        (["evaluation/controls=[correlation]", "evaluation.level=weights_only"], "need activations"),
+        (["evaluation/controls=[greedy]", "matching.n_pairs=3"], "greedy know no such limit"),
+        (["evaluation/controls=[greedy,greedy]"], "named once"),
+        (["evaluation/controls=[linear_map]", "dataset.documents=0"], "leaves none to fit linear_map on"),
+        (["evaluation/controls=[]", "composition.max_distance=2"], "add random"),
+        (["evaluation/controls=[]", "judging=offline"], "add vanilla and random"),
         (["evaluation.fit_documents=0"], "must be at least 1"),
     ],
 )
@@ -129,28 +129,28 @@ def test_controls_that_cannot_be_are_refused(
 
 def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, random_saes: Path) -> None:
     plain, wide = (
-        make_plan(configured(random_saes, *FIT, *more)) for more in ([], ["evaluation.controls=[correlation]"])
+        make_plan(configured(random_saes, *FIT, *more)) for more in ([], ["evaluation/controls=[correlation]"])
     )
     assert [phase.name for phase in wide.phases if phase.name not in {p.name for p in plain.phases}] == [
         "match by correlation"
     ]
     assert wide.shape is not None
     assert wide.shape.fit_windows == 8
-    short = configured(random_saes, *FIT, "evaluation.controls=[correlation]", "solver.memory_limit_gib=0.25")
+    short = configured(random_saes, *FIT, "evaluation/controls=[correlation]", "solver.memory_limit_gib=0.25")
     with pytest.raises(UserError, match="solver=correlation needs"):
-        Correlation().check_memory(configured_objects.control_setup(short, 8), 8192, 8192)
+        Correlation().check_memory(control_setup(short, 8), 8192, 8192)
 
 
 def test_the_command_runs_with_controls(
     tmp_path: Path, random_saes: Path, model_directory: Path, text_directory: Path
 ) -> None:
-    done = run_cli(
+    done = run_in(
         tmp_path, "sae=native", f"sae.root={random_saes}", "model=local", f"model.path={model_directory}",
         "dataset=local", f"dataset.path={text_directory}", "dataset.documents=5", "dataset.window_tokens=12",
         "layers.first=0", "layers.last=1", "tracking=none", "paths.output_dir=out", "device=cpu",
-        "evaluation.controls=[nearest,correlation,linear_map]", "evaluation.bootstrap_samples=20",
+        "evaluation/controls=[nearest,correlation,linear_map]", "evaluation.bootstrap_samples=20",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"matching_score_difference/nearest", "explained_variance/linear_map"} <= metrics.keys()
     assert "matching_score/vanilla" not in metrics

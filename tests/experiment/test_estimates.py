@@ -13,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_match.config.schema import Metric, ModelConfig, ModelSource, SpliceUnits
+from sae_match.config.schema import Metric
 from sae_match.evaluation.activations import ActivationRequest, compute_activations
+from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.experiment import estimates
 from sae_match.experiment.estimates import JobShape, phases
 from sae_match.experiment.machine import available_ram
 from sae_match.language_model import LanguageModel, load_language_model
+from sae_match.language_model.facts import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
-from sae_match.language_model.size import ModelSize, model_size
+from sae_match.language_model.sources import LocalModel
 from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
 from sae_match.matching.problem import matching_problem
@@ -80,7 +82,7 @@ def test_stream_bytes_are_those_of_the_file() -> None:
 
 @pytest.fixture
 def model(model_directory: Path, tmp_path: Path) -> tuple[LanguageModel, ModelSize]:
-    cfg = ModelConfig(name="tiny", source=ModelSource.local, path=str(model_directory), attn_implementation="eager")
+    cfg = LocalModel(name="tiny", path=str(model_directory), attn_implementation="eager")
     return load_language_model(cfg, "cpu", Store(tmp_path)), model_size(cfg, model_directory)
 
 
@@ -96,7 +98,7 @@ def test_gemma_is_counted_without_its_weights(tmp_path: Path) -> None:
     import transformers
 
     transformers.Gemma2Config().save_pretrained(tmp_path)
-    cfg = ModelConfig(name="g", source=ModelSource.local, dtype="bfloat16", attn_implementation="eager")
+    cfg = LocalModel(name="g", path=str(tmp_path), dtype="bfloat16", attn_implementation="eager")
     assert model_size(cfg, tmp_path) == GEMMA
 
 

@@ -92,7 +92,7 @@ def test_an_endpoint_job_resumes_from_its_answers(
         again = run(configured(random_saes, *judging, *FEW, output="again"))
         assert server.paths[asked:] == ["/v1/models"]
     assert server.paths[0] == "/v1/models"
-    assert server.headers[1]["Authorization"] == "Bearer sk-secret"
+    assert server.headers[1]["authorization"] == "Bearer sk-secret"
     assert lines(again) == lines(result)
     answers = [answer for line in lines(result) for answer in line["answers"]]
     assert {answer["order"] for answer in answers} == {"ab", "ba"}

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.sae_schema import Site
 from sae_match.config.schema import Config
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
-from sae_match.saes.native import load_native
+from sae_match.saes.formats.native import load_native
+from sae_match.saes.site import Site
 from sae_match.store import Store
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sae_match import UserError
 from sae_match.config.schema import Config
-from sae_match.experiment import Result, configured, delta_loss_step, run
+from sae_match.experiment import Result, delta_loss_step, run
 from sae_match.saes import save_native
 from tests.builders import identity_sae, random_sae
 from tests.experiment.conftest import LAYERS
@@ -64,7 +66,6 @@ class Own:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.monkeypatch = folder / "my_package.py", monkeypatch
-        self.splices, self.controls = configured.splices, configured.controls
         self.module = self.write(MODULE)
 
     def write(self, text: str) -> ModuleType:
@@ -75,9 +76,14 @@ class Own:
         return self.module
 
     def run(self, cfg: Config, *, splices: tuple[Any, ...] = (), controls: tuple[Any, ...] = ()) -> Result:
-        self.monkeypatch.setattr(configured, "splices", lambda cfg: (*self.splices(cfg), *splices))
-        self.monkeypatch.setattr(configured, "controls", lambda cfg: (*self.controls(cfg), *controls))
-        return run(cfg)
+        more = {"splices": splices, "controls": controls}
+        added = {
+            group: getattr(cfg.evaluation, group) | {entry.name: entry for entry in entries}
+            for group, entries in more.items()
+        }
+        changed = replace(cfg, evaluation=replace(cfg.evaluation, **added))
+        changed.config = cfg.config | {"evaluation": cfg.config["evaluation"] | {k: repr(v) for k, v in added.items()}}
+        return run(changed)
 
 
 @pytest.fixture
@@ -126,13 +132,21 @@ def test_no_stale_value_is_taken_for_its_own(
         ("sae", 0.25, rewritten, tmp_path / "new"),
     ):
         splice = own.write(text).Mixed(share=share)
-        one = ["layers.last=1", "evaluation.controls=[]"]
+        one = ["layers.last=1", "evaluation/controls=[]"]
         shared = measured(own.run(configured(saes, *one, output=name), splices=(splice,)))
         alone = configured(saes, *one, f"paths.cache_dir={tmp_path / 'caches' / name}", output=f"{name}_alone")
         assert shared == measured(own.run(alone, splices=(splice,)))
         found.append(shared)
     for i, one_job in enumerate(found):
         assert all(a != b for other in found[:i] for a, b in zip(one_job, other, strict=True))
+
+
+def test_an_argument_without_a_content_key_is_refused_before_long_work(
+    own: Own, configured: Configured, random_saes: Path
+) -> None:
+    typed = own.write(MODULE.replace("    share: float = 0.5", "    share: object = 0.5"))
+    with pytest.raises(UserError, match=r"Mixed\.share: a function has no content key"):
+        own.run(configured(random_saes), splices=(typed.Mixed(share=measured),))
 
 
 def test_what_is_known_is_not_computed_again(
@@ -146,11 +160,11 @@ def test_what_is_known_is_not_computed_again(
         return inner(*arguments)
 
     monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
-    one = configured(random_saes, "layers.last=1", "evaluation.controls=[]")
+    one = configured(random_saes, "layers.last=1", "evaluation/controls=[]")
     own.run(one, splices=(own.module.Mixed(),))
     assert len(computed) == 5
     own.run(
-        configured(random_saes, "layers.last=1", "evaluation.controls=[]", output="again"),
+        configured(random_saes, "layers.last=1", "evaluation/controls=[]", output="again"),
         splices=(own.module.Mixed(name="renamed"),),
     )
     assert len(computed) == 5
@@ -170,7 +184,7 @@ def test_equal_splices_share_their_losses(
         return inner(*arguments)
 
     monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
-    more = ["layers.last=1", "evaluation.controls=[vanilla]", "sae.ceiling_filename=null"]
+    more = ["layers.last=1", "evaluation/controls=[vanilla]", "sae.ceiling_filename=null"]
     result = run(configured(tmp_path / "equal", *more))
     assert sizes == [4]
     for metric in ("delta_loss", "explained_variance"):
@@ -186,7 +200,7 @@ def test_an_own_control_is_measured_and_cached_by_what_it_is(
     assert values(full, "signed", "fit_similarity")[0] > 0
     assert len(values(full, "signed", "matching_score")) == len(values(full, "signed", "weight_mse/W_dec")) == 1
     assert len(values(full, "encode_permute_decode_signed", "delta_loss")) == 1
-    bare = ["evaluation=weights_only", "layers.last=1", "evaluation.controls=[]"]
+    bare = ["evaluation=weights_only", "layers.last=1", "evaluation/controls=[]"]
     same = own.run(configured(random_saes, *bare, output="same"), controls=(own.module.Signed(),))
     assert values(same, "signed", "decoder_cosine") == values(full, "signed", "decoder_cosine")
     other = own.run(configured(random_saes, *bare, output="other"), controls=(own.module.Signed(sign=-1),))

@@ -84,7 +84,7 @@ def test_controls_paths_and_counts_are_in_the_plan(configured: Configured, rando
     assert not any(step.startswith(("control", "top tokens")) for step in steps)
     counts = next(need.bytes for need in plain.disk if need.what == "activation counts until it is done")
     assert counts > 0 and "activation counts until it is done" in text_of(plain)
-    more = ["evaluation.controls=[all]", "dataset.documents=6", "composition.max_distance=2", "composition.paths=true"]
+    more = ["evaluation/controls=all", "dataset.documents=6", "composition.max_distance=2", "composition.paths=true"]
     plan = make_plan(configured(random_saes, *more))
     found = {duration.step: duration.seconds for duration in durations(plan)}
     controls = [f"control {name}" for name in ("greedy", "nearest", "mutual", "cosine", "correlation")]

@@ -30,11 +30,10 @@ def training(model_directory: Path, text_directory: Path, tmp_path: Path) -> Tra
         register_schemas()
         texts = []
         for group, part in (("datasets", "train"), ("held_out", "evaluation")):
-            text = (
-                f"{{name: local, source: local, path: {text_directory}, part: {part}, documents: 0, "
-                "window_tokens: 10, windows_per_document: 0}"
-            )
-            texts += [f"~{group}.news", f"~{group}.code", f"{group}.wiki={text}"]
+            texts += [f"~{group}.{name}" for name in ("wiki", "news", "code")]
+            options = {"path": text_directory, "part": part, "documents": 0, "window_tokens": 10}
+            texts += [f"+dataset@{group}.mine=local", f"{group}.mine.windows_per_document=0"]
+            texts += [f"{group}.mine.{key}={value}" for key, value in options.items()]
         fixed = [
             *texts, "model=local", f"model.path={model_directory}", "layers.first=1", "layers.last=2",
             "training.width=12", "training.target_l0=3", "training.tokens=2048", "training.batch_tokens=32",
@@ -102,6 +101,6 @@ def test_one_tracked_run_per_layer_with_curves_and_report(training: TrainConfigu
 
 def test_another_recipe_is_not_passed_off_as_finished(training: TrainConfigured) -> None:
     run_training(training("layers.last=1"))
-    for change in ("seed=1", "training.width=13", "datasets.wiki.window_tokens=9"):
+    for change in ("seed=1", "training.width=13", "datasets.mine.window_tokens=9"):
         with pytest.raises(UserError, match=r"layer_01.safetensors was trained with another seed"):
             run_training(training("layers.last=1", change))

@@ -19,8 +19,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sae_match import UserError, load_sae
-from sae_match.judging.neuronpedia import read_explanations
-from sae_match.language_model.gguf_check import check_gguf
+from sae_match.judging.descriptions import read_explanations
+from sae_match.language_model.gguf import check_gguf
 from tests.saes.layouts import (
     write_dictionary,
     write_gemma_scope,

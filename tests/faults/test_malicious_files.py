@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from sae_match import UserError, load_sae
-from sae_match.config.sae_schema import Dialect, SaeConfig
-from sae_match.config.schema import DatasetConfig, DatasetSource
-from sae_match.judging import neuronpedia
-from sae_match.judging.neuronpedia import read_explanations
-from sae_match.language_model.files import _shards
-from sae_match.language_model.gguf_check import check_gguf
+from sae_match.judging import descriptions
+from sae_match.judging.descriptions import read_explanations
+from sae_match.language_model.gguf import check_gguf
+from sae_match.language_model.hub import _shards
 from sae_match.saes import save_native
+from sae_match.saes.formats import format_named
+from sae_match.saes.formats.native import Native
 from sae_match.saes.loading import SaeSource
-from sae_match.text.sources.local import open_local
+from sae_match.text.sources.local import LocalText
 from tests.builders import random_sae
 from tests.faults.fuzz_targets import CANARY, PICKLE
 from tests.saes.layouts import write_dictionary, write_gemma_scope, write_gemma_scope_2
@@ -159,9 +159,9 @@ def test_safetensors_headers(tmp_path: Path, content: bytes) -> None:
         ({"filename": "{0.__init__}"}, "only {layer} and {next}"),
         ({"filename": "a" * 5000}, "does not exist"),
         ({"filename": "a\x00b"}, "relative and without"),
-        ({"dialect": Dialect.saelens, "folder": "../{layer}"}, "without '..'"),
-        ({"dialect": Dialect.gemma_scope_2, "width": "../../x", "l0": "small"}, "without '..'"),
-        ({"dialect": Dialect.gemma_scope_2, "l0": "small", "repo_id": "a/b", "root": None,
+        ({"dialect": "saelens", "folder": "../{layer}"}, "without '..'"),
+        ({"dialect": "gemma_scope_2", "width": "../../x", "l0": "small"}, "without '..'"),
+        ({"dialect": "gemma_scope_2", "l0": "small", "repo_id": "a/b", "root": None,
           "width": "x/../../y"}, "without '..'"),
     ],
 )  # fmt: skip
@@ -169,9 +169,10 @@ def test_names_from_the_configuration_stay_inside(tmp_path: Path, changes: dict[
     root = tmp_path / "saes"
     save_native(random_sae(), root / "layer_00.safetensors")
     save_native(random_sae(), tmp_path / "secret_00.safetensors")
-    options = {"name": "x", "dialect": Dialect.native, "root": str(root), "last_layer": 3, **changes}
+    options = {"name": "x", "root": str(root), "last_layer": 3, **changes}
+    kind = format_named(str(options.pop("dialect", "native")))
     with pytest.raises(UserError, match=message):
-        SaeSource(SaeConfig(**options)).load(0)  # type: ignore[arg-type]
+        SaeSource(kind(**options)).load(0)  # type: ignore[arg-type]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_links(tmp_path: Path) -> None:
     (tmp_path / "layer_00.safetensors").symlink_to(tmp_path / "blobs" / "abc")
     (tmp_path / "layer_01.safetensors").symlink_to(tmp_path / "layer_01.safetensors")
     (tmp_path / "layer_02.safetensors").symlink_to("/dev/zero")
-    source = SaeSource(SaeConfig(name="x", dialect=Dialect.native, root=str(tmp_path), last_layer=3))
+    source = SaeSource(Native(name="x", root=str(tmp_path), last_layer=3))
     assert source.load(0).width == 24
     for layer in (1, 2):
         with pytest.raises(UserError, match="does not exist"):
@@ -253,7 +254,7 @@ def test_explanations_in_one_endless_line(tmp_path: Path, packed: bool) -> None:
 
 def test_explanations_that_unpack_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = explanations(tmp_path, GOOD + b" \n" * (1 << 20))
-    monkeypatch.setattr(neuronpedia, "ALWAYS_FINE", 1 << 20)
+    monkeypatch.setattr(descriptions, "ALWAYS_FINE", 1 << 20)
     with pytest.raises(UserError, match="which is no list of explanations"):
         read_explanations(folder, 3, 24)
 
@@ -280,9 +281,9 @@ def test_malformed_explanations(tmp_path: Path, line: bytes) -> None:
 def test_malformed_local_texts(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "text.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
-    source = open_local(DatasetConfig(name="x", source=DatasetSource.local, path=str(path)))
+    source = LocalText(name="x", path=str(path))
     with pytest.raises(UserError, match=message):
-        list(source.read())
+        list(source.read({}))
 
 
 def test_parquet_damaged_behind_a_whole_footer(tmp_path: Path) -> None:
@@ -294,9 +295,9 @@ def test_parquet_damaged_behind_a_whole_footer(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:400] = b"\xff" * 396
     path.write_bytes(content)
-    source = open_local(DatasetConfig(name="x", source=DatasetSource.local, path=str(path)))
+    source = LocalText(name="x", path=str(path))
     with pytest.raises(UserError, match="not a readable parquet file"):
-        list(source.read())
+        list(source.read({}))
 
 
 def test_scalars_of_a_state_dict_that_are_no_numbers(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from sae_match import UserError
-from sae_match.judging.descriptions import explained, from_contexts
-from sae_match.judging.neuronpedia import read_explanations
+from sae_match.judging.descriptions import explained, from_contexts, read_explanations
 
 SOURCE = "20-gemmascope-res-16k"
 

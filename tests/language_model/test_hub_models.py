@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 
-from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.errors import UserError
 from sae_match.hub import verify
 from sae_match.language_model import LanguageModel, load_language_model
-from sae_match.language_model.facts import ModelFacts, is_gated, model_facts
+from sae_match.language_model.facts import ModelFacts
+from sae_match.language_model.hub import HubModel
+from sae_match.language_model.sources import LocalModel
 from sae_match.store import Store
 from tests.hub_server import Hub, set_offline
 
@@ -35,8 +36,8 @@ def files(llama: LanguageModel, tokenizer: transformers.PreTrainedTokenizerFast,
     return root
 
 
-def config(**changes: Any) -> ModelConfig:
-    return ModelConfig(**({"name": "tiny", "source": ModelSource.hub, "repo_id": "owner/tiny"} | changes))
+def config(**changes: Any) -> HubModel:
+    return HubModel(**({"name": "tiny", "repo_id": "owner/tiny"} | changes))
 
 
 def load(tmp_path: Path, **changes: Any) -> LanguageModel:
@@ -78,15 +79,16 @@ def test_one_file_of_weights_and_a_pinned_revision(
 
 def test_facts_come_without_weights(hub: Hub, files: Path, tmp_path: Path) -> None:
     hub.publish("owner/tiny", files)
-    assert model_facts(config(), Store(tmp_path)) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
-    assert not hub.asked("safetensors$") and is_gated(config()) is False
+    assert config().facts(Store(tmp_path)) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
+    assert not hub.asked("safetensors$")
     with pytest.raises(UserError, match=r"model\.n_layers=26, but .*config\.json says 3"):
-        model_facts(config(n_layers=26), Store(tmp_path))
+        config(n_layers=26).facts(Store(tmp_path))
 
 
 def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any, tmp_path: Path) -> None:
     make_model("gemma3_multimodal").hf.config.save_pretrained(tmp_path)
-    facts = model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), Store(tmp_path))
+    facts = LocalModel(name="x", path=str(tmp_path)).facts(Store(tmp_path))
+    assert facts is not None
     assert (facts.n_layers, facts.d_model, facts.vocabulary) == (3, 16, 61)
 
 
@@ -94,14 +96,13 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any,
 def test_facts_of_something_else(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="describes no language model"):
-        model_facts(ModelConfig(name="x", source=ModelSource.local, path=str(tmp_path)), Store(tmp_path))
+        LocalModel(name="x", path=str(tmp_path)).facts(Store(tmp_path))
 
 
 def test_a_gated_model_names_its_licence_and_the_token(
     hub: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("owner/tiny", files, gate=TOKEN)
-    assert is_gated(config()) is True
     message = refused(tmp_path)
     assert "HF_TOKEN is not set" in message and "https://huggingface.co/owner/tiny" in message
     monkeypatch.setenv("HF_TOKEN", "hf_of_another_account")
@@ -112,7 +113,7 @@ def test_a_gated_model_names_its_licence_and_the_token(
 
 
 @pytest.mark.parametrize(("fault", "words"), [
-    ({"status": 503}, r"in trouble \(503\).*model\.source=local"),
+    ({"status": 503}, r"in trouble \(503\).*model=local"),
     ({"status": 401}, r"no such repository, or it is private"),
     ({"status": 403}, r"refuses access \(403\)"),
     ({"status": 429}, r"too many requests"),
@@ -210,7 +211,7 @@ def test_offline_with_and_without_the_cache(
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)
-    model_facts(config(), Store(tmp_path))  # the small files only: weights are still missing
+    config().facts(Store(tmp_path))  # the small files only: weights are still missing
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)
@@ -218,7 +219,6 @@ def test_offline_with_and_without_the_cache(
     set_offline(monkeypatch)
     before = len(hub.requests)
     assert load(tmp_path).key == llama.key and len(hub.requests) == before
-    assert is_gated(config()) is None
     assert "HF_HUB_OFFLINE" in refused(tmp_path, revision="other")
 
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import nn
 
-from sae_match.config.schema import ModelConfig, ModelSource
 from sae_match.language_model import LanguageModel, load_language_model
-from sae_match.language_model.placement import execution_device
+from sae_match.language_model.sources import LocalModel
+from sae_match.language_model.weights import execution_device
 from sae_match.store import Store
 
 
@@ -34,10 +34,9 @@ def spread(path: Path, cache: Path) -> LanguageModel:
     return load_language_model(_config(path, device_map="auto", max_memory={"cpu": "9KB"}), "cpu", Store(cache))
 
 
-def _config(path: Path, **changes: object) -> ModelConfig:
-    return ModelConfig(
+def _config(path: Path, **changes: object) -> LocalModel:
+    return LocalModel(
         name="tiny",
-        source=ModelSource.local,
         path=str(path),
         attn_implementation="eager",
         **changes,  # type: ignore[arg-type]

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import explained_variance_score, r2_score
 
 from sae_match import Permutation, SparseAutoencoder, UserError
-from sae_match.metrics.bootstrap import Bootstrap, Estimate
+from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.headline import headline
+from sae_match.metrics.bootstrap import Bootstrap, Estimate, wilson
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.delta_loss import delta_loss
 from sae_match.metrics.reconstruction import ReconstructionStatistics
@@ -103,12 +106,15 @@ def test_coactivation_equals_a_double_loop(seed: int) -> None:
 
 
 def test_delta_loss_leaves_position_zero_out() -> None:
-    original = torch.zeros(3, 4)
-    spliced = torch.tensor([[100.0, 1, 1, 1], [100, 2, 2, 2], [100, 6, 6, 6]])
-    estimate = delta_loss(spliced, original, torch.tensor([0, 0, 1]), Bootstrap(2, samples=200))
+    original, bootstrap = torch.zeros(5, 4), Bootstrap(4, samples=200)
+    losses = torch.tensor([1.0, 2, 6, 3, 3])
+    spliced = losses[:, None].expand(5, 4).clone()
+    spliced[:, 0] = 100
+    estimate = delta_loss(spliced, original, torch.tensor([0, 0, 1, 2, 3]), bootstrap)
     assert estimate.value == pytest.approx(3.0)
-    low, high = estimate.interval
-    assert (low, high) == pytest.approx((1.5, 6.0))  # only document 0, only document 1
+    # Document 0 has two windows, so it counts twice.
+    by_hand = bootstrap.counts @ np.array([3.0, 6, 3, 3]) / (bootstrap.counts @ np.array([2.0, 1, 1, 1]))
+    assert estimate.interval == pytest.approx(tuple(np.quantile(by_hand, (0.025, 0.975))))
 
 
 def test_weight_distances_by_hand() -> None:
@@ -157,3 +163,29 @@ def test_bootstrap_is_deterministic_and_needs_documents() -> None:
     assert (Bootstrap(5, 10, 1).counts.sum(axis=1) == 5).all()
     with pytest.raises(UserError, match="at least one document"):
         Bootstrap(0)
+
+
+def test_too_few_documents_give_no_interval() -> None:
+    """With 3 documents the resample of the lowest one alone has probability 1/27, more than 2.5 %."""
+    shares = np.array([0.2, 0.5, 0.9, 0.4])
+    for n in (1, 2, 3):
+        few = Bootstrap(n).ratio(shares[:n], np.ones(n))
+        assert few.value == pytest.approx(shares[:n].mean()) and all(np.isnan(few.interval))
+        row = MetricRow(0, 1, "matched", "matching_score", few.value, n, few)
+        assert headline([row]) == {"matching_score": few.value}
+    low, high = Bootstrap(4).ratio(shares, np.ones(4)).interval
+    assert 0.2 < low < 0.5 < high < 0.9
+
+
+@pytest.mark.parametrize(("same", "trials"), [(0, 22), (22, 22), (5, 10), (1, 1)])
+def test_wilson_interval_is_that_of_scipy(same: int, trials: int) -> None:
+    expected = binomtest(same, trials).proportion_ci(method="wilson")
+    assert wilson(same / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_mean_of_proportions_has_the_interval_of_all_trials() -> None:
+    none, some = (Estimate(share, np.full(10, share), trials=22) for share in (0.0, 0.5))
+    assert Estimate.mean([none, none]).interval == pytest.approx(wilson(0.0, 44))
+    assert Estimate.mean([none, some]).interval == pytest.approx(wilson(0.25, 44))
+    plain = Estimate(0.0, np.zeros(10))
+    assert Estimate.mean([none, plain]).interval == (0.0, 0.0)

@@ -105,3 +105,12 @@ def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
     by_hand = (counts @ (second - first)) / 4
     assert difference.value == pytest.approx((second - first).mean())
     assert difference.interval == pytest.approx(tuple(np.quantile(by_hand, (0.025, 0.975))))
+
+
+def test_too_few_documents_for_an_interval_decide_nothing(tmp_path: Path) -> None:
+    records = paired_jobs(tmp_path, [np.array([0.1, 0.2, 0.3]), np.array([0.7, 0.8, 0.9])])
+    found = rank(records, SCORE, Resamples([SCORE]))
+    assert found.paired and found.ranks == {}
+    assert f"No ranks of {SCORE}: fewer than 4 documents" in ranking_note({SCORE: found})
+    frame = ablation_frame(records, {SCORE: found})
+    assert ablation_cells(frame, [SCORE]) == [["0.200 (no interval)"], ["0.800 (no interval)"]]

@@ -34,19 +34,19 @@ def key(layer: int = 0, metric: str = "matching_score", text: str = "t") -> Sums
 
 def by_hand(a: list[DocumentSums], b: list[DocumentSums]) -> Difference:
     """One resample at a time, by drawing documents' counts as `Bootstrap` does."""
-    counts = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000)
+    counts = np.random.default_rng(0).multinomial(4, [1 / 4] * 4, size=1000)
 
     def average(pairs: list[DocumentSums], w: np.ndarray) -> float:
         return float(np.mean([(w * s.numerator).sum() / (w * s.denominator).sum() for s in pairs]))
 
     replicates = [average(a, w) - average(b, w) for w in counts]
     low, high = np.quantile(replicates, (0.025, 0.975))
-    return Difference(average(a, np.ones(3)) - average(b, np.ones(3)), float(low), float(high))
+    return Difference(average(a, np.ones(4)) - average(b, np.ones(4)), float(low), float(high))
 
 
 def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
-    ours = [ratio([3, 1, 4], [10, 5, 6]), ratio([2, 2, 2], [4, 8, 5])]
-    theirs = [ratio([2, 1, 1], [10, 5, 6]), ratio([1, 3, 2], [4, 8, 5])]
+    ours = [ratio([3, 1, 4, 2], [10, 5, 6, 7]), ratio([2, 2, 2, 3], [4, 8, 5, 6])]
+    theirs = [ratio([2, 1, 1, 3], [10, 5, 6, 7]), ratio([1, 3, 2, 2], [4, 8, 5, 6])]
     a, b = (
         directory(tmp_path, name, {key(layer): s for layer, s in enumerate(sums)})
         for name, sums in (("a", ours), ("b", theirs))

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import SparseAutoencoder, UserError, fold, load_sae
-from sae_match.config.sae_schema import Site
 from sae_match.saes import Activation, ActivationKind, save_native, with_scale
 from sae_match.saes.activation import GATED, RELU
-from sae_match.saes.native import FORMAT, read_metadata
+from sae_match.saes.formats.native import FORMAT, read_metadata
+from sae_match.saes.site import Site
 from tests.builders import random_sae
 
 TOPK = Activation(ActivationKind.topk, k=2, stored_threshold=0.7)

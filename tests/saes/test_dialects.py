@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from sae_match import SparseAutoencoder, UserError, evaluate_pair, load_sae
-from sae_match.config.sae_schema import Dialect, SaeConfig, Site
 from sae_match.matching import Permutation
-from sae_match.saes import ActivationKind, SaeSource
-from sae_match.saes.saelens_config import REGISTRY
+from sae_match.saes import ActivationKind, SaeFormat, SaeSource, Site
+from sae_match.saes.formats import format_named
+from sae_match.saes.formats.saelens import REGISTRY
 from tests.saes.layouts import (
     D,
     F,
@@ -34,8 +34,8 @@ from tests.saes.layouts import (
 RESID: dict[str, Any] = {"architecture": "standard", "metadata": {"hook_name": "blocks.3.hook_resid_post"}}
 
 
-def config(dialect: str, root: Path, **fields: Any) -> SaeConfig:
-    return SaeConfig(name="test", dialect=Dialect(dialect), root=str(root), last_layer=30, **fields)
+def config(dialect: str, root: Path, **fields: Any) -> SaeFormat:
+    return format_named(dialect)(name="test", root=str(root), last_layer=30, **fields)
 
 
 def x() -> torch.Tensor:
@@ -146,7 +146,7 @@ def test_input_of_the_next_block_is_the_output_of_this_one(tmp_path: Path) -> No
     hook = {"hook_name": "blocks.4.hook_resid_pre"}
     write_saelens(tmp_path / "blocks.4.hook_resid_pre", {**RESID, "metadata": hook})
     source = SaeSource(config("saelens", tmp_path, folder="blocks.{next}.hook_resid_pre"))
-    assert source.names(3)[0] == "blocks.4.hook_resid_pre/cfg.json"
+    assert source.files(3)[0] == "blocks.4.hook_resid_pre/cfg.json"
     assert source.load(3).site is Site.resid_post
     with pytest.raises(UserError, match=r"asked for layer 2, but the file is of layer 4 \(resid_pre\).*\{next\}"):
         load_sae(tmp_path / "blocks.4.hook_resid_pre", 2)
@@ -257,7 +257,7 @@ def test_gemma_scope_2_layout(tmp_path: Path) -> None:
     mlp = SaeSource(config("gemma_scope_2", tmp_path, **facts, site=Site.mlp_out))
     assert mlp.load(3).site is Site.mlp_out
     affine = config("gemma_scope_2", tmp_path, **facts, site=Site.transcoder, affine=True)
-    assert SaeSource(affine).names(3) == ("transcoder_all/layer_3_width_16k_l0_small_affine/params.safetensors",)
+    assert SaeSource(affine).files(3) == ("transcoder_all/layer_3_width_16k_l0_small_affine/params.safetensors",)
 
 
 def test_gemma_scope_sites_follow_the_release(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_headers_need_no_tensors(tmp_path: Path, dialect: str, monkeypatch: pyte
     def no_data(*_: object, **__: object) -> None:
         raise AssertionError("tensors were read")
 
-    for target in ("numpy.load", "torch.load", "sae_match.saes.tensor_files.read_safetensors"):
+    for target in ("numpy.load", "torch.load", "sae_match.saes.formats.reading.read_safetensors"):
         monkeypatch.setattr(target, no_data)
     patterns = {
         "llama_scope": "Llama3_1-8B-Base-L{layer}R-8x",
@@ -312,13 +312,12 @@ def test_headers_need_no_tensors(tmp_path: Path, dialect: str, monkeypatch: pyte
         "sparsify": "layers.{layer}",
         "dictionary_learning": "layer_{layer}",
     }
-    fields: dict[str, Any] = {"folder": patterns.get(dialect), "width": "16k", "l0": "small"}
-    if dialect == "gemma_scope":
-        fields["l0"] = "59"
+    gemma = {"gemma_scope": {"width": "16k", "l0": "59"}, "gemma_scope_2": {"width": "16k", "l0": "small"}}
+    fields: dict[str, Any] = gemma.get(dialect) or {"folder": patterns[dialect]}
     source = SaeSource(config(dialect, root, **fields))
     header = source.header(3)
     assert (header.d_model, header.width, header.site) == (D, F, Site.resid_post)
-    for name in source.names(3):
+    for name in source.files(3):
         assert (root / name).is_file()
     assert path.exists()
 
@@ -344,7 +343,7 @@ def test_detection_refuses_what_is_not_clear(tmp_path: Path) -> None:
         load_sae(folder)
     weights = write_saelens(tmp_path / "bare", {**RESID, "architecture": "jumprelu"}) / "sae_weights.safetensors"
     (weights.parent / "cfg.json").unlink()
-    with pytest.raises(UserError, match=r"without cfg\.json"):
+    with pytest.raises(UserError, match=r"SAE file not found: .*cfg\.json"):
         load_sae(weights)
     assert load_sae(weights, dialect="native").width == F
     with pytest.raises(UserError, match="dialect=mine: must be one of native, gemma_scope"):
@@ -398,7 +397,7 @@ def test_activations_are_compared_on_the_residual_stream_only(tmp_path: Path) ->
 @pytest.mark.parametrize("folder", ["layer_{block}", "layer_{", "layer_{0}"])
 def test_folder_patterns(tmp_path: Path, folder: str) -> None:
     with pytest.raises(UserError, match=r"only \{layer\} and \{next\}"):
-        SaeSource(config("saelens", tmp_path, folder=folder)).names(3)
+        SaeSource(config("saelens", tmp_path, folder=folder)).files(3)
 
 
 def test_missing_folder_lists_what_there_is(tmp_path: Path) -> None:

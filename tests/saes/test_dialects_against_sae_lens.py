@@ -12,7 +12,7 @@ from sae_lens.loading import pretrained_sae_loaders as theirs
 from torch import Tensor
 
 from sae_match import SparseAutoencoder, load_sae
-from sae_match.saes.tensor_files import safetensors_shapes
+from sae_match.saes.formats.reading import safetensors_shapes
 from tests.saes.layouts import (
     D,
     F,

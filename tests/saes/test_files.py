@@ -11,17 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError, load_sae
-from sae_match.config.sae_schema import Dialect, SaeConfig
 from sae_match.saes import SaeSource, save_native
-from sae_match.saes.gemma_scope_names import choose_l0
-from sae_match.saes.native import read_metadata
+from sae_match.saes.formats.gemma_scope import GemmaScope, choose_l0
+from sae_match.saes.formats.native import read_metadata
 from tests.builders import random_sae
 
 
-def gemma_config(root: Path | None, l0: str = "canonical") -> SaeConfig:
-    return SaeConfig(
+def gemma_config(root: Path | None, l0: str = "canonical") -> GemmaScope:
+    return GemmaScope(
         name="gemma",
-        dialect=Dialect.gemma_scope,
         root=None if root is None else str(root),
         repo_id="google/gemma-scope-2b-pt-res",
         width="16k",

@@ -13,7 +13,7 @@ from sae_match import SparseAutoencoder, UserError, fold, match
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.saes import Activation, ActivationKind, measure_scale, with_scale
 from sae_match.saes.activation import RELU
-from sae_match.saes.measured_scale import LargestValues
+from sae_match.saes.folding import LargestValues
 from tests.builders import random_sae
 
 K = 4

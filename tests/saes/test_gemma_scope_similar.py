@@ -12,19 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match import UserError
-from sae_match.config.sae_schema import Dialect, SaeConfig
 from sae_match.saes import SaeSource
-from sae_match.saes.gemma_scope_names import choose_l0, published_l0s
-from sae_match.saes.gemma_scope_similar import choose_similar
+from sae_match.saes.formats.gemma_scope import GemmaScope, choose_l0, choose_similar, published_l0s
 from tests.saes.layouts import write_gemma_scope
 
 REPO = "google/gemma-scope-2b-pt-res"
 L0S = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=4, unique=True), min_size=1, max_size=4)
 
 
-def config(root: Path | None = None, **fields: object) -> SaeConfig:
+def config(root: Path | None = None, **fields: object) -> GemmaScope:
     defaults = {"root": None if root is None else str(root), "repo_id": REPO, "width": "16k", "l0": "similar"}
-    return SaeConfig(name="g", dialect=Dialect.gemma_scope, last_layer=25, **{**defaults, **fields})  # type: ignore[arg-type]
+    return GemmaScope(name="g", last_layer=25, **{**defaults, **fields})  # type: ignore[arg-type]
 
 
 @given(L0S)
@@ -63,10 +61,10 @@ def test_the_published_saes() -> None:
 def test_a_source_chooses_across_its_span() -> None:
     span = tuple(range(10, 21))
     source = SaeSource(config(l0_near=75), span)
-    assert source.names(10) == ("layer_10/width_16k/average_l0_77/params.npz",)
+    assert source.files(10) == ("layer_10/width_16k/average_l0_77/params.npz",)
     # Alone, layer 10 is as even with any of its L0s.
-    assert SaeSource(config()).names(10) == ("layer_10/width_16k/average_l0_77/params.npz",)
-    assert SaeSource(config(), span).names(10) == ("layer_10/width_16k/average_l0_21/params.npz",)
+    assert SaeSource(config()).files(10) == ("layer_10/width_16k/average_l0_77/params.npz",)
+    assert SaeSource(config(), span).files(10) == ("layer_10/width_16k/average_l0_21/params.npz",)
 
 
 def test_with_local_files_the_choice_is_among_them(tmp_path: Path) -> None:
@@ -80,4 +78,4 @@ def test_nothing_to_choose_from() -> None:
     with pytest.raises(UserError, match=r"no SAEs to choose from at layers \[1\]"):
         choose_similar({0: [3], 1: []})
     with pytest.raises(UserError, match="only for layers 12"):
-        SaeSource(config(width="32k"), (11, 12)).names(12)
+        SaeSource(config(width="32k"), (11, 12)).files(12)

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from sae_match import UserError
-from sae_match.config.sae_schema import Dialect, SaeConfig
 from sae_match.saes import SaeSource, save_native
-from sae_match.saes.sparsity import l0_of_layer, native_l0s
+from sae_match.saes.formats.base import l0_of_layer
+from sae_match.saes.formats.gemma_scope import GemmaScope
+from sae_match.saes.formats.native import Native
 from tests.builders import random_sae
 
 PATTERN = "layer_{layer:02d}_l0_{l0}.safetensors"
 
 
-def config(root: Path | None, l0: str | None, pattern: str | None = PATTERN) -> SaeConfig:
-    return SaeConfig(
-        name="s", dialect=Dialect.native, root=None if root is None else str(root), l0=l0, l0_filename=pattern,
+def config(root: Path | None, l0: str | None, pattern: str | None = PATTERN) -> Native:
+    return Native(
+        name="s", root=None if root is None else str(root), l0=l0, l0_filename=pattern,
         default_l0=32, ceiling_filename="layer_{layer:02d}_seed_1.safetensors", last_layer=20,
     )  # fmt: skip
 
@@ -40,12 +41,12 @@ def saes(tmp_path: Path) -> Path:
 )
 def test_the_file_of_each_layer(saes: Path, l0: str | None, names: list[str]) -> None:
     source = SaeSource(config(saes, l0), (13, 14))
-    assert [source.names(layer) for layer in (13, 14)] == [(name,) for name in names]
+    assert [source.files(layer) for layer in (13, 14)] == [(name,) for name in names]
     assert [source.locate([layer])[layer].name for layer in (13, 14)] == names
 
 
 def test_what_is_missing_is_said_with_what_there_is(saes: Path) -> None:
-    assert native_l0s(config(saes, None), 13) == [8, 32, 64]
+    assert config(saes, None).l0s(13) == [8, 32, 64]
     with pytest.raises(UserError, match=r"no SAE of layer 14 at L0 8 .*there are: 32, 64\. .*training\.target_l0=8"):
         SaeSource(config(saes, "8"), (13, 14)).load(14)
     with pytest.raises(UserError, match=r"there are: none\."):
@@ -55,7 +56,7 @@ def test_what_is_missing_is_said_with_what_there_is(saes: Path) -> None:
 def test_sparsities_may_lie_in_folders(saes: Path, tmp_path: Path) -> None:
     save_native(random_sae(seed=5), tmp_path / "l0_16" / "layer_13.safetensors")
     cfg = config(saes, "16", "l0_{l0}/layer_{layer:02d}.safetensors")
-    assert native_l0s(cfg, 13) == [16, 32]
+    assert cfg.l0s(13) == [16, 32]
     assert SaeSource(cfg, (13,)).load(13).width == 24
 
 
@@ -73,9 +74,9 @@ def test_one_l0_for_all_layers_or_one_for_each() -> None:
 
 
 def test_gemma_scope_reads_a_folder_per_layer() -> None:
-    cfg = SaeConfig(
-        name="g", dialect=Dialect.gemma_scope, repo_id="google/gemma-scope-2b-pt-res", width="16k", l0="71/70",
+    cfg = GemmaScope(
+        name="g", repo_id="google/gemma-scope-2b-pt-res", width="16k", l0="71/70",
         last_layer=25,
     )  # fmt: skip
-    names = [SaeSource(cfg, (20, 21)).names(layer)[0] for layer in (20, 21)]
+    names = [SaeSource(cfg, (20, 21)).files(layer)[0] for layer in (20, 21)]
     assert names == [f"layer_{layer}/width_16k/average_l0_{l0}/params.npz" for layer, l0 in ((20, 71), (21, 70))]

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from sae_match.config.schema import DatasetConfig, DatasetSource
+from sae_match.text.sources.local import LocalText
 
 BOS_ID = 1
 FIRST_WORD_ID = 2
@@ -51,18 +51,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path) -> Callable[..., DatasetConfig]:
+def config(folder: Path) -> Callable[..., LocalText]:
     """A maker of configurations of `folder`: every document, windows of 4 tokens, as many as fit."""
 
-    def make(**changes: object) -> DatasetConfig:
+    def make(**changes: object) -> LocalText:
         fields: dict[str, object] = {
             "name": "tiny",
-            "source": DatasetSource.local,
             "path": str(folder),
             "documents": 0,
             "window_tokens": 4,
             "windows_per_document": 0,
         }
-        return DatasetConfig(**(fields | changes))  # type: ignore[arg-type]
+        return LocalText(**(fields | changes))  # type: ignore[arg-type]
 
     return make

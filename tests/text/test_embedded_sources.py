@@ -6,16 +6,22 @@ import bz2
 import sysconfig
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from sae_match.config.schema import DatasetConfig, DatasetSource, Part
 from sae_match.errors import UserError
 from sae_match.store import Store
 from sae_match.text import load_windows
-from sae_match.text.documents import in_part, is_evaluation
-from sae_match.text.sources import embedded, open_source
-from sae_match.text.sources.embedded import MIN_CODE_BYTES, standard_library_files
+from sae_match.text.source import Part, TextSource, in_part, is_evaluation
+from sae_match.text.sources import embedded
+from sae_match.text.sources.embedded import (
+    MIN_CODE_BYTES,
+    EmbeddedCode,
+    EmbeddedNews,
+    EmbeddedWiki,
+    standard_library_files,
+)
 from sae_match.text.sources.wikitext import article_prose
 
 MARKUP = """{{Infobox|name=x}}
@@ -92,39 +98,39 @@ def test_code_leaves_out_tests_tables_packages_and_short_files(tmp_path: Path) -
 
 
 def test_the_standard_library_is_read(tmp_path: Path) -> None:
-    source = open_source(DatasetConfig(name="code", source=DatasetSource.embedded_code))
-    documents = {document.id: document.text for document in source.read()}
+    source = EmbeddedCode(name="code")
+    documents = {document.id: document.text for document in source.read({})}
     expected = (Path(sysconfig.get_path("stdlib")) / "textwrap.py").read_text(encoding="utf-8")
     assert documents["textwrap.py"] == expected
     assert list(documents) == sorted(documents) and len(documents) > 100
-    assert source.identity["python"] in source.note
+    assert source.identity()["python"] in source.note()
 
 
 def test_a_library_without_sources_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match="No Python sources"):
-        open_source(DatasetConfig(name="code", source=DatasetSource.embedded_code))
+        EmbeddedCode(name="code").identity()
 
 
-@pytest.mark.parametrize("source", [DatasetSource.embedded_wiki, DatasetSource.embedded_news])
-def test_a_missing_wheel_names_the_installation(source: DatasetSource, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", [EmbeddedWiki, EmbeddedNews])
+def test_a_missing_wheel_names_the_installation(source: type[TextSource], monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(UserError, match="pip install gensim"):
-        open_source(DatasetConfig(name="x", source=source))
+        source(name="x").note()
 
 
 def test_news_splits_into_disjoint_parts_that_never_change(tmp_path: Path, make_tokenizer) -> None:
     pytest.importorskip("gensim")
     parts = {}
-    for part in Part:
-        cfg = DatasetConfig(name="news", source=DatasetSource.embedded_news, part=part, documents=0, window_tokens=32)
-        parts[part] = set(load_windows(cfg, make_tokenizer(), Store(tmp_path)).titles)
-    assert parts[Part.train].isdisjoint(parts[Part.evaluation])
-    assert parts[Part.train] | parts[Part.evaluation] == parts[Part.all]
-    assert (len(parts[Part.train]), len(parts[Part.evaluation])) == (234, 66)
+    for part in get_args(Part):
+        news = EmbeddedNews(name="news", part=part, documents=0, window_tokens=32)
+        parts[part] = set(load_windows(news, make_tokenizer(), Store(tmp_path)).titles)
+    assert parts["train"].isdisjoint(parts["evaluation"])
+    assert parts["train"] | parts["evaluation"] == parts["all"]
+    assert (len(parts["train"]), len(parts["evaluation"])) == (234, 66)
 
 
 def test_the_split_rule_is_frozen() -> None:
@@ -132,4 +138,4 @@ def test_the_split_rule_is_frozen() -> None:
     evaluation = [i for i in range(1, 21) if is_evaluation("embedded_news", str(i))]
     assert evaluation == [5, 6, 7, 12, 17]
     assert is_evaluation("embedded_wiki", "Altruism") and not is_evaluation("embedded_wiki", "Anarchism")
-    assert in_part("embedded_wiki", "Altruism", Part.all) and not in_part("embedded_wiki", "Altruism", Part.train)
+    assert in_part("embedded_wiki", "Altruism", "all") and not in_part("embedded_wiki", "Altruism", "train")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from sae_match import UserError
-from sae_match.config.schema import DatasetConfig, DatasetSource, Part
 from sae_match.store import Store
-from sae_match.text import TokenWindows, load_windows
-from sae_match.text.fit_windows import load_fit_windows
+from sae_match.text import TokenWindows, load_fit_windows, load_windows
+from sae_match.text.source import Part
+from sae_match.text.sources.local import LocalText
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def texts(tmp_path: Path) -> Path:
     return directory
 
 
-def dataset(texts: Path, part: Part = Part.all, documents: int = 6) -> DatasetConfig:
-    return DatasetConfig(
-        name="local", source=DatasetSource.local, path=str(texts), part=part, documents=documents,
+def dataset(texts: Path, part: Part = "all", documents: int = 6) -> LocalText:
+    return LocalText(
+        name="local", path=str(texts), part=part, documents=documents,
         window_tokens=5, windows_per_document=2,
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ def words(windows: TokenWindows) -> set[int]:
     return set(windows.ids.flatten().tolist())
 
 
-@pytest.mark.parametrize("part", list(Part))
+@pytest.mark.parametrize("part", get_args(Part))
 @pytest.mark.parametrize("documents", [None, 3])
 def test_documents_are_disjoint(texts: Path, tmp_path: Path, part: Part, documents: int | None) -> None:
     cfg, cache = dataset(texts, part), Store(tmp_path / "cache")

@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sae_match.config.schema import DatasetConfig, DatasetSource
 from sae_match.errors import UserError
 from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
+from sae_match.text.sources.hub import HubText
 from tests.hub_server import Hub, set_offline
 from tests.text.conftest import words
 
 TOKEN = "hf_secretsecretsecret"
 
 
-def config(**changes: Any) -> DatasetConfig:
-    fields = {"name": "x", "source": DatasetSource.hub, "repo_id": "owner/set", "documents": 3, "window_tokens": 8}
-    return DatasetConfig(**(fields | {"pool": 20} | changes))
+def config(**changes: Any) -> HubText:
+    fields = {"name": "x", "repo_id": "owner/set", "documents": 3, "window_tokens": 8}
+    return HubText(**(fields | {"pool": 20} | changes))
 
 
 def write(path: Path, column: str = "text", rows: int = 30, first: int = 0) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import httpx2
 import pytest
 from datasets import Dataset
+from pydantic import ValidationError
 
-from sae_match.config.schema import DatasetConfig, DatasetSource
 from sae_match.errors import UserError
-from sae_match.text.documents import Document
-from sae_match.text.sources import hub, open_source
-from sae_match.text.sources.hub import MIN_POOL, POOL_FACTOR
+from sae_match.text.source import Document
+from sae_match.text.sources import hub
+from sae_match.text.sources.hub import MIN_POOL, POOL_FACTOR, HubText
 
 FILES = "hf://datasets/owner/name@refs%2Fpr%2F18/data/*.parquet"
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -34,18 +34,18 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
             return Dataset.from_dict(answer).to_iterable_dataset()
 
         monkeypatch.setattr(hub, "_load_dataset", lambda: load_dataset)
-        monkeypatch.setattr(hub, "_commit", lambda _cfg: "c0ffee")
+        monkeypatch.setattr(hub, "_commit", lambda *_: "c0ffee")
         return calls
 
     return install
 
 
-def config(**changes: Any) -> DatasetConfig:
-    return DatasetConfig(**({"name": "x", "source": DatasetSource.hub, "repo_id": "owner/name"} | changes))
+def config(**changes: Any) -> HubText:
+    return HubText(**({"name": "x", "repo_id": "owner/name"} | changes))
 
 
 def read(**changes: Any) -> list[Document]:
-    return list(open_source(config(**changes)).read())
+    return list(config(**changes).read({}))
 
 
 def test_rows_are_streamed_with_the_configured_names(serve) -> None:
@@ -78,11 +78,11 @@ def test_a_wrong_column_lists_the_columns(serve, column: str | None) -> None:
 
 def test_a_script_gives_way_to_the_fallback_files_aloud(serve, caplog) -> None:
     calls = serve(RuntimeError("Dataset scripts are no longer supported"), {"text": ["a"]})
-    source = open_source(config(fallback_files=FILES))
-    assert [document.text for document in source.read()] == ["a"]
+    facts: dict[str, str] = {}
+    assert [document.text for document in config(fallback_files=FILES).read(facts)] == ["a"]
     assert calls[1] == (("parquet",), {"data_files": FILES, "split": "train", "streaming": True})
     assert "loading script" in caplog.text and FILES in caplog.text
-    assert source.facts == {"commit": "c0ffee", "files": FILES}
+    assert facts == {"commit": "c0ffee", "files": FILES}
 
 
 @pytest.mark.parametrize("changes", [{}, {"fallback_files": FILES, "revision": "pinned"}])
@@ -137,13 +137,19 @@ def test_a_programming_error_is_not_disguised(serve) -> None:
 )
 def test_every_field_changes_the_identity_and_nothing_is_loaded(serve, changes: dict[str, Any]) -> None:
     calls = serve()
-    assert open_source(config(**changes)).identity != open_source(config()).identity
-    assert open_source(config(repo_id="a/b")).identity != open_source(config()).identity
+    assert config(**changes).identity() != config().identity()
+    assert config(repo_id="a/b").identity() != config().identity()
     assert not calls
 
 
 def test_no_repository_and_every_document_are_refused() -> None:
-    with pytest.raises(UserError, match=r"needs dataset\.repo_id"):
-        open_source(config(repo_id=None))
-    with pytest.raises(UserError, match=r"dataset\.documents"):
-        open_source(config(documents=0))
+    with pytest.raises(ValidationError, match="repo_id"):
+        config(repo_id=None)
+    with pytest.raises(ValidationError, match="documents"):
+        config(documents=0)
+
+
+def test_another_size_is_drawn_from_the_same_pool() -> None:
+    assert config(documents=3).resized(200).pool_size == MIN_POOL
+    with pytest.raises(UserError, match=r"dataset\.pool=10: 12 documents"):
+        config(documents=3, pool=10).resized(12)

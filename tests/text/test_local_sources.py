@@ -9,17 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sae_match.config.schema import DatasetConfig, DatasetSource
 from sae_match.errors import UserError
-from sae_match.text.documents import Document
-from sae_match.text.sources import open_source
+from sae_match.text.source import Document
+from sae_match.text.sources.local import LocalText
 
 ROWS = [{"id": 7, "text": "first\u2028row"}, {"id": 8, "text": None}, {"id": 9, "text": "third"}]
 
 
 def read(path: Path, **changes: object) -> list[Document]:
-    cfg = DatasetConfig(name="x", source=DatasetSource.local, path=str(path), **changes)  # type: ignore[arg-type]
-    return list(open_source(cfg).read())
+    return list(LocalText(name="x", path=str(path), **changes).read({}))  # type: ignore[arg-type]
 
 
 def write_rows(path: Path) -> Path:
@@ -82,10 +80,8 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
     assert str(tmp_path / name) in str(error.value)
 
 
-def test_a_missing_or_unset_path_and_a_folder_without_text(tmp_path: Path) -> None:
+def test_a_missing_path_and_a_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "absent.txt")
     with pytest.raises(UserError, match=r"holds no \.txt"):
         read(tmp_path)
-    with pytest.raises(UserError, match=r"needs dataset\.path"):
-        open_source(DatasetConfig(name="x", source=DatasetSource.local))

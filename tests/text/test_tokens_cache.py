@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.schema import Bos, Part
 from sae_match.errors import UserError
 from sae_match.store import Store
 from sae_match.text import load_windows
@@ -66,7 +65,7 @@ def test_windows_that_are_not_what_their_key_says_are_built_again(config, cache:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"part": Part.train},
+        {"part": "train"},
         {"documents": 3},
         {"window_tokens": 5},
         {"windows_per_document": 1},
@@ -86,7 +85,7 @@ def test_content_tokenizer_and_bos_change_the_entry(config, folder: Path, cache:
     load_windows(config(), make_tokenizer(), cache)
     load_windows(config(), make_tokenizer(words=101), cache)
     load_windows(config(), make_tokenizer(added=True), cache)
-    load_windows(config(), make_tokenizer(added=True), cache, Bos.none)
+    load_windows(config(), make_tokenizer(added=True), cache, "none")
     (folder / "d00.txt").write_text("w1 " * 40, encoding="utf-8")
     load_windows(config(), make_tokenizer(), cache)
     (folder / "d00.txt").rename(folder / "renamed.txt")

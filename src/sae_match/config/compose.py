@@ -14,7 +14,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from sae_match.config.known_keys import did_you_mean, dotted_keys
 from sae_match.config.schema import Config, LayersConfig, Schema
@@ -54,11 +55,10 @@ def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
     """
     schema = SCHEMAS[kind]
     try:
-        given = OmegaConf.to_container(cfg, resolve=False)
+        given: Any = OmegaConf.to_container(cfg, resolve=False)
         unknown = unknown_keys(given, schema)
         if unknown:
-            shape: Any = OmegaConf.to_container(OmegaConf.structured(schema))
-            known = list(dotted_keys(shape))
+            known = [key for key in dotted_keys(given) if key not in unknown]
             named = ", ".join(f"{key}{did_you_mean(key, known)}" for key in unknown)
             raise UserError(
                 f"unknown configuration key{'s' if len(unknown) > 1 else ''}: {named}. "
@@ -122,6 +122,8 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
             yield f"unknown configuration key: {key}"
         elif one["type"] == "missing_argument" or one["type"] == "missing":
             yield f"configuration values not set: {key}"
+        elif one["type"] == "list_type":
+            yield f"{key}={one['input']}: a list has brackets: '{key}=[{one['input']}]'"
         elif not one["loc"]:
             yield message if message.startswith(place) else f"{place}: {message}"
         else:
@@ -131,11 +133,15 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
 def _recorded(value: Any, plain: Any) -> Any:
     """The plain form of a group with the arguments that it leaves to their defaults."""
     if isinstance(plain, dict) and "_target_" in plain and dataclasses.is_dataclass(value):
-        defaults: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
-        return {"_target_": plain["_target_"], **defaults}
+        known = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        arguments = {
+            name: _recorded(own, plain[name]) if name in plain else to_jsonable_python(own)
+            for name, own in known.items()
+        }
+        return {"_target_": plain["_target_"], **arguments}
     if isinstance(plain, dict) and isinstance(value, dict):
         return {str(key): _recorded(value[key], item) for key, item in plain.items()}
-    return plain
+    return to_jsonable_python(value) if type(value) is not type(plain) else plain
 
 
 def expand_pair(config: T, given: Any) -> T:

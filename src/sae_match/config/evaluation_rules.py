@@ -1,24 +1,11 @@
-"""Rules of `evaluation.quantiles`, `capture` and `composition`, part of `check_config`. Knows no torch."""
+"""Rules of `capture` and `composition`, part of `check_config`. Knows no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from sae_match.config.composition_schema import CompositionConfig
-from sae_match.config.schema import Config, EvaluationConfig, EvaluationLevel, LayersConfig
-
-
-def quantile_rules(evaluation: EvaluationConfig) -> Iterator[str]:
-    """Quantiles are distinct numbers in 0..1, and need a full evaluation."""
-    quantiles = list(evaluation.quantiles)
-    if quantiles and evaluation.level is not EvaluationLevel.full:
-        yield "evaluation.quantiles are splices of the residual stream, and need evaluation=full"
-    for q in quantiles:
-        if not 0 <= q <= 1:
-            yield f"evaluation.quantiles: {q} is outside 0..1"
-    # The splices are named quantile_{q:g}.
-    if len({f"{q:g}" for q in quantiles}) < len(quantiles):
-        yield f"evaluation.quantiles={quantiles}: each must be named once (six digits tell them apart)"
+from sae_match.config.schema import Config, LayersConfig
 
 
 def capture_rules(cfg: Config) -> Iterator[str]:

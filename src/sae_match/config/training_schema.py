@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from sae_match.config.schema import DatasetConfig, LayersConfig, ModelConfig, PathsConfig
+from sae_match.config.schema import LayersConfig, PathsConfig
 from sae_match.tracking import Tracking
+
+if TYPE_CHECKING:
+    from sae_match.language_model.sources import ModelSource
+    from sae_match.text.source import TextSource
 
 
 @dataclass
@@ -61,11 +65,11 @@ class TrainConfig:
     """The whole configuration of one `sae-match-train` job."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: ModelConfig = MISSING
+    model: ModelSource = MISSING
     tracking: Tracking = MISSING
-    datasets: dict[str, DatasetConfig] = MISSING
+    datasets: dict[str, TextSource] = MISSING
     """Training texts by name."""
-    held_out: dict[str, DatasetConfig] = MISSING
+    held_out: dict[str, TextSource] = MISSING
     """Texts for the held-out report, by name; an embedded text must name a part that is not trained on."""
     layers: LayersConfig = field(default_factory=LayersConfig)
     """One SAE per layer of the span."""
@@ -89,10 +93,10 @@ class TrainSchema:
     """The composed form of `TrainConfig`; what is `Any` is built from its `_target_`."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: ModelConfig = MISSING
+    model: Any = MISSING
     tracking: Any = MISSING
-    datasets: dict[str, DatasetConfig] = MISSING
-    held_out: dict[str, DatasetConfig] = MISSING
+    datasets: Any = MISSING
+    held_out: Any = MISSING
     layers: LayersConfig = field(default_factory=LayersConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0

@@ -15,7 +15,7 @@ from sae_match.matching import Permutation
 from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
 from sae_match.metrics.reconstruction import ReconstructionStatistics
 from sae_match.saes import SparseAutoencoder
-from sae_match.saes.header import refuse_encoding
+from sae_match.saes.site import refuse_encoding
 
 
 @dataclass

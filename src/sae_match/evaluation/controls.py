@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -334,14 +334,3 @@ class LinearMap(Control):
     def splices(self) -> tuple[Splice, ...]:
         """The fitted map."""
         return (LinearMapSplice(name=self.name),)
-
-
-CONTROLS: tuple[Control, ...] = (
-    Vanilla(), Random(), Greedy(), Nearest(), Mutual(), Cosine(), Correlation(), LinearMap(),
-)  # fmt: skip
-"""The package's own, in the order in which tables show them."""
-
-
-def matching_controls(controls: Iterable[Control]) -> tuple[MatchingControl, ...]:
-    """Those that pair features."""
-    return tuple(control for control in controls if isinstance(control, MatchingControl))

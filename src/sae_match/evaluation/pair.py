@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.config.schema import SpliceUnits
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import Splice, SplicePair, bind_all, parse_units
+from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate

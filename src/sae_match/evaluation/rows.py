@@ -30,7 +30,7 @@ class MetricRow:
 
     def as_dict(self) -> dict[str, int | str | float | None]:
         """Columns of `pairs.csv`."""
-        low, high = self.estimate.interval if self.estimate is not None else (None, None)
+        low, high = self.estimate.interval if self.estimate is not None else (None, None)  # NaN: an empty cell
         return {
             "layer": self.layer,
             "layer_to": self.layer_to,

@@ -5,18 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.config.schema import Folding, SpliceUnits
 from sae_match.errors import UserError
 from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching import Permutation
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 from sae_match.style import Style
+
+
+class SpliceUnits(StrEnum):
+    """Units in which activations travel along the permutation when a residual is spliced."""
+
+    as_folding = "as_folding"
+    theta = "theta"
+    raw = "raw"
 
 
 @dataclass(frozen=True)
@@ -208,11 +217,11 @@ def require_streams(fit: Streams | None, what: str) -> Streams:
     return fit
 
 
-def resolve_units(units: SpliceUnits, folding: Folding) -> SpliceUnits:
+def resolve_units(units: SpliceUnits, folding: FoldingKind) -> SpliceUnits:
     """`as_folding` is theta units for a folded matching and raw units for an unfolded one (the paper's comparison)."""
     if units is not SpliceUnits.as_folding:
         return units
-    return SpliceUnits.theta if folding is Folding.theta else SpliceUnits.raw
+    return SpliceUnits.theta if folding is FoldingKind.theta else SpliceUnits.raw
 
 
 def parse_units(units: SpliceUnits | str) -> SpliceUnits:

@@ -6,8 +6,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from sae_match.config.schema import SpliceUnits
-from sae_match.evaluation.splices import BoundSplice, PairActivations, Reconstruct, Splice, SplicePair, sae_facts
+from sae_match.evaluation.splices import (
+    BoundSplice,
+    PairActivations,
+    Reconstruct,
+    Splice,
+    SplicePair,
+    SpliceUnits,
+    sae_facts,
+)
 from sae_match.keys import tensor_digest
 from sae_match.matching import Permutation
 from sae_match.options import option

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.saes import SparseAutoencoder
-from sae_match.saes.header import refuse_encoding
+from sae_match.saes.site import refuse_encoding
 
 NOWHERE = -1
 """Marks a feature that fires in fewer windows than were asked for."""

@@ -80,8 +80,11 @@ def _reach(
         return {}
     values = np.array([[ours.value - share * theirs.value] for ours, theirs in pairs])
     replicates = np.array([ours.replicates - share * theirs.replicates for ours, theirs in pairs])
-    estimate = Estimate(float(reach(distances, values)[0]), reach(distances, replicates))
-    numbers = {f"{name}_until": estimate.value, f"{name}_reached": float((replicates <= 0).any(axis=0).mean())}
+    until = np.where(np.isnan(replicates).all(axis=0), np.nan, reach(distances, replicates))
+    estimate = Estimate(float(reach(distances, values)[0]), until)
+    numbers = {f"{name}_until": estimate.value}
+    if not np.isnan(until).all():
+        numbers[f"{name}_reached"] = float((replicates <= 0).any(axis=0).mean())
     add_interval(numbers, f"{name}_until", estimate)
     for distance, (ours, theirs) in zip(distances, pairs, strict=True):
         margin = Estimate(ours.value - share * theirs.value, ours.replicates - share * theirs.replicates)

@@ -6,12 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from sae_match.config.schema import Config
 from sae_match.entries import Payload
-from sae_match.evaluation.controls import ControlMatching, ControlPair, MatchingControl, Remember
+from sae_match.evaluation.controls import ControlMatching, ControlPair, ControlSetup, MatchingControl, Remember
 from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.estimates import problem_width
 from sae_match.experiment.matching_cache import KIND, finite
 from sae_match.matching import Permutation
 from sae_match.store import Store
+
+
+def control_setup(cfg: Config, d_model: int, device: str = "cpu") -> ControlSetup:
+    """What the job's controls share."""
+    return ControlSetup(
+        memory_limit_gib=cfg.solver.memory_limit_gib,
+        problem_width=problem_width(cfg.matching.metric, d_model),
+        seed=cfg.seed,
+        device=device,
+        batch_windows=cfg.evaluation.batch_windows,
+        sink_positions=cfg.model.sink_positions,
+    )
 
 
 def match_controls(

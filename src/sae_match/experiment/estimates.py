@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from sae_match.config.schema import Metric
+from sae_match.language_model.facts import ModelSize
 from sae_match.language_model.residual_streams import layer_bytes
-from sae_match.language_model.size import ModelSize
 from sae_match.matching.by_similarity import required_bytes
 
 FLOAT = 4
@@ -22,7 +22,7 @@ through the permutation."""
 LIVE_DIRECTIONS = 4
 """[F, d] float32 arrays that comparing the weights of a pair holds beside the SAEs and their folded copies."""
 LOGIT_ELEMENTS = 2**25
-"""Logits held at once when losses are computed (`language_model.losses`)."""
+"""Logits held at once when losses are computed (`language_model.forward_pass`)."""
 VARIANTS = 3
 """Permutation variants of a pair by default (matched, vanilla, random), and of a pair further apart."""
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,27 +11,25 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, DeadFeatures, SpliceUnits
+from sae_match.config.schema import Config, DeadFeatures
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.differences import CEILING
 from sae_match.evaluation.pair import activation_rows, estimate_row, weight_rows
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, bind_all, resolve_units
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodePermuteDecode
-from sae_match.experiment import configured
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
-from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
-from sae_match.text import TokenWindows, load_windows
-from sae_match.text.fit_windows import load_fit_windows
+from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def prepare(
     streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if configured.fitted(cfg):
+    if cfg.evaluation.fitted:
         other = load_fit_windows(
             cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
@@ -136,6 +135,12 @@ def prepare(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
     )  # fmt: skip
+    for what, count in (("metrics", windows.n_documents), ("delta losses", splice_windows.n_documents)):
+        if count < MIN_DOCUMENTS:
+            logger.warning(
+                "%s have no intervals: %d documents, and intervals over documents need at least %d",
+                what, count, MIN_DOCUMENTS,
+            )  # fmt: skip
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
         cfg=cfg,
@@ -152,7 +157,7 @@ def prepare(
         progress=progress,
         passes=passes,
         units=resolve_units(cfg.evaluation.splice_units, cfg.folding.name),
-        splices=configured.splices(cfg),
+        splices=cfg.evaluation.all_splices,
         fit=fit,
     )
 
@@ -195,9 +200,8 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         return []
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    permutations = {
-        CEILING: match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded).permutation
-    }
+    matching = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded)
+    permutations = {CEILING: matching.permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)
     statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))
     return weight_rows(weight_distances_of(a, second, permutations), layer, layer) + evaluator.rows(pair, statistics)
@@ -215,8 +219,10 @@ def log_ceiling_gaps(rows: Sequence[MetricRow]) -> None:
                 if (at, at, metric) in known
             ]
             logger.info(
-                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
-                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+                "layers %d -> %d: %s is %+.3f%s from %s",
+                row.layer, row.layer_to, metric, row.value,
+                "" if math.isnan(row.estimate.interval[0]) else " [{:+.3f}, {:+.3f}]".format(*row.estimate.interval),
+                ", ".join(seeds),
             )  # fmt: skip
 
 

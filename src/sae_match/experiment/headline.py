@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -38,6 +39,6 @@ def mean_estimate(group: Sequence[MetricRow]) -> Estimate | None:
 
 
 def add_interval(numbers: dict[str, float], name: str, estimate: Estimate | None) -> None:
-    """Add `_low` and `_high` of a number, where there is an estimate."""
-    if estimate is not None:
+    """Add `_low` and `_high` of a number, where it has an interval."""
+    if estimate is not None and not math.isnan(estimate.interval[0]):
         numbers[f"{name}_low"], numbers[f"{name}_high"] = estimate.interval

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, DeadFeatures, EvaluationLevel, Rerun
+from sae_match.config.schema import Config, DeadFeatures, Rerun
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -83,9 +83,8 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         passes = ActivationCache(store)
         check_writable(store.root, "paths.cache_dir")
         device = resolve_device(cfg.device).type
-        with open_mirror(
-            record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, store, group)
-        ) as mirror:
+        options = _mirror_options(cfg, store, group)
+        with open_mirror(record.directory, mode=cfg.tracking.mode.value, **options) as mirror:
             result = _run(store, cfg, record, passes, device)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
         record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
@@ -125,7 +124,7 @@ def _run(store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, 
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
-    full = cfg.evaluation.level is EvaluationLevel.full
+    full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
     d_model = check_model_facts(store, cfg) if full else None
     saes.preflight(solver, progress, d_model)
@@ -139,6 +138,7 @@ def _run(store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, 
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
     matchings = match_span(store, cfg, saes, solver, record, progress, aside, fit)
+    record.warn([warning for pair in matchings for warning in pair.warnings])
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
     _write_tables(record, rows, features)
@@ -158,7 +158,14 @@ def _run(store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, 
     # Averages over neighbours are not mixed with those over distance.
     metrics = headline(rows) | composition_headline(rows + far)
     record.write_metrics(metrics)
-    draw_figures(record, table, features, np.concatenate([pair.random_mse for pair in matchings]), metrics)
+    draw_figures(
+        record,
+        table,
+        features,
+        np.concatenate([pair.random_mse for pair in matchings]),
+        metrics,
+        cfg.evaluation.controls.values(),
+    )
     return Result(record.directory, metrics, table, features)
 
 

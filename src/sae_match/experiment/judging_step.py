@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_match.config.judging_schema import JudgeName, JudgingConfig
 from sae_match.config.schema import Config
 from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
@@ -18,14 +17,15 @@ from sae_match.experiment.composition_step import FarPair
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
-from sae_match.judging.cost import estimated_cost
-from sae_match.judging.descriptions import Description, explained, from_contexts
-from sae_match.judging.judge import Judge, Question, judge_all
-from sae_match.judging.levels import Judgement, Outcome
-from sae_match.judging.make_judge import check_cost, make_client, make_endpoint_judge, make_offline_judge
-from sae_match.judging.neuronpedia import explanation_files, read_explanations
-from sae_match.judging.sample import sample_pairs
-from sae_match.judging.scores import judge_rows
+from sae_match.judging.descriptions import (
+    Description,
+    explained,
+    explanation_files,
+    from_contexts,
+    read_explanations,
+)
+from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
+from sae_match.judging.scores import judge_rows, sample_pairs
 from sae_match.record.job import JobRecord
 from sae_match.store import ResultCache, Store
 
@@ -52,20 +52,17 @@ def check_judging(cfg: Config) -> None:
     """Find out before long work whether judging can begin.
 
     Raises:
-        UserError: explanation files are missing, the endpoint's key is not set or refused, the endpoint cannot be
-            reached, or it may cost more than allowed.
+        UserError: explanation files are missing, or what the judge itself needs.
     """
     judging = cfg.judging
-    if judging.name is JudgeName.none:
+    if not judging.enabled:
         return
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     if judging.neuronpedia is not None:
         for layer in layers:
             explanation_files(judging.neuronpedia, layer)
-    if judging.name is JudgeName.endpoint:
-        judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
-        check_cost(judging, judged * judging.pairs)
-        make_client(judging).check()
+    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
+    judging.check(judged * judging.pairs)
 
 
 def judging_rows(
@@ -86,7 +83,7 @@ def judging_rows(
     Raises:
         UserError: explanation files that cannot be read or belong to other SAEs.
     """
-    if cfg.judging.name is JudgeName.none:
+    if not cfg.judging.enabled:
         return []
     samples = list(_samples(cfg.judging, matchings))
     descriptions = _descriptions(cfg, saes, samples, evaluator, progress)
@@ -94,7 +91,9 @@ def judging_rows(
     lines: list[dict[str, Any]] = []
     questions = sum(len(sample.pairs) for sample in samples)
     with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
-        judge = _judge(store, cfg, samples, descriptions)
+        pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
+        asked = [Question(a, b) for a, b in pairs if a is not None and b is not None]
+        judge = cfg.judging.start(asked, ResultCache(store.directory / "judge_answers", store.read))
         for sample in samples:
             verdicts = judge_all(judge, _described(sample, descriptions))
             lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]
@@ -107,7 +106,7 @@ def judging_rows(
     return rows
 
 
-def _samples(judging: JudgingConfig, matchings: Sequence[PairMatching | FarPair]) -> Iterator[JudgedSample]:
+def _samples(judging: Judging, matchings: Sequence[PairMatching | FarPair]) -> Iterator[JudgedSample]:
     for pair in matchings:
         for variant in FAR_VARIANTS if isinstance(pair, FarPair) else VARIANTS:
             # By the first layer alone: over distance the same features are judged.
@@ -135,7 +134,7 @@ def _descriptions(
     return described
 
 
-def _explained(judging: JudgingConfig, layer: int, width: int, wanted: set[int]) -> dict[int, Description]:
+def _explained(judging: Judging, layer: int, width: int, wanted: set[int]) -> dict[int, Description]:
     texts = read_explanations(judging.neuronpedia or "", layer, width)
     return {f: explained(texts[f], judging.description_chars) for f in sorted(wanted) if f in texts}
 
@@ -165,21 +164,6 @@ def _by_contexts(evaluator: Evaluator, layer: int, wanted: set[int]) -> dict[int
 def _described(sample: JudgedSample, descriptions: Descriptions) -> list[tuple[Description | None, Description | None]]:
     first, second = descriptions[sample.layer], descriptions[sample.layer_to]
     return [(first.get(feature), second.get(partner)) for feature, partner in sample.pairs]
-
-
-def _judge(store: Store, cfg: Config, samples: list[JudgedSample], descriptions: Descriptions) -> Judge:
-    """The configured judge; for an endpoint the estimated cost is said before the first request."""
-    judging = cfg.judging
-    if judging.name is JudgeName.offline:
-        return make_offline_judge(judging)
-    judge = make_endpoint_judge(judging, ResultCache(store.directory / "judge_answers", store.read))
-    pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
-    missing = judge.missing([Question(a, b) for a, b in pairs if a is not None and b is not None])
-    cost = estimated_cost(missing, judging.max_tokens, judging.price_input, judging.price_output)
-    logger.info(
-        "judge %s at %s: estimated %s; answers of earlier runs are reused", judging.model, judging.base_url, cost
-    )
-    return judge
 
 
 def _line(sample: JudgedSample, i: int, verdict: Judgement, descriptions: Descriptions) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_match.config.schema import Config, Folding
+from sae_match.config.schema import Config
 from sae_match.entries import Payload
 from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 from sae_match.store import Store
 
 MATCHING_VERSION = 2
@@ -64,7 +65,7 @@ def matching_key(
     compared = {
         name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
     }  # the masks say which features are left out
-    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is Folding.theta else None
+    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is FoldingKind.theta else None
     return {
         "version": MATCHING_VERSION,
         "saes": [a.content_hash, b.content_hash],

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.config.schema import Config
-from sae_match.evaluation.controls import ControlPair, Random, matching_controls
+from sae_match.evaluation.controls import ControlPair, Random, Vanilla
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Streams
-from sae_match.experiment import configured
-from sae_match.experiment.controls_step import match_controls, remembering
+from sae_match.experiment.controls_step import control_setup, match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation, match
@@ -42,6 +42,7 @@ class PairMatching:
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
         random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
+        warnings: what a reader of the result must know.
     """
 
     layer: int
@@ -50,6 +51,7 @@ class PairMatching:
     rows: list[MetricRow]
     features: pd.DataFrame
     random_mse: npt.NDArray[np.float32]
+    warnings: tuple[str, ...] = ()
 
 
 def match_span(
@@ -90,11 +92,14 @@ def match_pair(
     a, b = saes.load(layer), saes.load(layer_to)
     matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside)
     pair = control_pair(store, cfg, saes, layers, aside, fit)
-    controls, found = match_controls(matching_controls(configured.controls(cfg)), pair)
+    controls, found = match_controls(cfg.evaluation.matchers, pair)
     permutations = {"matched": matched} | controls
-    # The figure of decoder distances shows a random matching, whether or not it is among the controls.
-    distances = weight_distances_of(a, b, permutations | {"": Random().match(pair).permutation})
-    random_mse = distances.pop("").W_dec.cpu().numpy()
+    # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
+    always = {"identity": Vanilla().match(pair).permutation, "any": Random().match(pair).permutation}
+    references = weight_distances_of(a, b, always)
+    distances = weight_distances_of(a, b, permutations)
+    random_mse = references["any"].W_dec.cpu().numpy()
+    planted = planted_identity(references["identity"], references["any"], layer, layer_to)
     rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
@@ -102,7 +107,38 @@ def match_pair(
         layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",
         matching.seconds,
     )  # fmt: skip
-    return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+    if planted is not None:
+        logger.warning("%s", planted)
+    return PairMatching(
+        layer, layer_to, permutations, rows, features, random_mse, () if planted is None else (planted,)
+    )
+
+
+_STANDARD_ERRORS = 4.0
+"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
+
+
+def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
+    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
+
+    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
+    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
+
+    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
+    say how much a matching score varies from one random permutation to another.
+    """
+    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    margin = float(ours.mean() - theirs.mean())
+    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
+    if margin <= _STANDARD_ERRORS * error:
+        return None
+    return (
+        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
+        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
+        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
+    )
 
 
 def control_pair(
@@ -120,7 +156,7 @@ def control_pair(
     def solve(solver: Solver) -> Permutation:
         return match_configured(store, cfg, a, b, solver, *excluded).permutation
 
-    setup, remember = configured.control_setup(cfg, a.d_model, saes.device), remembering(store)
+    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(store)
     return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from sae_match.config.schema import Config, ModelSource
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.language_model.facts import ModelFacts, model_facts
+from sae_match.language_model.facts import ModelFacts
 from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ def check_model_facts(store: Store, cfg: Config) -> int | None:
     Raises:
         UserError: an unreadable, gated or unreachable model, or one that does not fit the rest of the configuration.
     """
-    if cfg.model.source is ModelSource.embedded and cfg.model.d_model is not None:
+    facts = cfg.model.facts(store)
+    if facts is None:
         return cfg.model.d_model
-    facts = model_facts(cfg.model, store)
     logger.info(
         "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
     )

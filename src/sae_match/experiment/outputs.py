@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sae_match.evaluation.activations import ActivationStatistics
-from sae_match.evaluation.controls import CONTROLS
+from sae_match.evaluation.controls import Control
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
@@ -56,11 +56,12 @@ def draw_figures(
     features: pd.DataFrame,
     random_mse: npt.NDArray[np.float32],
     metrics: Mapping[str, float],
+    alternatives: Collection[Control] = (),
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
-    near = few_variants(per_layer_rows(pairs))
+    near = few_variants(per_layer_rows(pairs), alternatives)
     paths = [plot_overview(near, record.figure_path("overview"))]
     for metric in CURVES:
         if metric in measured:
@@ -80,9 +81,9 @@ def draw_figures(
     return paths
 
 
-def few_variants(pairs: pd.DataFrame) -> pd.DataFrame:
+def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
     """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
-    more = [control.name for control in CONTROLS if not control.in_curves]
+    more = [control.name for control in controls if not control.in_curves]
     return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 

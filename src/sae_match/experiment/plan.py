@@ -13,16 +13,15 @@ from pathlib import Path
 import torch
 
 from sae_match.config.rules import check_config
-from sae_match.config.schema import Config, EvaluationLevel
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.evaluation.controls import matching_controls
-from sae_match.experiment import configured
+from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, probe_machine
 from sae_match.experiment.matching_step import configured_solver
 from sae_match.experiment.planned_disk import DiskNeed, check_disk, disk_needs
-from sae_match.experiment.planned_model import PlannedModel, plan_model
+from sae_match.experiment.planned_model import plan_model
 from sae_match.experiment.planned_saes import PlannedSaes, plan_saes
 from sae_match.experiment.planned_text import PlannedText, plan_text
 from sae_match.experiment.problems import noting
@@ -30,6 +29,7 @@ from sae_match.experiment.saes_in_span import check_one_stream, check_pair, chec
 from sae_match.files import GIB, check_writable
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
+from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
 from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
@@ -97,7 +97,7 @@ def make_plan(cfg: Config) -> Plan:
         refuse_foreign_files(Path(cfg.paths.output_dir))
     lookup, machine = Lookup(), probe_machine(device)
     model = text = None
-    if cfg.evaluation.level is EvaluationLevel.full:
+    if cfg.evaluation.full:
         model = plan_model(cfg, lookup, problems)
         text = plan_text(cfg, lookup, model.directory, problems)
     d_model = cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
@@ -105,6 +105,9 @@ def make_plan(cfg: Config) -> Plan:
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     with noting(problems):
         check_judging(cfg)
+    with noting(problems):
+        for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
+            one.facts()  # what has no content key is refused before long work
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)
@@ -165,8 +168,8 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
             check_pair(cfg, solver, width_a, width_b, d_model)
-            setup = configured.control_setup(cfg, d_model)
-            for control in matching_controls(configured.controls(cfg)):
+            setup = control_setup(cfg, d_model)
+            for control in cfg.evaluation.matchers:
                 control.check_memory(setup, width_a, width_b)
 
 
@@ -180,8 +183,8 @@ def _job_shape(
     layers = range(cfg.layers.first, cfg.layers.last + 1)
     d_model = saes.shapes[min(saes.shapes)].d_model
     widths = {layer: saes.shapes[layer].width if layer in saes.shapes else widest for layer in layers}
-    controls, source = matching_controls(configured.controls(cfg)), SaeSource(cfg.sae, tuple(layers))
-    permutations, splices = 1 + len(controls), configured.splices(cfg)
+    controls, source = cfg.evaluation.matchers, SaeSource(cfg.sae, tuple(layers))
+    permutations, splices = 1 + len(controls), cfg.evaluation.all_splices
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
@@ -203,7 +206,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if configured.fitted(cfg)
+        if cfg.evaluation.fitted
         else 0,
         model=model.size,
     )

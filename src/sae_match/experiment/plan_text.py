@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from sae_match.config.schema import Config, EvaluationLevel, ModelSource
+from sae_match.config.schema import Config
 from sae_match.experiment.plan import Plan
 from sae_match.experiment.planned_model import NO_MODEL_NEEDED
 from sae_match.experiment.planned_time import Duration
@@ -53,7 +53,7 @@ def _jobs(plan: Plan) -> Iterator[str]:
 def _reads(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
     yield from _saes(plan)
-    if cfg.evaluation.level is EvaluationLevel.weights_only:
+    if not cfg.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
     yield from _model(plan)
@@ -79,8 +79,7 @@ def _model(plan: Plan) -> Iterator[str]:
     cfg, model = plan.cfg, plan.model
     if model is None:
         return
-    where = cfg.model.repo_id if cfg.model.source is ModelSource.hub else cfg.model.path or "embedded"
-    yield f"model {cfg.model.name} ({where}): {_files(model.files)}"
+    yield f"model {cfg.model.name} ({cfg.model.origin}): {_files(model.files)}"
     yield from (f"  {_file(file)}" for file in model.files)
     if model.facts is not None and model.size is not None:
         facts, held = model.facts, model.size

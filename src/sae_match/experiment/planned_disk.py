@@ -14,12 +14,12 @@ from sae_match.errors import UserError
 from sae_match.experiment.estimates import JobShape, passes_bytes
 from sae_match.experiment.evaluation_step import captured_layers
 from sae_match.experiment.machine import free_disk
-from sae_match.experiment.planned_model import PlannedModel
 from sae_match.experiment.planned_saes import PlannedSaes
 from sae_match.experiment.planned_text import PlannedText
 from sae_match.files import GIB
 from sae_match.language_model.capturing import KIND
 from sae_match.language_model.residual_streams import layer_bytes, layer_path
+from sae_match.language_model.sources import PlannedModel
 from sae_match.store import Store
 
 FEATURE_ROW_BYTES = 96

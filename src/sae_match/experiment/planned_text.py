@@ -7,33 +7,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from sae_match.config.schema import Config, DatasetConfig, DatasetSource
-from sae_match.errors import UserError
+from sae_match.config.schema import Config
 from sae_match.experiment.problems import noting
-from sae_match.files import format_size
-from sae_match.hub_errors import Repository
-from sae_match.hub_lookup import HubFile, Lookup
+from sae_match.hub_lookup import Lookup
 from sae_match.store import Store
 from sae_match.text import TokenWindows
-from sae_match.text.sources import open_source
-from sae_match.text.sources.hub import ELSEWHERE
 from sae_match.text.windows import find_windows
-
-DATA_SUFFIXES = (
-    ".parquet",
-    ".arrow",
-    ".jsonl",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".gz",
-    ".zst",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".tar",
-)
 
 
 @dataclass(frozen=True)
@@ -61,15 +40,14 @@ def plan_text(cfg: Config, lookup: Lookup, tokenizer: Path | None, problems: lis
     """
     note = ""
     with noting(problems):
-        source = open_source(cfg.dataset)
-        note = source.note
+        note = cfg.dataset.note()
         windows = _materialised(cfg, tokenizer)
         if windows is not None:
             keep = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
             note += "; already cut into windows, in the cache"
             return PlannedText(windows.n_windows, int(keep.sum()), windows.n_documents, note)
-        if cfg.dataset.source is DatasetSource.hub:
-            note += f"; {_on_hub(cfg.dataset, lookup)}"
+        if how := cfg.dataset.availability(lookup):
+            note += f"; {how}"
     return PlannedText(*at_most(cfg), note)
 
 
@@ -84,39 +62,11 @@ def at_most(cfg: Config) -> tuple[int | None, int | None, int | None]:
 
 
 def _materialised(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
-    """Windows that an earlier job has cut; only for the hub's texts, where that spares a download."""
-    if tokenizer is None or cfg.dataset.source is not DatasetSource.hub:
+    """Windows that an earlier job has cut; only where that spares a download."""
+    if tokenizer is None or not cfg.dataset.downloads:
         return None
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # its files are not all there yet
     return find_windows(cfg.dataset, loaded, Store(cfg.paths.cache_dir), cfg.model.bos)
-
-
-def _on_hub(cfg: DatasetConfig, lookup: Lookup) -> str:
-    """Check that the dataset may be read, by asking for one of its data files.
-
-    Raises:
-        UserError: unknown, gated or unreachable, or a loading script without data files.
-    """
-    if cfg.data_files and cfg.data_files.startswith("hf://"):
-        return f"streamed from {cfg.data_files}, which is not looked up before"
-    repository = Repository(str(cfg.repo_id), cfg.revision, "dataset", ELSEWHERE)
-    data = data_files(lookup.listing(repository))
-    if not data:
-        if cfg.fallback_files and cfg.revision is None:
-            return f"its main branch holds no data files, so {cfg.fallback_files} is read"
-        raise UserError(
-            f"{repository.label}: it holds no data files ({', '.join(DATA_SUFFIXES[:5])}...), so it is a loading "
-            "script, which is not run. Set dataset.revision=refs/convert/parquet, or choose another dataset."
-        )
-    lookup.file(repository, data[0].filename)
-    total = sum(file.size or 0 for file in data)
-    return f"streamed: only its beginning is read, of {len(data)} files with {format_size(total)}"
-
-
-def data_files(listing: list[HubFile]) -> list[HubFile]:
-    """Of a dataset's files those that hold rows; a README's or the repository's own JSON files do not."""
-    plain = ("dataset_infos.json", "README.txt", "LICENSE.txt", "config.json")
-    return [file for file in listing if file.filename.endswith(DATA_SUFFIXES) and file.filename not in plain]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_match.evaluation.controls import matching_controls
-from sae_match.experiment import configured, estimates
+from sae_match.experiment import estimates
 from sae_match.experiment.machine import matmul_flops
 from sae_match.experiment.plan import Plan
 
@@ -60,7 +59,7 @@ def durations(plan: Plan) -> list[Duration]:
         )
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
     found.append(_solving("match all pairs", plan.cfg.solver.name, [*estimates.pairs(shape.widths), *shape.far_pairs]))
-    for control in matching_controls(configured.controls(plan.cfg)):
+    for control in plan.cfg.evaluation.matchers:
         if control.reference is not None:
             found.append(_solving(f"control {control.name}", control.reference, estimates.pairs(shape.widths)))
     if shape.model is not None:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import MEASURED_SCALES, Config, EvaluationLevel, Folding, FoldingScale, SpliceUnits
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import resolve_units
+from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
-from sae_match.saes.header import refuse_encoding
-from sae_match.saes.measured_scale import check_measurable
+from sae_match.saes.folding import FoldingKind, FoldingScale, check_measurable
+from sae_match.saes.site import refuse_encoding
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class SpanSaes:
         self.cfg, self.device = cfg, device
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
         self.source = SaeSource(cfg.sae, tuple(self.layers))
-        self.full = cfg.evaluation.level is EvaluationLevel.full
-        self.measured = cfg.folding.scale in MEASURED_SCALES
+        self.full = cfg.evaluation.full
+        self.measured = cfg.folding.measured
         units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if self.full else SpliceUnits.raw
         self.unfolded = (cfg.folding.name, cfg.folding.scale, units) == (
-            Folding.none, FoldingScale.auto, SpliceUnits.raw
+            FoldingKind.none, FoldingScale.auto, SpliceUnits.raw
         )  # fmt: skip
         self.facts: dict[int, SaeFacts] = {}
         self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None

@@ -4,26 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
-from sae_match.config.judging_schema import Overlap
+from pydantic import Field, model_validator
+
 from sae_match.judging.descriptions import Place
-from sae_match.judging.judge import Question
-from sae_match.judging.levels import Judgement, Level, Outcome
+from sae_match.judging.judge import AnswerCache, Judge, Judgement, Judging, Level, Outcome, Question
+from sae_match.options import option
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
-class OfflineJudge:
-    """Levels from an overlap in [0, 1]: same from `same_at` on, maybe from `maybe_at` on, else different.
+@option
+class OfflineJudge(Judging):
+    """Levels from an overlap in [0, 1]: same from `same_at` on, maybe from `maybe_at` on, else different."""
 
-    Attributes:
-        overlap: `tokens`: `shared_mass` of the top tokens (or of an explanation's words); `contexts`: `jaccard` of the
-            places of the top activations, which both features must have on the same text.
-    """
+    overlap: Literal["tokens", "contexts"] = "tokens"
+    """tokens: `shared_mass` of the top tokens (or of an explanation's words); contexts: `jaccard` of the places of the
+    top activations, which both features must have on the same text."""
+    same_at: Share = 0.5
+    """Overlap from which on two features count as the same."""
+    maybe_at: Share = 0.2
+    """Overlap from which on they count as maybe the same."""
 
-    overlap: Overlap = Overlap.tokens
-    same_at: float = 0.5
-    maybe_at: float = 0.2
+    @model_validator(mode="after")
+    def _levels_are_ordered(self) -> Self:
+        if self.maybe_at > self.same_at:
+            raise ValueError(
+                f"judging.maybe_at={self.maybe_at}, judging.same_at={self.same_at}: "
+                "must be 0 < maybe_at <= same_at <= 1"
+            )
+        if self.overlap == "contexts" and self.neuronpedia is not None:
+            raise ValueError(
+                "judging.overlap=contexts: explanations name no places in the text; use judging.overlap=tokens"
+            )
+        return self
+
+    def start(self, questions: Sequence[Question], answers: AnswerCache) -> Judge:
+        """The judge itself: nothing has to be prepared."""
+        return self
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
         """One verdict per question; each is answered."""
@@ -31,7 +50,7 @@ class OfflineJudge:
 
     def _verdict(self, question: Question) -> Judgement:
         a, b = question.a, question.b
-        tokens = self.overlap is Overlap.tokens
+        tokens = self.overlap == "tokens"
         overlap = shared_mass(a.terms, b.terms) if tokens else jaccard(a.places, b.places)
         level = Level.same if overlap >= self.same_at else Level.maybe if overlap >= self.maybe_at else Level.different
         return Judgement(Outcome.answered, level, overlap=overlap)

@@ -1,24 +1,44 @@
-"""Verdicts as tidy rows: shares of the three levels with intervals, and how many pairs have no verdict and why."""
+"""Which pairs are judged, and verdicts as tidy rows: shares of the levels with intervals, and pairs without one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sae_match.evaluation.rows import MetricRow
-from sae_match.judging.levels import FAILURES, Judgement, Level, Outcome
+from sae_match.judging.judge import FAILURES, Judgement, Level, Outcome
 from sae_match.metrics.bootstrap import Bootstrap
 
 SHARE, COUNT = "judge", "judge_count"
+UNMATCHED = -1
+
+
+def sample_pairs(indices: Int[Tensor, " F_a"], n: int, seed: int) -> list[tuple[int, int]]:
+    """n pairs (feature, partner) of a matching, in ascending order of the feature; all where there are fewer.
+
+    The features of A are put into one random order that depends on the seed and their number alone, and the first n
+    with a partner are taken: matchings of the same SAEs are judged on the same features wherever these are matched.
+
+    Args:
+        indices: partner of each feature, -1 where it has none.
+    """
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    matched = order[indices[order] != UNMATCHED][:n].sort().values
+    return list(zip(matched.tolist(), indices[matched].tolist(), strict=True))
 
 
 def judge_rows(
     judgements: Sequence[Judgement], layers: tuple[int, int], variant: str, samples: int = 1000, seed: int = 0
 ) -> list[MetricRow]:
     """`judge/same`, `/maybe`, `/different` (shares of the answered pairs, adding up to 1) and `judge/score` (their mean
-    of 1 to 3, as in the paper's Figure 8), with 95 % bootstrap intervals over pairs; `judge_count/answered` and one
-    count per way to fail; `judge/order_disagreement`, the share of pairs asked in both orders that got two levels.
+    of 1 to 3, as in the paper's Figure 8), with 95 % intervals over pairs: Wilson's for shares, a bootstrap for the
+    score; `judge_count/answered` and one count per way to fail; `judge/order_disagreement`, the share of pairs asked in
+    both orders that got two levels.
 
     Shares are NaN where no pair was answered.
     """
@@ -32,6 +52,8 @@ def judge_rows(
         values["score"] = np.array([0 if level is None else level.score for level in levels])
         for name, numbers in values.items():
             estimate = bootstrap.ratio(numbers.astype(np.float64), answered.astype(np.float64))
+            if name != "score" and n > 0:
+                estimate = replace(estimate, trials=n)
             rows.append(MetricRow(*layers, variant, f"{SHARE}/{name}", estimate.value, n, estimate))
     rows += _disagreement(judgements, layers, variant)
     for outcome in (Outcome.answered, *FAILURES):

@@ -1,10 +1,31 @@
-"""Language models: loading, captured residual streams, and forward passes resumed from a replaced residual."""
+"""Language models: loading, captured residual streams, and forward passes resumed from a replaced residual.
+
+Imported on first use: the classes of `sources`, `embedded` and `hub` need neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
-from sae_match.language_model.capturing import capture
-from sae_match.language_model.language_model import LanguageModel
-from sae_match.language_model.loading import load_language_model, resolve_device
-from sae_match.language_model.residual_streams import ResidualStreams
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_match.language_model.capturing import capture
+    from sae_match.language_model.loading import load_language_model, resolve_device
+    from sae_match.language_model.model import LanguageModel
+    from sae_match.language_model.residual_streams import ResidualStreams
 
 __all__ = ["LanguageModel", "ResidualStreams", "capture", "load_language_model", "resolve_device"]
+
+_HOMES = {
+    "LanguageModel": "model",
+    "ResidualStreams": "residual_streams",
+    "capture": "capturing",
+    "load_language_model": "loading",
+    "resolve_device": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

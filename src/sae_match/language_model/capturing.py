@@ -26,7 +26,7 @@ from tqdm import tqdm
 from sae_match.entries import entry_hash, find_corruption, set_sums
 from sae_match.errors import UserError
 from sae_match.files import file_sha256, format_size
-from sae_match.language_model.language_model import LanguageModel
+from sae_match.language_model.model import LanguageModel
 from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path
 from sae_match.store import Store
 

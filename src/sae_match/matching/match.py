@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_match.config.schema import Folding, GroupWeights, Metric
+from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem, matching_problem
 from sae_match.matching.solution import Solution, Solver
 from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def match(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     metric: Metric | str = "both",
-    folding: Folding | str = "theta",
+    folding: FoldingKind | str = "theta",
     solver: Solver | str = "certified",
     *,
     include_bias: bool = True,
@@ -94,7 +95,7 @@ def match(
         "sae_a": a.content_hash,
         "sae_b": b.content_hash,
         "metric": Metric(metric).value,
-        "folding": Folding(folding).value,
+        "folding": FoldingKind(folding).value,
         "include_bias": include_bias,
         "weights": asdict(weights),
         "solver": chosen.name,

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.config.schema import Folding, GroupWeights, Metric
+from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.saes import SparseAutoencoder, fold
+from sae_match.saes.folding import FoldingKind
 
-E = TypeVar("E", Metric, Folding)
+E = TypeVar("E", Metric, FoldingKind)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def matching_problem(
     b: SparseAutoencoder,
     *,
     metric: Metric | str = Metric.both,
-    folding: Folding | str = Folding.theta,
+    folding: FoldingKind | str = FoldingKind.theta,
     include_bias: bool = True,
     weights: GroupWeights | None = None,
     rejection_cost: float | None = None,
@@ -146,7 +147,7 @@ def matching_problem(
     Raises:
         UserError: different d_model, an unknown name, a negative weight, or a threshold that cannot be folded.
     """
-    metric, folding = _parse(Metric, metric, "metric"), _parse(Folding, folding, "folding")
+    metric, folding = _parse(Metric, metric, "metric"), _parse(FoldingKind, folding, "folding")
     weights = weights or GroupWeights()
     for name in ("W_enc", "b_enc", "W_dec"):
         value = getattr(weights, name)
@@ -154,7 +155,7 @@ def matching_problem(
             raise UserError(f"matching.weights.{name}={value}: must be a finite number >= 0")
     if a.d_model != b.d_model:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
-    if folding is Folding.theta:
+    if folding is FoldingKind.theta:
         a, b = fold(a), fold(b)
     left, right = (feature_rows(sae, metric, include_bias, weights).cpu() for sae in (a, b))
     return MatchingProblem(left, right, rejection_cost, n_pairs)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from sae_match.keys import Keyed
 from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem
@@ -53,7 +54,7 @@ def is_negligible(problem: MatchingProblem, solution: Solution) -> bool:
 
 
 @option
-class Solver(ABC):
+class Solver(Keyed, ABC):
     """An assignment solver, or a baseline that stands in for one: the configuration's group `solver`."""
 
     name: str
@@ -61,8 +62,6 @@ class Solver(ABC):
     memory_limit_gib: Annotated[float, Field(ge=0)] | None = None
     """Refuse to start above this; null = what the machine has available now."""
 
-    version: ClassVar[int] = 1
-    """To be raised when the solver's results change."""
     limits_pairs: ClassVar[bool] = False
     """Whether it knows `matching.rejection_cost` and `matching.n_pairs`."""
     advice: ClassVar[str] = "narrower SAEs or a machine with more memory"
@@ -80,10 +79,7 @@ class Solver(ABC):
         Options that should only save memory are in it too: it costs a solve, where leaving one out wrongly costs a
         result.
         """
-        left_out = ("memory_limit_gib", "device", "progress")
-        options = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        kind = type(self)
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", "version": self.version, **options}
+        return self.facts(("memory_limit_gib", "device", "progress"))
 
     @abstractmethod
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:

@@ -142,6 +142,7 @@ class JobRecord:
         self._status = {
             "state": "running",
             "error": None,
+            "warnings": [],
             "started": _now(),
             "ended": None,
             "seconds": None,
@@ -165,6 +166,17 @@ class JobRecord:
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
         self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
+        write_json(self.directory / STATUS, self._status)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Add what a reader of the results must know to status.json.
+
+        Raises:
+            RuntimeError: the job was never marked as running.
+        """
+        if not self._status:
+            raise RuntimeError("JobRecord.warn called before running()")
+        self._status["warnings"] += warnings
         write_json(self.directory / STATUS, self._status)
 
     @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-_DESCRIBED = ("dialect", "repo_id", "revision", "width", "l0", "site")
-"""Keys of the `sae` group that say where an SAE is from; a local path is nobody else's business."""
+_DESCRIBED = ("_target_", "repo_id", "revision", "width", "l0", "site")
+"""Keys of the `sae` group that say what an SAE is and where it is from; local paths are left out (private)."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..metrics.bootstrap import MIN_DOCUMENTS
 from .compare import comparison_keys, setting
 from .directions import compared_metrics, lower_is_better, number, titled
 from .records import Record
@@ -26,7 +27,8 @@ class Ranking:
 
 def rank(records: Sequence[Record], name: str, resamples: Resamples) -> Ranking:
     """1 + the number of jobs that are better, where better means: the 95 % interval of the paired difference excludes
-    0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value."""
+    0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value. None where the
+    documents are too few for an interval."""
     values = {place: value for place, record in enumerate(records) if (value := number(record, name)) is not None}
     places, sign = list(values), -1.0 if lower_is_better(name) else 1.0
     means = [resamples.mean(records[place], name) for place in places]
@@ -34,6 +36,8 @@ def rank(records: Sequence[Record], name: str, resamples: Resamples) -> Ranking:
     paired = len(known) == len(places) > 1 and len({mean.over for mean in known}) == 1
     if paired:
         replicates = sign * np.stack([mean.estimate.replicates for mean in known])
+        if np.isnan(replicates).all():
+            return Ranking({}, paired)
         better = [_lower_ends(replicates - row) > 0 for row in replicates]
     else:
         signed = sign * np.array([values[place] for place in places])
@@ -87,8 +91,9 @@ def ablation_table(records: Sequence[Record], frame: pd.DataFrame, metrics: Sequ
 
 def ranking_note(rankings: Mapping[str, Ranking]) -> str:
     """How the ranks came to be."""
-    paired = [name for name, ranking in rankings.items() if ranking.paired]
-    plain = [name for name in rankings if name not in paired]
+    none = [name for name, ranking in rankings.items() if ranking.paired and not ranking.ranks]
+    paired = [name for name, ranking in rankings.items() if ranking.paired and name not in none]
+    plain = [name for name in rankings if name not in (*paired, *none)]
     text = "#1 is the best; ↓ marks numbers of which the lower is better."
     if paired:
         text += (
@@ -97,6 +102,11 @@ def ranking_note(rankings: Mapping[str, Ranking]) -> str:
         )
     if plain:
         text += f" Ranks of {', '.join(plain)}: of the plain values, without paired differences between all jobs."
+    if none:
+        text += (
+            f" No ranks of {', '.join(none)}: fewer than {MIN_DOCUMENTS} documents give no interval, so no difference "
+            "is decided."
+        )
     return text
 
 
@@ -106,7 +116,8 @@ def _cell(row: dict[Any, Any], name: str) -> str:
         return str(row["state"]) if row["state"] != "done" else ABSENT
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     ends = (None, None) if low is None or pd.isna(low) else (low, high)
-    return f"{format_value(value, *ends)} #{row[f'{name}_rank']}"
+    place = row[f"{name}_rank"]
+    return f"{format_value(value, *ends)} {'(no interval)' if pd.isna(place) else f'#{place}'}"
 
 
 def ablation_metrics(records: Sequence[Record], asked: Sequence[str] | None = None) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..config.controls import Control
 from .directions import titled
 from .records import Record
 from .tables import format_value, markdown_table
@@ -15,7 +14,7 @@ from .tables import format_value, markdown_table
 MATCHED = "matched"
 SPLICE = "encode_permute_decode"
 USUAL = ("vanilla", "random")
-CONTROLS = tuple(control.value for control in Control if control is not Control.all)
+CONTROLS = ("vanilla", "random", "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
 METRICS = ("matching_score", "explained_variance", "delta_loss")
 """Metrics that every one-to-one control has; the linear map has no matching score, since it pairs no features."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
@@ -29,7 +28,7 @@ NOTE = (
 def controls_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per job, variant and metric, of jobs that measured a control beyond `vanilla` and `random`.
 
-    Columns: job, control (`matched` first, then as in `Control`), metric, value, low, high, and the matching's value
+    Columns: job, control (`matched` first, then as in `CONTROLS`), metric, value, low, high, and the matching's value
     less the control's with its interval (missing for the matching itself). Means over layer pairs as in metrics.json.
     """
     found = [control_rows(record.name, record.metrics) for record in records if record.state == "done"]
@@ -62,7 +61,7 @@ def _name(metric: str, control: str) -> str:
     """The control's name in metrics.json."""
     if metric == "matching_score":
         return metric if control == MATCHED else f"{metric}/{control}"
-    if control == Control.linear_map:
+    if control == "linear_map":
         return f"{metric}/{control}"
     return f"{metric}/{SPLICE}" + ("" if control == MATCHED else f"_{control}")
 

@@ -154,7 +154,7 @@ def _intervals(parts: Sequence[Record], numbers: Mapping[str, Any]) -> dict[str,
         ours, theirs = found.get(metric, found.get(f"{metric}/{OURS}")), found.get(f"{metric}/{other}")
         if other and ours is not None and theirs is not None:
             found[name] = ours - theirs
-    ends = {name: estimate.interval for name, estimate in found.items()}
+    ends = {name: estimate.interval for name, estimate in found.items() if not math.isnan(estimate.interval[0])}
     return {
         f"{name}_{side}": end for name, both in ends.items() for side, end in zip(("low", "high"), both, strict=True)
     }

@@ -1,18 +1,21 @@
 """Sparse autoencoders: the canonical object, folding, and one small loader per checkpoint dialect."""
 
 from sae_match.saes.activation import Activation, ActivationKind
-from sae_match.saes.folding import fold, with_scale
-from sae_match.saes.header import SaeHeader
+from sae_match.saes.folding import fold, measure_scale, with_scale
+from sae_match.saes.formats import FolderFormat, SaeFormat, SaeHeader
+from sae_match.saes.formats.native import load_native, save_native
 from sae_match.saes.loading import SaeSource, load_sae
-from sae_match.saes.measured_scale import measure_scale
-from sae_match.saes.native import load_native, save_native
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 __all__ = [
     "Activation",
     "ActivationKind",
+    "FolderFormat",
+    "SaeFormat",
     "SaeHeader",
     "SaeSource",
+    "Site",
     "SparseAutoencoder",
     "fold",
     "load_native",

@@ -1,14 +1,76 @@
-"""Folding thresholds, or what plays them, into the weights (the paper's Eq. 4)."""
+"""Folding a scale per feature into the weights (the paper's Eq. 4): its threshold, or what is taken in its place."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sae_match.config.schema import MEASURED_SCALES, FoldingScale
 from sae_match.errors import UserError
+from sae_match.options import option
 from sae_match.saes.activation import ActivationKind
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
+
+logger = logging.getLogger(__name__)
+
+
+class FoldingKind(StrEnum):
+    """Whether features are rescaled before matching (Eq. 4)."""
+
+    theta = "theta"
+    none = "none"
+
+
+class FoldingScale(StrEnum):
+    """What theta is when features are folded; weight metrics are always in these units.
+
+    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
+    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
+    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
+    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
+    no scale.
+    """
+
+    auto = "auto"
+    threshold = "threshold"
+    stored = "stored"
+    estimated = "estimated"
+    mean_activation = "mean_activation"
+    max_activation = "max_activation"
+    decoder_norm = "decoder_norm"
+
+
+MEASURED_SCALES = (FoldingScale.estimated, FoldingScale.mean_activation, FoldingScale.max_activation)
+"""Scales that need activations on text, and so evaluation=full."""
+
+
+@option
+class Folding:
+    """Whether and how features are rescaled before matching."""
+
+    name: FoldingKind
+    """theta | none."""
+    scale: FoldingScale = FoldingScale.auto
+    """What theta is: auto | threshold | stored | estimated | mean_activation | max_activation | decoder_norm."""
+    k: Annotated[int, Field(ge=1)] | None = None
+    """Active features per token that scale=estimated aims at; null = the k of a TopK SAE."""
+
+    @model_validator(mode="after")
+    def _k_goes_with_estimated(self) -> Folding:
+        if self.k is not None and self.scale is not FoldingScale.estimated:
+            raise ValueError(f"folding.k={self.k}: goes with folding.scale=estimated only")
+        return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether the scale needs activations on text."""
+        return self.scale in MEASURED_SCALES
 
 
 def fold(sae: SparseAutoencoder) -> SparseAutoencoder:
@@ -87,3 +149,111 @@ def _stored(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
             f"{sae.activation.kind.value} activation. Choose estimated, mean_activation, max_activation or decoder_norm"
         )
     return sae.threshold.new_full((sae.width,), value)
+
+
+class LargestValues:
+    """The n largest of a stream of numbers, kept in O(n) memory, exactly.
+
+    Args:
+        n: how many.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._kept: list[Tensor] = []
+        self._bound = -float("inf")
+
+    def update(self, values: Float[Tensor, "*any"]) -> None:
+        """Add numbers."""
+        self._kept.append(values[values > self._bound].flatten())
+        if sum(len(part) for part in self._kept) > 2 * self.n:
+            self._compact()
+
+    def smallest(self) -> float | None:
+        """The n-th largest number seen, None if fewer were seen."""
+        self._compact()
+        kept = self._kept[0]
+        return float(kept.min()) if len(kept) == self.n else None
+
+    def _compact(self) -> None:
+        kept = torch.cat(self._kept) if self._kept else torch.empty(0)
+        if len(kept) > self.n:
+            kept = kept.topk(self.n, sorted=False).values
+        if len(kept) == self.n:
+            # Equal numbers that come later would only replace this one.
+            self._bound = float(kept.min())
+        self._kept = [kept]
+
+
+@torch.no_grad()
+def measure_scale(
+    sae: SparseAutoencoder,
+    choice: FoldingScale | str,
+    x: Float[Tensor, "windows tokens d"],
+    *,
+    k: int | None = None,
+    batch_windows: int = 8,
+    sink_positions: int = 1,
+) -> SparseAutoencoder:
+    """The same SAE with a `scale` measured on `x`, in the place of theta (formats: "Folding without a threshold").
+
+    estimated: the threshold that lets k features per token through, decoder norm included: tau is the (k N)-th largest
+        pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
+    mean_activation, max_activation: of each feature, where it is positive. A feature that never fires on `x` has
+        neither; it takes the median of the others, and how many did is logged.
+
+    Args:
+        x: the residual stream that the SAE reads; memory-mapped CPU tensors are fine.
+        k: active features per token for `estimated`; the SAE's own k if None.
+        sink_positions: positions at each window's start that are left out.
+
+    Raises:
+        UserError: another choice, no k, an SAE that does not encode, too few positive values, or nothing fires.
+    """
+    if choice not in MEASURED_SCALES:
+        raise UserError(f"folding.scale={choice}: only {', '.join(MEASURED_SCALES)} are measured")
+    x = x[:, sink_positions:]
+    batches = (x[start : start + batch_windows].to(sae.device) for start in range(0, len(x), batch_windows))
+    if choice == FoldingScale.estimated:
+        return sae.replace(scale=_estimated(sae, batches, x.shape[0] * x.shape[1], k or sae.activation.k))
+    total, count, largest = (torch.zeros(sae.width, dtype=torch.float64, device=sae.device) for _ in range(3))
+    for batch in batches:
+        f = sae.encode(batch).flatten(0, 1)
+        total += f.sum(dim=0, dtype=torch.float64)
+        count += (f > 0).sum(dim=0)
+        largest = torch.maximum(largest, f.amax(dim=0).to(torch.float64))
+    fires = count > 0
+    if not bool(fires.any()):
+        raise UserError(
+            f"{sae.source}: no feature fires on the evaluation text, so folding.scale={choice} is undefined"
+        )
+    values = largest if choice == FoldingScale.max_activation else total / count.clamp(min=1)
+    silent = int((~fires).sum())
+    if silent:
+        logger.warning("%s: %d features never fire and take the median scale of the others", sae.source, silent)
+    return sae.replace(scale=torch.where(fires, values, values[fires].median()).to(torch.float32))
+
+
+def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None) -> None:
+    """Refuse what `measure_scale` would refuse before any text is read.
+
+    Raises:
+        UserError: `estimated` without a k, or an SAE that does not encode.
+    """
+    if sae.match_only is not None:
+        raise UserError(f"{sae.source}: folding.scale={choice.value} needs activations, but {sae.match_only}")
+    if choice is FoldingScale.estimated and (k or sae.activation.k) is None:
+        raise UserError(f"{sae.source}: folding.scale=estimated needs folding.k, the active features per token")
+
+
+def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
+    check_measurable(sae, FoldingScale.estimated, k)
+    norms = decoder_norms(sae)
+    largest = LargestValues(tokens * (k or 0))
+    for batch in batches:
+        pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms
+        largest.update(pre[pre > 0])
+    tau = largest.smallest()
+    if tau is None:
+        raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
+    return tau / norms

@@ -1,61 +1,36 @@
-"""One way in for every checkpoint dialect: a registry of small loaders behind `load_sae` and `SaeSource`."""
+"""The SAEs of a span of layers through their dialect, and `load_sae` for a single file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-from sae_match.config.sae_schema import Dialect, SaeConfig, Site
+from pydantic import ValidationError
+
 from sae_match.errors import UserError
-from sae_match.saes.detection import detect_dialect
-from sae_match.saes.dictionary_learning import DictionaryLearning
-from sae_match.saes.gemma_scope import GemmaScope
-from sae_match.saes.gemma_scope_2 import GemmaScope2
-from sae_match.saes.header import SaeHeader
-from sae_match.saes.llama_scope import LlamaScope
-from sae_match.saes.loader import Loader
+from sae_match.hub import content_hash
+from sae_match.hub_lookup import cached_path
+from sae_match.saes.formats import SaeFormat, SaeHeader, detect_format, format_named
 from sae_match.saes.locating import fill, inside_only, is_file, local_root
-from sae_match.saes.native import Native
-from sae_match.saes.saelens import Saelens
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
-from sae_match.saes.sparsify import Sparsify
-from sae_match.saes.sparsity import native_l0
-
-E = TypeVar("E", Dialect, Site)
-
-LOADERS: dict[Dialect, Loader] = {
-    Dialect.native: Native(),
-    Dialect.gemma_scope: GemmaScope(),
-    Dialect.gemma_scope_2: GemmaScope2(),
-    Dialect.llama_scope: LlamaScope(),
-    Dialect.saelens: Saelens(),
-    Dialect.sparsify: Sparsify(),
-    Dialect.dictionary_learning: DictionaryLearning(),
-}
-"""Loader of each dialect; a new dialect is one class and one line here."""
 
 
 @dataclass(frozen=True)
 class SaeSource:
-    """The SAEs that a configuration names, one per layer.
+    """The SAEs of a job, one per layer.
 
     Attributes:
-        cfg: the `sae` group.
+        format: the `sae` group: the dialect with its options.
         span: all layers of the job, for choices across them (sae.l0=similar).
     """
 
-    cfg: SaeConfig
+    format: SaeFormat
     span: tuple[int, ...] = ()
 
-    @property
-    def loader(self) -> Loader:
-        """The dialect's loader."""
-        return LOADERS[self.cfg.dialect]
-
-    def names(self, layer: int) -> tuple[str, ...]:
+    def files(self, layer: int) -> tuple[str, ...]:
         """The layer's files inside `sae.repo_id` (or `sae.root`); nothing is downloaded."""
-        return self.loader.names(self.cfg, layer, self.span)
+        return self.format.files(layer, self.span)
 
     def locate(self, layers: list[int]) -> dict[int, Path]:
         """Files (or folders) of all `layers`, located (and downloaded) before anything is read.
@@ -63,13 +38,14 @@ class SaeSource:
         Raises:
             UserError: a layer outside the span that the SAEs cover, or a missing file.
         """
-        outside = [layer for layer in layers if not self.cfg.first_layer <= layer <= self.cfg.last_layer]
+        saes = self.format
+        outside = [layer for layer in layers if not saes.first_layer <= layer <= saes.last_layer]
         if outside:
             raise UserError(
-                f"layers {outside}: the SAEs {self.cfg.name} cover layers {self.cfg.first_layer}.."
-                f"{self.cfg.last_layer}. Set layers.first and layers.last within that span."
+                f"layers {outside}: the SAEs {saes.name} cover layers {saes.first_layer}..{saes.last_layer}. "
+                "Set layers.first and layers.last within that span."
             )
-        return {layer: self.loader.locate(self.cfg, layer, self.span) for layer in layers}
+        return {layer: saes.locate(layer, self.span) for layer in layers}
 
     def header(self, layer: int) -> SaeHeader:
         """Dimensions, site and layer of one SAE, without reading its tensors.
@@ -77,7 +53,7 @@ class SaeSource:
         Raises:
             UserError: as `load`, so far as headers show it.
         """
-        return self.loader.header(self.locate([layer])[layer], layer, self.cfg)
+        return self.format.header(self.locate([layer])[layer], layer)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer.
@@ -85,28 +61,46 @@ class SaeSource:
         Raises:
             UserError: missing, corrupt or contradictory files, or invalid values.
         """
-        return self.loader.read(self.locate([layer])[layer], layer, self.cfg)
+        return self.format.read(self.locate([layer])[layer], layer)
 
     def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
         """A second seed of one layer's SAE, or None where there is none."""
         path = self.ceiling_path(layer)
-        return None if path is None else self.loader.read(path, layer, self.cfg)
+        return None if path is None else self.format.read(path, layer)
 
     def ceiling_path(self, layer: int) -> Path | None:
-        """File of the second seed, or None where there is none: it has the sparsity of `sae.filename`."""
-        if self.cfg.ceiling_filename is None or self.cfg.root is None:
+        """File of the second seed, or None where there is none."""
+        name = self.format.second_seed(layer, self.span)
+        if name is None or self.format.root is None:
             return None
-        if native_l0(self.cfg, layer, self.span) is not None:
-            return None
-        path = local_root(self.cfg.root) / inside_only(fill(self.cfg.ceiling_filename, layer, "sae.ceiling_filename"))
+        path = local_root(self.format.root) / inside_only(name)
         return path if is_file(path) else None
+
+    def identity(self, layer: int) -> list[str]:
+        """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.
+
+        Raises:
+            UserError: a file of the hub is not on this machine.
+            OSError: a local file cannot be read.
+        """
+        second = self.ceiling_path(layer)
+        paths = [self._on_this_machine(name) for name in self.files(layer)]
+        return [content_hash(path) for path in (*paths, second) if path is not None]
+
+    def _on_this_machine(self, name: str) -> Path:
+        if self.format.root is not None:
+            return local_root(self.format.root) / inside_only(name)
+        cached = cached_path(self.format.repository, name, self.format.revision)
+        if cached is None:
+            raise UserError(f"{name} of {self.format.repo_id} is not on this machine")
+        return cached
 
 
 def load_sae(
     path: Path | str,
     layer: int | None = None,
     *,
-    dialect: Dialect | str | None = None,
+    dialect: SaeFormat | type[SaeFormat] | str | None = None,
     site: Site | str | None = None,
 ) -> SparseAutoencoder:
     """Load one SAE from a file, or from the folder that holds its files, in any supported dialect.
@@ -117,7 +111,8 @@ def load_sae(
     Args:
         path: file or folder to read.
         layer: 0-based layer, for the file name, for error messages, and to be compared with what the files say.
-        dialect: how the files are laid out; detected where that is unambiguous.
+        dialect: how the files are laid out: a name, or a class (or an object with its options) such as a user's own;
+            detected where that is unambiguous.
         site: where in the block the SAE reads, for files that do not say so.
 
     Raises:
@@ -134,13 +129,16 @@ def load_sae(
     file = local_root(name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
-    known = _member(Dialect, dialect, "dialect") or detect_dialect(file)
-    cfg = SaeConfig(name=file.name, dialect=known, site=_member(Site, site, "site"), last_layer=layer or 0)
-    return LOADERS[known].read(file, layer, cfg)
-
-
-def _member(kind: type[E], value: E | str | None, name: str) -> E | None:
     try:
-        return None if value is None else kind(value)
+        place = None if site is None else Site(site)
     except ValueError:
-        raise UserError(f"{name}={value}: must be one of {', '.join(kind)}") from None
+        raise UserError(f"site={site}: must be one of {', '.join(Site)}") from None
+    if isinstance(dialect, SaeFormat):
+        return (dialect if place is None else replace(dialect, site=place)).read(file, layer)
+    kind = detect_format(file) if dialect is None else format_named(dialect) if isinstance(dialect, str) else dialect
+    try:
+        saes = kind(name=file.name, site=place, last_layer=layer or 0)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UserError(f"dialect={kind.__name__}: {found}; pass an object, {kind.__name__}(name=..., ...)") from error
+    return saes.read(file, layer)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+import zipfile
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from sae_match.config.sae_schema import SaeConfig
+import numpy as np
+from huggingface_hub import HfApi, HfFileSystem, constants
+from safetensors import safe_open
+
 from sae_match.errors import UserError
-from sae_match.saes.hub import download
+from sae_match.hub import download
+from sae_match.hub_lookup import HubFile
 
+if TYPE_CHECKING:
+    from sae_match.saes.formats.base import SaeFormat
+
+logger = logging.getLogger(__name__)
+
+ELSEWHERE = "point sae.root at a local copy in the hub's layout"
+"""Advice where the hub has no answer."""
+REMOTE_BLOCK = 2**14
+"""Bytes of an archive at the hub that are asked for at a time."""
 _PLACEHOLDER = re.compile(r"\{(layer|next)(?::(0?\dd))?\}")
 
 
@@ -20,8 +38,8 @@ def local_root(root: str) -> Path:
     return Path(root).expanduser()
 
 
-def fetch(cfg: SaeConfig, name: str, layer: int) -> Path:
-    """Local path of one file, downloaded where `cfg.root` is not set.
+def fetch(saes: SaeFormat, name: str, layer: int) -> Path:
+    """Local path of one file, downloaded (and its checksum checked) where `saes.root` is not set.
 
     Args:
         name: path inside the repository or the root.
@@ -31,11 +49,11 @@ def fetch(cfg: SaeConfig, name: str, layer: int) -> Path:
         UserError: neither root nor repo_id set, or the file is missing or cannot be downloaded.
     """
     inside_only(name)
-    if cfg.root is None:
-        if cfg.repo_id is None:
+    if saes.root is None:
+        if saes.repo_id is None:
             raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
-        return download(cfg.repo_id, name, cfg.revision)
-    root = local_root(cfg.root)
+        return download(saes.repository, name)
+    root = local_root(saes.root)
     path = root / name
     if not is_file(path):
         parent = path.parent
@@ -47,24 +65,6 @@ def fetch(cfg: SaeConfig, name: str, layer: int) -> Path:
             + (f"{parent} holds {held}." if held else f"{parent} is missing or empty (sae.root).")
         )
     return path
-
-
-def fetch_folder(cfg: SaeConfig, names: tuple[str, ...], layer: int) -> Path:
-    """The layer's folder, with all of `names` in it."""
-    folder = layer_folder(cfg, layer)
-    paths = [fetch(cfg, f"{folder}/{name}" if folder else name, layer) for name in names]
-    return paths[0].parents[names[0].count("/")]
-
-
-def layer_folder(cfg: SaeConfig, layer: int) -> str:
-    """`sae.folder` with the layer filled in.
-
-    Raises:
-        UserError: not set, or with other placeholders than {layer} and {next}.
-    """
-    if cfg.folder is None:
-        raise UserError("sae.folder is not set: name the folder of one layer, such as sae.folder='layer_{layer}'")
-    return fill(cfg.folder, layer, "sae.folder").strip("/")
 
 
 def inside_only(name: str) -> str:
@@ -105,3 +105,67 @@ def fill(pattern: str, layer: int, key: str) -> str:
             f"{key}={pattern}: only {{layer}} and {{next}} can be filled in, with a width such as {{layer:02d}} at most"
         )
     return filled
+
+
+@dataclass(frozen=True)
+class SaeShape:
+    """Dimensions of one SAE, and how they are known."""
+
+    d_model: int
+    width: int
+    source: str
+
+
+def shape_at_hub(file: HubFile, d_model: int | None) -> SaeShape | None:
+    """Dimensions of the SAE in a weights' file at the hub: from its header, of which some kilobytes are read, else from
+    its size; None where neither tells them.
+    """
+    try:
+        if file.filename.endswith(".safetensors"):
+            matrices = _safetensors_shapes(file)
+        elif file.filename.endswith(".npz"):
+            matrices = _npz_shapes(file)
+        elif file.size is not None and d_model is not None:
+            return SaeShape(d_model, width_from(file.size, d_model), "the model's d_model and the file's size")
+        else:
+            return None
+    except Exception:
+        # Headers serve the estimates only; whatever is wrong with the file is said when it is read.
+        logger.debug("no header of %s", file.filename, exc_info=True)
+        return None
+    # Encoder and decoder are the largest, and an SAE has more features than its stream has dimensions.
+    largest = max((shape for shape in matrices if len(shape) == 2), key=math.prod, default=None)
+    return None if largest is None else SaeShape(min(largest), max(largest), "the file's header")
+
+
+def _safetensors_shapes(file: HubFile) -> list[tuple[int, ...]]:
+    if file.cached is not None:
+        with safe_open(file.cached, framework="pt") as tensors:
+            return [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+    header = HfApi(endpoint=constants.ENDPOINT).parse_safetensors_file_metadata(
+        file.repository.repo_id, file.filename, revision=file.repository.revision
+    )
+    return [tuple(tensor.shape) for tensor in header.tensors.values()]
+
+
+def _npz_shapes(file: HubFile) -> list[tuple[int, ...]]:
+    """Shapes of an archive's arrays; of one at the hub some kilobytes are read."""
+    if file.cached is not None:
+        opened: IO[bytes] = file.cached.open("rb")
+    else:
+        name, revision = f"{file.repository.repo_id}/{file.filename}", file.repository.revision
+        files = HfFileSystem(endpoint=constants.ENDPOINT)
+        opened = files.open(name, revision=revision, block_size=REMOTE_BLOCK)
+    shapes = []
+    with opened, zipfile.ZipFile(opened) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shapes.append(tuple(read(array)[0]))
+    return shapes
+
+
+def width_from(size: int, d_model: int) -> int:
+    """Number of features of a float32 SAE of known d_model from its file's bytes (headers are within the rounding)."""
+    return max(1, round((size / 4 - d_model) / (2 * d_model + 2)))

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_match.config.sae_schema import Site
 from sae_match.errors import UserError
 from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
-from sae_match.saes.state_dict import canonical_tensors
+from sae_match.saes.parametrization import canonical_tensors
+from sae_match.saes.site import Site
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 """Canonical parameter names, in storage and hashing order."""

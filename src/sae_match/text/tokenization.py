@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from typing import Any
+from typing import Any, Literal
 
-from sae_match.config.schema import Bos
 from sae_match.errors import UserError
+
+Bos = Literal["auto", "required", "none"]
 
 _log = logging.getLogger(__name__)
 
@@ -22,15 +23,15 @@ def bos_token(tokenizer: Any, bos: Bos) -> int | None:
 
     Raises UserError for `required` without a BOS token.
     """
-    bos, token = Bos(bos), tokenizer.bos_token_id
-    if bos is Bos.required and token is None:
+    token = tokenizer.bos_token_id
+    if bos == "required" and token is None:
         raise UserError(
             "model.bos=required, but the tokenizer has no BOS token.\n"
             "Use model.bos=auto (BOS where the tokenizer adds one) or model.bos=none."
         )
-    if bos is Bos.none or token is None:
+    if bos == "none" or token is None:
         return None
-    if bos is Bos.required:
+    if bos == "required":
         return int(token)
     if tokenizer("a", verbose=False)["input_ids"][:1] == [token]:
         return int(token)

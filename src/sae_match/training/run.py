@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
-from sae_match.config.schema import DatasetConfig
 from sae_match.config.training_schema import TrainConfig
 from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.files import check_writable, write_json
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
+from sae_match.options import arguments
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
+from sae_match.text.source import TextSource
 from sae_match.training.tracking import tracked
 from sae_match.training.train import FREE_FIELDS, TrainedSae, check_config, train_sae
 
@@ -101,8 +102,8 @@ def _write_report(path: Path, entries: dict[int, dict[str, Any]]) -> None:
 def recipe_key(cfg: TrainConfig) -> str:
     """Hash of everything that a trained SAE depends on: recipe, seed, model and texts."""
     recipe = {name: value for name, value in asdict(cfg.training).items() if name not in FREE_FIELDS}
-    texts = {name: asdict(text) for name, text in cfg.datasets.items()}
-    return content_key({"recipe": recipe, "seed": cfg.seed, "model": asdict(cfg.model), "texts": texts})
+    texts = {name: arguments(text) for name, text in cfg.datasets.items()}
+    return content_key({"recipe": recipe, "seed": cfg.seed, "model": arguments(cfg.model), "texts": texts})
 
 
 def _is_finished(output: Path, entries: dict[int, dict[str, Any]], layer: int, cfg: TrainConfig) -> bool:
@@ -125,10 +126,10 @@ def _span(cfg: TrainConfig) -> list[int]:
     return list(range(first, last + 1))
 
 
-def _windows(datasets: dict[str, DatasetConfig], cfg: TrainConfig, model: LanguageModel, store: Store) -> TokenWindows:
+def _windows(texts: dict[str, TextSource], cfg: TrainConfig, model: LanguageModel, store: Store) -> TokenWindows:
     """The texts in the order in which the configuration names them."""
     return TokenWindows.concatenate(
-        [load_windows(dataset, model.tokenizer, store, cfg.model.bos) for dataset in datasets.values()]
+        [load_windows(text, model.tokenizer, store, cfg.model.bos) for text in texts.values()]
     )
 
 

@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sae_match.config.schema import DatasetSource
 from sae_match.errors import UserError
 from sae_match.files import file_sha256
-from sae_match.text.documents import Document, Source
+from sae_match.options import option
+from sae_match.text.source import Document, TextSource
 from sae_match.text.sources.wikitext import RECIPE_VERSION, article_prose
 
 WIKI_FILE = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -28,16 +28,85 @@ MIN_CODE_BYTES = 4_000
 """About 1,000 tokens: shorter modules are mostly imports and re-exports."""
 
 
-def open_embedded(source: DatasetSource) -> Source:
-    """Open one of the embedded sources.
+@option
+class EmbeddedWiki(TextSource):
+    """Excerpt of the English Wikipedia inside the gensim wheel: articles as prose."""
 
-    Raises UserError where the gensim wheel or the standard library's sources are missing.
-    """
-    if source is DatasetSource.embedded_wiki:
-        return _open_wiki(source.value)
-    if source is DatasetSource.embedded_news:
-        return _open_news(source.value)
-    return _open_code(source.value)
+    @property
+    def label(self) -> str:
+        """Fixed: SAEs were trained on one part of it."""
+        return "embedded_wiki"
+
+    def identity(self) -> dict[str, str]:
+        """The dump's hash, and the version of what strips its markup."""
+        path, version = gensim_file(WIKI_FILE)
+        return {"file_sha256": file_sha256(path), "gensim": version, "stripping": RECIPE_VERSION}
+
+    def read(self, facts: dict[str, str]) -> Iterator[Document]:
+        """Yield the articles."""
+        return _read_wiki(gensim_file(WIKI_FILE)[0])
+
+    def note(self) -> str:
+        """Where the text is from."""
+        return f"English Wikipedia excerpt of gensim {gensim_file(WIKI_FILE)[1]}"
+
+
+@option
+class EmbeddedNews(TextSource):
+    """The Lee background corpus inside the gensim wheel: short news texts."""
+
+    @property
+    def label(self) -> str:
+        """Fixed: SAEs were trained on one part of it."""
+        return "embedded_news"
+
+    def identity(self) -> dict[str, str]:
+        """The file's hash."""
+        path, version = gensim_file(NEWS_FILE)
+        return {"file_sha256": file_sha256(path), "gensim": version}
+
+    def read(self, facts: dict[str, str]) -> Iterator[Document]:
+        """Yield one document per line; the line number, from 1, is its id."""
+        path, _ = gensim_file(NEWS_FILE)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                yield Document(str(number), f"news {number}", line.strip())
+
+    def note(self) -> str:
+        """Where the text is from."""
+        return f"Lee background corpus of gensim {gensim_file(NEWS_FILE)[1]}"
+
+
+@option
+class EmbeddedCode(TextSource):
+    """The Python standard library's own sources; the documents depend on the Python version."""
+
+    @property
+    def label(self) -> str:
+        """Fixed: SAEs were trained on one part of it."""
+        return "embedded_code"
+
+    def identity(self) -> dict[str, str]:
+        """The files' hash."""
+        root, files = _standard_library()
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        return {"files_sha256": digest.hexdigest(), "python": platform.python_version()}
+
+    def read(self, facts: dict[str, str]) -> Iterator[Document]:
+        """Yield one document per module; its relative path is its id."""
+        root, files = _standard_library()
+        for path in files:
+            relative = path.relative_to(root).as_posix()
+            with tokenize.open(path) as stream:  # Honors a module's own encoding declaration.
+                yield Document(relative, relative, stream.read())
+
+    def note(self) -> str:
+        """Where the text is from."""
+        _standard_library()
+        version = platform.python_version()
+        return f"Standard library sources of Python {version}; the documents depend on the Python version."
 
 
 def gensim_file(name: str) -> tuple[Path, str]:
@@ -61,12 +130,6 @@ def gensim_file(name: str) -> tuple[Path, str]:
     return path, distribution.version
 
 
-def _open_wiki(name: str) -> Source:
-    path, version = gensim_file(WIKI_FILE)
-    identity = {"file_sha256": file_sha256(path), "gensim": version, "stripping": RECIPE_VERSION}
-    return Source(name, identity, lambda: _read_wiki(path), note=f"English Wikipedia excerpt of gensim {version}")
-
-
 def _read_wiki(path: Path) -> Iterator[Document]:
     """Yield the articles (namespace 0, no redirects) of a MediaWiki dump as title and prose."""
     with bz2.open(path) as stream:
@@ -82,20 +145,11 @@ def _read_wiki(path: Path) -> Iterator[Document]:
             element.clear()
 
 
-def _open_news(name: str) -> Source:
-    path, version = gensim_file(NEWS_FILE)
-    identity = {"file_sha256": file_sha256(path), "gensim": version}
-    return Source(name, identity, lambda: _read_news(path), note=f"Lee background corpus of gensim {version}")
+def _standard_library() -> tuple[Path, list[Path]]:
+    """The standard library's folder and its modules that count as text.
 
-
-def _read_news(path: Path) -> Iterator[Document]:
-    """Yield one document per line; the line number, from 1, is its id."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            yield Document(str(number), f"news {number}", line.strip())
-
-
-def _open_code(name: str) -> Source:
+    Raises UserError where there are none.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     files = standard_library_files(root)
     if not files:
@@ -103,13 +157,7 @@ def _open_code(name: str) -> Source:
             f"No Python sources found under {root}: this Python has no readable standard library.\n"
             "Choose another dataset, or use an ordinary CPython installation."
         )
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    version = platform.python_version()
-    identity = {"files_sha256": digest.hexdigest(), "python": version}
-    note = f"Standard library sources of Python {version}; the documents depend on the Python version."
-    return Source(name, identity, lambda: _read_code(root, files), note=note)
+    return root, files
 
 
 def standard_library_files(root: Path) -> list[Path]:
@@ -124,10 +172,3 @@ def standard_library_files(root: Path) -> list[Path]:
         if wanted and path.is_file() and path.stat().st_size >= MIN_CODE_BYTES:
             found.append(path)
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _read_code(root: Path, files: list[Path]) -> Iterator[Document]:
-    for path in files:
-        relative = path.relative_to(root).as_posix()
-        with tokenize.open(path) as stream:  # Honours a module's own encoding declaration.
-            yield Document(relative, relative, stream.read())

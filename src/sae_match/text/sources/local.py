@@ -7,44 +7,83 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import Field
 
-from sae_match.config.schema import DatasetConfig
 from sae_match.errors import UserError
 from sae_match.files import file_sha256
-from sae_match.text.documents import Document, Source
+from sae_match.options import option
+from sae_match.text.source import Document, TextSource
 from sae_match.text.sources.rows import row_texts, rows_to_documents, text_column
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 
 
-def open_local(cfg: DatasetConfig) -> Source:
-    """Open `cfg.path`: a .txt file (one document), a directory of .txt files (one document each, sorted by relative
-    path), or a .jsonl or .parquet file (one document per row). `cfg.join_articles` joins rows, or the lines of a
-    .txt file, into articles instead.
+@option
+class LocalText(TextSource):
+    """A .txt file (one document), a directory of .txt files (one document each, sorted by relative path), or a .jsonl
+    or .parquet file (one document per row)."""
 
-    Raises UserError where the path is missing or of another kind.
-    """
-    if not cfg.path:
-        raise UserError("dataset.source=local needs dataset.path: a .txt, .jsonl or .parquet file, or a folder of .txt")
-    path = Path(cfg.path).expanduser()
-    if not path.exists():
-        raise UserError(f"dataset.path: {path} does not exist (seen from {Path.cwd()}).")
-    files = text_files(path)
-    root = path if path.is_dir() else path.parent
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root).as_posix() if path.is_dir() else file.suffix}\0".encode())
-        digest.update(f"{file_sha256(file)}\0".encode())
-    identity = {
-        "files_sha256": digest.hexdigest(),
-        "column": cfg.column or "",
-        "join_articles": str(cfg.join_articles),
-    }
-    return Source("local", identity, lambda: _read(root, files, cfg), note=str(path))
+    location: ClassVar[tuple[str, ...]] = ("path",)
+
+    path: Annotated[str, Field(min_length=1)]
+    """The file or directory."""
+    column: str | None = None
+    """Text column of a .jsonl or .parquet file; null = the first of text, content, code that exists."""
+    join_articles: bool = False
+    """WikiText: rows, or the lines of a .txt file, are joined into articles at ` = Title = ` headings."""
+
+    @property
+    def label(self) -> str:
+        """Fixed: the same file anywhere gives the same sample."""
+        return "local"
+
+    def identity(self) -> dict[str, str]:
+        """The files' content, and how it is read.
+
+        Raises:
+            UserError: the path is missing or of another kind.
+        """
+        path, (root, files) = Path(self.path).expanduser(), self._files()
+        digest = hashlib.sha256()
+        for file in files:
+            name = file.relative_to(root).as_posix() if root == path else file.suffix
+            digest.update(f"{name}\0".encode())
+            digest.update(f"{file_sha256(file)}\0".encode())
+        return {
+            "files_sha256": digest.hexdigest(),
+            "column": self.column or "",
+            "join_articles": str(self.join_articles),
+        }
+
+    def read(self, facts: dict[str, str]) -> Iterator[Document]:
+        """Yield the documents.
+
+        Raises:
+            UserError: the path is missing or of another kind, or a file is not what its name says.
+        """
+        root, files = self._files()
+        file, suffix = files[0], files[0].suffix.lower()
+        if suffix == ".jsonl":
+            texts = row_texts(*_with_column(_jsonl_rows(file), self.column, file))
+            yield from rows_to_documents(texts, file.stem, self.join_articles)
+        elif suffix == ".parquet":
+            yield from rows_to_documents(_parquet_texts(file, self.column), file.stem, self.join_articles)
+        else:
+            yield from _text_documents(root, files, self.join_articles)
+
+    def note(self) -> str:
+        """The path, which must exist."""
+        self._files()
+        return str(Path(self.path).expanduser())
+
+    def _files(self) -> tuple[Path, list[Path]]:
+        """The folder that names are relative to, and the files."""
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            raise UserError(f"dataset.path: {path} does not exist (seen from {Path.cwd()}).")
+        return path if path.is_dir() else path.parent, text_files(path)
 
 
 def text_files(path: Path) -> list[Path]:
@@ -60,17 +99,6 @@ def text_files(path: Path) -> list[Path]:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"dataset.path: {path} is none of {', '.join(FORMATS)}, nor a directory of .txt files.")
     return [path]
-
-
-def _read(root: Path, files: list[Path], cfg: DatasetConfig) -> Iterator[Document]:
-    suffix = files[0].suffix.lower()
-    if suffix == ".jsonl":
-        texts = row_texts(*_with_column(_jsonl_rows(files[0]), cfg, files[0]))
-        yield from rows_to_documents(texts, files[0].stem, cfg.join_articles)
-    elif suffix == ".parquet":
-        yield from rows_to_documents(_parquet_texts(files[0], cfg), files[0].stem, cfg.join_articles)
-    else:
-        yield from _text_documents(root, files, cfg.join_articles)
 
 
 def _text_documents(root: Path, files: list[Path], join: bool) -> Iterator[Document]:
@@ -104,13 +132,13 @@ def _jsonl_rows(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _with_column(
-    rows: Iterator[Mapping[str, Any]], cfg: DatasetConfig, file: Path
+    rows: Iterator[Mapping[str, Any]], wanted: str | None, file: Path
 ) -> tuple[Iterator[Mapping[str, Any]], str, str]:
     """Look for the text column in the first row, which says what a .jsonl file holds."""
     first = next(rows, None)
     if first is None:
         raise UserError(f"{file} is empty.")
-    column = text_column(list(first), cfg.column, str(file))
+    column = text_column(list(first), wanted, str(file))
 
     def all_rows() -> Iterator[Mapping[str, Any]]:
         yield first
@@ -119,13 +147,16 @@ def _with_column(
     return all_rows(), column, str(file)
 
 
-def _parquet_texts(file: Path, cfg: DatasetConfig) -> Iterator[str]:
+def _parquet_texts(file: Path, wanted: str | None) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}") from error
     with parquet, _readable(file):
-        column = text_column(parquet.schema_arrow.names, cfg.column, str(file))
+        column = text_column(parquet.schema_arrow.names, wanted, str(file))
         batches = parquet.iter_batches(batch_size=1024, columns=[column])
         yield from row_texts((row for batch in batches for row in batch.to_pylist()), column, str(file))
 
@@ -133,6 +164,8 @@ def _parquet_texts(file: Path, cfg: DatasetConfig) -> Iterator[str]:
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Pages of data can be damaged behind a footer that is whole."""
+    import pyarrow as pa
+
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sae_match.errors import UserError
-from sae_match.text.documents import Document
+from sae_match.text.source import Document
 
 TEXT_COLUMNS = ("text", "content", "code")
 """Tried in this order where the configuration names no column."""

@@ -1,0 +1,96 @@
+"""The configuration's group `evaluation`: what is measured, on how much, against which controls and splices."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from sae_match.evaluation.controls import Control, MatchingControl
+from sae_match.evaluation.quantile_splice import Quantiles
+from sae_match.evaluation.splices import Splice, SpliceUnits
+from sae_match.evaluation.standard_splices import STANDARD
+from sae_match.options import option
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class EvaluationLevel(StrEnum):
+    """How much is evaluated."""
+
+    weights_only = "weights_only"
+    full = "full"
+
+
+@option
+class Evaluation:
+    """What is measured beside the permutation itself."""
+
+    level: EvaluationLevel
+    """weights_only needs no model and no text; full = activations, reconstructions and token losses on text."""
+    splice_documents: Count = 0
+    """Delta loss, which needs a forward pass per splice, uses the first n documents; 0 = all. The other metrics
+    always use all."""
+    splice_windows_per_document: Count = 0
+    """Delta loss uses the first n windows of each of those documents; 0 = all."""
+    splice_units: SpliceUnits = SpliceUnits.as_folding
+    """Units of the activations carried along the permutation: as_folding | theta | raw."""
+    quantiles: list[Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=list)
+    """Eq. 6: one more splice per q in 0..1, which carries only the q share of pairs with the lowest decoder MSE."""
+    fit_documents: Positive | None = None
+    """On how many documents fitted controls and splices are fitted, none of them evaluated: the other part of the
+    source (dataset.part), or the documents drawn next (part=all); null = as many as are evaluated."""
+    batch_windows: Positive = 8
+    """Windows per forward pass; changes memory use, not the result."""
+    min_count: Positive = 10
+    """Per-feature matching scores average over features that fire at least this often."""
+    bootstrap_samples: Positive = 1000
+    """Resamples over documents for the 95 % intervals."""
+    controls: dict[str, Control] = Field(default_factory=dict)
+    """Measured beside the matching on the same tokens, by any key: evaluation/controls=[random,greedy]."""
+    splices: dict[str, Splice] = Field(default_factory=dict)
+    """Further splices beside the standard ones, by any key: +evaluation.splices.mine._target_=my_package.MySplice."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.quantiles and not self.full:
+            raise ValueError("evaluation.quantiles are splices of the residual stream, and need evaluation=full")
+        # The splices are named quantile_{q:g}.
+        if len({f"{q:g}" for q in self.quantiles}) < len(self.quantiles):
+            raise ValueError(
+                f"evaluation.quantiles={self.quantiles}: each must be named once (six digits tell them apart)"
+            )
+        for kind in (self.controls, self.splices):
+            names = [entry.name for entry in kind.values()]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"two controls or splices are called {', '.join(sorted(twice))}: rename one of them")
+        if self.fitted and not self.full:
+            raise ValueError(
+                f"the controls {' and '.join(self.fitted)} need activations, and evaluation={self.level} computes none"
+            )
+        return self
+
+    @property
+    def full(self) -> bool:
+        """Whether text is read."""
+        return self.level is EvaluationLevel.full
+
+    @property
+    def matchers(self) -> tuple[MatchingControl, ...]:
+        """The controls that pair features."""
+        return tuple(control for control in self.controls.values() if isinstance(control, MatchingControl))
+
+    @property
+    def all_splices(self) -> tuple[Splice, ...]:
+        """Every splice of an adjacent pair: the standard ones, quantiles, added ones and those of controls."""
+        quantiles = (Quantiles(quantiles=tuple(self.quantiles)),) if self.quantiles else ()
+        own = (splice for control in self.controls.values() for splice in control.splices())
+        return (*STANDARD, *quantiles, *self.splices.values(), *own)
+
+    @property
+    def fitted(self) -> list[str]:
+        """Names of the controls and splices that need text to be fitted on."""
+        from_controls = [control.name for control in self.controls.values() if control.fitted]
+        return list(dict.fromkeys(from_controls + [splice.name for splice in self.all_splices if splice.fitted]))

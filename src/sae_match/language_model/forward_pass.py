@@ -1,0 +1,197 @@
+"""Forward passes: finding the transformer blocks, watching them, resuming after one, and next-token losses.
+
+A pass that resumes after a block computes what comes before the blocks (masks, rotary or learned positions, embedding
+scaling) as usual, so nothing about the architecture is re-implemented here; only the blocks up to the resumed one are
+passed through. Every change to a model lives in a context manager that undoes it, whatever happens inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from sae_match.errors import UserError
+
+_CHUNK_ELEMENTS = 2**25
+"""Logits held at once (128 MiB in float32); smaller chunks make the head slower on a CPU."""
+
+
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass from inside a hook; never leaves this package."""
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks, in order: the only `ModuleList` of length `num_hidden_layers` below the decoder.
+
+    Raises:
+        UserError: there is no decoder, or no such list, or more than one at the same depth.
+    """
+    decoder = find_decoder(model)
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    found = [
+        (name.count("."), name, module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    shallowest = [entry for entry in found if entry[0] == min(depth for depth, _, _ in found)]
+    if len(shallowest) != 1:
+        raise UserError(
+            f"{type(model).__name__}: expected one list of {n_layers} blocks (num_hidden_layers), found "
+            f"{[name for _, name, _ in shallowest] or 'none'}. Supported are decoder-only models laid out like Llama, "
+            "Gemma, GPT-2 or GPT-NeoX in transformers."
+        )
+    return shallowest[0][2]
+
+
+def find_decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that maps token ids to the hidden states after the final norm.
+
+    Raises:
+        UserError: the model has none (it is not a decoder-only language model).
+    """
+    decoder = model.get_decoder()
+    if not isinstance(decoder, nn.Module) or decoder is model:
+        raise UserError(f"{type(model).__name__} has no decoder: a causal (decoder-only) language model is needed")
+    return decoder
+
+
+def residual_of(output: Any) -> Float[Tensor, "B T d"]:
+    """The residual stream in a block's output: the output itself, or its first part where blocks return tuples."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def recording(
+    blocks: nn.ModuleList, layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
+) -> Iterator[None]:
+    """Hands the outputs of `layers` to `consume` as they arise, and ends each forward pass after the last of them.
+
+    The end comes as `StopForward`, which the caller catches around its forward pass.
+    """
+
+    def record(layer: int) -> Any:
+        def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            consume(layer, residual_of(output))
+            if layer == max(layers):
+                raise StopForward
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer in set(layers):
+            hooks.callback(blocks[layer].register_forward_hook(record(layer)).remove)
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Gives one module instance another `forward` inside the block; the old one comes back whatever happens."""
+    had_own = "forward" in module.__dict__
+    previous = module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had_own:
+            module.forward = previous
+        else:
+            del module.forward
+
+
+@contextmanager
+def resumed_after(
+    blocks: nn.ModuleList, layer: int, residual: Float[Tensor, "B T d"], returns_tuples: bool
+) -> Iterator[None]:
+    """Inside the block, a forward pass through `blocks` takes `residual` as the output of block `layer`.
+
+    Blocks up to and including `layer` are not computed.
+
+    Args:
+        blocks: all blocks of the model.
+        layer: the block whose output is given.
+        residual: its output, in the dtype and on the device of the model.
+        returns_tuples: whether these blocks return a tuple that starts with the residual stream.
+    """
+
+    def pass_through(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden,) if returns_tuples else hidden
+
+    def give_residual(*args: Any, **_kwargs: Any) -> Any:
+        hidden = pass_through(*args, **_kwargs)
+        expected = residual_of(hidden).shape
+        if residual.shape != expected:
+            raise ValueError(f"residual has shape {tuple(residual.shape)}, these token ids need {tuple(expected)}")
+        return (residual,) if returns_tuples else residual
+
+    with ExitStack() as stack:
+        for block in blocks[:layer]:
+            stack.enter_context(replaced_forward(block, pass_through))
+        stack.enter_context(replaced_forward(blocks[layer], give_residual))
+        yield
+
+
+@torch.no_grad()
+def blocks_return_tuples(decoder: nn.Module, blocks: nn.ModuleList, device: torch.device) -> bool:
+    """Whether this architecture's blocks return tuples, found by running one token through the model."""
+    outputs: list[Any] = []
+    hook = blocks[0].register_forward_hook(lambda _block, _args, output: outputs.append(output))
+    try:
+        decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        hook.remove()
+    return isinstance(outputs[0], tuple)
+
+
+@torch.no_grad()
+def next_token_losses(
+    model: PreTrainedModel, decoder: nn.Module, output: ModelOutput, ids: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T-1"]:
+    """Cross-entropy in nats of token t + 1 given the final hidden state at t, in float32.
+
+    The model's own head is used, so that soft-capping and logit scales stay in: its decoder is replaced, for each chunk
+    of tokens, by one that returns the given hidden states.
+
+    Args:
+        model: the causal language model.
+        decoder: its decoder.
+        output: what the decoder returned for `ids`; its `last_hidden_state` is taken after the final norm.
+        ids: the token ids, on any device.
+    """
+    states = output["last_hidden_state"][:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten().to(states.device)
+    chunk = max(1, _CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
+    losses = [
+        functional.cross_entropy(_logits(model, decoder, type(output), part).float(), target, reduction="none")
+        for part, target in zip(states.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat(losses).view(ids.shape[0], ids.shape[1] - 1)
+
+
+def _logits(
+    model: PreTrainedModel, decoder: nn.Module, output_type: type[ModelOutput], states: Float[Tensor, "n d"]
+) -> Float[Tensor, "n vocab"]:
+    calls = 0
+
+    def give_states(*_args: Any, **_kwargs: Any) -> ModelOutput:
+        nonlocal calls
+        calls += 1
+        return output_type(last_hidden_state=states[None])
+
+    placeholder = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+    with replaced_forward(decoder, give_states):
+        logits = model(input_ids=placeholder, use_cache=False).logits[0]
+    if calls != 1:
+        raise UserError(
+            f"{type(model).__name__} does not run its decoder once per forward pass, so its losses cannot be resumed "
+            "from a residual stream: choose another model, or evaluation=weights_only"
+        )
+    return logits

@@ -1,0 +1,160 @@
+"""A causal language model as this project sees it: token ids in; residual streams and next-token losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sae_match.errors import UserError
+from sae_match.language_model.forward_pass import (
+    StopForward,
+    blocks_return_tuples,
+    find_blocks,
+    find_decoder,
+    next_token_losses,
+    recording,
+    resumed_after,
+)
+from sae_match.language_model.weights import execution_device, model_key
+
+
+class LanguageModel:
+    """A transformers causal language model in evaluation mode, its tokenizer and its blocks.
+
+    Layers are 0-based; layer L means the residual stream after block L. Windows are dense token ids without padding.
+    Not thread-safe: hooks and replaced forwards are attached to the model while a call runs.
+
+    Attributes:
+        hf: the transformers model (evaluation mode, parameters without gradients).
+        tokenizer: its tokenizer.
+        name: short name used in records.
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+    """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: Any, name: str) -> None:
+        self.hf: PreTrainedModel = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.blocks: nn.ModuleList = find_blocks(hf)
+        self.decoder: nn.Module = find_decoder(hf)
+        self.n_layers: int = len(self.blocks)
+        self.d_model: int = int(hf.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go; the blocks of a model that accelerate spread may compute elsewhere."""
+        return execution_device(self.hf.get_input_embeddings())
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the architecture and of every weight (hex); takes about a second per GB on first use."""
+        return model_key(self.hf)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raises UserError where a layer does not exist or none is given."""
+        wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
+        if wrong or not layers:
+            raise UserError(
+                f"{self.name} has blocks 0 to {self.n_layers - 1}; asked for {wrong or 'none'}: set layers.first, "
+                "layers.last and capture.last within that range"
+            )
+
+    @torch.no_grad()
+    def resid_post(self, ids: Int[Tensor, "B T"], layers: Sequence[int]) -> dict[int, Float[Tensor, "B T d"]]:
+        """Residual streams after the blocks `layers`, in the model's dtype, each on its block's device.
+
+        Blocks after the last of them, the final norm and the LM head are not computed.
+
+        Raises:
+            UserError: a layer does not exist, or a residual stream is not finite.
+        """
+        outputs: dict[int, Tensor] = {}
+        self.stream_resid_post(ids, layers, outputs.__setitem__)
+        return {layer: outputs[layer] for layer in layers}
+
+    @torch.no_grad()
+    def stream_resid_post(
+        self, ids: Int[Tensor, "B T"], layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
+    ) -> None:
+        """As `resid_post`, but each residual stream is handed to `consume(layer, residual)` as soon as it exists.
+
+        Layers come in ascending order; memory does not grow with their number.
+
+        Raises:
+            UserError: a layer does not exist, or a residual stream is not finite.
+        """
+
+        def checked(layer: int, residual: Float[Tensor, "B T d"]) -> None:
+            self._require_finite(residual, f"the residual stream after block {layer}")
+            consume(layer, residual)
+
+        self.check_layers(layers)
+        with recording(self.blocks, layers, checked), suppress(StopForward):
+            self.decoder(input_ids=ids.to(self.device), use_cache=False)
+
+    @torch.no_grad()
+    def token_losses(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
+        """Next-token cross-entropy in nats, float32: entry t is the loss on token t + 1.
+
+        Raises:
+            UserError: the hidden states are not finite.
+            ValueError: fewer than two tokens per window.
+        """
+        ids = self._loss_ids(ids)
+        output = self.decoder(input_ids=ids, use_cache=False)
+        self._require_finite(output["last_hidden_state"], "the hidden state before the LM head")
+        return next_token_losses(self.hf, self.decoder, output, ids)
+
+    @torch.no_grad()
+    def token_losses_from(
+        self, layer: int, residual: Float[Tensor, "B T d"], ids: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T-1"]:
+        """Next-token losses as in `token_losses` when `residual` replaces the residual stream after block `layer`.
+
+        Blocks up to and including `layer` are not computed. With the model's own residual stream the losses equal those
+        of `token_losses`.
+
+        Args:
+            layer: 0-based block whose output is replaced; the last block is allowed.
+            residual: any float dtype and device; cast to the model's.
+            ids: the token ids of the same windows; they are the targets.
+
+        Raises:
+            UserError: the layer does not exist.
+            ValueError: the residual's shape does not fit the ids, or there are fewer than two tokens per window.
+        """
+        self.check_layers([layer])
+        ids = self._loss_ids(ids)
+        own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
+        with resumed_after(self.blocks, layer, own, self._returns_tuples):
+            output = self.decoder(input_ids=ids, use_cache=False)
+        return next_token_losses(self.hf, self.decoder, output, ids)
+
+    @cached_property
+    def _returns_tuples(self) -> bool:
+        return blocks_return_tuples(self.decoder, self.blocks, self.device)
+
+    def _require_finite(self, values: Tensor, what: str) -> None:
+        if bool(values.isfinite().all()):
+            return
+        dtype = str(values.dtype).removeprefix("torch.")
+        advice = (
+            "Is the checkpoint damaged?"
+            if values.dtype is torch.float32
+            else f"{dtype} overflows beyond {torch.finfo(values.dtype).max:.3g}: set model.dtype=float32"
+            + (" or bfloat16." if values.dtype is torch.float16 else ".")
+        )
+        raise UserError(f"{self.name}: {what} holds NaN or infinity in {dtype}. {advice}")
+
+    def _loss_ids(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        if ids.ndim != 2 or ids.shape[1] < 2:
+            raise ValueError(f"ids have shape {tuple(ids.shape)}; losses need [windows, at least 2 tokens]")
+        return ids.to(self.device)
