@@ -27,6 +27,7 @@ from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
 from sae_match.record.curves import distance_rows
 from sae_match.saes import save_native
+from sae_match.store import Store
 from tests.builders import permuted, random_sae
 
 Configured = Callable[..., Config]
@@ -86,8 +87,8 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     same = int((composed.indices == exact.indices).sum())
     assert same < 24
     assert value(result, (1, 3), "composed", "agreement") == same / 24
-    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [1, 3])
     for variant, permutation in (("composed", composed), ("exact", exact)):
         expected = evaluate_pair(a, b, permutation, x[1], x[3], windows.document).rows

@@ -26,8 +26,9 @@ from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.sources import LocalModel
 from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.problem import Metric
-from sae_match.matching.similarity import WeightDistance, matching_problem
+from sae_match.matching.problem import Metric, matching_problem
+from sae_match.matching.similarity import WeightDistance
+from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
 from tests.experiment.conftest import LAYERS
 
@@ -82,7 +83,7 @@ def test_stream_bytes_are_those_of_the_file() -> None:
 @pytest.fixture
 def model(model_directory: Path, tmp_path: Path) -> tuple[LanguageModel, ModelSize]:
     cfg = LocalModel(name="tiny", path=str(model_directory), attn_implementation="eager")
-    return load_language_model(cfg, "cpu", tmp_path), model_size(cfg, model_directory)
+    return load_language_model(cfg, "cpu", Store(tmp_path)), model_size(cfg, model_directory)
 
 
 def test_model_size_is_that_of_the_loaded_model(model: tuple[LanguageModel, ModelSize]) -> None:

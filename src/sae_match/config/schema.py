@@ -65,7 +65,8 @@ class PathsConfig:
     output_dir: str = MISSING
     """The job's record."""
     cache_dir: str = MISSING
-    """Residual streams, tokens and converted models, shared by jobs."""
+    """Where jobs share tokens, residual streams, converted models, matchings and losses, in a folder of its own inside
+    this one. Empty: SAE_MATCH_CACHE or ~/.cache/sae_match."""
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Config:
     rerun: Rerun = Rerun.failed
     """failed | all | none: what the command does with jobs that an earlier launch has left in the same sweep directory
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
-    configuration and inputs; all: run everything again; none: run nothing, only report."""
+    configuration and inputs; all: run everything again, and read no stored matchings, losses or counts; none: run
+    nothing, only report."""
     trusted_packages: list[str] = field(default_factory=list)
     """Packages other than sae_match whose classes a `_target_` may name."""
 

@@ -24,6 +24,7 @@ from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.job import JobRecord
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class FarPair:
 
 
 def compare_over_distance(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -68,7 +70,7 @@ def compare_over_distance(
     for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
         start, stop = layers
         a, b = saes.load(start), saes.load(stop)
-        matching, exact = match_and_save(cfg, a, b, solver, record, layers, aside)
+        matching, exact = match_and_save(store, cfg, a, b, solver, record, layers, aside)
         permutations = {COMPOSED: compose(matchings, layers, "matched"), EXACT: exact}
         permutations[RANDOM] = compose(matchings, layers, "random")
         found = agreement_rows(permutations, layers)

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -31,8 +30,8 @@ from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LayerMetric, Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
-from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import Store
 from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class Evaluator:
     splice_rows: Tensor
     splice_windows: TokenWindows
     streams: ResidualStreams
-    cache: ResultCache
+    store: Store
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     progress: bool
@@ -116,6 +115,7 @@ class Evaluator:
 
 
 def prepare(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -124,27 +124,26 @@ def prepare(
     progress: bool,
     metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> Evaluator:
-    """Load model and text, and capture the span's residual streams (or find them in the cache)."""
-    cache_dir = Path(cfg.paths.cache_dir)
-    model = load_language_model(cfg.model, device, cache_dir)
+    """Load model and text, and capture the span's residual streams (or find them in the store)."""
+    model = load_language_model(cfg.model, device, store)
     saes.check_model(model.d_model, model.name)
     context = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and cfg.dataset.window_tokens > context:
         raise UserError(
             f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
-    windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, store, cfg.model.bos)
     model.check_ids(windows.ids)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
-    streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
+    streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
     if cfg.evaluation.fitted:
         other = load_fit_windows(
-            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, cache_dir, cfg.model.bos
+            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
-        fit = FitText(other, capture(model, other, saes.layers, cache_dir, cfg.evaluation.batch_windows, progress))
+        fit = FitText(other, capture(model, other, saes.layers, store, cfg.evaluation.batch_windows, progress))
     logger.info(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
@@ -165,7 +164,7 @@ def prepare(
         splice_rows=splice_rows,
         splice_windows=splice_windows,
         streams=streams,
-        cache=ResultCache(cache_dir / "splice_losses"),
+        store=store,
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
@@ -215,7 +214,8 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         return []
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    permutations = {CEILING: match_configured(evaluator.cfg, a, second, evaluator.solver, *excluded).permutation}
+    matching = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded)
+    permutations = {CEILING: matching.permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)
     statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))
     rows = weight_rows(weight_distances_of(a, second, permutations), layer, layer, evaluator.metrics)

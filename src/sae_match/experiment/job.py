@@ -15,8 +15,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config
+from sae_match.config.schema import Config, Rerun
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -33,6 +32,7 @@ from sae_match.experiment.outputs import add_activation_columns, draw_figures, l
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
+from sae_match.files import check_writable, write_json
 from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric
@@ -43,6 +43,7 @@ from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
 from sae_match.record.science import science_hash
 from sae_match.record.wandb_mirror import open_mirror
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +84,16 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
-    passes = ActivationCache(Path(cfg.paths.cache_dir), science_hash(cfg.config))
     with record.guard():
         make_plan(cfg).require()
-        check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
+        # rerun=all is asked for after a change of code or libraries, of which stored results know nothing.
+        store = Store(cfg.paths.cache_dir, read=cfg.rerun is not Rerun.all, owner=science_hash(cfg.config))
+        passes = ActivationCache(store)
+        check_writable(store.root, "paths.cache_dir")
         device = resolve_device(cfg.device).type
-        with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
-            result = _run(cfg, record, passes, device, every)
+        options = _mirror_options(cfg, store, group)
+        with open_mirror(record.directory, mode=cfg.tracking.mode.value, **options) as mirror:
+            result = _run(store, cfg, record, passes, device, every)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
         record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     passes.forget()
@@ -104,14 +108,14 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
         logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
 
 
-def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
+def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
     directory = Path(cfg.paths.output_dir)
     return {
         "config": cfg.config,
         "run_id": run_id(cfg.config, directory if group is None else directory.parent),
-        "cache_dir": Path(cfg.paths.cache_dir),
+        "cache_dir": store.scratch("wandb"),
         "project": cfg.tracking.project,
         "entity": cfg.tracking.entity,
         "group": cfg.tracking.group,
@@ -123,17 +127,19 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
     }
 
 
-def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]) -> Result:
+def _run(
+    store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
+) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
-    d_model = check_model_facts(cfg) if full else None
+    d_model = check_model_facts(store, cfg) if full else None
     saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    evaluator = evaluation_step.prepare(cfg, saes, solver, passes, device, progress, metrics) if full else None
+    evaluator = evaluation_step.prepare(store, cfg, saes, solver, passes, device, progress, metrics) if full else None
     record.clear_results()
     if evaluator is not None:
         write_json(record.directory / "text.json", text_facts(evaluator))
@@ -141,7 +147,7 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, m
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
-    matchings = match_span(cfg, saes, solver, record, progress, aside, fit, metrics)
+    matchings = match_span(store, cfg, saes, solver, record, progress, aside, fit, metrics)
     record.warn([warning for pair in matchings for warning in pair.warnings])
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
@@ -150,9 +156,11 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, m
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record, labels)
         record.write_documents(document_sums(evaluator, rows))
-    far, far_pairs = compare_over_distance(cfg, saes, solver, record, matchings, evaluator, aside, progress, metrics)
+    far, far_pairs = compare_over_distance(
+        store, cfg, saes, solver, record, matchings, evaluator, aside, progress, metrics
+    )
     _write_tables(record, labels, rows + far, features)
-    for row in judging_step.judging_rows(cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
+    for row in judging_step.judging_rows(store, cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
         (rows if row.layer_to - row.layer == 1 else far).append(row)
     table = _write_tables(record, labels, rows + far, features)
     if cfg.composition.paths:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
+from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
-from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 from sae_match.metrics.bootstrap import DocumentSums
 
 DOCUMENTS = "documents.parquet"

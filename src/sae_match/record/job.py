@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from sae_match.atomic import atomic_path, check_writable, write_json, write_text
+from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums

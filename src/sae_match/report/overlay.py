@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 
 from ..errors import UserError
 from ..metrics.description import Description

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 
 from ..metrics.description import CEILING, SPLICED
 from ..metrics.weights import WEIGHT_MSE

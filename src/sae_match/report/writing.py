@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_match.atomic import atomic_path, write_text
+from sae_match.files import atomic_path, write_text
 
 from ..errors import UserError
 from ..record.job import PATHS

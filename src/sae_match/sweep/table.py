@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_match.atomic import write_json, write_text
+from sae_match.files import write_json, write_text
 from sae_match.record.labels import joined
 from sae_match.report.compare import comparison_keys, setting
 from sae_match.report.tables import format_value, markdown_table
