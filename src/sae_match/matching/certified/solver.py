@@ -27,7 +27,7 @@ from sae_match.matching.certified.refine import exact_factors, solve_exactly
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, is_negligible
 from sae_match.matching.spread import describe_outliers, is_wide
 from sae_match.options import option
@@ -117,6 +117,17 @@ class CertifiedSolver(Solver):
             logger.info("rounding may have decided between assignments that cost almost the same: solving exactly")
             return self._solve_exactly(problem, cached, started)
         return solution
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The largest sum of given similarities, with its proof."""
+        from sae_match.matching.by_similarity import match_by_similarity  # it builds on this package
+
+        found = match_by_similarity(
+            problem.matrix, memory_limit_gib=self.memory_limit_gib, block_rows=self.block_rows
+        )  # fmt: skip
+        objective = problem.objective(found.permutation)
+        bound = max(0.0, objective - 2 * min(problem.shape) * found.gap)
+        return Solution(found.permutation, objective, bound)
 
     def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
