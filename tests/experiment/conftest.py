@@ -55,10 +55,10 @@ def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> C
 
     native = ("sae=native", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'")
 
-    def make(saes: Path, *overrides: str, output: str = "out", sae: tuple[str, ...] = native) -> Config:
+    def make(saes: Path, *overrides: str, output: str = "out") -> Config:
         register_schemas()
         fixed = [
-            *sae, f"sae.root={saes}",
+            *([] if any(override.startswith("sae=") for override in overrides) else native), f"sae.root={saes}",
             "model=local", f"model.path={model_directory}", "dataset=local", f"dataset.path={text_directory}",
             "dataset.documents=10", "dataset.window_tokens=12", "dataset.windows_per_document=2",
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",
