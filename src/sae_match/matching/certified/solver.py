@@ -19,7 +19,7 @@ from sae_match.files import GIB
 from sae_match.matching.certified.arrays import Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import Attempt, exactly
-from sae_match.matching.certified.grid import GridProblem, grid_problem
+from sae_match.matching.certified.grid import GridProblem, grid_problem, row_classes
 from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
@@ -142,8 +142,10 @@ class CertifiedSolver(Solver):
         def attempt(rejection: int | None) -> Attempt:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(
-                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached)
-            )
+                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
+                # A private column of its own sets a row apart.
+                row_class=row_classes(costs.left) if rejection is None else None,
+            )  # fmt: skip
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             proof = _search(lazy, self.verify)
             bound = None if proof.deficit is None else total_cost(lazy, proof.partner) - proof.deficit
