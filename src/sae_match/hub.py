@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from sae_match.errors import UserError
+from sae_match.files import known_sha256
 from sae_match.hub_errors import Repository, explain, holds_token
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -54,8 +53,7 @@ def verify(path: Path) -> None:
     blob = path.resolve()
     if blob.parent.name != "blobs" or not _SHA256.match(blob.name):
         return
-    stat = blob.stat()
-    found = _sha256(blob, stat.st_size, stat.st_mtime_ns)
+    found = known_sha256(blob)
     if found != blob.name:
         raise UserError(
             f"{path}: the content is not what the hub announced (sha256 {found[:16]}..., hub {blob.name[:16]}...), "
@@ -72,14 +70,7 @@ def content_hash(path: Path) -> str:
     real = path.resolve()
     if real.parent.name == "blobs":  # the hub's cache names files by their content
         return real.name
-    stat = real.stat()
-    return _sha256(real, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return known_sha256(real)
 
 
 @contextmanager

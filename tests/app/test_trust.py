@@ -31,7 +31,7 @@ def test_targets_that_may_be_built(target: str) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("sae_match.atomic.os.remove", "sae_match defines nothing of that name"),
+        ("sae_match.files.os.remove", "sae_match defines nothing of that name"),
         ("sae_match_evil.run", "not of sae_match"),
         ("sae_match.nowhere.Thing", "nowhere"),
     ],

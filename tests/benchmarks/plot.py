@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 from sae_match.report.canvas import new_figure, paper_style, save
 from sae_match.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, Style
 from tests.benchmarks.derive import Row

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_match.atomic import write_text
 from sae_match.errors import UserError
+from sae_match.files import write_text
 from tests.benchmarks import plot, records, tables
 from tests.benchmarks.derive import Family, Row, rows
 from tests.benchmarks.problems import Kind

@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 import torch
 
-from sae_match.atomic import write_json
 from sae_match.errors import UserError
+from sae_match.files import write_json
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, methods
 from tests.benchmarks.problems import Instance, Kind, Spec, build, demo_specs

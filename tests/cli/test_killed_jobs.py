@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sae_match.report.records import read_record
+from sae_match.store import Store
 from tests.faults.kill_loop import Moment, Setting, kill_and_rerun, kill_when, results, scientific_results
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def reference(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def files(folder: str, count: int) -> Moment:
     """The moment at which so many entries of a part of the cache are committed."""
-    return lambda output, cache: lambda: len(list((cache / folder).glob("[0-9a-f]*.safetensors"))) >= count
+    return lambda output, cache: lambda: len(list((Store(cache).root / folder).glob("[0-9a-f]*.safetensors"))) >= count
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def files(folder: str, count: int) -> Moment:
         (files("matchings", 1), 0),
         (files("matchings", 2), 0),
         (files("activations", 2), 2),
-        (files("splice_losses", 3), 3),
+        (files("token_losses", 3), 3),
     ],
     ids=["one pair matched", "two pairs matched", "two pairs counted", "splicing"],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sae_match.evaluation.differences import ceiling_rows, difference_rows
+from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
 
@@ -60,13 +60,13 @@ def test_neighbours_are_compared_with_the_seeds_of_their_layer() -> None:
         row("matched", ratio("matched"), (3, 4)),
         row("ceiling", ratio("seeds"), (2, 2)),
     ]
-    below, above = ceiling_rows(rows)
+    below, above = ceiling_gap_rows(rows)
     assert (below.layer, below.layer_to, below.metric) == (1, 2, "matching_score_to_ceiling")
     assert (above.layer, above.layer_to) == (2, 3)
     assert below.estimate is not None
     assert (below.value, *below.estimate.interval) == pytest.approx(by_hand("matched", "seeds"))
     # With a second seed at layer 1 as well, its pair is compared with the mean of the two.
-    both = ceiling_rows([*rows, row("ceiling", ratio("greedy"), (1, 1))])
+    both = ceiling_gap_rows([*rows, row("ceiling", ratio("greedy"), (1, 1))])
     expected = by_hand("matched", "seeds")[0] + by_hand("matched", "greedy")[0]
     assert both[0].value == pytest.approx(expected / 2)
 

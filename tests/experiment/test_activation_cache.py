@@ -13,13 +13,15 @@ import torch
 
 from sae_match import Permutation, SparseAutoencoder
 from sae_match.config.schema import Config
+from sae_match.content import content_key
+from sae_match.entries import list_entries, read_mark
 from sae_match.evaluation import controls as controls_module
 from sae_match.evaluation import linear_map
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
-from sae_match.record.cache import ResultCache
+from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
 from tests.faults.kill_loop import scientific_results
 
@@ -54,7 +56,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
 
 
 def entries(cfg: Config) -> list[Path]:
-    return sorted((Path(cfg.paths.cache_dir) / "activations").glob("*.safetensors"))
+    return sorted((Store(cfg.paths.cache_dir).root / "activations").glob("*.safetensors"))
 
 
 def test_a_killed_job_loses_the_pass_in_hand_and_its_results_are_the_same(
@@ -139,10 +141,14 @@ def test_what_another_job_has_committed_stays_with_it(
 def test_an_entry_that_cannot_be_removed_fails_no_job(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def held(*_: object) -> None:
-        raise PermissionError("in use")
+    unlink = Path.unlink
 
-    monkeypatch.setattr(ResultCache, "remove", held)
+    def held(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "activations" and path.suffix == ".safetensors" and not path.name.startswith("."):
+            raise PermissionError("in use")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", held)
     cfg = configured(random_saes, "layers.last=1")
     assert run(cfg).metrics
     assert len(entries(cfg)) >= 1
@@ -152,14 +158,15 @@ def test_a_damaged_entry_is_collected_anew(
     configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
-    compute = ActivationCache(Path(cfg.paths.cache_dir), "job").computing()
+    compute = ActivationCache(Store(cfg.paths.cache_dir)).computing()
     known = {"matched": Permutation.random(24, 24, seed=0)}
     splices = splices_of_pair(A, B, known, SpliceUnits.raw)
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
     request = ActivationRequest(A, B, x, x, document, known, splices)
     first = compute(request)
     (entry,) = entries(cfg)
-    ResultCache(entry.parent).put(entry.stem, {"tokens": first.a.tokens.numpy()})
+    mark = read_mark(entry)
+    Store(cfg.paths.cache_dir).put(mark["kind"], mark["key"], {"tokens": first.a.tokens})
     with caplog.at_level(logging.WARNING):
         again = compute(request)
     assert "damaged" in caplog.text and passes.made == 2
@@ -180,7 +187,7 @@ def test_the_key_holds_everything_that_changes_a_pass() -> None:
     ) -> str:
         known = {"matched": Permutation.random(24, 24, seed=seed)}
         splices = splices_of_pair(a, b, known, units)
-        return pass_key(ActivationRequest(a, b, x, x, document, known, splices), facts)
+        return content_key(pass_key(ActivationRequest(a, b, x, x, document, known, splices), facts))
 
     scaled = A.replace(scale=torch.full((24,), 0.7))
     more = {"matched": Permutation.random(24, 24, seed=0), "vanilla": Permutation.identity(24, 24)}
@@ -193,7 +200,8 @@ def test_the_key_holds_everything_that_changes_a_pass() -> None:
     ]
     keys = [
         key(), key(a=B, b=A), key(seed=1), key(units=SpliceUnits.theta), key(a=scaled, units=SpliceUnits.theta),
-        key(streams="ab"), key(layers=(0, 1)), key(layers=(1, 0)), *(pass_key(other, {}) for other in others),
+        key(streams="ab"), key(layers=(0, 1)), key(layers=(1, 0)),
+        *(content_key(pass_key(other, {})) for other in others),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == key(a=random_sae(seed=1))
@@ -219,15 +227,15 @@ def test_a_matching_by_correlation_is_solved_once(
     assert first.metrics["fit_correlation/correlation"] == again.metrics["fit_correlation/correlation"]
     run(configured(random_saes, *more, "evaluation.fit_documents=3", output="third"))
     assert len(solved) == 4
-    aside = [*more, "matching.dead_features=aside"]
+    aside = [*more, "matching.dead_features=exclude"]
     run(configured(random_saes, *aside, output="fourth"))
     assert len(solved) == 6
 
-    cache = ResultCache(Path(configured(random_saes).paths.cache_dir) / "matchings")
-    for path in cache.directory.glob("*.safetensors"):
-        payload = cache.get(path.stem) or {}
-        if "fit_correlation" in payload:
-            cache.put(path.stem, {**payload, "width_b": 7})
+    store = Store(configured(random_saes).paths.cache_dir)
+    for entry in list_entries(store.root, ["matchings"])[0]:
+        if entry.key.get("kind") == "control":
+            payload = store.get("matchings", entry.key) or {}
+            store.put("matchings", entry.key, {**payload, "indices": payload["indices"] + 100})
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))
     assert len(solved) == 8 and "damaged" in caplog.text
@@ -249,7 +257,7 @@ def test_dead_features_and_measured_scales_are_found_once(
 
     counted(evaluation_step, "never_active")
     counted(saes_in_span, "measure_scale")
-    more = ("matching.dead_features=aside", "folding.scale=mean_activation", "sae.ceiling_filename=null")
+    more = ("matching.dead_features=exclude", "folding.scale=mean_activation", "sae.ceiling_filename=null")
     run(configured(random_saes, *more, f"paths.cache_dir={tmp_path / 'other_cache'}", output="undisturbed"))
     assert (calls.count("never_active"), calls.count("measure_scale")) == (4, 4)
     calls.clear()

@@ -25,8 +25,9 @@ from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.saes_in_span import far_pairs
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
-from sae_match.record.distances import distance_rows
+from sae_match.record.curves import distance_rows
 from sae_match.saes import save_native
+from sae_match.store import Store
 from tests.builders import permuted, random_sae
 
 Configured = Callable[..., Config]
@@ -86,8 +87,8 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     same = int((composed.indices == exact.indices).sum())
     assert same < 24
     assert value(result, (1, 3), "composed", "agreement") == same / 24
-    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [1, 3])
     for variant, permutation in (("composed", composed), ("exact", exact)):
         expected = evaluate_pair(a, b, permutation, x[1], x[3], windows.document).rows
@@ -128,7 +129,7 @@ def test_weights_alone_give_agreement_and_weight_metrics(configured: Configured,
 
 
 def test_dead_features_stay_aside_at_a_distance(configured: Configured, random_saes: Path) -> None:
-    result = run(configured(random_saes, "matching.dead_features=aside", "composition.max_distance=3"))
+    result = run(configured(random_saes, "matching.dead_features=exclude", "composition.max_distance=3"))
     aside = result.pairs[result.pairs.metric == "features_aside"].set_index("layer")["value"]
     for a, b in FAR:
         saved = Permutation.load(result.directory / "permutations" / f"layer_0{a}_to_0{b}.safetensors")

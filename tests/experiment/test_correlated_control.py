@@ -18,6 +18,7 @@ from sae_match.evaluation import controls
 from sae_match.evaluation.controls import ControlPair, ControlSetup, Correlation
 from sae_match.evaluation.correlation import activation_correlations
 from sae_match.experiment.controls_step import remembering
+from sae_match.store import Store
 from tests.builders import random_sae
 
 LAYERS = (3, 4)
@@ -26,7 +27,7 @@ LAYERS = (3, 4)
 def pair_of(a: SparseAutoencoder, b: SparseAutoencoder, layers: dict[int, Tensor], cache: Path) -> ControlPair:
     setup = ControlSetup(None, problem_width=17, batch_windows=4)
     fit = SimpleNamespace(key="text", layer=layers.__getitem__)
-    return ControlPair(setup, LAYERS, a, b, fit=fit, remember=remembering(cache))
+    return ControlPair(setup, LAYERS, a, b, fit=fit, remember=remembering(Store(cache)))
 
 
 @pytest.mark.parametrize(("width_a", "width_b"), [(20, 24), (24, 20), (22, 22)])

@@ -16,6 +16,7 @@ from sae_match.config.compose import config_directory, register_schemas, to_data
 from sae_match.config.schema import Config
 from sae_match.experiment import Result, make_plan, run
 from sae_match.language_model import load_language_model
+from sae_match.store import Store
 from sae_match.text import load_windows
 from tests.builders import scientific
 from tests.experiment.gemma import BLOCKS, BOS, OVERRIDES, TOKEN, WINDOW, Setting, build
@@ -64,8 +65,8 @@ def test_the_full_evaluation(hub: Hub, setting: Setting, tmp_path: Path, monkeyp
     assert text["recipe"]["bos"] == BOS
 
     # delta_loss against an ordinary hook and full passes through the model as transformers runs it.
-    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-    windows = load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     assert (windows.ids[:, 0] == BOS).all() and not (windows.ids[:, 1:] == BOS).any()
     layer = 2
     sae = load_sae(next((setting.saes / f"layer_{layer}").rglob("params.npz")), layer)

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from sae_match.config.schema import Config
+from sae_match.content import content_key
 from sae_match.experiment import matching_step, run
 from sae_match.experiment.matching_cache import matching_key
 from sae_match.matching import Matching, make_solver
-from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import Store
 from tests.builders import random_sae
 
 Configured = Callable[..., Config]
@@ -43,15 +44,19 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[Matching]:
 
 def matching(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
     solver = matching_step.configured_solver(cfg, "cpu", progress=False)
-    return matching_step.match_configured(cfg, a, b, solver, **excluded)
+    return matching_step.match_configured(store(cfg), cfg, a, b, solver, **excluded)
+
+
+def store(cfg: Config) -> Store:
+    return Store(cfg.paths.cache_dir)
 
 
 def key_of(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
-    return matching_key(cfg, a, b, cfg.solver, mask, None)
+    return content_key(matching_key(cfg, a, b, cfg.solver, mask, None))
 
 
 def entries(cfg: Config) -> list[Path]:
-    return sorted((Path(cfg.paths.cache_dir) / "matchings").iterdir())
+    return sorted((store(cfg).root / "matchings").iterdir())
 
 
 def test_a_matching_comes_back_with_everything_it_came_with(
@@ -169,7 +174,7 @@ def test_a_damaged_entry_is_reported_and_built_again(
         {"indices": np.arange(24) + 10},
         {"width_b": 24},
         {"objective": None},
-        {"provenance": "{}"},
+        {"provenance": {}},
         {"statistics": "not json"},
     ],
     ids=["shape", "twice", "range", "width", "number", "origin", "text"],
@@ -179,8 +184,8 @@ def test_a_whole_file_with_a_wrong_content_is_not_believed(
 ) -> None:
     cfg = configured(tmp_path)
     first = matching(cfg)
-    cache, key = ResultCache(Path(cfg.paths.cache_dir) / "matchings"), entries(cfg)[0].stem
-    cache.put(key, {**(cache.get(key) or {}), **wrong})
+    key = matching_key(cfg, A, B, cfg.solver, None, None)
+    store(cfg).put("matchings", key, {**(store(cfg).get("matchings", key) or {}), **wrong})
     again = matching(cfg)
     assert len(solved) == 2
     assert again.permutation.indices.tolist() == first.permutation.indices.tolist()
@@ -226,7 +231,7 @@ def test_a_control_that_is_solved_otherwise_is_not_the_configured_matching(
     exact = matching(cfg)
     greedy = make_solver("greedy")
     for _ in range(2):
-        control = matching_step.match_configured(cfg, A, B, greedy)
+        control = matching_step.match_configured(store(cfg), cfg, A, B, greedy)
         assert control.permutation.provenance["solver"] == "greedy"
         assert control.gap is None and exact.gap is not None
     assert len(entries(cfg)) == 2

@@ -18,6 +18,7 @@ from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
 from sae_match.saes.formats.native import load_native
 from sae_match.saes.site import Site
+from sae_match.store import Store
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
@@ -61,8 +62,8 @@ def test_topk_saes_through_the_full_evaluation(configured: Configured, topk_saes
     assert permutation.provenance["folding_scale"] == scale
     # The same by hand: scale measured on the job's own residual streams, folded, matched.
     if scale != "decoder_norm":
-        model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-        windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+        model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+        windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
         x = model.resid_post(windows.ids, [1, 2])
         a, b = (measure_scale(load_sae(topk_saes / f"layers.{i}", i), scale, x[i]) for i in (1, 2))
         assert value(result, 1, "sae", "mean_theta") == pytest.approx(float(a.theta.mean()), rel=1e-5)

@@ -81,9 +81,8 @@ class Own:
             group: getattr(cfg.evaluation, group) | {entry.name: entry for entry in entries}
             for group, entries in more.items()
         }
-        changed = replace(cfg, evaluation=replace(cfg.evaluation, **added))
-        changed.config = cfg.config | {"evaluation": cfg.config["evaluation"] | {k: repr(v) for k, v in added.items()}}
-        return run(changed)
+        plain = cfg.config | {"evaluation": cfg.config["evaluation"] | {k: repr(v) for k, v in added.items()}}
+        return run(replace(cfg, evaluation=replace(cfg.evaluation, **added), config=plain))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from sae_match.evaluation import evaluate_pair
 from sae_match.experiment import Result, delta_loss_step, evaluation_step, run
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.record.pairs import read_pairs
+from sae_match.store import Store
 
 Configured = Callable[..., Config]
 
@@ -66,8 +68,8 @@ def test_delta_loss_equals_a_plain_hook(configured: Configured, random_saes: Pat
     """The pipeline's layer_drop and encode_decode_current against full forward passes with an ordinary hook."""
     cfg = configured(random_saes, "dataset.windows_per_document=1")
     result = run(cfg)
-    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     residual = model.resid_post(windows.ids, [1, 2])
     sae = load_sae(random_saes / "layer_02.safetensors")
     for name, stand_in in (("layer_drop", residual[1]), ("encode_decode_current", sae(residual[2]))):
@@ -121,6 +123,32 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
     assert "solver/row_remakes" in repeatable(first.metrics)
     run(configured(random_saes, "matching=decoder", output="decoder"))
     assert set(calls) == {"encode-permute-decode (matched)"}  # the baselines do not depend on the matching
+
+
+def test_rerun_all_computes_losses_and_matchings_again_and_shares_the_inputs(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change of a splice's code, which no key knows."""
+    options = ("layers.last=1", "sae.ceiling_filename=null")
+    first = run(configured(random_saes, *options))
+
+    def shifted(*arguments: Any, **options: Any) -> Any:
+        return {
+            name: losses + 1.0 for name, losses in splice_losses_module.splice_losses(*arguments, **options).items()
+        }
+
+    def no_forward(*_: object) -> None:
+        raise AssertionError("residual streams were captured again")
+
+    monkeypatch.setattr(delta_loss_step, "splice_losses", shifted)
+    monkeypatch.setattr(LanguageModel, "stream_resid_post", no_forward)
+    name = "delta_loss/encode_permute_decode"
+    assert run(configured(random_saes, *options, output="again")).metrics[name] == first.metrics[name]
+    again = run(configured(random_saes, *options, "rerun=all", output="all")).metrics
+    assert again[name] == pytest.approx(first.metrics[name] + 1.0)
+    assert again["solver_seconds"] != first.metrics["solver_seconds"], "the matching is solved again"
+    later = run(configured(random_saes, *options, output="later")).metrics
+    assert later[name] == again[name], "the new losses have replaced the old ones"
 
 
 def repeatable(metrics: dict[str, float]) -> dict[str, float]:
@@ -201,8 +229,8 @@ def test_bad_input_fails_before_matching_and_is_recorded(
 def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_saes: Path) -> None:
     cfg = configured(random_saes)
     result = run(cfg)
-    model = load_language_model(cfg.model, "cpu", Path(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Path(cfg.paths.cache_dir), cfg.model.bos)
+    model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
+    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [0, 1])
     a, b = (load_sae(random_saes / f"layer_{i:02d}.safetensors") for i in (0, 1))
     permutation = Permutation.load(result.directory / "permutations" / "layer_00_to_01.safetensors")

@@ -27,11 +27,12 @@ from safetensors import safe_open
 
 from sae_match.record.state import read_status
 from sae_match.saes import save_native
+from sae_match.store import Store
 from tests.builders import random_sae
 from tests.tiny_setting import D_MODEL, LAYERS, build_model, build_text
 
 RESULTS = ("pairs.csv", "metrics.json", "features.parquet")
-COMMITTED = ("matchings", "splice_losses", "tokens", "residual_streams")
+COMMITTED = ("matchings", "token_losses", "tokens", "residual_streams")
 MEASURED = ("solver_seconds", "solver/seconds", "solver/peak_memory_gib")
 """Numbers that two separate computations never share."""
 
@@ -125,21 +126,21 @@ def after(seconds: float) -> Moment:
 
 
 def committed(cache: Path) -> Snapshot:
-    """Finished files of the cache: modification time and inode, which a file that is written again changes."""
+    """Finished files of the cache: size and inode, which a file that is written again changes."""
     found: Snapshot = {}
     for folder in COMMITTED:
-        for path in (cache / folder).rglob("*"):
+        for path in (Store(cache).root / folder).rglob("*"):
             if path.is_file() and not path.name.startswith(".") and path.suffix in (".safetensors", ".json"):
-                if path.name in ("manifest.json", "progress.json"):
+                if path.name in ("entry.json", "progress.json"):
                     continue  # bookkeeping of an unfinished entry
                 stat = path.stat()
-                found[str(path.relative_to(cache))] = (stat.st_mtime_ns, stat.st_ino)
+                found[str(path.relative_to(cache))] = (stat.st_size, stat.st_ino)
     return found
 
 
 def passes_in(cache: Path) -> list[Path]:
     """Committed passes over the tokens of a pair."""
-    return sorted((cache / PASSES).glob("[0-9a-f]*.safetensors"))
+    return sorted((Store(cache).root / PASSES).glob("[0-9a-f]*.safetensors"))
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -216,7 +217,7 @@ def kill_and_rerun(setting: Setting, where: Path, moment: Moment, reference: dic
         len(before),
         sorted(name for name, stamp in before.items() if later.get(name) != stamp),
         len(passes),
-        [key for key in passes if f"activations found in the cache ({key[:12]})" not in log],
+        [key for key in passes if f"activations found in the store ({key[:12]})" not in log],
         len(passes_in(cache)),
         None if status is None else status.state,
         results(output) == results(where / "again"),

@@ -11,14 +11,15 @@ import pytest
 
 from sae_match.config.schema import Config
 from sae_match.experiment import run
+from sae_match.store import Store
 from tests.faults.kill_loop import scientific_results
 
 Configured = Callable[..., Config]
 
 KINDS = {
-    "tokens": "tokens/*/windows.safetensors",
+    "tokens": "tokens/*.safetensors",
     "residual streams": "residual_streams/*/layer_*.safetensors",
-    "splice losses": "splice_losses/*.safetensors",
+    "token losses": "token_losses/*.safetensors",
     "matchings": "matchings/*.safetensors",
 }
 
@@ -61,7 +62,7 @@ def test_damaged_entries_are_noticed_and_built_again(
     configured: Configured, random_saes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All kinds at once; each must be reported, and the results must be those of an undisturbed job."""
-    cache, options = tmp_path / "cache", ("layers.last=2", "evaluation.bootstrap_samples=10")
+    cache, options = Store(tmp_path / "cache").root, ("layers.last=2", "evaluation.bootstrap_samples=10")
     first = run(configured(random_saes, *options))
     # A second recipe, so that there are two entries of tokens to exchange.
     run(configured(random_saes, *options, "dataset.windows_per_document=1", output="other"))
@@ -74,5 +75,5 @@ def test_damaged_entries_are_noticed_and_built_again(
             again = run(configured(random_saes, *options, output=damage.__name__))
         assert scientific_results(again.directory) == expected
         said = [record.getMessage() for record in caplog.records]
-        for part in ("tokens", "residual_streams", "splice_losses", "matchings"):
+        for part in ("tokens", "residual_streams", "token_losses", "matchings"):
             assert any(part in line and "damaged" in line for line in said), (part, said)

@@ -20,7 +20,7 @@ from sae_match.judging.client import ChatClient
 from sae_match.judging.descriptions import Description
 from sae_match.judging.endpoint import EndpointJudge, EndpointSession
 from sae_match.judging.prompt import cost_bound, estimated_cost, messages
-from sae_match.record.cache import ResultCache
+from sae_match.store import ResultCache
 from tests.judging.chat_server import Response, chat_server, completion
 
 
@@ -34,7 +34,7 @@ def question(i: int) -> Question:
 
 def judge(url: str, cache: Path, retries: int = 0, **options: Any) -> EndpointSession:
     client = ChatClient(url, "tiny", retries=retries, body={"max_tokens": 16})
-    return EndpointSession(client, ResultCache(cache), **options)
+    return EndpointSession(client, ResultCache(cache / "judge_answers"), **options)
 
 
 def shown_first(body: dict[str, Any]) -> str:
@@ -97,7 +97,9 @@ def test_answers_are_kept_and_failures_asked_again(tmp_path: Path) -> None:
         assert len(server.requests) == 8
     # Everything that could change the answer is in the key.
     assert judge(url, tmp_path).judge(questions[:1])[0].level is Level.maybe
-    other = EndpointSession(ChatClient(url, "larger", retries=0, body={"max_tokens": 16}), ResultCache(tmp_path))
+    other = EndpointSession(
+        ChatClient(url, "larger", retries=0, body={"max_tokens": 16}), ResultCache(tmp_path / "judge_answers")
+    )
     assert len(other.missing(questions[:1])) == 2
 
 
@@ -185,7 +187,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repository: Path) -> 
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed.set()
-        assert len(list(tmp_path.glob("*.safetensors"))) == 8
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 8
         verdicts = judge(server.url, tmp_path).judge([question(i) for i in range(10)])
     assert len(server.requests) == 9 + 12
     assert {v.level for v in verdicts} == {Level.same}

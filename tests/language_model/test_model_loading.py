@@ -17,6 +17,7 @@ from sae_match.errors import UserError
 from sae_match.language_model import LanguageModel, load_language_model, resolve_device
 from sae_match.language_model.forward_pass import find_blocks
 from sae_match.language_model.sources import LocalModel
+from sae_match.store import Store
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def local(path: Path, **changes: Any) -> LocalModel:
 
 
 def test_local_model_is_the_saved_one(llama: LanguageModel, saved: Path, ids: torch.Tensor, tmp_path: Path) -> None:
-    model = load_language_model(local(saved), "cpu", tmp_path)
+    model = load_language_model(local(saved), "cpu", Store(tmp_path))
     assert (model.name, model.n_layers, model.d_model, model.device.type) == ("tiny", 3, 16, "cpu")
     assert torch.equal(model.token_losses(ids), llama.token_losses(ids))
     assert model.key == llama.key, "the key is the content's, not the path's"
@@ -41,17 +42,17 @@ def test_local_model_is_the_saved_one(llama: LanguageModel, saved: Path, ids: to
 
 
 def test_dtype_and_attention_are_obeyed(saved: Path, tmp_path: Path) -> None:
-    model = load_language_model(local(saved, dtype="bfloat16", attn_implementation="eager"), "cpu", tmp_path)
+    model = load_language_model(local(saved, dtype="bfloat16", attn_implementation="eager"), "cpu", Store(tmp_path))
     assert model.hf.dtype == torch.bfloat16 and model.hf.config._attn_implementation == "eager"
     with pytest.raises(ValidationError, match="dtype"):
         local(saved, dtype="int8")
     with pytest.raises(UserError, match="attn_implementation"):
-        load_language_model(local(saved, attn_implementation="nonsense"), "cpu", tmp_path)
+        load_language_model(local(saved, attn_implementation="nonsense"), "cpu", Store(tmp_path))
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no config\.json"):
-        load_language_model(local(tmp_path / "absent"), "cpu", tmp_path)
+        load_language_model(local(tmp_path / "absent"), "cpu", Store(tmp_path))
 
 
 @pytest.mark.parametrize("name, content", [
@@ -66,7 +67,7 @@ def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
 def test_broken_directories(saved: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
     (saved / name).unlink() if content is None else (saved / name).write_bytes(content)
     with pytest.raises(UserError, match="model tiny: ") as caught:
-        load_language_model(local(saved), "cpu", tmp_path)
+        load_language_model(local(saved), "cpu", Store(tmp_path))
     assert str(saved) in str(caught.value)
 
 
@@ -75,7 +76,7 @@ def test_absent_weights_are_not_filled_with_random_numbers(saved: Path, tmp_path
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, saved / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 weights of LlamaForCausalLM, such as model.layers.1.mlp.up_proj"):
-        load_language_model(local(saved), "cpu", tmp_path)
+        load_language_model(local(saved), "cpu", Store(tmp_path))
 
 
 def test_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path) -> None:
     )
     (saved / "own.py").write_text("raise SystemExit('was run')")
     with pytest.raises(UserError, match="trust_remote_code"):
-        load_language_model(local(saved), "cpu", tmp_path)
+        load_language_model(local(saved), "cpu", Store(tmp_path))
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

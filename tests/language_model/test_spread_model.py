@@ -13,6 +13,7 @@ from torch import nn
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.sources import LocalModel
 from sae_match.language_model.weights import execution_device
+from sae_match.store import Store
 
 
 @pytest.fixture(params=["gemma2", "gpt2"])
@@ -30,7 +31,7 @@ def saved(
 
 def spread(path: Path, cache: Path) -> LanguageModel:
     """So little memory that blocks have to go to disk."""
-    return load_language_model(_config(path, device_map="auto", max_memory={"cpu": "9KB"}), "cpu", cache)
+    return load_language_model(_config(path, device_map="auto", max_memory={"cpu": "9KB"}), "cpu", Store(cache))
 
 
 def _config(path: Path, **changes: object) -> LocalModel:
@@ -43,7 +44,7 @@ def _config(path: Path, **changes: object) -> LocalModel:
 
 
 def test_offloaded_blocks_give_the_same_streams_and_losses(saved: Path, ids: torch.Tensor, tmp_path: Path) -> None:
-    whole, model = load_language_model(_config(saved), "cpu", tmp_path), spread(saved, tmp_path / "cache")
+    whole, model = load_language_model(_config(saved), "cpu", Store(tmp_path)), spread(saved, tmp_path / "cache")
     assert "disk" in model.hf.hf_device_map.values(), "the test needs weights on disk"
     assert any(parameter.device.type == "meta" for parameter in model.hf.parameters())
     assert model.device.type == "cpu"
@@ -58,7 +59,7 @@ def test_offloaded_blocks_give_the_same_streams_and_losses(saved: Path, ids: tor
 
 
 def test_the_key_is_the_contents_wherever_it_lies(saved: Path, tmp_path: Path) -> None:
-    assert spread(saved, tmp_path / "cache").key == load_language_model(_config(saved), "cpu", tmp_path).key
+    assert spread(saved, tmp_path / "cache").key == load_language_model(_config(saved), "cpu", Store(tmp_path)).key
 
 
 def test_residuals_follow_their_block(llama: LanguageModel) -> None:
@@ -84,6 +85,6 @@ def test_residuals_follow_their_block(llama: LanguageModel) -> None:
 
 
 def test_whole_models_need_no_accelerate(saved: Path, tmp_path: Path) -> None:
-    model = load_language_model(_config(saved), "cpu", tmp_path)
+    model = load_language_model(_config(saved), "cpu", Store(tmp_path))
     assert not hasattr(model.hf, "hf_device_map") or set(model.hf.hf_device_map.values()) == {"cpu"}
     assert model.device == torch.device("cpu")

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from sae_match.atomic import atomic_path, write_text
 from sae_match.errors import UserError
+from sae_match.files import atomic_path, write_text
 from sae_match.record import JobRecord
 
 

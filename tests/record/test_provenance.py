@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_match.record import content_key, file_sha256
+from sae_match.content import content_key
+from sae_match.files import file_sha256
 from sae_match.record.provenance import git_state, versions
 
 JSON = st.recursive(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report.ablation import (
     ablation_cells,
     ablation_frame,
@@ -15,9 +16,8 @@ from sae_match.report.ablation import (
     rank,
     ranking_note,
 )
-from sae_match.report.directions import lower_is_better
 from sae_match.report.records import find_records
-from sae_match.report.resamples import Resamples
+from sae_match.report.resampling import Resamples
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
 SCORE, LOSS, MSE = "matching_score", "delta_loss/encode_permute_decode", "weight_mse/W_dec"
@@ -38,8 +38,8 @@ def test_ranks_know_which_way_is_better() -> None:
     assert ranks(SCORE) == [2, 4, 1, 3]
     assert ranks(LOSS) == [2, 3, 1, 4]
     assert ranks(MSE) == [2, 2, 4, 1]  # the same value, the same rank
-    directions = {name: lower_is_better(name) for name in (*NAMES, "explained_variance/layer_drop", "matching_iou")}
-    assert list(directions.values()) == [False, True, True, False, False]
+    names = (*NAMES, "explained_variance/layer_drop", "delta_loss_difference/random")
+    assert [BUILT_IN_LABELS.of_number(name).better for name in names] == ["higher", "lower", "lower", "higher", "lower"]
 
 
 def test_a_row_per_combination_with_value_interval_and_rank() -> None:

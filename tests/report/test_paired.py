@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from sae_match import UserError
-from sae_match.metrics.bootstrap import Bootstrap
-from sae_match.metrics.document_sums import DocumentSums, rotated
-from sae_match.metrics.estimate_again import estimate_again
-from sae_match.metrics.reconstruction import ReconstructionStatistics
+from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, compress_rows
+from sae_match.metrics.streaming import ReconstructionStatistics
 from sae_match.record.documents import DOCUMENTS, SumsKey, read_documents, write_documents
-from sae_match.report.paired import Difference, estimates, paired_difference
+from sae_match.report.resampling import Difference, estimates, paired_difference
 
 Sums = dict[SumsKey, DocumentSums]
 
@@ -65,22 +63,24 @@ def test_reconstructions_come_back_from_the_file(tmp_path: Path, d: int) -> None
     guess = x + torch.randn(x.shape, generator=generator) + 0.4
     statistics, bootstrap = ReconstructionStatistics(6, d), Bootstrap(6, 200)
     statistics.update(x, guess, torch.arange(12) // 2)
-    original = statistics.explained_variance(bootstrap)
-    assert original.sums is not None
-    path = directory(tmp_path, "a", {key(metric="explained_variance"): original.sums}) / DOCUMENTS
+    sums = statistics.sums()
+    whole = DocumentSums(
+        sums.numerator, sums.denominator, sums.tokens, statistics.error.numpy(), statistics.target.numpy()
+    )
+    path = directory(tmp_path, "a", {key(metric="explained_variance"): sums}) / DOCUMENTS
     (stored,) = read_documents(path).values()
     assert stored.numerator_vector is not None
     assert stored.numerator_vector.shape == (6, min(6, d))
-    for metric, expected in (("explained_variance", original), ("r2", statistics.r2(bootstrap))):
-        again = estimate_again(metric, stored, bootstrap)
+    for metric in ("explained_variance", "r2", "fvu"):
+        expected, again = (bootstrap.from_sums(found, metric) for found in (whole, stored))
         assert again.value == pytest.approx(expected.value, abs=1e-12)
         assert again.replicates == pytest.approx(expected.replicates, abs=1e-12)
 
 
-def test_rotation_keeps_the_length_of_every_sum() -> None:
+def test_compression_keeps_the_length_of_every_sum() -> None:
     rng = np.random.default_rng(1)
     vectors, weights = rng.normal(size=(4, 9)), rng.integers(0, 3, size=(20, 4)).astype(float)
-    small = rotated(vectors)
+    small = compress_rows(vectors)
     assert small.shape == (4, 4)
     assert np.linalg.norm(weights @ small, axis=1) == pytest.approx(np.linalg.norm(weights @ vectors, axis=1))
 

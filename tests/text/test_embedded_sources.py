@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 
 from sae_match.errors import UserError
+from sae_match.store import Store
 from sae_match.text import load_windows
 from sae_match.text.source import Part, TextSource, in_part, is_evaluation
 from sae_match.text.sources import embedded
@@ -126,7 +127,7 @@ def test_news_splits_into_disjoint_parts_that_never_change(tmp_path: Path, make_
     parts = {}
     for part in get_args(Part):
         news = EmbeddedNews(name="news", part=part, documents=0, window_tokens=32)
-        parts[part] = set(load_windows(news, make_tokenizer(), tmp_path).titles)
+        parts[part] = set(load_windows(news, make_tokenizer(), Store(tmp_path)).titles)
     assert parts["train"].isdisjoint(parts["evaluation"])
     assert parts["train"] | parts["evaluation"] == parts["all"]
     assert (len(parts["train"]), len(parts["evaluation"])) == (234, 66)

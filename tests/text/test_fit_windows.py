@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from sae_match import UserError
+from sae_match.store import Store
 from sae_match.text import TokenWindows, load_fit_windows, load_windows
 from sae_match.text.source import Part
 from sae_match.text.sources.local import LocalText
@@ -51,7 +52,7 @@ def words(windows: TokenWindows) -> set[int]:
 @pytest.mark.parametrize("part", get_args(Part))
 @pytest.mark.parametrize("documents", [None, 3])
 def test_documents_are_disjoint(texts: Path, tmp_path: Path, part: Part, documents: int | None) -> None:
-    cfg, cache = dataset(texts, part), tmp_path / "cache"
+    cfg, cache = dataset(texts, part), Store(tmp_path / "cache")
     evaluated = load_windows(cfg, WordTokenizer(), cache)
     fit = load_fit_windows(cfg, evaluated, documents, WordTokenizer(), cache)
     assert fit.n_documents == (documents or 6)
@@ -61,7 +62,7 @@ def test_documents_are_disjoint(texts: Path, tmp_path: Path, part: Part, documen
 
 
 def test_too_few_documents_say_what_to_do(texts: Path, tmp_path: Path) -> None:
-    cfg, cache = dataset(texts, documents=36), tmp_path / "cache"
+    cfg, cache = dataset(texts, documents=36), Store(tmp_path / "cache")
     evaluated = load_windows(cfg, WordTokenizer(), cache)
     assert load_fit_windows(cfg, evaluated, 4, WordTokenizer(), cache).n_documents == 4
     with pytest.raises(UserError, match=r"40 of 40 documents(.|\n)*fitted on 36 documents(.|\n)*fit_documents"):
@@ -69,7 +70,7 @@ def test_too_few_documents_say_what_to_do(texts: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_that_changed_in_between_is_refused(texts: Path, tmp_path: Path) -> None:
-    cfg, cache = dataset(texts), tmp_path / "cache"
+    cfg, cache = dataset(texts), Store(tmp_path / "cache")
     evaluated = load_windows(replace(cfg, seed=1), WordTokenizer(), cache)
     with pytest.raises(UserError, match="does not begin with the evaluated documents"):
         load_fit_windows(cfg, evaluated, None, WordTokenizer(), cache)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sae_match.errors import UserError
+from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.sources.hub import HubText
 from tests.hub_server import Hub, set_offline
@@ -44,7 +45,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def load(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> Callable[..., TokenWindows]:
     """Loads windows with the word-level tokenizer and a cache of its own."""
-    return lambda **changes: load_windows(config(**changes), make_tokenizer(added=True), tmp_path / "cache")
+    return lambda **changes: load_windows(config(**changes), make_tokenizer(added=True), Store(tmp_path / "cache"))
 
 
 def message(load: Callable[..., TokenWindows], **changes: Any) -> str:
@@ -69,9 +70,9 @@ def test_sampled_once_and_then_read_without_the_hub(hub: Hub, files: Path, load:
 
 def test_the_sample_is_the_same_on_another_machine(hub: Hub, files: Path, tmp_path: Path, make_tokenizer: Any) -> None:
     hub.publish("owner/set", files, kind="dataset")
-    keys = {load_windows(config(), make_tokenizer(), tmp_path / f"cache{i}").key for i in range(2)}
+    keys = {load_windows(config(), make_tokenizer(), Store(tmp_path / f"cache{i}")).key for i in range(2)}
     assert len(keys) == 1
-    other = load_windows(config(seed=1), make_tokenizer(), tmp_path / "cache0")
+    other = load_windows(config(seed=1), make_tokenizer(), Store(tmp_path / "cache0"))
     assert other.key not in keys
 
 

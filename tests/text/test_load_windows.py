@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
+from sae_match.store import Store
 from sae_match.text import load_windows
 from sae_match.text.source import Part
 from sae_match.text.windows import cut
@@ -41,7 +42,7 @@ def expected_windows(title: str, body: int, head: list[int]) -> list[list[int]]:
     ],
 )
 def test_windows_are_exact_with_bos_once_or_never(config, tmp_path, named, added, bos, head, make_tokenizer) -> None:
-    windows = load_windows(config(), make_tokenizer(named, added), tmp_path / "cache", bos)
+    windows = load_windows(config(), make_tokenizer(named, added), Store(tmp_path / "cache"), bos)
     expected = [expected_windows(title, 4 - len(head), head) for title in windows.titles]
     assert windows.ids.dtype == torch.int64
     assert windows.ids.tolist() == [window for document in expected for window in document]
@@ -52,47 +53,49 @@ def test_windows_are_exact_with_bos_once_or_never(config, tmp_path, named, added
 
 def test_a_bos_that_is_defined_but_not_added_is_mentioned(config, tmp_path, make_tokenizer, caplog) -> None:
     with caplog.at_level("INFO", logger="sae_match"):
-        load_windows(config(), make_tokenizer(named=True), tmp_path, "auto")
+        load_windows(config(), make_tokenizer(named=True), Store(tmp_path), "auto")
     assert "'[BOS]' but does not add it" in caplog.text and "model.bos=required" in caplog.text
 
 
 def test_special_tokens_in_the_text_stay_text(config, tmp_path: Path, make_tokenizer) -> None:
     path = tmp_path / "one.txt"
     path.write_text("w0 [BOS] w1 [BOS] w2 w3", encoding="utf-8")
-    windows = load_windows(config(path=str(path), window_tokens=3), make_tokenizer(added=True), tmp_path / "cache")
+    windows = load_windows(
+        config(path=str(path), window_tokens=3), make_tokenizer(added=True), Store(tmp_path / "cache")
+    )
     assert (windows.ids == BOS_ID).sum(1).tolist() == [1] * len(windows.ids)
 
 
 def test_bos_required_without_a_bos_token_is_refused(config, tmp_path: Path, make_tokenizer) -> None:
     with pytest.raises(UserError, match="no BOS token"):
-        load_windows(config(), make_tokenizer(), tmp_path, "required")
+        load_windows(config(), make_tokenizer(), Store(tmp_path), "required")
 
 
 def test_windows_per_document_limits_each_document(config, tmp_path: Path, make_tokenizer) -> None:
-    windows = load_windows(config(windows_per_document=1), make_tokenizer(), tmp_path)
+    windows = load_windows(config(windows_per_document=1), make_tokenizer(), Store(tmp_path))
     assert windows.document.tolist() == list(range(12))
     assert windows.ids[:, 0].tolist() == [ids_of(int(title[1:3]), 0, 1)[0] for title in windows.titles]
 
 
 def test_short_documents_are_passed_over_and_counted(config, tmp_path: Path, make_tokenizer) -> None:
-    windows = load_windows(config(window_tokens=10), make_tokenizer(), tmp_path)
+    windows = load_windows(config(window_tokens=10), make_tokenizer(), Store(tmp_path))
     assert sorted(windows.titles) == [f"d{i:02d}.txt" for i in range(5, 12)]
     assert windows.info["too_short_documents"] == 5
 
 
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(config, tmp_path: Path, make_tokenizer) -> None:
     tokenizer = make_tokenizer()
-    everything = load_windows(config(), tokenizer, tmp_path)
+    everything = load_windows(config(), tokenizer, Store(tmp_path))
     for n in (1, 5, 11):
-        sample = load_windows(config(documents=n), tokenizer, tmp_path)
+        sample = load_windows(config(documents=n), tokenizer, Store(tmp_path))
         assert sample.key == everything.first_documents(n).key
-    other = load_windows(config(seed=1), tokenizer, tmp_path)
+    other = load_windows(config(seed=1), tokenizer, Store(tmp_path))
     assert sorted(other.titles) == sorted(everything.titles) and other.titles != everything.titles
 
 
 def test_parts_are_disjoint_and_exhaustive(config, tmp_path: Path, make_tokenizer) -> None:
     titles = {
-        part: set(load_windows(config(part=part), make_tokenizer(), tmp_path / "cache").titles)
+        part: set(load_windows(config(part=part), make_tokenizer(), Store(tmp_path / "cache")).titles)
         for part in get_args(Part)
     }
     assert titles["train"] and titles["evaluation"]
@@ -102,10 +105,10 @@ def test_parts_are_disjoint_and_exhaustive(config, tmp_path: Path, make_tokenize
 
 def test_too_few_documents_says_how_many_and_what_to_change(config, tmp_path: Path, make_tokenizer) -> None:
     with pytest.raises(UserError, match=r"7 of 12 documents have at least 10 tokens.*8 were asked") as error:
-        load_windows(config(window_tokens=10, documents=8), make_tokenizer(), tmp_path)
+        load_windows(config(window_tokens=10, documents=8), make_tokenizer(), Store(tmp_path))
     assert "dataset.window_tokens" in str(error.value) and "dataset.documents to 7" in str(error.value)
     with pytest.raises(UserError, match="0 of 12 documents"):
-        load_windows(config(window_tokens=50), make_tokenizer(), tmp_path)
+        load_windows(config(window_tokens=50), make_tokenizer(), Store(tmp_path))
 
 
 @pytest.mark.parametrize(("field", "value"), [("window_tokens", 1), ("documents", -1), ("windows_per_document", -1)])

@@ -76,7 +76,7 @@ def _target_problem(key: str, target: str, packages: tuple[str, ...]) -> str | N
         found = get_object(target)
     except (ImportError, ValueError) as error:
         return f"{key}={target}: {error}"
-    # Our modules import others: sae_match.atomic.os.remove is not ours.
+    # Our modules import others: sae_match.files.os.remove is not ours.
     ours = str(getattr(found, "__module__", "")).partition(".")[0] == OWN_PACKAGE
     return None if ours else f"{key}={target}: sae_match defines nothing of that name"
 

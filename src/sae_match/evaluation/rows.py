@@ -14,7 +14,7 @@ class MetricRow:
     Attributes:
         layer, layer_to: layers t and t+1.
         variant: `matched`, a control (`vanilla`, `random`), `ceiling`, a splice's name, or `sae` / `model`.
-        metric: name as in method section 5.
+        metric: its name.
         value: the number; for bootstrapped metrics the estimate's value.
         estimate: replicates for the interval, None for exact numbers.
         n: documents, features or tokens that the number averages over.

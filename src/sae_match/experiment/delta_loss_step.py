@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.content import content_key
 from sae_match.evaluation.pair import estimate_row
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
 from sae_match.evaluation.splices import BoundSplice, bind_all
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
-from sae_match.metrics.delta_loss import delta_loss
-from sae_match.record.provenance import content_key
+from sae_match.metrics.metric import LossMetric, SplicedLosses
 
 logger = logging.getLogger(__name__)
 
+KIND = "token_losses"
 LOSS_VERSION = 1
 """To be raised when the meaning of a cached loss changes."""
 
@@ -44,7 +44,7 @@ def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
         residual = evaluator.splice_residual(last)
         batch = evaluator.cfg.evaluation.batch_windows
         losses = original_losses(evaluator.model, last, residual, ids, batch, bar.update)
-        evaluator.cache.put(key, {"losses": losses.numpy()})
+        evaluator.store.put(KIND, key, {"losses": losses})
     else:
         bar.update(len(ids))
     return losses
@@ -54,12 +54,13 @@ def _pair_delta_loss(evaluator: Evaluator, matching: PairMatching, original: Ten
     layers = matching.layer, matching.layer_to
     pair = evaluator.pair(layers, matching.permutations)
     splices = bind_all(evaluator.splices, pair)
-    keys = {name: _loss_key(evaluator, pair.layers[1], splice) for name, splice in splices.items()}
+    facts = {name: _loss_key(evaluator, pair.layers[1], splice) for name, splice in splices.items()}
+    keys = {name: content_key(key) for name, key in facts.items()}
     losses: dict[str, Tensor] = {}
     todo: dict[str, BoundSplice] = {}
     for name, key in keys.items():
         # Splices with equal keys are equal: computed once, in this job and in those that share its cache.
-        found = None if key in losses or key in todo else _cached(evaluator, key)
+        found = None if key in losses or key in todo else _cached(evaluator, facts[name])
         if found is not None:
             losses[key] = found
         if key in losses or key in todo:
@@ -78,19 +79,25 @@ def _pair_delta_loss(evaluator: Evaluator, matching: PairMatching, original: Ten
             pair.sink_positions,
             bar.update,
         )
+        stored = {keys[name]: facts[name] for name in facts}
         for key, values in computed.items():
-            evaluator.cache.put(key, {"losses": values.numpy()})
+            evaluator.store.put(KIND, stored[key], {"losses": values})
         losses |= computed
     logger.info("layers %d -> %d: token losses of %d splices, %d of them computed", *layers, len(splices), len(todo))
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
-    estimates = {
-        name: delta_loss(losses[key], original, document, bootstrap, pair.sink_positions) for name, key in keys.items()
-    }
-    return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
+    rows: list[MetricRow] = []
+    for name, key in keys.items():
+        spliced = SplicedLosses(losses[key].numpy(), original.numpy(), document.numpy(), pair.sink_positions)
+        rows += [
+            estimate_row(layers, name, metric.name, metric.estimate(spliced, bootstrap), bootstrap)
+            for metric in evaluator.metrics.values()
+            if isinstance(metric, LossMetric)
+        ]
+    return rows
 
 
-def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> str:
-    """Content key of token losses.
+def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> dict[str, object]:
+    """Key of token losses.
 
     Args:
         layer: the block whose output is replaced.
@@ -99,23 +106,19 @@ def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> s
     cfg = evaluator.cfg
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
     batch = None if cfg.model.dtype == "float32" else cfg.evaluation.batch_windows
-    return content_key(
-        {
-            "version": LOSS_VERSION,
-            "splice": None if splice is None else splice.key(),
-            "device": evaluator.model.device.type,
-            "batch_windows": batch,
-            "layer": layer,
-            "model": evaluator.model.key,
-            "dtype": cfg.model.dtype,
-            "sink_positions": cfg.model.sink_positions,
-            "windows": evaluator.splice_windows.key,
-        }
-    )
+    return {
+        "version": LOSS_VERSION,
+        "splice": None if splice is None else splice.key(),
+        "device": evaluator.model.device.type,
+        "batch_windows": batch,
+        "layer": layer,
+        "model": evaluator.model.key,
+        "dtype": cfg.model.dtype,
+        "sink_positions": cfg.model.sink_positions,
+        "windows": evaluator.splice_windows.key,
+    }
 
 
-def _cached(evaluator: Evaluator, key: str) -> Tensor | None:
-    payload = evaluator.cache.get(key)
-    if payload is None or not isinstance(payload.get("losses"), np.ndarray):
-        return None
-    return torch.from_numpy(payload["losses"])
+def _cached(evaluator: Evaluator, key: dict[str, object]) -> Tensor | None:
+    payload = evaluator.store.get(KIND, key)
+    return None if payload is None else torch.from_numpy(payload["losses"])

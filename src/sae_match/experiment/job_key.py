@@ -6,10 +6,10 @@ from typing import Any
 
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
+from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
-from sae_match.record.provenance import content_key
 from sae_match.record.science import LOCATIONS, science_of
 from sae_match.saes import SaeSource
 
@@ -29,7 +29,10 @@ def job_key(cfg: Config) -> str | None:
         inputs = input_hashes(cfg)
     except (UserError, OSError):
         return None
-    return content_key({"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs})
+    facts = {"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs}
+    if cfg.metrics:
+        facts["metrics"] = {metric.name: metric.key() for metric in cfg.metrics.values()}
+    return content_key(facts)
 
 
 def input_hashes(cfg: Config) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -27,8 +26,8 @@ from sae_match.judging.descriptions import (
 )
 from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
 from sae_match.judging.scores import judge_rows, sample_pairs
-from sae_match.record.cache import ResultCache
 from sae_match.record.job import JobRecord
+from sae_match.store import ResultCache, Store
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +66,7 @@ def check_judging(cfg: Config) -> None:
 
 
 def judging_rows(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     matchings: Sequence[PairMatching | FarPair],
@@ -93,7 +93,7 @@ def judging_rows(
     with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
         pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
         asked = [Question(a, b) for a, b in pairs if a is not None and b is not None]
-        judge = cfg.judging.start(asked, ResultCache(Path(cfg.paths.cache_dir) / "judge_answers"))
+        judge = cfg.judging.start(asked, ResultCache(store.directory / "judge_answers", store.read))
         for sample in samples:
             verdicts = judge_all(judge, _described(sample, descriptions))
             lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]

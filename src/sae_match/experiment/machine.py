@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from sae_match.files import nearest_existing_parent
+
 _CGROUP = Path("/sys/fs/cgroup")
 _BENCHMARK_SECONDS = 0.3
 
@@ -34,7 +36,7 @@ class Machine:
     cores: int
 
 
-def look_around(device: torch.device) -> Machine:
+def probe_machine(device: torch.device) -> Machine:
     """The machine as it is now, seen from a job on `device`."""
     gpu, gpu_free = None, 0
     if device.type == "cuda":
@@ -63,18 +65,10 @@ def _reclaimable(cgroup: Path) -> int:
     return int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))
 
 
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    path = Path(path).expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def free_disk(path: Path) -> tuple[int, int | None]:
     """Number of the file system that holds (or would hold) a path, and its free bytes; None of one without a size, as
     pseudo file systems are."""
-    place = existing(path)
+    place = nearest_existing_parent(path)
     usage = shutil.disk_usage(place)
     return os.stat(place).st_dev, usage.free if usage.total else None
 

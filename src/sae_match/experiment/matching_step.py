@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,12 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class PairMatching:
 
 
 def match_span(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -62,18 +65,21 @@ def match_span(
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
         fit: residual streams of text on which controls are fitted; None where none needs any.
+        metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit) for layers in pairs]
+    return [match_pair(store, cfg, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
 
 
 def match_pair(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     solver: Solver,
@@ -81,6 +87,7 @@ def match_pair(
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> PairMatching:
     """Match one pair, save its permutation and find its controls.
 
@@ -88,8 +95,8 @@ def match_pair(
     """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
-    matching, matched = match_and_save(cfg, a, b, solver, record, layers, aside)
-    pair = control_pair(cfg, saes, layers, aside, fit)
+    matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside)
+    pair = control_pair(store, cfg, saes, layers, aside, fit)
     controls, found = match_controls(cfg.evaluation.matchers, pair)
     permutations = {"matched": matched} | controls
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
@@ -98,7 +105,7 @@ def match_pair(
     distances = weight_distances_of(a, b, permutations)
     random_mse = references["any"].W_dec.cpu().numpy()
     planted = planted_identity(references["identity"], references["any"], layer, layer_to)
-    rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
+    rows = weight_rows(distances, layer, layer_to, metrics) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
@@ -140,6 +147,7 @@ def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: i
 
 
 def control_pair(
+    store: Store,
     cfg: Config,
     saes: SpanSaes,
     layers: tuple[int, int],
@@ -151,13 +159,14 @@ def control_pair(
     excluded = aside.get(layers[0]), aside.get(layers[1])
 
     def solve(solver: Solver) -> Permutation:
-        return match_configured(cfg, a, b, solver, *excluded).permutation
+        return match_configured(store, cfg, a, b, solver, *excluded).permutation
 
-    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(Path(cfg.paths.cache_dir))
+    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(store)
     return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
 
 
 def match_and_save(
+    store: Store,
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
@@ -168,7 +177,7 @@ def match_and_save(
 ) -> tuple[Matching, Permutation]:
     """Match two layers as configured; their permutation is in the record, its header says what produced it."""
     layer, layer_to = layers
-    matching = match_configured(cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
+    matching = match_configured(store, cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
     provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
     provenance["folding_scale"] = cfg.folding.scale.value
     matched = replace(matching.permutation, provenance=provenance)
@@ -182,6 +191,7 @@ def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
 
 
 def match_configured(
+    store: Store,
     cfg: Config,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
@@ -189,19 +199,15 @@ def match_configured(
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
 ) -> Matching:
-    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per cache."""
+    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per store."""
     return cached_matching(
-        cfg, a, b, solver, exclude_a, exclude_b,
+        store, cfg, a, b, solver, exclude_a, exclude_b,
         lambda: match(
             a,
             b,
-            metric=cfg.matching.metric,
             folding=cfg.folding.name,
             solver=solver,
-            include_bias=cfg.matching.include_bias,
-            weights=cfg.matching.weights,
-            rejection_cost=cfg.matching.rejection_cost,
-            n_pairs=cfg.matching.n_pairs,
+            similarity=cfg.matching,
             exclude_a=exclude_a,
             exclude_b=exclude_b,
         ),

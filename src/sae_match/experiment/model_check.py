@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.language_model.facts import ModelFacts
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def check_model_facts(cfg: Config) -> int | None:
+def check_model_facts(store: Store, cfg: Config) -> int | None:
     """Refuse a layer span or a window that the model does not have.
 
     A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
@@ -24,7 +24,7 @@ def check_model_facts(cfg: Config) -> int | None:
     Raises:
         UserError: an unreadable, gated or unreachable model, or one that does not fit the rest of the configuration.
     """
-    facts = cfg.model.facts(Path(cfg.paths.cache_dir))
+    facts = cfg.model.facts(store)
     if facts is None:
         return cfg.model.d_model
     logger.info(

@@ -6,8 +6,6 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +16,9 @@ from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.controls_step import control_setup
-from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
+from sae_match.experiment.estimates import JobShape, Phase, phases
 from sae_match.experiment.judging_step import check_judging
-from sae_match.experiment.machine import Machine, existing, look_around
+from sae_match.experiment.machine import Machine, probe_machine
 from sae_match.experiment.matching_step import configured_solver
 from sae_match.experiment.planned_disk import DiskNeed, check_disk, disk_needs
 from sae_match.experiment.planned_model import plan_model
@@ -28,14 +26,14 @@ from sae_match.experiment.planned_saes import PlannedSaes, plan_saes
 from sae_match.experiment.planned_text import PlannedText, plan_text
 from sae_match.experiment.problems import noting
 from sae_match.experiment.saes_in_span import check_one_stream, check_pair, check_same_stream, far_pairs
+from sae_match.files import GIB, check_writable
 from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
 from sae_match.record.foreign_files import refuse_foreign_files
 from sae_match.saes import SaeSource
-
-GIB = 2**30
+from sae_match.store import Store
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,13 @@ def make_plan(cfg: Config) -> Plan:
     device = cpu
     with noting(problems):
         device = resolve_device(cfg.device)
-    for path, key in ((cfg.paths.output_dir, "paths.output_dir"), (cfg.paths.cache_dir, "paths.cache_dir")):
-        with noting(problems):
-            _check_writable(Path(path), key)
+    with noting(problems):
+        check_writable(Path(cfg.paths.output_dir), "paths.output_dir", create=False)
+    with noting(problems):
+        check_writable(Store(cfg.paths.cache_dir).root, "paths.cache_dir", create=False)
     with noting(problems):
         refuse_foreign_files(Path(cfg.paths.output_dir))
-    lookup, machine = Lookup(), look_around(device)
+    lookup, machine = Lookup(), probe_machine(device)
     model = text = None
     if cfg.evaluation.full:
         model = plan_model(cfg, lookup, problems)
@@ -148,13 +147,6 @@ def check_memory(cfg: Config, steps: list[Phase], machine: Machine) -> None:
         raise UserError("\n".join(found))
 
 
-def _check_writable(path: Path, key: str) -> None:
-    place = existing(path)
-    # Pseudo file systems such as /proc have no size.
-    if not place.is_dir() or not os.access(place, os.W_OK) or shutil.disk_usage(place).total == 0:
-        raise UserError(f"cannot write to {path}: {place} is not writable. Choose another directory with {key}=DIR.")
-
-
 def _check_shapes(cfg: Config, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
     d_models = {layer: shape.d_model for layer, shape in saes.shapes.items()}
     if not d_models:
@@ -196,7 +188,7 @@ def _job_shape(
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
+        solver_bytes=solver.required_bytes(widest, widest, cfg.matching.numbers_per_feature(d_model)),
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in splices),
         decodings=sum(splice.decodings(permutations) for splice in splices),

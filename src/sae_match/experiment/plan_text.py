@@ -10,9 +10,8 @@ from sae_match.config.schema import Config
 from sae_match.experiment.plan import Plan
 from sae_match.experiment.planned_model import NO_MODEL_NEEDED
 from sae_match.experiment.planned_time import Duration
+from sae_match.files import format_duration, format_size
 from sae_match.hub_lookup import HubFile
-
-GIB = 2**30
 
 
 def render(plan: Plan, durations: list[Duration]) -> str:
@@ -35,24 +34,18 @@ def render(plan: Plan, durations: list[Duration]) -> str:
 
 
 def size(n: int | None) -> str:
-    """Bytes for people."""
-    if n is None:
-        return "size unknown"
-    return f"{n / GIB:.2f} GiB" if n >= GIB / 10 else f"{n / 2**20:.1f} MiB"
+    """Bytes for people, where they are known."""
+    return "size unknown" if n is None else format_size(n)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Seconds for people, where they are known."""
+    return "unknown" if seconds is None else format_duration(seconds)
 
 
 def _jobs(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
-    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
+    how = f"matching {cfg.matching.name}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
     yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 

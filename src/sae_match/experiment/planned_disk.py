@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,19 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from sae_match.config.schema import Config
+from sae_match.entries import list_entries
 from sae_match.errors import UserError
 from sae_match.experiment.estimates import JobShape, passes_bytes
 from sae_match.experiment.evaluation_step import captured_layers
 from sae_match.experiment.machine import free_disk
 from sae_match.experiment.planned_saes import PlannedSaes
 from sae_match.experiment.planned_text import PlannedText
+from sae_match.files import GIB
+from sae_match.language_model.capturing import KIND
 from sae_match.language_model.residual_streams import layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
+from sae_match.store import Store
 
-GIB = 2**30
 FEATURE_ROW_BYTES = 96
 """A feature's row in features.parquet and its entry in a permutation, uncompressed."""
 RECORD_BYTES = 20 * 2**20
@@ -42,6 +44,7 @@ def disk_needs(
     """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, counts, the record."""
     files = saes.files + (model.files if model is not None else [])
     missing = sum(file.size or 0 for file in files if file.cached is None)
+    cache = Store(cfg.paths.cache_dir).directory
     needs = [DiskNeed("downloads", Path(constants.HF_HUB_CACHE), missing, "HF_HOME")]
     if text is not None and shape is not None and shape.model is not None:
         layers = len(captured_layers(cfg)) - len(captured(cfg, shape))
@@ -49,12 +52,10 @@ def disk_needs(
         if shape.fit_windows:
             per_layer = layer_bytes(shape.fit_windows, shape.window_tokens, shape.d_model)
             fitted = (cfg.layers.last - cfg.layers.first + 1) * per_layer
-            needs.append(DiskNeed("streams to fit controls on", Path(cfg.paths.cache_dir), fitted, "paths.cache_dir"))
-        needs.append(DiskNeed("residual streams", Path(cfg.paths.cache_dir), streams, "paths.cache_dir"))
+            needs.append(DiskNeed("streams to fit controls on", cache, fitted, "paths.cache_dir"))
+        needs.append(DiskNeed("residual streams", cache, streams, "paths.cache_dir"))
         counts = passes_bytes(shape)
-        needs.append(
-            DiskNeed("activation counts until it is done", Path(cfg.paths.cache_dir), counts, "paths.cache_dir")
-        )
+        needs.append(DiskNeed("activation counts until it is done", cache, counts, "paths.cache_dir"))
     rows = sum(shape.widths[:-1]) if shape is not None else 0
     record = rows * FEATURE_ROW_BYTES + RECORD_BYTES
     return [*needs, DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")]
@@ -69,15 +70,11 @@ def captured(cfg: Config, shape: JobShape) -> set[int]:
     wanted = (cfg.model.name, shape.window_tokens, shape.d_model)
     span = captured_layers(cfg)
     best: set[int] = set()
-    for path in (Path(cfg.paths.cache_dir) / "residual_streams").glob("*/manifest.json"):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            found = tuple(manifest[name] for name in ("model_name", "window_tokens", "d_model"))
-            fits = found == wanted and manifest["n_windows"] <= shape.windows
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not an entry; capturing will say so if it has to
-        if fits:
-            best = max(best, {layer for layer in span if layer_path(path.parent, layer).is_file()}, key=len)
+    for entry in list_entries(Store(cfg.paths.cache_dir).root, [KIND])[0]:
+        about = entry.about if isinstance(entry.about, dict) else {}
+        found = tuple(about.get(name) for name in ("model_name", "window_tokens", "d_model"))
+        if found == wanted and about.get("n_windows", 0) <= shape.windows:
+            best = max(best, {layer for layer in span if layer_path(entry.path, layer).is_file()}, key=len)
     return best
 
 

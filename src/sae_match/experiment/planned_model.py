@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.model_check import check_dtype, check_span, check_window
 from sae_match.experiment.problems import noting
 from sae_match.hub_lookup import HubRefusalError, Lookup
 from sae_match.language_model.sources import PlannedModel
+from sae_match.store import Store
 
 NO_MODEL_NEEDED = "evaluation=weights_only needs no language model, and so no licence and no token."
 
@@ -18,7 +17,7 @@ def plan_model(cfg: Config, lookup: Lookup, problems: list[str]) -> PlannedModel
     """Find the model; whatever is wrong goes into `problems`."""
     with noting(problems):
         try:
-            planned = cfg.model.plan(lookup, Path(cfg.paths.cache_dir))
+            planned = cfg.model.plan(lookup, Store(cfg.paths.cache_dir))
         except HubRefusalError as error:
             raise UserError(f"{error} {NO_MODEL_NEEDED}") from None
         if planned.facts is not None:

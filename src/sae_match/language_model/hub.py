@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from huggingface_hub import constants, hf_hub_download
 from pydantic import Field
@@ -19,6 +19,9 @@ from sae_match.hub_errors import Repository
 from sae_match.hub_lookup import HubFile, Lookup, cached_path
 from sae_match.language_model.sources import CONFIG, SMALL, WEIGHTS, ModelSource, PlannedModel
 from sae_match.options import option
+
+if TYPE_CHECKING:
+    from sae_match.store import Store
 
 ELSEWHERE = "use a downloaded copy (model=local model.path=DIR), or evaluation=weights_only, which needs none"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -48,9 +51,9 @@ class HubModel(ModelSource):
         """The repository."""
         return Repository(self.repo_id, self.revision, "model", ELSEWHERE)
 
-    def files(self, cache_dir: Path) -> Path:
+    def files(self, store: Store) -> Path:
         """The snapshot of one commit, its weights' checksums verified."""
-        directory, repository = self.small_files(cache_dir), self.repository
+        directory, repository = self.small_files(store), self.repository
         for name in _WEIGHTS:
             wanted = _shards(directory, name)
             if wanted == [name]:  # without an index only the hub, or a look into the cache, says whether it is there
@@ -62,7 +65,7 @@ class HubModel(ModelSource):
             f"See {repository.page}/tree/{self.revision or 'main'}."
         )
 
-    def small_files(self, cache_dir: Path) -> Path:
+    def small_files(self, store: Store) -> Path:
         """The snapshot without its weights."""
         directory = snapshot(self.repository, SMALL, skip=["*/*"])
         if not (directory / CONFIG).is_file():
@@ -76,7 +79,7 @@ class HubModel(ModelSource):
             raise UserError(f"{self.repo_id} is not on this machine")
         return {"repository": self.repo_id, "commit": config.parent.name}
 
-    def plan(self, lookup: Lookup, cache_dir: Path) -> PlannedModel:
+    def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
         """The files that a job would read; facts and size from config.json alone."""
         repository = self.repository
         # The first file that a download asks for: the hub refuses it to whoever has not accepted a gate's terms.

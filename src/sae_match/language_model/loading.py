@@ -15,12 +15,13 @@ from transformers.utils import logging as transformers_logging
 from sae_match.errors import UserError
 from sae_match.language_model.model import LanguageModel
 from sae_match.language_model.sources import ModelSource
+from sae_match.store import Store
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What transformers raises for missing, gated, unreachable, incomplete or unsupported checkpoints."""
 
 
-def load_language_model(source: ModelSource, device: str, cache_dir: Path) -> LanguageModel:
+def load_language_model(source: ModelSource, device: str, store: Store) -> LanguageModel:
     """Loads a model and its tokenizer.
 
     Code that comes with a checkpoint is never run.
@@ -28,15 +29,15 @@ def load_language_model(source: ModelSource, device: str, cache_dir: Path) -> La
     Args:
         source: which model, dtype and attention implementation.
         device: auto | cpu | cuda (auto: cuda where there is one).
-        cache_dir: shared cache; the embedded model is converted into it once.
+        store: a GGUF model is converted into it once.
 
     Raises:
         UserError: the source is missing, gated, unreachable, incomplete or not a supported causal language model, or
             there is no such device or too little memory on it.
     """
     target = resolve_device(device)
-    directory = source.files(Path(cache_dir))
-    placement = placement_options(source, Path(cache_dir))
+    directory = source.files(store)
+    placement = placement_options(source, store)
     with without_progress_bars():
         hf, tokenizer = _load(source, directory, placement)
     try:
@@ -62,13 +63,17 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def placement_options(source: ModelSource, cache_dir: Path) -> dict[str, Any]:
+def placement_options(source: ModelSource, store: Store) -> dict[str, Any]:
     """What `from_pretrained` needs to spread a model with accelerate; nothing where `device_map` is null."""
     if source.device_map is None:
         return {}
     # accelerate numbers accelerators.
     most = {int(place) if place.isdigit() else place: size for place, size in source.max_memory.items()}
-    return {"device_map": source.device_map, "max_memory": most or None, "offload_folder": str(cache_dir / "offload")}
+    return {
+        "device_map": source.device_map,
+        "max_memory": most or None,
+        "offload_folder": str(store.scratch("offload")),
+    }
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.atomic import write_json
+from sae_match.entries import UNREADABLE, read_mark
 from sae_match.errors import UserError
-from sae_match.language_model.in_use import hold
+from sae_match.files import shared_lock
 
 TENSOR_NAME = "resid_post"
 _FILE_PATTERN = "layer_[0-9][0-9]*.safetensors"
@@ -23,7 +23,7 @@ _FILE_PATTERN = "layer_[0-9][0-9]*.safetensors"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an entry of the cache holds; equal for all of its layers."""
+    """What an entry of the store holds; equal for all of its layers."""
 
     key: str
     model_key: str
@@ -42,7 +42,7 @@ class Manifest:
     def header(self, layer: int) -> bytes:
         """Head of the layer's safetensors file, length prefix included; the data follows it directly."""
         shape = [self.n_windows, self.window_tokens, self.d_model]
-        metadata = {"layer": str(layer), "key": self.key, "model": self.model_name, "windows": self.windows_key}
+        metadata = {"layer": str(layer), "key": self.key}
         tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, self.layer_bytes]}
         text = json.dumps({"__metadata__": metadata, TENSOR_NAME: tensor}).encode()
         text += b" " * (-len(text) % 8)  # safetensors wants aligned data
@@ -59,33 +59,24 @@ def layer_path(directory: Path, layer: int) -> Path:
     return directory / f"layer_{layer:02d}.safetensors"
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json`, atomically."""
-    write_json(directory / "manifest.json", asdict(manifest))
-
-
 class ResidualStreams:
     """Residual streams of all windows, per layer, read from disk as they are touched.
 
     Position 0 of every window is stored too; leaving it out is the readers' duty.
     """
 
-    def __init__(self, directory: Path, *, in_use: bool = True) -> None:
-        """Opens an entry of the cache.
-
-        Args:
-            in_use: keep `sae-match-cache clean` from removing it as long as this object lives.
+    def __init__(self, directory: Path) -> None:
+        """Opens an entry of the store, which stays as long as this object lives.
 
         Raises:
-            UserError: there is no readable manifest.
+            UserError: it is none, or its mark is damaged.
         """
         self.directory = Path(directory)
-        path = self.directory / "manifest.json"
+        self._lock = shared_lock(self.directory)
         try:
-            self.manifest = Manifest(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: not a residual-stream cache ({error}); delete the directory and rerun") from None
-        self._hold = hold(self.directory) if in_use else None
+            self.manifest = Manifest(**read_mark(self.directory)["about"])
+        except UNREADABLE as error:
+            raise UserError(f"{self.directory}: holds no residual streams ({error}); delete it and run again") from None
 
     @cached_property
     def layers(self) -> list[int]:
@@ -118,13 +109,25 @@ class ResidualStreams:
         Raises:
             UserError: the layer was not captured, or its file is damaged.
         """
+        problem = self.find_corruption(layer)
         path = layer_path(self.directory, layer)
-        header = self.manifest.header(layer)
-        if not path.is_file():
+        if problem is not None and not path.is_file():
             raise UserError(f"{self.directory}: layer {layer} is not captured (there are {self.layers})")
-        with path.open("rb") as file:
-            intact = file.read(len(header)) == header
-        if not intact or path.stat().st_size != len(header) + self.manifest.layer_bytes:
-            raise UserError(f"{path}: damaged; delete this file and rerun to capture the layer again")
+        if problem is not None:
+            raise UserError(f"{path}: damaged ({problem}); delete this file and rerun to capture the layer again")
         shape = (self.n_windows, self.window_tokens, self.d_model)
-        return torch.from_numpy(np.memmap(path, dtype="<f4", mode="c", offset=len(header), shape=shape))
+        offset = len(self.manifest.header(layer))
+        return torch.from_numpy(np.memmap(path, dtype="<f4", mode="c", offset=offset, shape=shape))
+
+    def find_corruption(self, layer: int) -> str | None:
+        """What is wrong with a layer's file, judged by its size and by its header, which names entry and layer."""
+        path, header = layer_path(self.directory, layer), self.manifest.header(layer)
+        expected = len(header) + self.manifest.layer_bytes
+        try:
+            with path.open("rb") as file:
+                if file.read(len(header)) != header:
+                    return "another header"
+            size = path.stat().st_size
+        except OSError as error:
+            return error.strerror or str(error)
+        return None if size == expected else f"{size} bytes, expected {expected}"

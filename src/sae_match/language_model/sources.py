@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from sae_match.options import option
 
 if TYPE_CHECKING:
     from sae_match.language_model.facts import ModelFacts, ModelSize
+    from sae_match.store import Store
 
 CONFIG = "config.json"
 SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -86,6 +88,8 @@ class ModelSource(ABC):
     def _memory_has_places(self) -> Self:
         if self.max_memory and self.device_map is None:
             raise ValueError("model.max_memory is set, but it needs model.device_map (such as auto)")
+        if self.device_map is not None and find_spec("accelerate") is None:
+            raise ValueError("model.device_map needs the accelerate package: `pip install 'sae-match[gguf]'`")
         for place in self.max_memory:
             if not (place.isdigit() or place == "cpu"):
                 raise ValueError(f"model.max_memory: {place} is neither cpu nor the number of a GPU")
@@ -97,25 +101,25 @@ class ModelSource(ABC):
         """Where the files are, as messages name it."""
 
     @abstractmethod
-    def files(self, cache_dir: Path) -> Path:
+    def files(self, store: Store) -> Path:
         """Directory with configuration, tokenizer and weights, downloaded or converted where needed.
 
         Args:
-            cache_dir: shared cache.
+            store: keeps what is converted.
 
         Raises:
             UserError: they are missing, gated, unreachable, incomplete or damaged.
         """
 
-    def small_files(self, cache_dir: Path) -> Path:
+    def small_files(self, store: Store) -> Path:
         """Directory with at least configuration and tokenizer; weights are not downloaded for it.
 
         Raises:
             UserError: they are missing, gated or unreachable.
         """
-        return self.files(cache_dir)
+        return self.files(store)
 
-    def facts(self, cache_dir: Path) -> ModelFacts | None:
+    def facts(self, store: Store) -> ModelFacts | None:
         """What config.json says, before any weights are read; None where making that file takes long.
 
         Raises:
@@ -124,7 +128,7 @@ class ModelSource(ABC):
         """
         from sae_match.language_model.facts import read_facts
 
-        return read_facts(self, self.small_files(cache_dir))
+        return read_facts(self, self.small_files(store))
 
     @abstractmethod
     def identity(self) -> Any:
@@ -136,7 +140,7 @@ class ModelSource(ABC):
         """
 
     @abstractmethod
-    def plan(self, lookup: Lookup, cache_dir: Path) -> PlannedModel:
+    def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
         """What is known of the model now. No weight is downloaded or read, and nothing is written.
 
         Raises:
@@ -160,13 +164,13 @@ class LocalModel(ModelSource):
         """The path, as configured."""
         return self.path
 
-    def files(self, cache_dir: Path) -> Path:
+    def files(self, store: Store) -> Path:
         """The directory itself, or that of the converted file."""
         path = Path(self.path).expanduser()
         if path.suffix == ".gguf":
             from sae_match.language_model.gguf import converted_gguf
 
-            return converted_gguf(path, cache_dir)
+            return converted_gguf(path, store)
         return self._directory()
 
     def identity(self) -> Any:
@@ -178,7 +182,7 @@ class LocalModel(ModelSource):
         files = [file for file in sorted(path.iterdir()) if any(fnmatch(file.name, kind) for kind in kinds)]
         return {file.name: content_hash(file) for file in files}
 
-    def plan(self, lookup: Lookup, cache_dir: Path) -> PlannedModel:
+    def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
         """Facts and size from config.json; of a GGUF file neither is known yet."""
         path = Path(self.path).expanduser()
         if path.suffix == ".gguf" and path.is_file():

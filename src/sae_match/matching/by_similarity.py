@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.errors import UserError
+from sae_match.files import GIB
 from sae_match.matching.certified.given import solve_given
 from sae_match.matching.certified.workspace import SLOT_BYTES, slots_per_row
 from sae_match.matching.dense import assigned_permutation
-from sae_match.matching.memory import GIB, refuse_above
+from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
 
 logger = logging.getLogger(__name__)

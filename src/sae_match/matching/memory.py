@@ -5,8 +5,7 @@ from __future__ import annotations
 import psutil
 
 from sae_match.errors import UserError
-
-GIB = 2**30
+from sae_match.files import GIB
 
 
 def problem_bytes(n_a: int, n_b: int, d: int) -> int:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_match.atomic import atomic_path
 from sae_match.errors import UserError
+from sae_match.files import atomic_path
 
 UNMATCHED = -1
 """Index that marks a feature without a partner."""

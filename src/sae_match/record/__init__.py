@@ -1,13 +1,11 @@
-"""What a job leaves on disk, the cache of results, and the W&B mirror of the record."""
+"""What a job leaves on disk, and the W&B mirror of the record."""
 
 from __future__ import annotations
 
-from .cache import ResultCache
 from .factors import FACTOR_PATHS, factors_of, flat_config
 from .job import JobRecord
 from .mirror import Mirror, NullMirror
 from .pairs import PAIR_COLUMNS, layer_rows, read_pairs
-from .provenance import content_key, file_sha256
 from .wandb_mirror import WandbMirror, open_mirror
 
 __all__ = [
@@ -16,11 +14,8 @@ __all__ = [
     "JobRecord",
     "Mirror",
     "NullMirror",
-    "ResultCache",
     "WandbMirror",
-    "content_key",
     "factors_of",
-    "file_sha256",
     "flat_config",
     "layer_rows",
     "open_mirror",

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from sae_match.atomic import atomic_path, check_writable, write_json, write_text
+from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
-from ..metrics.document_sums import DocumentSums
+from ..metrics.bootstrap import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .foreign_files import CONFIG, refuse_foreign_files
 from .heartbeat import SILENT_S, beating, claim, release, silence
+from .labels import LABELS, Labels
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
@@ -238,6 +239,10 @@ class JobRecord:
         if wrong := undefined_rows(pairs):
             raise ValueError(f"pair values that are not a number (empty in {PAIRS}): {', '.join(wrong)}")
 
+    def write_labels(self, labels: Labels) -> None:
+        """Write labels.json: what metrics and variants are called and how they are shown."""
+        write_json(self.directory / LABELS, labels.as_json())
+
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""
         with atomic_path(self.directory / FEATURES) as temporary:
@@ -309,7 +314,7 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        names = (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+        names = (METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
         results = [self.directory / name for name in names]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")

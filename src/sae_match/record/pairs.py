@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 
 PAIR_COLUMNS = ("layer", "layer_to", "variant", "metric", "value", "low", "high", "n")
 """Tidy and long: one row per layer pair, variant and metric. `variant` is matched, vanilla, random,

@@ -1,19 +1,13 @@
-"""What produced a result: library versions, the code's commit, content hashes."""
+"""What produced a result: library versions and the code's commit."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import subprocess
-from collections.abc import Mapping
-from enum import Enum
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 RECORDED_LIBRARIES = (
     "sae-match",
@@ -36,8 +30,6 @@ RECORDED_LIBRARIES = (
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package that runs."""
-
-_CHUNK_BYTES = 1 << 20
 
 
 class GitState(NamedTuple):
@@ -83,43 +75,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def content_key(value: Any) -> str:
-    """SHA-256 of the canonical JSON of `value`, as 64 hexadecimal digits: the key of a cached result.
-
-    Mappings hash alike in any order, tuples like lists, enums like their value, NumPy scalars like
-    Python's. 1 and 1.0 differ. Paths are refused: a result is named by content, never by a file's name.
-
-    Raises:
-        TypeError: a value has no canonical form (a path, an array, an object) or a key is no string.
-        ValueError: a float is not finite.
-    """
-    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return _canonical(value.value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"content_key: mapping keys must be strings, not {key!r}")
-        return {str(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
-    raise TypeError(f"content_key: {type(value).__name__} has no canonical form; hash its content instead")

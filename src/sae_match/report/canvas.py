@@ -15,7 +15,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
-from sae_match.atomic import atomic_path
+from sae_match.files import atomic_path
 
 COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)

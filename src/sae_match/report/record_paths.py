@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_match.atomic import write_text
+from sae_match.files import write_text
 
 from ..errors import UserError
 from ..record.job import PATHS, TOP_TOKENS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_match.atomic import write_json
+from sae_match.files import write_json
 from sae_match.record.state import STATUS
 from sae_match.report.records import BAD_STATES, Record, read_record
 

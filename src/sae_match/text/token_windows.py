@@ -46,7 +46,7 @@ class TokenWindows:
         expected = torch.arange(len(titles))
         if document.shape != ids.shape[:1] or not torch.equal(torch.unique_consecutive(document), expected):
             raise ValueError(f"document must number {len(titles)} documents from 0, in order, one entry per window")
-        return cls(ids, document, list(titles), content_key(ids, document), info)
+        return cls(ids, document, list(titles), windows_key(ids, document), info)
 
     @property
     def n_windows(self) -> int:
@@ -108,7 +108,7 @@ class TokenWindows:
         return cls.build(torch.cat([part.ids for part in parts]), document, titles, info)
 
 
-def content_key(ids: Int[Tensor, "windows tokens"], document: Int[Tensor, "windows"]) -> str:
+def windows_key(ids: Int[Tensor, "windows tokens"], document: Int[Tensor, "windows"]) -> str:
     """SHA-256, in hexadecimal, of the shape, the ids and the document numbers."""
     digest = hashlib.sha256(f"{tuple(ids.shape)}".encode())
     for tensor in (ids, document):

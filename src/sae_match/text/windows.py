@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_match.content import content_key
+from sae_match.entries import Payload
 from sae_match.errors import UserError
-from sae_match.text.cache import read_entry, recipe_key, write_entry
+from sae_match.store import Store
 from sae_match.text.source import Document, Part, TextSource, drawing_order, in_part
 from sae_match.text.token_windows import TokenWindows
 from sae_match.text.tokenization import Bos, bos_token, encode, tokenizer_identity
@@ -19,7 +20,7 @@ from sae_match.text.tokenization import Bos, bos_token, encode, tokenizer_identi
 _log = logging.getLogger(__name__)
 
 
-def load_windows(source: TextSource, tokenizer: Any, cache_dir: Path, bos: Bos = "auto") -> TokenWindows:
+def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto") -> TokenWindows:
     """Return the token windows of a text, building and storing them on first use.
 
     The documents of `source.part` are drawn in a fixed pseudo-random order; those shorter than one window are passed
@@ -32,21 +33,43 @@ def load_windows(source: TextSource, tokenizer: Any, cache_dir: Path, bos: Bos =
     """
     first = bos_token(tokenizer, bos)
     recipe = make_recipe(source, tokenizer, first)
-    windows = read_entry(Path(cache_dir), recipe)
-    if windows is None:
-        windows = _build(source, tokenizer, first, recipe)
-        write_entry(Path(cache_dir), recipe, windows)
+    windows = store.get_or("tokens", recipe, lambda: to_payload(_build(source, tokenizer, first, recipe)), from_payload)
     _log.info("%s: %s documents, %s windows", source.label, windows.n_documents, windows.n_windows)
     return windows
 
 
-def find_windows(source: TextSource, tokenizer: Any, cache_dir: Path, bos: Bos = "auto") -> TokenWindows | None:
-    """The windows that `load_windows` would find in the cache, or None where it would have to build them.
+def find_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto") -> TokenWindows | None:
+    """The windows that `load_windows` would find in the store, or None where it would have to build them.
 
     Raises UserError where the source is not as configured.
     """
     recipe = make_recipe(source, tokenizer, bos_token(tokenizer, bos))
-    return read_entry(Path(cache_dir), recipe)
+    payload = store.get("tokens", recipe)
+    return None if payload is None else from_payload(payload)
+
+
+def to_payload(windows: TokenWindows) -> Payload:
+    """Windows as the store keeps them."""
+    return {
+        "ids": windows.ids,
+        "document": windows.document,
+        "titles": windows.titles,
+        "info": windows.info,
+        "windows_key": windows.key,
+    }
+
+
+def from_payload(payload: Payload) -> TokenWindows:
+    """Windows from the store.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not what was stored.
+    """
+    ids, document = (torch.from_numpy(payload[name]) for name in ("ids", "document"))
+    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"])
+    if windows.key != payload["windows_key"]:
+        raise ValueError("the windows are not those that were stored")
+    return windows
 
 
 def load_fit_windows(
@@ -54,7 +77,7 @@ def load_fit_windows(
     evaluated: TokenWindows,
     documents: int | None,
     tokenizer: Any,
-    cache_dir: Path,
+    store: Store,
     bos: Bos = "auto",
 ) -> TokenWindows:
     """Windows of documents of the same source, none of which is evaluated: what data-driven controls are fitted on.
@@ -74,8 +97,8 @@ def load_fit_windows(
     try:
         if source.part != "all":
             other: Part = "train" if source.part == "evaluation" else "evaluation"
-            return load_windows(source.resized(wanted, other), tokenizer, cache_dir, bos)
-        more = load_windows(source.resized(source.documents + wanted), tokenizer, cache_dir, bos)
+            return load_windows(source.resized(wanted, other), tokenizer, store, bos)
+        more = load_windows(source.resized(source.documents + wanted), tokenizer, store, bos)
     except UserError as error:
         raise UserError(
             f"{error}\nThe controls correlation and linear_map are fitted on {wanted} documents that are not evaluated "
@@ -125,7 +148,7 @@ def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str
     ids = torch.tensor(sample.rows, dtype=torch.int64)
     info = {
         "recipe": recipe,
-        "recipe_key": recipe_key(recipe),
+        "recipe_key": content_key(recipe),
         "note": source.note(),
         "facts": facts,
         "pool_documents": len(pool),

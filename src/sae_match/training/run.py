@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
-from sae_match.atomic import check_writable, write_json
 from sae_match.config.training_schema import TrainConfig
+from sae_match.content import content_key
 from sae_match.errors import UserError
+from sae_match.files import check_writable, write_json
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.options import arguments
-from sae_match.record.provenance import content_key
 from sae_match.saes import SparseAutoencoder, save_native
+from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.source import TextSource
 from sae_match.training.tracking import tracked
@@ -41,18 +42,18 @@ def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     layers = _span(cfg)
     output = Path(cfg.paths.output_dir)
     check_writable(output, "paths.output_dir")
-    check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
+    store = Store(cfg.paths.cache_dir)
+    check_writable(store.root, "paths.cache_dir")
     entries = read_report(output / REPORT_NAME)
     missing = [layer for layer in layers if not _is_finished(output, entries, layer, cfg)]
     if missing:
-        cache = Path(cfg.paths.cache_dir)
         progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
-        model = load_language_model(cfg.model, cfg.device, cache)
-        train, held_out = _streams(cfg, model, missing, cache, progress)
+        model = load_language_model(cfg.model, cfg.device, store)
+        train, held_out = _streams(cfg, model, missing, store, progress)
         device = model.device.type
         del model  # its memory is better used for activations
         for layer in missing:
-            with tracked(cfg, layer) as tracking:
+            with tracked(cfg, layer, store) as tracking:
                 sae = _train_layer(cfg, layer, train, held_out, output, device, progress, tracking.logger)
                 entries[layer] = save_layer(sae, output, layer, cfg)
                 tracking.summary(entries[layer])
@@ -125,21 +126,21 @@ def _span(cfg: TrainConfig) -> list[int]:
     return list(range(first, last + 1))
 
 
-def _windows(texts: dict[str, TextSource], cfg: TrainConfig, model: LanguageModel, cache: Path) -> TokenWindows:
+def _windows(texts: dict[str, TextSource], cfg: TrainConfig, model: LanguageModel, store: Store) -> TokenWindows:
     """The texts in the order in which the configuration names them."""
     return TokenWindows.concatenate(
-        [load_windows(text, model.tokenizer, cache, cfg.model.bos) for text in texts.values()]
+        [load_windows(text, model.tokenizer, store, cfg.model.bos) for text in texts.values()]
     )
 
 
 def _streams(
-    cfg: TrainConfig, model: LanguageModel, layers: list[int], cache: Path, progress: bool
+    cfg: TrainConfig, model: LanguageModel, layers: list[int], store: Store, progress: bool
 ) -> tuple[ResidualStreams, ResidualStreams]:
     if layers[-1] >= model.n_layers:
         raise UserError(f"layers.last={layers[-1]}, but {model.name} has blocks 0..{model.n_layers - 1}")
     # both texts are read before the first capture, so that a mistake in either costs no time
-    windows = [_windows(texts, cfg, model, cache) for texts in (cfg.held_out, cfg.datasets)]
-    held_out, train = (capture(model, part, layers, cache, progress=progress) for part in windows)
+    windows = [_windows(texts, cfg, model, store) for texts in (cfg.held_out, cfg.datasets)]
+    held_out, train = (capture(model, part, layers, store, progress=progress) for part in windows)
     return train, held_out
 
 

@@ -13,6 +13,7 @@ from sae_match.config.training_schema import TrainConfig
 from sae_match.record.run_identity import run_id
 from sae_match.record.wandb_mirror import WandbMirror
 from sae_match.record.wandb_settings import is_disabled
+from sae_match.store import Store
 from sae_match.tracking import TrackingMode
 
 
@@ -30,7 +31,7 @@ class LayerTracking:
 
 
 @contextmanager
-def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
+def tracked(cfg: TrainConfig, layer: int, store: Store) -> Iterator[LayerTracking]:
     """A W&B run for one layer, closed whatever happens; nothing with tracking=none or WANDB_MODE=disabled."""
     if cfg.tracking.mode is TrackingMode.none or is_disabled():
         yield LayerTracking(None, lambda _: None)
@@ -41,7 +42,7 @@ def tracked(cfg: TrainConfig, layer: int) -> Iterator[LayerTracking]:
         Path(cfg.paths.output_dir),
         mode="online" if online else "offline",
         config={**config, "layer": layer},
-        cache_dir=Path(cfg.paths.cache_dir),
+        cache_dir=store.scratch("wandb"),
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
         group=cfg.tracking.group,

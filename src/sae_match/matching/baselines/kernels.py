@@ -6,7 +6,8 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sae_match.matching.compiled import njit
 
 FREE = -1
 """A row or column without a partner."""

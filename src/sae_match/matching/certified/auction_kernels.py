@@ -7,7 +7,6 @@ with the least cost - price, and lowers that price until the column is no better
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import (
     INFINITE,
@@ -24,6 +23,7 @@ from sae_match.matching.certified.arrays import (
     Scratch,
 )
 from sae_match.matching.certified.list_kernels import exact_cost, extend, make_list, move_list
+from sae_match.matching.compiled import njit
 
 QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
 """Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that

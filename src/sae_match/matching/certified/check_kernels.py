@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import (
     INFINITE,
@@ -28,6 +27,7 @@ from sae_match.matching.certified.list_kernels import (
     scan_minimum,
 )
 from sae_match.matching.certified.path_kernels import certain_cost
+from sae_match.matching.compiled import njit
 
 CHUNK = 64
 

@@ -7,9 +7,9 @@ an integer that reaches from the lowest possible bit to the highest one loses no
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import Costs, Float32, Int64, Potentials
+from sae_match.matching.compiled import njit
 
 LIMB_BITS = 32
 LIMB_MASK = 0xFFFFFFFF

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import (
     INFINITE,
@@ -19,6 +18,7 @@ from sae_match.matching.certified.arrays import (
     Scratch,
 )
 from sae_match.matching.certified.exact_kernels import remainder, steps_of
+from sae_match.matching.compiled import njit
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
 """Lets the compiler vectorise a sum or a minimum; the values are finite by construction."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from sae_match.matching.certified.arrays import (
     INFINITE,
@@ -29,6 +28,7 @@ from sae_match.matching.certified.arrays import (
 )
 from sae_match.matching.certified.auction_kernels import EXACT, REMADE, set_price
 from sae_match.matching.certified.list_kernels import exact_cost, extend
+from sae_match.matching.compiled import njit
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
 """Outcomes of a search."""

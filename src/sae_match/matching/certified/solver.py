@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sae_match.files import GIB
 from sae_match.matching.certified.arrays import Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import Attempt, exactly
@@ -33,7 +34,6 @@ from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
-GIB = 2**30
 EXACT_BLOCK_ROWS = 256
 """Rows that the exact solution computes at a time, in float64."""
 

@@ -11,8 +11,8 @@ from pydantic import model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sae_match.atomic import atomic_path
 from sae_match.errors import UserError
+from sae_match.files import atomic_path
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, check_l0_per_layer, l0_of_layer, validate_loaded

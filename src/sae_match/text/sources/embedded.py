@@ -13,9 +13,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from sae_match.errors import UserError
+from sae_match.files import file_sha256
 from sae_match.options import option
 from sae_match.text.source import Document, TextSource
-from sae_match.text.sources.files import file_sha256
 from sae_match.text.sources.wikitext import RECIPE_VERSION, article_prose
 
 WIKI_FILE = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
