@@ -17,6 +17,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check src tests conftest.py
 	$(BIN)/ruff format --check src tests conftest.py
 	$(BIN)/mypy src
+	$(BIN)/lint-imports
 
 # The pip that comes with an old Python may not know newer metadata; the pinned one does.
 $(VENV)/.created:

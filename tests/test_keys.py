@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_match import UserError
 from sae_match.keys import Keyed, arguments, plain, source_digest
 
 
@@ -56,7 +57,7 @@ def test_what_has_no_plain_form_is_named() -> None:
     class Careless:
         parts: list[object]
 
-    with pytest.raises(TypeError, match=r"Careless.parts\[0\]: a function has no content key"):
+    with pytest.raises(UserError, match=r"Careless.parts\[0\]: a function has no content key"):
         arguments(Careless([test_objects_are_told_apart_by_content]))
 
 

@@ -6,7 +6,9 @@ first use, so that the command line can print its help and check a configuration
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sae_match.errors import UserError
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import match  # from its home: mypy may take the package's for the submodule
     from sae_match.saes import SparseAutoencoder, fold, load_sae
+
+# A notebook names its backend to every process that it starts, and matplotlib refuses to be imported where that is not
+# installed. Figures here are files, which need none.
+_backend = os.environ.get("MPLBACKEND", "")
+if _backend.startswith("module://") and find_spec(_backend.removeprefix("module://").split(".")[0]) is None:
+    del os.environ["MPLBACKEND"]
 
 __version__ = "0.1.0"
 

@@ -13,6 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from sae_match.errors import UserError
+
 
 def tensor_digest(values: Tensor) -> str:
     """SHA-256 of a tensor's type, shape and values."""
@@ -37,7 +39,7 @@ def arguments(instance: object, leave_out: tuple[str, ...] = ()) -> dict[str, ob
         leave_out: fields on which the value does not depend.
 
     Raises:
-        TypeError: a field has no plain form.
+        UserError: a field has no plain form.
     """
     names = [field.name for field in fields(instance)] if is_dataclass(instance) else sorted(vars(instance))
     return {
@@ -54,7 +56,7 @@ def plain(value: object, name: str) -> object:
         name: what the value is called, for the error.
 
     Raises:
-        TypeError: the value has no plain form.
+        UserError: the value has no plain form.
     """
     if isinstance(value, Enum):
         value = value.value
@@ -77,7 +79,10 @@ def _object_facts(value: object, name: str) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         return {"class": class_name(cls), "code": source_digest(cls), "arguments": arguments(value)}
-    raise TypeError(f"{name}: a {type(value).__name__} has no content key; give its class a method key() of plain data")
+    raise UserError(
+        f"{name}: a {type(value).__name__} has no content key, so results could not be kept apart; give its class a "
+        "method key() that returns plain data, or pass numbers, text, tensors or paths of files"
+    )
 
 
 def class_name(cls: type) -> str:
@@ -107,7 +112,7 @@ class Keyed:
             leave_out: arguments on which its value does not depend.
 
         Raises:
-            TypeError: an argument has no plain form.
+            UserError: an argument has no plain form.
         """
         cls = type(self)
         return {

@@ -165,7 +165,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
         (["solver.memory_limit_gib=1e-9"], "solver=certified needs"),
         (["solver=soft", "solver.memory_limit_gib=1e-9"], "solver=soft needs"),
         (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit"),
-        (["matching.dead_features=aside"], "dead_features=aside needs activations"),
+        (["matching.dead_features=exclude"], "dead_features=exclude needs activations"),
         (["device=cuda"], "cuda"),
         (["paths.output_dir=file/out"], "Choose another directory with paths.output_dir=DIR"),
     ],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sae_match.evaluation.differences import ceiling_rows, difference_rows
+from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
 
-TOGETHER = {"matched": [4, 2, 5], "greedy": [3, 2, 4], "seeds": [5, 4, 5]}
-ACTIVE = [8, 5, 9]
-BOOTSTRAP = Bootstrap(3, samples=400, seed=2)
+TOGETHER = {"matched": [4, 2, 5, 3], "greedy": [3, 2, 4, 3], "seeds": [5, 4, 5, 6]}
+ACTIVE = [8, 5, 9, 7]
+BOOTSTRAP = Bootstrap(4, samples=400, seed=2)
 
 
 def ratio(name: str) -> Estimate:
@@ -24,7 +24,7 @@ def row(variant: str, estimate: Estimate | None, layers: tuple[int, int] = (1, 2
 
 
 def by_hand(one: str, other: str) -> tuple[float, float, float]:
-    counts = np.random.default_rng(2).multinomial(3, [1 / 3] * 3, size=400)
+    counts = np.random.default_rng(2).multinomial(4, [1 / 4] * 4, size=400)
     totals = [counts @ np.array(values) / (counts @ np.array(ACTIVE)) for values in (TOGETHER[one], TOGETHER[other])]
     low, high = np.quantile(totals[0] - totals[1], (0.025, 0.975))
     return (sum(TOGETHER[one]) - sum(TOGETHER[other])) / sum(ACTIVE), float(low), float(high)
@@ -60,13 +60,13 @@ def test_neighbours_are_compared_with_the_seeds_of_their_layer() -> None:
         row("matched", ratio("matched"), (3, 4)),
         row("ceiling", ratio("seeds"), (2, 2)),
     ]
-    below, above = ceiling_rows(rows)
+    below, above = ceiling_gap_rows(rows)
     assert (below.layer, below.layer_to, below.metric) == (1, 2, "matching_score_to_ceiling")
     assert (above.layer, above.layer_to) == (2, 3)
     assert below.estimate is not None
     assert (below.value, *below.estimate.interval) == pytest.approx(by_hand("matched", "seeds"))
     # With a second seed at layer 1 as well, its pair is compared with the mean of the two.
-    both = ceiling_rows([*rows, row("ceiling", ratio("greedy"), (1, 1))])
+    both = ceiling_gap_rows([*rows, row("ceiling", ratio("greedy"), (1, 1))])
     expected = by_hand("matched", "seeds")[0] + by_hand("matched", "greedy")[0]
     assert both[0].value == pytest.approx(expected / 2)
 

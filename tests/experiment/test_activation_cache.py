@@ -219,7 +219,7 @@ def test_a_matching_by_correlation_is_solved_once(
     assert first.metrics["fit_correlation/correlation"] == again.metrics["fit_correlation/correlation"]
     run(configured(random_saes, *more, "evaluation.fit_documents=3", output="third"))
     assert len(solved) == 4
-    aside = [*more, "matching.dead_features=aside"]
+    aside = [*more, "matching.dead_features=exclude"]
     run(configured(random_saes, *aside, output="fourth"))
     assert len(solved) == 6
 
@@ -249,7 +249,7 @@ def test_dead_features_and_measured_scales_are_found_once(
 
     counted(evaluation_step, "never_active")
     counted(saes_in_span, "measure_scale")
-    more = ("matching.dead_features=aside", "folding.scale=mean_activation", "sae.ceiling_filename=null")
+    more = ("matching.dead_features=exclude", "folding.scale=mean_activation", "sae.ceiling_filename=null")
     run(configured(random_saes, *more, f"paths.cache_dir={tmp_path / 'other_cache'}", output="undisturbed"))
     assert (calls.count("never_active"), calls.count("measure_scale")) == (4, 4)
     calls.clear()

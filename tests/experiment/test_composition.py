@@ -25,7 +25,7 @@ from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.saes_in_span import far_pairs
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
-from sae_match.record.distances import distance_rows
+from sae_match.record.curves import distance_rows
 from sae_match.saes import save_native
 from tests.builders import permuted, random_sae
 
@@ -128,7 +128,7 @@ def test_weights_alone_give_agreement_and_weight_metrics(configured: Configured,
 
 
 def test_dead_features_stay_aside_at_a_distance(configured: Configured, random_saes: Path) -> None:
-    result = run(configured(random_saes, "matching.dead_features=aside", "composition.max_distance=3"))
+    result = run(configured(random_saes, "matching.dead_features=exclude", "composition.max_distance=3"))
     aside = result.pairs[result.pairs.metric == "features_aside"].set_index("layer")["value"]
     for a, b in FAR:
         saved = Permutation.load(result.directory / "permutations" / f"layer_0{a}_to_0{b}.safetensors")

@@ -18,9 +18,9 @@ from sae_match.experiment import run
 from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.plan import make_plan
 from sae_match.metrics.bootstrap import Bootstrap
-from sae_match.metrics.estimate_again import STATISTICS, estimate_again
+from sae_match.metrics.registry import DESCRIPTIONS
 from sae_match.record.documents import read_documents
-from sae_match.report.paired import paired_difference
+from sae_match.report.resampling import paired_difference
 from tests.cli.test_command_line import run_in
 
 Configured = Callable[..., Config]
@@ -76,10 +76,18 @@ def test_documents_on_disk_give_back_the_jobs_own_intervals(full: Config) -> Non
     result = run(full)
     table = result.pairs.set_index(["layer", "layer_to", "variant", "metric"])
     stored = read_documents(result.directory / "documents.parquet")
-    assert {key.metric for key in stored} == {kept for kept, _ in STATISTICS.values()}
+    assert {key.metric for key in stored} == {
+        "matching_score",
+        "matching_iou",
+        "explained_variance",
+        "delta_loss",
+        "l0",
+    }
     bootstrap = Bootstrap(6, samples=50, seed=0)
     for key, sums in stored.items():
-        again = estimate_again(key.metric, sums, bootstrap)
+        statistic = DESCRIPTIONS[key.metric].statistic
+        assert statistic is not None
+        again = bootstrap.from_sums(sums, statistic)
         row = table.loc[key[:4]]
         assert [again.value, *again.interval] == pytest.approx([row.value, row.low, row.high], abs=1e-9), key
 
@@ -98,7 +106,7 @@ def test_jobs_are_compared_in_pairs(configured: Configured, random_saes: Path) -
 
 
 def test_dead_features_stay_aside_in_every_control(configured: Configured, random_saes: Path) -> None:
-    extra = ["evaluation/controls=[greedy,correlation]", "matching.dead_features=aside", *FIT]
+    extra = ["evaluation/controls=[greedy,correlation]", "matching.dead_features=exclude", *FIT]
     result = run(configured(random_saes, *extra))
     counts = result.pairs[result.pairs.metric == "decoder_cosine"].pivot(index="layer", columns="variant", values="n")
     assert set(counts.columns) == {"matched", "greedy", "correlation", "ceiling"}

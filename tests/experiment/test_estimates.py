@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_match.config.schema import Metric
 from sae_match.evaluation.activations import ActivationRequest, compute_activations
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
@@ -27,7 +26,8 @@ from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.sources import LocalModel
 from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.problem import matching_problem
+from sae_match.matching.problem import Metric
+from sae_match.matching.similarity import WeightDistance, matching_problem
 from tests.builders import random_sae, splices_of_pair
 from tests.experiment.conftest import LAYERS
 
@@ -49,7 +49,7 @@ def test_sae_bytes_are_those_of_its_tensors() -> None:
 @pytest.mark.parametrize("metric", list(Metric))
 def test_problem_width_is_that_of_the_problem(metric: Metric) -> None:
     problem = matching_problem(random_sae(seed=1), random_sae(seed=2), metric=metric)
-    assert estimates.problem_width(metric, 8) == problem.left.shape[1]
+    assert WeightDistance(metric=metric).numbers_per_feature(8) == problem.left.shape[1]
 
 
 @pytest.mark.parametrize(("tokens", "far"), [(12, ()), (300, ((24, 40),))])

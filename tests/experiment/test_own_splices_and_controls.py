@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sae_match import UserError
 from sae_match.config.schema import Config
 from sae_match.experiment import Result, delta_loss_step, run
 from sae_match.saes import save_native
@@ -80,9 +81,8 @@ class Own:
             group: getattr(cfg.evaluation, group) | {entry.name: entry for entry in entries}
             for group, entries in more.items()
         }
-        changed = replace(cfg, evaluation=replace(cfg.evaluation, **added))
-        changed.config = cfg.config | {"evaluation": cfg.config["evaluation"] | {k: repr(v) for k, v in added.items()}}
-        return run(changed)
+        plain = cfg.config | {"evaluation": cfg.config["evaluation"] | {k: repr(v) for k, v in added.items()}}
+        return run(replace(cfg, evaluation=replace(cfg.evaluation, **added), config=plain))
 
 
 @pytest.fixture
@@ -138,6 +138,14 @@ def test_no_stale_value_is_taken_for_its_own(
         found.append(shared)
     for i, one_job in enumerate(found):
         assert all(a != b for other in found[:i] for a, b in zip(one_job, other, strict=True))
+
+
+def test_an_argument_without_a_content_key_is_refused_before_long_work(
+    own: Own, configured: Configured, random_saes: Path
+) -> None:
+    typed = own.write(MODULE.replace("    share: float = 0.5", "    share: object = 0.5"))
+    with pytest.raises(UserError, match=r"Mixed\.share: a function has no content key"):
+        own.run(configured(random_saes), splices=(typed.Mixed(share=measured),))
 
 
 def test_what_is_known_is_not_computed_again(

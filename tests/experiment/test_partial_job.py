@@ -48,7 +48,7 @@ def saved(result: Result, layer: int) -> Permutation:
 
 
 def test_dead_features_are_set_aside_and_counted(configured: Configured, partly_dead_saes: Path) -> None:
-    result = run(configured(partly_dead_saes, "matching.dead_features=aside"))
+    result = run(configured(partly_dead_saes, "matching.dead_features=exclude"))
     aside, dead = values(result, "features_aside", "sae"), values(result, "dead_features", "sae")
     assert list(aside.index) == [0, 1, 2, 3]
     assert (aside == dead).all()  # counted over the same tokens by another path
@@ -127,7 +127,7 @@ def test_what_the_certified_solver_did_is_in_the_record(configured: Configured, 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["matching.dead_features=aside", "evaluation=weights_only"], "dead_features=aside needs activations"),
+        (["matching.dead_features=exclude", "evaluation=weights_only"], "dead_features=exclude needs activations"),
         (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit; use solver=certified"),
         (["solver=dense", "matching.rejection_cost=3"], "solver=dense knows no such limit"),
         (["matching.rejection_cost=1", "matching.n_pairs=3"], "give one of them"),

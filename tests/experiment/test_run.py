@@ -151,6 +151,18 @@ def test_intervals_enclose_their_values(configured: Configured, random_saes: Pat
     assert inside[~per_feature].mean() > 0.95
 
 
+def test_the_batch_changes_no_number(configured: Configured, random_saes: Path, tmp_path: Path) -> None:
+    controls = "evaluation/controls=[vanilla,random,greedy,correlation,linear_map]"
+    tables = []
+    for batch in (1, 7):
+        own = [f"evaluation.batch_windows={batch}", f"paths.cache_dir={tmp_path / f'cache_{batch}'}"]
+        fit = ["dataset.documents=6", "evaluation.fit_documents=4", "layers.last=1"]
+        table = run(configured(random_saes, controls, *fit, *own, output=f"batch_{batch}")).pairs
+        table = table[~table.metric.str.startswith("solver")]
+        tables.append(table.set_index(["layer", "layer_to", "variant", "metric"])[["value", "low", "high"]])
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
+
+
 def test_weights_only_needs_neither_model_nor_text(configured: Configured, random_saes: Path) -> None:
     result = run(configured(random_saes, "evaluation=weights_only", "model.path=/absent", "dataset.path=/absent"))
     assert "matching_score" not in result.metrics

@@ -128,6 +128,12 @@ def test_shares_count_answered_pairs_and_failures_are_told() -> None:
     assert (low, high) == (pytest.approx(0.5 - half, abs=0.11), pytest.approx(0.5 + half, abs=0.11))
 
 
+def test_a_share_of_none_of_22_has_an_interval_with_width() -> None:
+    rows = {r.metric: r for r in judge_rows(verdicts(0, 2, 20, error=4), (1, 2), "random")}
+    assert rows["judge/same"].as_dict()["low"] == 0
+    assert rows["judge/same"].as_dict()["high"] == pytest.approx(0.14865, abs=1e-5)
+
+
 def test_nothing_answered_is_undefined_not_zero() -> None:
     rows = {r.metric: r.value for r in judge_rows(verdicts(0, 0, 0, error=3), (1, 2), "matched")}
     assert math.isnan(rows["judge/same"])

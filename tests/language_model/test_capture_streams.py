@@ -271,3 +271,10 @@ def test_a_residual_stream_that_overflows_is_an_error(
     damaged.hf.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"after block 0 .* in float32\. Is the checkpoint damaged"):
         damaged.resid_post(windows.ids, [0])
+
+
+def test_a_token_without_an_embedding_is_named(llama: LanguageModel, ids: Tensor) -> None:
+    llama.check_ids(ids)
+    n = llama.hf.get_input_embeddings().weight.shape[0]
+    with pytest.raises(UserError, match=rf"token id {n}, but the model has {n} embeddings"):
+        llama.check_ids(torch.full_like(ids, n))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sae_match import SparseAutoencoder, UserError, fold, match
-from sae_match.config.schema import GroupWeights
 from sae_match.matching import matching_problem
 from sae_match.matching.dense import DenseSolver, dual_deficit, grid_cost
+from sae_match.matching.problem import GroupWeights
 from tests.builders import permuted, random_sae
 
 METRICS = ["both", "decoder", "encoder"]

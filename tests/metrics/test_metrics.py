@@ -7,14 +7,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import explained_variance_score, r2_score
 
 from sae_match import Permutation, SparseAutoencoder, UserError
-from sae_match.metrics.bootstrap import Bootstrap, Estimate
-from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
-from sae_match.metrics.delta_loss import delta_loss
-from sae_match.metrics.reconstruction import ReconstructionStatistics
+from sae_match.evaluation.rows import MetricRow
+from sae_match.experiment.headline import headline
+from sae_match.metrics.activations import MatchingIoU, MatchingScore, MatchingScorePerFeature
+from sae_match.metrics.bootstrap import Bootstrap, Estimate, wilson
+from sae_match.metrics.layers import L0, DeadFeatures, DecoderNorm, MeanTheta, ResidualNorm
+from sae_match.metrics.metric import LayerActivity, SplicedLosses
+from sae_match.metrics.reconstructions import R2, DeltaLoss, ExplainedVariance, Unexplained
+from sae_match.metrics.streaming import ActivationCounts, CoactivationCounts, ReconstructionStatistics
 from sae_match.metrics.weight_distance import weight_distances
+from sae_match.metrics.weights import DecoderCosine, SimilarDecoders, WeightMSE
 
 ONE = Bootstrap(1, samples=20)
 
@@ -30,10 +36,13 @@ def test_reconstruction_equals_scikit_learn(seed: int, offset: float, batch: int
         sums.update(x[rows], guess[rows], torch.zeros(len(x[rows]), dtype=torch.int64))
     flat_x, flat_guess = x.double().reshape(-1, 3).numpy(), guess.double().reshape(-1, 3).numpy()
     kind = {"multioutput": "variance_weighted"}
-    assert sums.explained_variance(ONE).value == pytest.approx(
+    found = sums.sums()
+    assert ExplainedVariance().estimate(found, ONE).value == pytest.approx(
         explained_variance_score(flat_x, flat_guess, **kind), abs=1e-7
     )
-    assert sums.r2(ONE).value == pytest.approx(r2_score(flat_x, flat_guess, **kind), abs=1e-7)
+    r2 = R2().estimate(found, ONE).value
+    assert r2 == pytest.approx(r2_score(flat_x, flat_guess, **kind), abs=1e-7)
+    assert Unexplained().estimate(found, ONE).value == pytest.approx(1 - r2)
 
 
 def test_reconstruction_closed_forms() -> None:
@@ -44,7 +53,8 @@ def test_reconstruction_closed_forms() -> None:
         sums = ReconstructionStatistics(2, 4)
         sums.update(x, guess, document)
         bootstrap = Bootstrap(2, samples=10)
-        return sums.explained_variance(bootstrap).value, sums.r2(bootstrap).value
+        found = sums.sums()
+        return ExplainedVariance().estimate(found, bootstrap).value, R2().estimate(found, bootstrap).value
 
     mean = x.reshape(-1, 4).mean(dim=0)
     assert scores(x) == (1.0, 1.0)
@@ -75,16 +85,35 @@ def test_coactivation_by_hand() -> None:
     # Feature 0 fires 3 times, its partner 1 with it once; feature 1 fires 3 times, its partner 0 with it twice.
     assert a.active.tolist() == [[2, 1, 0], [1, 2, 0]]
     assert counts.together.tolist() == [[0, 1, 0], [1, 1, 0]]
-    assert counts.matching_score(a, bootstrap).value == pytest.approx(3 / 6)
-    assert counts.matching_score_per_feature(a, bootstrap, min_count=1).value == pytest.approx((1 / 3 + 2 / 3) / 2)
-    assert np.isnan(counts.matching_score_per_feature(a, bootstrap, min_count=4).value)
+    pair = counts.of_pair(a, b, min_count=1)
+    assert MatchingScore().estimate(pair, bootstrap).value == pytest.approx(3 / 6)
+    per_feature_score = MatchingScorePerFeature()
+    assert per_feature_score.estimate(pair, bootstrap).value == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert np.isnan(per_feature_score.estimate(counts.of_pair(a, b, min_count=4), bootstrap).value)
     # Either of (0, 1): 3 + 2 - 1; either of (1, 0): 3 + 2 - 2.
-    assert counts.matching_iou(a, b, bootstrap).value == pytest.approx(3 / 7)
+    assert MatchingIoU().estimate(pair, bootstrap).value == pytest.approx(3 / 7)
     per_feature = counts.per_feature(a)
     assert per_feature[:2].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert np.isnan(per_feature[2])
-    assert a.l0(bootstrap).value == pytest.approx(6 / 4)
-    assert (a.dead(), b.dead()) == (1, 0)
+
+
+def test_layer_metrics_by_hand() -> None:
+    a, b, _ = toy_counts()
+    bootstrap = Bootstrap(2, samples=50)
+    norms = np.array([[4.0, 1.0], [2.0, 3.0]], dtype=np.float32)
+    layer, other = (
+        LayerActivity(
+            active=counts.active.numpy(), tokens=counts.tokens.numpy(), theta=np.array([1.0, 2.0, 6.0]),
+            decoder_norm=np.array([1.0, 3.0]), residual_norm=norms,
+        )
+        for counts in (a, b)
+    )  # fmt: skip
+    found = L0().measure(layer, bootstrap)
+    assert (found.value, found.n) == (pytest.approx(6 / 4), 2)
+    assert [DeadFeatures().measure(one, bootstrap)[:2] for one in (layer, other)] == [(1.0, 3), (0.0, 2)]
+    assert MeanTheta().measure(layer, bootstrap)[:2] == (3.0, 3)
+    assert DecoderNorm().measure(layer, bootstrap)[:2] == (2.0, 2)
+    assert ResidualNorm().measure(layer, bootstrap)[:2] == (2.0, 4)  # the lower of the two middle ones
 
 
 @given(seed=st.integers(0, 10**6))
@@ -95,20 +124,26 @@ def test_coactivation_equals_a_double_loop(seed: int) -> None:
     document = torch.tensor([0, 0, 1, 2])
     counts_a = ActivationCounts(3, 5)
     counts_a.update(torch.from_numpy(a), document)
+    counts_b = ActivationCounts(3, 7)
+    counts_b.update(torch.from_numpy(b), document)
     together = CoactivationCounts.empty(3, torch.from_numpy(partners))
     for w in range(4):  # window by window
         together.update(torch.from_numpy(a[w : w + 1]), torch.from_numpy(b[w : w + 1]), document[w : w + 1])
     both = sum(a[w, t, i] and b[w, t, partners[i]] for w in range(4) for t in range(6) for i in range(5))
-    assert together.matching_score(counts_a, Bootstrap(3, 5)).value == pytest.approx(both / a.sum())
+    score = MatchingScore().estimate(together.of_pair(counts_a, counts_b, 1), Bootstrap(3, 5))
+    assert score.value == pytest.approx(both / a.sum())
 
 
 def test_delta_loss_leaves_position_zero_out() -> None:
-    original = torch.zeros(3, 4)
-    spliced = torch.tensor([[100.0, 1, 1, 1], [100, 2, 2, 2], [100, 6, 6, 6]])
-    estimate = delta_loss(spliced, original, torch.tensor([0, 0, 1]), Bootstrap(2, samples=200))
+    original, bootstrap = np.zeros((5, 4), dtype=np.float32), Bootstrap(4, samples=200)
+    losses = np.array([1.0, 2, 6, 3, 3], dtype=np.float32)
+    spliced = np.repeat(losses[:, None], 4, axis=1)
+    spliced[:, 0] = 100
+    estimate = DeltaLoss().estimate(SplicedLosses(spliced, original, np.array([0, 0, 1, 2, 3])), bootstrap)
     assert estimate.value == pytest.approx(3.0)
-    low, high = estimate.interval
-    assert (low, high) == pytest.approx((1.5, 6.0))  # only document 0, only document 1
+    # Document 0 has two windows, so it counts twice.
+    by_hand = bootstrap.counts @ np.array([3.0, 6, 3, 3]) / (bootstrap.counts @ np.array([2.0, 1, 1, 1]))
+    assert estimate.interval == pytest.approx(tuple(np.quantile(by_hand, (0.025, 0.975))))
 
 
 def test_weight_distances_by_hand() -> None:
@@ -126,7 +161,14 @@ def test_weight_distances_by_hand() -> None:
     assert distances.b_enc.tolist() == [0.0, 1.0]  # -2 and -1
     assert distances.W_dec.tolist() == [0.5, 0.5]  # 1 and 2
     assert distances.decoder_cosine.tolist() == [1.0, 1.0]
-    assert distances.means() == {"W_enc": 0.5, "b_enc": 0.5, "W_dec": 0.5}
+    pair = distances.matched()
+    assert [WeightMSE(group=group).value(pair) for group in ("W_enc", "b_enc", "W_dec")] == [0.5, 0.5, 0.5]
+    assert (DecoderCosine().value(pair), SimilarDecoders().value(pair)) == (1.0, 1.0)
+    assert [side.tolist() for side in pair.parameters("b_enc")] == [[[0.0], [-2.0]], [[0.0], [-1.0]]]
+    assert [side.tolist() for side in pair.parameters("W_dec")] == [[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]]
+    assert [side.tolist() for side in pair.parameters("W_enc")] == [[[2.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]]
+    nothing = weight_distances(sae(1.0, 1.0), sae(1.0, 1.0), Permutation(torch.tensor([-1, -1]), 2)).matched()
+    assert all(np.isnan(metric.value(nothing)) for metric in (WeightMSE(group="W_dec"), SimilarDecoders()))
 
 
 def test_bootstrap_interval_of_a_mean_matches_theory() -> None:
@@ -157,3 +199,29 @@ def test_bootstrap_is_deterministic_and_needs_documents() -> None:
     assert (Bootstrap(5, 10, 1).counts.sum(axis=1) == 5).all()
     with pytest.raises(UserError, match="at least one document"):
         Bootstrap(0)
+
+
+def test_too_few_documents_give_no_interval() -> None:
+    """With 3 documents the resample of the lowest one alone has probability 1/27, more than 2.5 %."""
+    shares = np.array([0.2, 0.5, 0.9, 0.4])
+    for n in (1, 2, 3):
+        few = Bootstrap(n).ratio(shares[:n], np.ones(n))
+        assert few.value == pytest.approx(shares[:n].mean()) and all(np.isnan(few.interval))
+        row = MetricRow(0, 1, "matched", "matching_score", few.value, n, few)
+        assert headline([row]) == {"matching_score": few.value}
+    low, high = Bootstrap(4).ratio(shares, np.ones(4)).interval
+    assert 0.2 < low < 0.5 < high < 0.9
+
+
+@pytest.mark.parametrize(("same", "trials"), [(0, 22), (22, 22), (5, 10), (1, 1)])
+def test_wilson_interval_is_that_of_scipy(same: int, trials: int) -> None:
+    expected = binomtest(same, trials).proportion_ci(method="wilson")
+    assert wilson(same / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_mean_of_proportions_has_the_interval_of_all_trials() -> None:
+    none, some = (Estimate(share, np.full(10, share), trials=22) for share in (0.0, 0.5))
+    assert Estimate.mean([none, none]).interval == pytest.approx(wilson(0.0, 44))
+    assert Estimate.mean([none, some]).interval == pytest.approx(wilson(0.25, 44))
+    plain = Estimate(0.0, np.zeros(10))
+    assert Estimate.mean([none, plain]).interval == (0.0, 0.0)

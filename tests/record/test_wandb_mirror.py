@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from sae_match.errors import UserError
 from sae_match.matching import Permutation
 from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
+from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.record.pairs import read_pairs
 from sae_match.record.wandb_settings import artifact_name, checked_tags
 from tests.wandb_reader import inspect
@@ -41,6 +42,7 @@ def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cach
         mirror.log_curves("layer", layer_rows(pairs))
         mirror.log_pair_table(pairs)
         mirror.log_comparison(SUMMARY)
+        mirror.log_labels(BUILT_IN_LABELS.only(pairs["metric"], pairs["variant"]))
         mirror.log_histograms({"mse/11_to_12": np.arange(128.0), "ready": np.histogram(np.arange(9.0), bins=3)})
         mirror.log_figures([record.figure_path("overview")])
         mirror.log_permutations(record.permutations)
@@ -105,7 +107,7 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     numbers = {
         key: value
         for key, value in summary.items()
-        if not key.startswith(("_", "pairs.", "comparison.", "histograms/", "figures/"))
+        if not key.startswith(("_", "pairs.", "comparison.", "labels.", "histograms/", "figures/"))
     }
     record = json.loads((job / "metrics.json").read_text())
     assert numbers == {key: value for key, value in record.items() if value is not None} == SUMMARY

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from sae_match.metrics.document_sums import DocumentSums
+from sae_match.metrics.bootstrap import DocumentSums
 from sae_match.record import JobRecord
 from sae_match.record.documents import DOCUMENTS, SumsKey, write_documents
 from sae_match.report import Record

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report.ablation import (
     ablation_cells,
     ablation_frame,
@@ -15,9 +16,8 @@ from sae_match.report.ablation import (
     rank,
     ranking_note,
 )
-from sae_match.report.directions import lower_is_better
 from sae_match.report.records import find_records
-from sae_match.report.resamples import Resamples
+from sae_match.report.resampling import Resamples
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
 SCORE, LOSS, MSE = "matching_score", "delta_loss/encode_permute_decode", "weight_mse/W_dec"
@@ -38,8 +38,8 @@ def test_ranks_know_which_way_is_better() -> None:
     assert ranks(SCORE) == [2, 4, 1, 3]
     assert ranks(LOSS) == [2, 3, 1, 4]
     assert ranks(MSE) == [2, 2, 4, 1]  # the same value, the same rank
-    directions = {name: lower_is_better(name) for name in (*NAMES, "explained_variance/layer_drop", "matching_iou")}
-    assert list(directions.values()) == [False, True, True, False, False]
+    names = (*NAMES, "explained_variance/layer_drop", "delta_loss_difference/random")
+    assert [BUILT_IN_LABELS.of_number(name).better for name in names] == ["higher", "lower", "lower", "higher", "lower"]
 
 
 def test_a_row_per_combination_with_value_interval_and_rank() -> None:
@@ -105,3 +105,12 @@ def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
     by_hand = (counts @ (second - first)) / 4
     assert difference.value == pytest.approx((second - first).mean())
     assert difference.interval == pytest.approx(tuple(np.quantile(by_hand, (0.025, 0.975))))
+
+
+def test_too_few_documents_for_an_interval_decide_nothing(tmp_path: Path) -> None:
+    records = paired_jobs(tmp_path, [np.array([0.1, 0.2, 0.3]), np.array([0.7, 0.8, 0.9])])
+    found = rank(records, SCORE, Resamples([SCORE]))
+    assert found.paired and found.ranks == {}
+    assert f"No ranks of {SCORE}: fewer than 4 documents" in ranking_note({SCORE: found})
+    frame = ablation_frame(records, {SCORE: found})
+    assert ablation_cells(frame, [SCORE]) == [["0.200 (no interval)"], ["0.800 (no interval)"]]

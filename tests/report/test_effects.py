@@ -9,7 +9,7 @@ import pytest
 
 from sae_match.report.effects import contrasts, effects_frame, effects_note, effects_table, factors
 from sae_match.report.records import Record, find_records
-from sae_match.report.resamples import Resamples
+from sae_match.report.resampling import Resamples
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
 SCORE, LOSS = "matching_score", "delta_loss/encode_permute_decode"

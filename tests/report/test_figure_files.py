@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -119,3 +120,13 @@ def test_curves_are_common_only_where_every_job_has_them() -> None:
     moved = rows.assign(layer=rows["layer"] + 1, layer_to=rows["layer_to"] + 1)
     assert not _same(pd.concat([rows, moved]), "random", 2)
     assert not _same(pd.concat([rows, rows.assign(value=rows["value"] * 1.001)]), "random", 2)
+
+
+@pytest.mark.parametrize(("backend", "left"), [("module://not_installed.backend_inline", "None"), ("svg", "svg")])
+def test_a_notebooks_backend_that_is_not_installed_here(backend: str, left: str) -> None:
+    code = "import os, sae_match.report, matplotlib; print(os.environ.get('MPLBACKEND'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, left), done.stderr

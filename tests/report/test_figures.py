@@ -20,7 +20,8 @@ from sae_match.report import (
 )
 from sae_match.report.canvas import new_figure
 from sae_match.report.panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
-from sae_match.report.style import MARKERS, PALETTE, VARIANTS, references, styles
+from sae_match.report.style import MARKERS, PALETTE, references, styles
+from sae_match.variants import VARIANTS
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from sae_match import UserError
-from sae_match.metrics.bootstrap import Bootstrap
-from sae_match.metrics.document_sums import DocumentSums, rotated
-from sae_match.metrics.estimate_again import estimate_again
-from sae_match.metrics.reconstruction import ReconstructionStatistics
+from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, compress_rows
+from sae_match.metrics.streaming import ReconstructionStatistics
 from sae_match.record.documents import DOCUMENTS, SumsKey, read_documents, write_documents
-from sae_match.report.paired import Difference, estimates, paired_difference
+from sae_match.report.resampling import Difference, estimates, paired_difference
 
 Sums = dict[SumsKey, DocumentSums]
 
@@ -34,19 +32,19 @@ def key(layer: int = 0, metric: str = "matching_score", text: str = "t") -> Sums
 
 def by_hand(a: list[DocumentSums], b: list[DocumentSums]) -> Difference:
     """One resample at a time, by drawing documents' counts as `Bootstrap` does."""
-    counts = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=1000)
+    counts = np.random.default_rng(0).multinomial(4, [1 / 4] * 4, size=1000)
 
     def average(pairs: list[DocumentSums], w: np.ndarray) -> float:
         return float(np.mean([(w * s.numerator).sum() / (w * s.denominator).sum() for s in pairs]))
 
     replicates = [average(a, w) - average(b, w) for w in counts]
     low, high = np.quantile(replicates, (0.025, 0.975))
-    return Difference(average(a, np.ones(3)) - average(b, np.ones(3)), float(low), float(high))
+    return Difference(average(a, np.ones(4)) - average(b, np.ones(4)), float(low), float(high))
 
 
 def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
-    ours = [ratio([3, 1, 4], [10, 5, 6]), ratio([2, 2, 2], [4, 8, 5])]
-    theirs = [ratio([2, 1, 1], [10, 5, 6]), ratio([1, 3, 2], [4, 8, 5])]
+    ours = [ratio([3, 1, 4, 2], [10, 5, 6, 7]), ratio([2, 2, 2, 3], [4, 8, 5, 6])]
+    theirs = [ratio([2, 1, 1, 3], [10, 5, 6, 7]), ratio([1, 3, 2, 2], [4, 8, 5, 6])]
     a, b = (
         directory(tmp_path, name, {key(layer): s for layer, s in enumerate(sums)})
         for name, sums in (("a", ours), ("b", theirs))
@@ -65,22 +63,24 @@ def test_reconstructions_come_back_from_the_file(tmp_path: Path, d: int) -> None
     guess = x + torch.randn(x.shape, generator=generator) + 0.4
     statistics, bootstrap = ReconstructionStatistics(6, d), Bootstrap(6, 200)
     statistics.update(x, guess, torch.arange(12) // 2)
-    original = statistics.explained_variance(bootstrap)
-    assert original.sums is not None
-    path = directory(tmp_path, "a", {key(metric="explained_variance"): original.sums}) / DOCUMENTS
+    sums = statistics.sums()
+    whole = DocumentSums(
+        sums.numerator, sums.denominator, sums.tokens, statistics.error.numpy(), statistics.target.numpy()
+    )
+    path = directory(tmp_path, "a", {key(metric="explained_variance"): sums}) / DOCUMENTS
     (stored,) = read_documents(path).values()
     assert stored.numerator_vector is not None
     assert stored.numerator_vector.shape == (6, min(6, d))
-    for metric, expected in (("explained_variance", original), ("r2", statistics.r2(bootstrap))):
-        again = estimate_again(metric, stored, bootstrap)
+    for metric in ("explained_variance", "r2", "fvu"):
+        expected, again = (bootstrap.from_sums(found, metric) for found in (whole, stored))
         assert again.value == pytest.approx(expected.value, abs=1e-12)
         assert again.replicates == pytest.approx(expected.replicates, abs=1e-12)
 
 
-def test_rotation_keeps_the_length_of_every_sum() -> None:
+def test_compression_keeps_the_length_of_every_sum() -> None:
     rng = np.random.default_rng(1)
     vectors, weights = rng.normal(size=(4, 9)), rng.integers(0, 3, size=(20, 4)).astype(float)
-    small = rotated(vectors)
+    small = compress_rows(vectors)
     assert small.shape == (4, 4)
     assert np.linalg.norm(weights @ small, axis=1) == pytest.approx(np.linalg.norm(weights @ vectors, axis=1))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report import Record, comparison_frame, find_records, summary_table
-from sae_match.report.compare import comparison_keys, labels
+from sae_match.report.compare import comparison_keys, job_labels
 from sae_match.report.tables import format_value, markdown_table
 
 
@@ -80,7 +81,7 @@ def test_cells_cannot_break_the_table() -> None:
 def test_a_setting_that_is_no_factor_still_tells_jobs_apart() -> None:
     records = [record(str(n), dataset={"name": "wiki", "documents": n}, paths={"output_dir": str(n)}) for n in (3, 5)]
     assert comparison_keys(records) == ["dataset.documents"]
-    assert labels(records) == ["dataset.documents=3", "dataset.documents=5"]
+    assert job_labels(records) == ["dataset.documents=3", "dataset.documents=5"]
 
 
 def test_a_factor_speaks_for_the_settings_of_its_group() -> None:
@@ -92,7 +93,7 @@ def test_a_factor_speaks_for_the_settings_of_its_group() -> None:
 
 
 def test_jobs_that_look_alike_are_labelled_by_name() -> None:
-    assert labels([record("a", seed=0), record("b", seed=0)]) == ["(a)", "(b)"]
+    assert job_labels([record("a", seed=0), record("b", seed=0)]) == ["(a)", "(b)"]
 
 
 def test_the_wide_table_holds_everything(sweep: Path) -> None:
@@ -105,10 +106,8 @@ def test_the_wide_table_holds_everything(sweep: Path) -> None:
 
 
 def test_the_solvers_own_numbers_get_no_figure() -> None:
-    from sae_match.report.overlay import drawn
+    def drawn(metric: str) -> bool:
+        return BUILT_IN_LABELS.metric(metric).figure != "none"
 
-    assert drawn("matching_score")
-    assert drawn("gap")
-    assert drawn("solver_seconds")
-    assert not drawn("solver/seconds/auction")
-    assert not drawn("tolerance")
+    assert all(map(drawn, ("matching_score", "gap", "solver_seconds", "a metric of somebody else's")))
+    assert not any(map(drawn, ("solver/seconds/auction", "tolerance", "matching_score_difference", "x_to_ceiling")))

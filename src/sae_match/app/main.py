@@ -26,12 +26,6 @@ from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
-HEADLINES = (
-    "matching_score",
-    "weight_mse/W_dec",
-    "explained_variance/encode_permute_decode",
-    "delta_loss/encode_permute_decode",
-)
 
 
 @quiet_when_unread
@@ -70,9 +64,9 @@ def job(cfg: DictConfig) -> float | None:
             return decision.metrics.get("matching_score")
         result = run(decision.cfg, group=None if place.sweep is None else place.sweep.name)
     logger.info("record: %s", result.directory)
-    for name in HEADLINES:
+    for name in result.labels.headlines:
         if name in result.metrics:
-            logger.info("%-45s %.4f", name, result.metrics[name])
+            logger.info("%-45s %.4f %s", name, result.metrics[name], result.labels.of_number(name).unit)
     return result.metrics.get("matching_score")
 
 

@@ -161,9 +161,8 @@ def expand_pair(config: T, given: Any) -> T:
     if numbers:
         names = " and ".join(f"layers.{name}={value}" for name, value in numbers.items())
         raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
-    expanded = dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1))
-    expanded.config = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
-    return expanded
+    plain = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
+    return dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1), config=plain)
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:

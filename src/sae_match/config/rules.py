@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,7 @@ from sae_match.config.evaluation_rules import capture_rules, composition_rules
 from sae_match.config.sae_rules import sae_rules
 from sae_match.config.schema import (
     Config,
-    DeadFeatures,
     LayersConfig,
-    Metric,
 )
 from sae_match.config.training_schema import TrainConfig
 from sae_match.errors import UserError
@@ -33,7 +30,8 @@ def check_config(cfg: Config) -> None:
     """
     problems = list(_layer_rules(cfg.layers, need_pair=True))
     problems += sae_rules(cfg)
-    problems += _matching_rules(cfg)
+    if cfg.seed < 0:
+        problems.append(f"seed={cfg.seed}: must be 0 or more")
     problems += _partial_rules(cfg)
     problems += _description_rule(cfg)
     problems += control_rules(cfg)
@@ -85,35 +83,14 @@ def _layer_rules(layers: LayersConfig, need_pair: bool) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: the span is empty"
 
 
-def _matching_rules(cfg: Config) -> Iterator[str]:
-    weights = {name: getattr(cfg.matching.weights, name) for name in ("W_enc", "b_enc", "W_dec")}
-    for name, value in weights.items():
-        if not (math.isfinite(value) and value >= 0):
-            yield f"matching.weights.{name}={value}: must be a finite number >= 0"
-    used = {Metric.decoder: ["W_dec"], Metric.encoder: ["W_enc", "b_enc"]}.get(cfg.matching.metric, list(weights))
-    if not cfg.matching.include_bias:
-        used = [name for name in used if name != "b_enc"]
-    if all(weights[name] == 0 for name in used):
-        yield f"matching.weights: {', '.join(used)} are all 0, so nothing would be compared"
-    if cfg.seed < 0:
-        yield f"seed={cfg.seed}: must be 0 or more"
-
-
 def _partial_rules(cfg: Config) -> Iterator[str]:
     matching = cfg.matching
     for name in ("rejection_cost", "n_pairs"):
         if getattr(matching, name) is not None and not cfg.solver.limits_pairs:
             yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
-    if matching.rejection_cost is not None and matching.n_pairs is not None:
-        yield "matching.rejection_cost and matching.n_pairs both limit the pairs: give one of them"
-    cost = matching.rejection_cost
-    if cost is not None and not (math.isfinite(cost) and cost >= 0):
-        yield f"matching.rejection_cost={cost}: must be a finite number >= 0"
-    if matching.n_pairs is not None and matching.n_pairs < 1:
-        yield f"matching.n_pairs={matching.n_pairs}: must be at least 1"
-    if matching.dead_features is DeadFeatures.aside and not cfg.evaluation.full:
+    if matching.dead_features == "exclude" and not cfg.evaluation.full:
         yield (
-            "matching.dead_features=aside needs activations to know which features are dead, and "
+            "matching.dead_features=exclude needs activations to know which features are dead, and "
             f"evaluation={cfg.evaluation.level} computes none; use evaluation=full or matching.dead_features=keep"
         )
 

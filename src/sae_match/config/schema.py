@@ -19,26 +19,13 @@ if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for
     from sae_match.evaluation.settings import Evaluation
     from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
+    from sae_match.matching.similarity import Similarity
     from sae_match.matching.solution import Solver
+    from sae_match.metrics.metric import Metric
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats import SaeFormat
     from sae_match.text.source import TextSource
     from sae_match.tracking import Tracking
-
-
-class Metric(StrEnum):
-    """Which parameters enter the matching cost (method: Eq. 3)."""
-
-    both = "both"
-    decoder = "decoder"
-    encoder = "encoder"
-
-
-class DeadFeatures(StrEnum):
-    """What happens to features that never fire on the evaluation text."""
-
-    keep = "keep"
-    aside = "aside"
 
 
 class Rerun(StrEnum):
@@ -47,39 +34,6 @@ class Rerun(StrEnum):
     failed = "failed"
     all = "all"
     none = "none"
-
-
-@dataclass
-class GroupWeights:
-    """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
-
-    W_enc: float = 1.0
-    """Encoder columns."""
-    b_enc: float = 1.0
-    """Encoder biases."""
-    W_dec: float = 1.0
-    """Decoder rows."""
-
-
-@dataclass
-class MatchingConfig:
-    """What is compared when features are matched."""
-
-    metric: Metric = MISSING
-    """both | decoder | encoder."""
-    include_bias: bool = True
-    """Whether b_enc enters the cost where the metric covers the encoder (the paper: true)."""
-    weights: GroupWeights = field(default_factory=GroupWeights)
-    """Weights of the groups."""
-    rejection_cost: float | None = None
-    """A feature of the narrower SAE may stay unmatched at this cost (a squared distance, in matched units);
-    null = all of them are matched. solver=certified only."""
-    n_pairs: int | None = None
-    """Match exactly this many pairs, the cheapest set of them; null = as many as the narrower SAE has features.
-    solver=certified only."""
-    dead_features: DeadFeatures = DeadFeatures.keep
-    """keep | aside: features that fire on no counted token of the evaluation text stay unmatched. aside needs
-    evaluation=full."""
 
 
 @dataclass
@@ -118,7 +72,7 @@ class PathsConfig:
 class Config:
     """The whole configuration of one `sae-match` job."""
 
-    matching: MatchingConfig = MISSING
+    matching: Similarity = MISSING
     folding: Folding = MISSING
     solver: Solver = MISSING
     sae: SaeFormat = MISSING
@@ -127,6 +81,8 @@ class Config:
     evaluation: Evaluation = MISSING
     judging: Judging = MISSING
     tracking: Tracking = MISSING
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    """Metrics beside the built-in ones, by any key: +metrics.mine._target_=my_package.MyScore."""
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)
@@ -146,22 +102,20 @@ class Config:
     trusted_packages: list[str] = field(default_factory=list)
     """Packages other than sae_match whose classes a `_target_` may name."""
 
-    def __post_init__(self) -> None:
-        self.config: dict[str, Any] = {}
-        """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
 
     def at(self, output_dir: Path | str) -> Config:
         """The same job with its record elsewhere."""
-        moved = replace(self, paths=replace(self.paths, output_dir=str(output_dir)))
-        moved.config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
-        return moved
+        config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
+        return replace(self, paths=replace(self.paths, output_dir=str(output_dir)), config=config)
 
 
 @dataclass
 class Schema:
     """The composed form of `Config`; what is `Any` is built from its `_target_`."""
 
-    matching: MatchingConfig = MISSING
+    matching: Any = MISSING
     folding: Any = MISSING
     solver: Any = MISSING
     sae: Any = MISSING
@@ -170,6 +124,7 @@ class Schema:
     evaluation: Any = MISSING
     judging: Any = MISSING
     tracking: Any = MISSING
+    metrics: dict[str, Any] = field(default_factory=dict)
     layers: LayersConfig = field(default_factory=LayersConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     composition: CompositionConfig = field(default_factory=CompositionConfig)

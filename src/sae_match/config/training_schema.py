@@ -83,9 +83,8 @@ class TrainConfig:
     trusted_packages: list[str] = field(default_factory=list)
     """Packages other than sae_match whose classes a `_target_` may name."""
 
-    def __post_init__(self) -> None:
-        self.config: dict[str, Any] = {}
-        """What the objects were built from, as nested plain values."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the objects were built from, as nested plain values."""
 
 
 @dataclass

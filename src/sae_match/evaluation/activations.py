@@ -12,8 +12,7 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.evaluation.splices import BoundSplice, PairActivations, first_equals
 from sae_match.matching import Permutation
-from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
-from sae_match.metrics.reconstruction import ReconstructionStatistics
+from sae_match.metrics.streaming import ActivationCounts, CoactivationCounts, ReconstructionStatistics
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.site import refuse_encoding
 

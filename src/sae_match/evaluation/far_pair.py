@@ -1,4 +1,4 @@
-"""Composed, exact and random permutations of two layers further apart than neighbours (method section 4)."""
+"""Composed, exact and random permutations of two layers further apart than neighbours."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,8 @@ from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_a
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
+from sae_match.metrics.metric import ActivationMetric, Metric, ReconstructionMetric, WeightMetric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
 
@@ -27,16 +29,15 @@ class PairEvaluation:
     statistics: ActivationStatistics
 
 
-def weight_rows(distances: Mapping[str, WeightDistances], layer: int, layer_to: int) -> list[MetricRow]:
-    """weight_mse of each group, the mean decoder cosine and the share of pairs with cosine above 0.7, by variant."""
+def weight_rows(
+    distances: Mapping[str, WeightDistances], layer: int, layer_to: int, metrics: Mapping[str, Metric] = BUILT_IN
+) -> list[MetricRow]:
+    """Every metric of weights (`WeightMetric`) of every variant; n is the number of pairs."""
+    chosen = [metric for metric in metrics.values() if isinstance(metric, WeightMetric)]
     rows: list[MetricRow] = []
     for variant, found in distances.items():
-        cosine = found.decoder_cosine.to(torch.float64)
-        values = {f"weight_mse/{group}": value for group, value in found.means().items()}
-        values["decoder_cosine"] = float(cosine.mean())
-        values["decoder_cosine_above_0.7"] = float((cosine > 0.7).to(torch.float64).mean())
-        n = len(cosine)
-        rows += [MetricRow(layer, layer_to, variant, metric, value, n) for metric, value in values.items()]
+        pair, n = found.matched(), len(found.decoder_cosine)
+        rows += [MetricRow(layer, layer_to, variant, metric.name, float(metric.value(pair)), n) for metric in chosen]
     return rows
 
 
@@ -51,6 +52,7 @@ class PairSettings:
         batch_windows: windows computed at a time; changes memory use, not the result.
         sink_positions: positions at each window's start that are not counted (1 = position 0).
         bootstrap: resamples over documents; 1,000 drawn with seed 0 if None.
+        metrics: what is measured, by name.
     """
 
     units: SpliceUnits | str = SpliceUnits.theta
@@ -59,6 +61,7 @@ class PairSettings:
     batch_windows: int = 8
     sink_positions: int = 1
     bootstrap: Bootstrap | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
 
 
 def evaluate_pair(
@@ -96,42 +99,57 @@ def evaluate_pair(
     statistics = compute_activations(
         ActivationRequest(a, b, x_a, x_b, document, named, splices, how.batch_windows, how.sink_positions)
     )
-    rows = weight_rows(weight_distances_of(a, b, named), *layers)
-    return PairEvaluation(rows + activation_rows(statistics, bootstrap, layers, how.min_count), statistics)
+    rows = weight_rows(weight_distances_of(a, b, named), *layers, how.metrics)
+    rows += activation_rows(statistics, bootstrap, layers, how.min_count, how.metrics)
+    return PairEvaluation(rows, statistics)
 
 
 def activation_rows(
-    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int], min_count: int
+    statistics: ActivationStatistics,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    min_count: int,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
     """Every metric that follows from one pass over the tokens of a pair."""
-    return score_rows(statistics, bootstrap, layers, min_count) + reconstruction_rows(statistics, bootstrap, layers)
+    rows = score_rows(statistics, bootstrap, layers, min_count, metrics)
+    return rows + reconstruction_rows(statistics, bootstrap, layers, metrics)
 
 
 def score_rows(
-    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int], min_count: int
+    statistics: ActivationStatistics,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    min_count: int,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
-    """matching_score, matching_score_per_feature and matching_iou of every variant."""
+    """Every metric of activations (`ActivationMetric`) of every variant."""
     rows: list[MetricRow] = []
-    for variant, counts in statistics.together.items():
-        estimates = {
-            "matching_score": counts.matching_score(statistics.a, bootstrap),
-            "matching_score_per_feature": counts.matching_score_per_feature(statistics.a, bootstrap, min_count),
-            "matching_iou": counts.matching_iou(statistics.a, statistics.b, bootstrap),
-        }
-        rows += [estimate_row(layers, variant, name, e, bootstrap) for name, e in estimates.items()]
+    for variant, together in statistics.together.items():
+        counts = together.of_pair(statistics.a, statistics.b, min_count)
+        rows += [
+            estimate_row(layers, variant, metric.name, metric.estimate(counts, bootstrap), bootstrap)
+            for metric in metrics.values()
+            if isinstance(metric, ActivationMetric)
+        ]
     return rows
 
 
 def reconstruction_rows(
-    statistics: ActivationStatistics, bootstrap: Bootstrap, layers: tuple[int, int]
+    statistics: ActivationStatistics,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
-    """explained_variance, r2 and fvu of every splice."""
+    """Every metric of reconstructions (`ReconstructionMetric`) of every splice."""
     rows: list[MetricRow] = []
-    for name, sums in statistics.reconstruction.items():
-        rows.append(estimate_row(layers, name, "explained_variance", sums.explained_variance(bootstrap), bootstrap))
-        r2 = sums.r2(bootstrap)
-        rows.append(estimate_row(layers, name, "r2", r2, bootstrap))
-        rows.append(estimate_row(layers, name, "fvu", Estimate(1 - r2.value, 1 - r2.replicates), bootstrap))
+    for splice, reconstruction in statistics.reconstruction.items():
+        sums = reconstruction.sums()
+        rows += [
+            estimate_row(layers, splice, metric.name, metric.estimate(sums, bootstrap), bootstrap)
+            for metric in metrics.values()
+            if isinstance(metric, ReconstructionMetric)
+        ]
     return rows
 
 

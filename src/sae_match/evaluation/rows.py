@@ -14,7 +14,7 @@ class MetricRow:
     Attributes:
         layer, layer_to: layers t and t+1.
         variant: `matched`, a control (`vanilla`, `random`), `ceiling`, a splice's name, or `sae` / `model`.
-        metric: name as in method section 5.
+        metric: its name.
         value: the number; for bootstrapped metrics the estimate's value.
         estimate: replicates for the interval, None for exact numbers.
         n: documents, features or tokens that the number averages over.
@@ -30,7 +30,7 @@ class MetricRow:
 
     def as_dict(self) -> dict[str, int | str | float | None]:
         """Columns of `pairs.csv`."""
-        low, high = self.estimate.interval if self.estimate is not None else (None, None)
+        low, high = self.estimate.interval if self.estimate is not None else (None, None)  # NaN: an empty cell
         return {
             "layer": self.layer,
             "layer_to": self.layer_to,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
-from sae_match.metrics.coactivation import ActivationCounts, CoactivationCounts
-from sae_match.metrics.reconstruction import ReconstructionStatistics
+from sae_match.metrics.streaming import ActivationCounts, CoactivationCounts, ReconstructionStatistics
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 

@@ -11,18 +11,20 @@ from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.headline import add_interval, mean_estimate
 from sae_match.metrics.bootstrap import Estimate, Floats
-from sae_match.record.distances import AT_DISTANCE_ONE
+from sae_match.record.curves import by_distance
+from sae_match.record.labels import BUILT_IN_LABELS, Labels
 
-METRICS = ("matching_score", "explained_variance", "agreement", "weight_mse/W_dec", "judge/score", "judge/same")
-"""Metrics that get a headline number per distance and variant."""
 SCORE = "matching_score"
+"""The metric that says how far composition reaches."""
 
 Curves = dict[tuple[str, str], dict[int, list[MetricRow]]]
 """(metric, variant) -> distance -> one row per start."""
 
 
-def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
+def composition_headline(rows: Sequence[MetricRow], labels: Labels = BUILT_IN_LABELS) -> dict[str, float]:
     """`composition/METRIC/VARIANT/distance_D`, averaged over starts, with intervals; and how far composition reaches.
+
+    Of headline metrics and those whose description asks for it (`distance`).
 
     `composition/beats_random_until` is the distance at which the mean over starts of composed minus random matching
     score falls to 0, interpolated linearly between distances; the largest measured distance where it does not.
@@ -37,9 +39,10 @@ def composition_headline(rows: Sequence[MetricRow]) -> dict[str, float]:
     """
     curves = _curves(rows)
     numbers: dict[str, float] = {}
-    for (metric, variant), by_distance in curves.items():
-        if metric in METRICS and variant in FAR_VARIANTS:
-            for distance, group in by_distance.items():
+    for (metric, variant), curve in curves.items():
+        about = labels.metric(metric)
+        if (about.headline or about.distance) and variant in FAR_VARIANTS:
+            for distance, group in curve.items():
                 name = f"composition/{metric}/{variant}/distance_{distance}"
                 numbers[name] = float(np.mean([row.value for row in group]))
                 add_interval(numbers, name, mean_estimate(group))
@@ -80,8 +83,11 @@ def _reach(
         return {}
     values = np.array([[ours.value - share * theirs.value] for ours, theirs in pairs])
     replicates = np.array([ours.replicates - share * theirs.replicates for ours, theirs in pairs])
-    estimate = Estimate(float(reach(distances, values)[0]), reach(distances, replicates))
-    numbers = {f"{name}_until": estimate.value, f"{name}_reached": float((replicates <= 0).any(axis=0).mean())}
+    until = np.where(np.isnan(replicates).all(axis=0), np.nan, reach(distances, replicates))
+    estimate = Estimate(float(reach(distances, values)[0]), until)
+    numbers = {f"{name}_until": estimate.value}
+    if not np.isnan(until).all():
+        numbers[f"{name}_reached"] = float((replicates <= 0).any(axis=0).mean())
     add_interval(numbers, f"{name}_until", estimate)
     for distance, (ours, theirs) in zip(distances, pairs, strict=True):
         margin = Estimate(ours.value - share * theirs.value, ours.replicates - share * theirs.replicates)
@@ -91,13 +97,11 @@ def _reach(
 
 
 def _curves(rows: Sequence[MetricRow]) -> Curves:
-    """Rows by metric, variant and distance; distance 1 from the adjacent pairs of the starts."""
-    starts = {row.layer for row in rows if row.layer_to - row.layer >= 2}
+    """Rows by metric, variant and distance, of metrics measured beyond neighbours; distance 1 from the adjacent pairs
+    of the starts."""
+    far = {row.metric for row in rows if row.layer_to - row.layer >= 2}
+    rows = [row for row in rows if row.metric in far]
     curves: Curves = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        distance = row.layer_to - row.layer
-        if row.layer in starts and distance >= 1:
-            names = AT_DISTANCE_ONE.get(row.variant, ()) if distance == 1 else (row.variant,)
-            for name in names:
-                curves[row.metric, name][distance].append(row)
+    for position, variant, distance in by_distance((row.layer, row.layer_to, row.variant) for row in rows):
+        curves[rows[position].metric, variant][distance].append(rows[position])
     return curves

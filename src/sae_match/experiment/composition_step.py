@@ -20,6 +20,8 @@ from sae_match.experiment.matching_step import PairMatching, certificate_rows, m
 from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.job import JobRecord
 
@@ -49,6 +51,7 @@ def compare_over_distance(
     evaluator: Evaluator | None,
     aside: Mapping[int, Bool[Tensor, " F"]],
     progress: bool,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> tuple[list[MetricRow], list[FarPair]]:
     """Rows and permutations of every far pair, by start, then distance; none where `composition` asks for none.
 
@@ -58,6 +61,7 @@ def compare_over_distance(
         matchings: the span's adjacent pairs, with their random controls.
         evaluator: None for weights_only, which leaves agreement and weight metrics.
         aside: features to leave unmatched, by layer.
+        metrics: what is measured, by name.
     """
     rows: list[MetricRow] = []
     pairs: list[FarPair] = []
@@ -70,7 +74,7 @@ def compare_over_distance(
         found = agreement_rows(permutations, layers)
         logger.info("layers %d -> %d: %.1f %% of composed partners are exact ones", *layers, 100 * found[0].value)
         found += [replace(row, variant=EXACT) for row in certificate_rows(matching, *layers)]
-        found += weight_rows(weight_distances_of(a, b, permutations), *layers)
+        found += weight_rows(weight_distances_of(a, b, permutations), start, stop, metrics)
         if evaluator is not None:
             pair = evaluator.pair(layers, permutations)
             found += evaluator.rows(pair, evaluator.activations(pair, far_splices(pair)))

@@ -13,7 +13,6 @@ from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.controls import ControlMatching, ControlPair, ControlSetup, MatchingControl, Remember
 from sae_match.evaluation.rows import MetricRow
-from sae_match.experiment.estimates import problem_width
 from sae_match.experiment.matching_cache import FOLDER, alone
 from sae_match.matching import Permutation
 from sae_match.record.cache import ResultCache
@@ -26,7 +25,7 @@ def control_setup(cfg: Config, d_model: int, device: str = "cpu") -> ControlSetu
     """What the job's controls share."""
     return ControlSetup(
         memory_limit_gib=cfg.solver.memory_limit_gib,
-        problem_width=problem_width(cfg.matching.metric, d_model),
+        problem_width=cfg.matching.numbers_per_feature(d_model),
         seed=cfg.seed,
         device=device,
         batch_windows=cfg.evaluation.batch_windows,

@@ -15,7 +15,7 @@ from sae_match.evaluation.splice_losses import original_losses, splice_losses
 from sae_match.evaluation.splices import BoundSplice, bind_all
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
-from sae_match.metrics.delta_loss import delta_loss
+from sae_match.metrics.metric import LossMetric, SplicedLosses
 from sae_match.record.provenance import content_key
 
 logger = logging.getLogger(__name__)
@@ -83,10 +83,15 @@ def _pair_delta_loss(evaluator: Evaluator, matching: PairMatching, original: Ten
         losses |= computed
     logger.info("layers %d -> %d: token losses of %d splices, %d of them computed", *layers, len(splices), len(todo))
     bootstrap, document = evaluator.splice_bootstrap, evaluator.splice_windows.document
-    estimates = {
-        name: delta_loss(losses[key], original, document, bootstrap, pair.sink_positions) for name, key in keys.items()
-    }
-    return [estimate_row(layers, name, "delta_loss", estimate, bootstrap) for name, estimate in estimates.items()]
+    rows: list[MetricRow] = []
+    for name, key in keys.items():
+        spliced = SplicedLosses(losses[key].numpy(), original.numpy(), document.numpy(), pair.sink_positions)
+        rows += [
+            estimate_row(layers, name, metric.name, metric.estimate(spliced, bootstrap), bootstrap)
+            for metric in evaluator.metrics.values()
+            if isinstance(metric, LossMetric)
+        ]
+    return rows
 
 
 def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.evaluation_step import Evaluator
-from sae_match.metrics.document_sums import DocumentSums
-from sae_match.metrics.estimate_again import STORED
+from sae_match.metrics.bootstrap import DocumentSums
+from sae_match.metrics.metric import LossMetric
 from sae_match.record.documents import SumsKey
 
 
@@ -26,8 +26,11 @@ def document_sums(evaluator: Evaluator, rows: Iterable[MetricRow]) -> dict[SumsK
     """The sums that the rows' estimates carry, each with the content key of the windows it is about."""
     kept: dict[SumsKey, DocumentSums] = {}
     for row in rows:
-        if row.metric in STORED and row.estimate is not None and row.estimate.sums is not None:
-            windows = evaluator.splice_windows if row.metric == "delta_loss" else evaluator.windows
+        metric = evaluator.metrics.get(row.metric)
+        if metric is None or metric.about.statistic is None or metric.about.sums_of is not None:
+            continue
+        if row.estimate is not None and row.estimate.sums is not None:
+            windows = evaluator.splice_windows if isinstance(metric, LossMetric) else evaluator.windows
             key = SumsKey(row.layer, row.layer_to, row.variant, row.metric, windows.key)
             kept[key] = row.estimate.sums
     return kept

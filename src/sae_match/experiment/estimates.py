@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from sae_match.config.schema import Metric
 from sae_match.language_model.facts import ModelSize
 from sae_match.language_model.residual_streams import layer_bytes
 from sae_match.matching.by_similarity import required_bytes
@@ -98,11 +97,6 @@ class Phase:
 def sae_bytes(d_model: int, width: int) -> int:
     """Bytes of one SAE in float32: W_enc, W_dec, b_enc, threshold, b_dec."""
     return FLOAT * (2 * d_model * width + 2 * width + d_model)
-
-
-def problem_width(metric: Metric, d_model: int) -> int:
-    """Numbers per feature that enter the matching cost (Eq. 3)."""
-    return {Metric.both: 2 * d_model + 1, Metric.encoder: d_model + 1, Metric.decoder: d_model}[metric]
 
 
 def forward_bytes(model: ModelSize, batch_windows: int, window_tokens: int, losses: bool = True) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, DeadFeatures
+from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
-from sae_match.evaluation.differences import CEILING
-from sae_match.evaluation.pair import activation_rows, estimate_row, weight_rows
+from sae_match.evaluation.pair import activation_rows, weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodePermuteDecode
@@ -24,8 +24,12 @@ from sae_match.experiment.matching_step import PairMatching, match_configured
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
+from sae_match.matching.similarity import DeadFeatures
 from sae_match.matching.solution import Solver
-from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap
+from sae_match.metrics.description import CEILING, TO_CEILING
+from sae_match.metrics.metric import LayerActivity, LayerMetric, Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.record.cache import ResultCache
 from sae_match.saes import SparseAutoencoder
@@ -53,6 +57,7 @@ class Evaluator:
         passes: passes over a pair's tokens that are already made.
         units: units in which activations travel along a permutation, `theta` or `raw`.
         splices: those of every adjacent pair.
+        metrics: what is measured, by name.
         fit: None where no control is fitted.
     """
 
@@ -72,6 +77,7 @@ class Evaluator:
     units: SpliceUnits
     splices: tuple[Splice, ...]
     fit: FitText | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
 
     def pair(self, layers: tuple[int, int], permutations: Mapping[str, Permutation]) -> SplicePair:
         """What the splices of two layers are made from."""
@@ -101,7 +107,7 @@ class Evaluator:
 
     def rows(self, pair: SplicePair, statistics: ActivationStatistics) -> list[MetricRow]:
         """Every metric that follows from a pass."""
-        return activation_rows(statistics, self.bootstrap, pair.layers, self.cfg.evaluation.min_count)
+        return activation_rows(statistics, self.bootstrap, pair.layers, self.cfg.evaluation.min_count, self.metrics)
 
     def splice_residual(self, layer: int) -> Tensor:
         """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
@@ -110,7 +116,13 @@ class Evaluator:
 
 
 def prepare(
-    cfg: Config, saes: SpanSaes, solver: Solver, passes: ActivationCache, device: str, progress: bool
+    cfg: Config,
+    saes: SpanSaes,
+    solver: Solver,
+    passes: ActivationCache,
+    device: str,
+    progress: bool,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> Evaluator:
     """Load model and text, and capture the span's residual streams (or find them in the cache)."""
     cache_dir = Path(cfg.paths.cache_dir)
@@ -122,6 +134,7 @@ def prepare(
             f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
     windows = load_windows(cfg.dataset, model.tokenizer, cache_dir, cfg.model.bos)
+    model.check_ids(windows.ids)
     splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
     streams = capture(model, windows, captured_layers(cfg), cache_dir, cfg.evaluation.batch_windows, progress)
@@ -136,6 +149,12 @@ def prepare(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
     )  # fmt: skip
+    for what, count in (("metrics", windows.n_documents), ("delta losses", splice_windows.n_documents)):
+        if count < MIN_DOCUMENTS:
+            logger.warning(
+                "%s have no intervals: %d documents, and intervals over documents need at least %d",
+                what, count, MIN_DOCUMENTS,
+            )  # fmt: skip
     samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
     return Evaluator(
         cfg=cfg,
@@ -154,6 +173,7 @@ def prepare(
         units=resolve_units(cfg.evaluation.splice_units, cfg.folding.name),
         splices=cfg.evaluation.all_splices,
         fit=fit,
+        metrics=metrics,
     )
 
 
@@ -193,35 +213,37 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     a, second = evaluator.saes.load(layer), evaluator.saes.load_ceiling(layer)
     if second is None:
         return []
-    aside = evaluator.cfg.matching.dead_features is DeadFeatures.aside
+    aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
     permutations = {CEILING: match_configured(evaluator.cfg, a, second, evaluator.solver, *excluded).permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)
     statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))
-    return weight_rows(weight_distances_of(a, second, permutations), layer, layer) + evaluator.rows(pair, statistics)
+    rows = weight_rows(weight_distances_of(a, second, permutations), layer, layer, evaluator.metrics)
+    return rows + evaluator.rows(pair, statistics)
 
 
-def log_ceiling_gaps(rows: Sequence[MetricRow]) -> None:
+def log_ceiling_gaps(rows: Sequence[MetricRow], metrics: Mapping[str, Metric] = BUILT_IN) -> None:
     """Log how far each pair is from what two seeds of one layer reach: the SAEs' own variance."""
+    shown = {name for name, metric in metrics.items() if metric.about.headline}
     known = {(row.layer, row.layer_to, row.metric): row.value for row in rows if row.variant == CEILING}
     for row in rows:
-        metric = row.metric.removesuffix("_to_ceiling")
-        if metric != row.metric and metric in ("matching_score", "explained_variance") and row.estimate is not None:
+        metric = row.metric.removesuffix(TO_CEILING)
+        if metric != row.metric and metric in shown and row.estimate is not None:
             seeds = [
                 f"{known[at, at, metric]:.3f} for two seeds of layer {at}"
                 for at in (row.layer, row.layer_to)
                 if (at, at, metric) in known
             ]
             logger.info(
-                "layers %d -> %d: %s is %+.3f [%+.3f, %+.3f] from %s",
-                row.layer, row.layer_to, metric, row.value, *row.estimate.interval, ", ".join(seeds),
+                "layers %d -> %d: %s is %+.3f%s from %s",
+                row.layer, row.layer_to, metric, row.value,
+                "" if math.isnan(row.estimate.interval[0]) else " [{:+.3f}, {:+.3f}]".format(*row.estimate.interval),
+                ", ".join(seeds),
             )  # fmt: skip
 
 
 def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistics, second: bool) -> list[MetricRow]:
-    """L0, dead features, mean theta (the threshold, or what plays it), mean norm of the folded decoder rows and median
-    residual norm of one layer (the paper's Fig. 1; of all features, so the change of the mean norm from layer to layer
-    is that of matched pairs, whatever the permutation).
+    """Every metric of one layer (`LayerMetric`).
 
     Args:
         statistics: counts of a pair that contains the layer, as its second member if `second`.
@@ -229,13 +251,16 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     counts = statistics.b if second else statistics.a
     sae = evaluator.saes.load(layer)
     norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
-    n = norms.numel()
-    unfolded = sae.scale is not None and bool((sae.scale == 1).all())  # nothing plays theta
-    theta = [] if unfolded else [MetricRow(layer, layer, "sae", "mean_theta", float(sae.theta.mean()), sae.width)]
+    unfolded = sae.scale is not None and bool((sae.scale == 1).all())
+    activity = LayerActivity(
+        active=counts.active.cpu().numpy(),
+        tokens=counts.tokens.cpu().numpy(),
+        theta=None if unfolded else sae.theta.cpu().numpy(),
+        decoder_norm=(sae.theta * sae.W_dec.norm(dim=1)).cpu().numpy(),
+        residual_norm=norms.cpu().numpy(),
+    )
     return [
-        estimate_row((layer, layer), "sae", "l0", counts.l0(evaluator.bootstrap), evaluator.bootstrap),
-        MetricRow(layer, layer, "sae", "dead_features", counts.dead(), sae.width),
-        *theta,
-        MetricRow(layer, layer, "sae", "decoder_norm", float((sae.theta * sae.W_dec.norm(dim=1)).mean()), sae.width),
-        MetricRow(layer, layer, "model", "residual_norm", float(norms.median()), n),
+        MetricRow(layer, layer, metric.reference, metric.name, *measured)
+        for metric in evaluator.metrics.values()
+        if isinstance(metric, LayerMetric) and (measured := metric.measure(activity, evaluator.bootstrap)) is not None
     ]

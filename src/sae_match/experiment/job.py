@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from sae_match.atomic import check_writable, write_json
-from sae_match.config.schema import Config, DeadFeatures
+from sae_match.config.schema import Config
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -28,12 +29,16 @@ from sae_match.experiment.headline import headline
 from sae_match.experiment.job_key import job_key
 from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
 from sae_match.experiment.model_check import check_model_facts
-from sae_match.experiment.outputs import add_activation_columns, draw_figures, mirror_record
+from sae_match.experiment.outputs import add_activation_columns, draw_figures, looks, mirror_record
 from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.language_model import resolve_device
+from sae_match.matching.similarity import DeadFeatures
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import described, with_built_in
 from sae_match.record.job import JobRecord
+from sae_match.record.labels import Labels
 from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
 from sae_match.record.science import science_hash
@@ -51,12 +56,14 @@ class Result:
         metrics: headline numbers, as in metrics.json.
         pairs: tidy table of every metric, pair and variant, as in pairs.csv.
         features: one row per matched feature, as in features.parquet.
+        labels: what metrics and variants are called, as in labels.json.
     """
 
     directory: Path
     metrics: dict[str, float]
     pairs: pd.DataFrame
     features: pd.DataFrame
+    labels: Labels
 
 
 def run(cfg: Config, *, group: str | None = None) -> Result:
@@ -72,6 +79,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    every = with_built_in(cfg.metrics)
     record = JobRecord(Path(cfg.paths.output_dir))
     record.key = job_key(cfg)
     record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
@@ -81,7 +89,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
         check_writable(Path(cfg.paths.cache_dir), "paths.cache_dir")
         device = resolve_device(cfg.device).type
         with open_mirror(record.directory, mode=cfg.tracking.mode.value, **_mirror_options(cfg, group)) as mirror:
-            result = _run(cfg, record, passes, device)
+            result = _run(cfg, record, passes, device, every)
             _mirror(mirror, record, result, cfg.evaluation.min_count)
         record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
     passes.forget()
@@ -90,7 +98,7 @@ def run(cfg: Config, *, group: str | None = None) -> Result:
 
 def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -> None:
     try:
-        mirror_record(mirror, record, result.features, result.metrics, min_count)
+        mirror_record(mirror, record, result.features, result.metrics, result.labels, min_count)
     except Exception:
         # The record on disk is complete: a tracker's trouble must not turn hours of work into a failure.
         logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
@@ -110,12 +118,12 @@ def _mirror_options(cfg: Config, group: str | None) -> dict[str, object]:
         "default_group": group,
         "tags": cfg.tracking.tags,
         "name": "-".join(
-            [cfg.matching.metric.value, cfg.folding.name.value, cfg.solver.name, cfg.sae.name, cfg.dataset.name]
+            str(getattr(cfg, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")
         ),
     }
 
 
-def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -> Result:
+def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
     solver = configured_solver(cfg, device, progress)
@@ -125,47 +133,54 @@ def _run(cfg: Config, record: JobRecord, passes: ActivationCache, device: str) -
     d_model = check_model_facts(cfg) if full else None
     saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    evaluator = evaluation_step.prepare(cfg, saes, solver, passes, device, progress) if full else None
+    evaluator = evaluation_step.prepare(cfg, saes, solver, passes, device, progress, metrics) if full else None
     record.clear_results()
     if evaluator is not None:
         write_json(record.directory / "text.json", text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
-    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.aside:
+    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
-    matchings = match_span(cfg, saes, solver, record, progress, aside, fit)
+    matchings = match_span(cfg, saes, solver, record, progress, aside, fit, metrics)
+    record.warn([warning for pair in matchings for warning in pair.warnings])
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
-    _write_tables(record, rows, features)
+    labels = Labels(metrics=described(metrics.values()), variants=looks(cfg.evaluation))
+    _write_tables(record, labels, rows, features)
     if evaluator is not None:
-        rows, features = _evaluate(evaluator, matchings, rows, record)
+        rows, features = _evaluate(evaluator, matchings, rows, record, labels)
         record.write_documents(document_sums(evaluator, rows))
-    far, far_pairs = compare_over_distance(cfg, saes, solver, record, matchings, evaluator, aside, progress)
-    _write_tables(record, rows + far, features)
+    far, far_pairs = compare_over_distance(cfg, saes, solver, record, matchings, evaluator, aside, progress, metrics)
+    _write_tables(record, labels, rows + far, features)
     for row in judging_step.judging_rows(cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
         (rows if row.layer_to - row.layer == 1 else far).append(row)
-    table = _write_tables(record, rows + far, features)
+    table = _write_tables(record, labels, rows + far, features)
     if cfg.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
         if evaluator is not None:
             record.write_top_tokens(top_tokens_table(evaluator, progress))
     rows, far = _defined(rows), _defined(far)
     # Averages over neighbours are not mixed with those over distance.
-    metrics = headline(rows) | composition_headline(rows + far)
-    record.write_metrics(metrics)
+    numbers = headline(rows, labels) | composition_headline(rows + far, labels)
+    record.write_metrics(numbers)
     draw_figures(
         record,
         table,
         features,
         np.concatenate([pair.random_mse for pair in matchings]),
-        metrics,
+        numbers,
+        labels,
         cfg.evaluation.controls.values(),
     )
-    return Result(record.directory, metrics, table, features)
+    return Result(record.directory, numbers, table, features, labels)
 
 
 def _evaluate(
-    evaluator: evaluation_step.Evaluator, matchings: list[PairMatching], known: list[MetricRow], record: JobRecord
+    evaluator: evaluation_step.Evaluator,
+    matchings: list[PairMatching],
+    known: list[MetricRow],
+    record: JobRecord,
+    labels: Labels,
 ) -> tuple[list[MetricRow], pd.DataFrame]:
     """The known rows and those of the full evaluation; tables are written after every pair and again at the end."""
     rows = list(known)
@@ -181,11 +196,12 @@ def _evaluate(
             rows += evaluation_step.ceiling_rows(evaluator, pair.layer_to)
             rows += evaluation_step.layer_rows(evaluator, pair.layer_to, statistics, second=True)
         table = pd.concat(features, ignore_index=True)
-        _write_tables(record, rows, table)
+        _write_tables(record, labels, rows, table)
     for found in delta_loss_step.delta_loss_rows(evaluator, matchings).values():
         rows += found
-    rows += differences.difference_rows(rows) + differences.ceiling_rows(rows)
-    evaluation_step.log_ceiling_gaps(rows)
+    metrics = evaluator.metrics
+    rows += differences.difference_rows(rows, metrics) + differences.ceiling_gap_rows(rows, metrics)
+    evaluation_step.log_ceiling_gaps(rows, metrics)
     return rows, table
 
 
@@ -200,8 +216,9 @@ def _defined(rows: list[MetricRow]) -> list[MetricRow]:
     return [row for row in rows if math.isfinite(row.value)]
 
 
-def _write_tables(record: JobRecord, rows: list[MetricRow], features: pd.DataFrame) -> pd.DataFrame:
+def _write_tables(record: JobRecord, labels: Labels, rows: list[MetricRow], features: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame([row.as_dict() for row in rows if math.isfinite(row.value)])
     record.write_pairs(table)
+    record.write_labels(labels.only(table["metric"], table["variant"]))
     record.write_features(features)
     return table

@@ -29,7 +29,10 @@ def job_key(cfg: Config) -> str | None:
         inputs = input_hashes(cfg)
     except (UserError, OSError):
         return None
-    return content_key({"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs})
+    facts = {"version": KEY_VERSION, "science": science_of(cfg.config, LOCATIONS), "inputs": inputs}
+    if cfg.metrics:
+        facts["metrics"] = {metric.name: metric.key() for metric in cfg.metrics.values()}
+    return content_key(facts)
 
 
 def input_hashes(cfg: Config) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +78,6 @@ def matching_key(
     exclude_b: Tensor | None,
 ) -> str:
     """Content key of a matching: everything that can change the permutation, its cost or its proof."""
-    compared = {
-        name: value for name, value in asdict(cfg.matching).items() if name != "dead_features"
-    }  # the masks say which features are left out
     theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is FoldingKind.theta else None
     return content_key(
         {
@@ -90,7 +86,7 @@ def matching_key(
             "folding": cfg.folding.name,
             "theta": theta,
             "excluded": [None if mask is None else tensor_digest(mask) for mask in (exclude_a, exclude_b)],
-            "matching": compared,
+            "matching": cfg.matching.key(),
             "solver": solver.key(),
             "device": a.device.type,
         }

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.config.schema import Config
-from sae_match.evaluation.controls import ControlPair, Random
+from sae_match.evaluation.controls import ControlPair, Random, Vanilla
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Streams
@@ -24,6 +25,8 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation, match
 from sae_match.matching.solution import Solver
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
@@ -41,6 +44,7 @@ class PairMatching:
         rows: weight metrics of every variant and the solver's certificate.
         features: one row per matched feature with its distances.
         random_mse: decoder MSE of each pair of the random control, to draw beside the matched ones.
+        warnings: what a reader of the result must know.
     """
 
     layer: int
@@ -49,6 +53,7 @@ class PairMatching:
     rows: list[MetricRow]
     features: pd.DataFrame
     random_mse: npt.NDArray[np.float32]
+    warnings: tuple[str, ...] = ()
 
 
 def match_span(
@@ -59,15 +64,17 @@ def match_span(
     progress: bool,
     aside: Mapping[int, Bool[Tensor, " F"]] | None = None,
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[PairMatching]:
     """Match all adjacent pairs, saving each permutation into the record when it is found.
 
     Args:
         aside: features to leave unmatched, by layer; none where a layer is missing.
         fit: residual streams of text on which controls are fitted; None where none needs any.
+        metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit) for layers in pairs]
+    return [match_pair(cfg, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
 
 
 def match_pair(
@@ -78,6 +85,7 @@ def match_pair(
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
     fit: Streams | None = None,
+    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> PairMatching:
     """Match one pair, save its permutation and find its controls.
 
@@ -89,17 +97,51 @@ def match_pair(
     pair = control_pair(cfg, saes, layers, aside, fit)
     controls, found = match_controls(cfg.evaluation.matchers, pair)
     permutations = {"matched": matched} | controls
-    # The figure of decoder distances shows a random matching, whether or not it is among the controls.
-    distances = weight_distances_of(a, b, permutations | {"": Random().match(pair).permutation})
-    random_mse = distances.pop("").W_dec.cpu().numpy()
-    rows = weight_rows(distances, layer, layer_to) + certificate_rows(matching, layer, layer_to) + found
+    # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
+    always = {"identity": Vanilla().match(pair).permutation, "any": Random().match(pair).permutation}
+    references = weight_distances_of(a, b, always)
+    distances = weight_distances_of(a, b, permutations)
+    random_mse = references["any"].W_dec.cpu().numpy()
+    planted = planted_identity(references["identity"], references["any"], layer, layer_to)
+    rows = weight_rows(distances, layer, layer_to, metrics) + certificate_rows(matching, layer, layer_to) + found
     features = feature_table(matched, distances["matched"], layer, layer_to)
     logger.info(
         "layers %d -> %d: objective %.6g, %s, %.2f s",
         layer, layer_to, matching.objective, "no bound" if matching.gap is None else f"gap {matching.gap:.1e}",
         matching.seconds,
     )  # fmt: skip
-    return PairMatching(layer, layer_to, permutations, rows, features, random_mse)
+    if planted is not None:
+        logger.warning("%s", planted)
+    return PairMatching(
+        layer, layer_to, permutations, rows, features, random_mse, () if planted is None else (planted,)
+    )
+
+
+_STANDARD_ERRORS = 4.0
+"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
+
+
+def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
+    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
+
+    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
+    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
+
+    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
+    say how much a matching score varies from one random permutation to another.
+    """
+    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    margin = float(ours.mean() - theirs.mean())
+    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
+    if margin <= _STANDARD_ERRORS * error:
+        return None
+    return (
+        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
+        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
+        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
+    )
 
 
 def control_pair(
@@ -158,13 +200,9 @@ def match_configured(
         lambda: match(
             a,
             b,
-            metric=cfg.matching.metric,
             folding=cfg.folding.name,
             solver=solver,
-            include_bias=cfg.matching.include_bias,
-            weights=cfg.matching.weights,
-            rejection_cost=cfg.matching.rejection_cost,
-            n_pairs=cfg.matching.n_pairs,
+            similarity=cfg.matching,
             exclude_a=exclude_a,
             exclude_b=exclude_b,
         ),

@@ -11,10 +11,14 @@ import pandas as pd
 
 from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.controls import Control
+from sae_match.evaluation.settings import Evaluation
+from sae_match.evaluation.splices import Splice
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.experiment.matching_step import PairMatching
+from sae_match.metrics.layers import MeanTheta, ResidualNorm
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.job import JobRecord
+from sae_match.record.labels import Labels
 from sae_match.record.mirror import Mirror
 from sae_match.record.pairs import read_pairs
 from sae_match.report import (
@@ -30,10 +34,9 @@ from sae_match.report.controls_figure import plot_controls
 from sae_match.report.distance_figures import has_distances
 from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
+from sae_match.variants import VARIANTS, Look
 
-CURVES = ("matching_score", "explained_variance", "delta_loss", "l0", "judge/same")
-"""Metrics that get a figure of their own where they were measured."""
-THETA, NORM = "mean_theta", "residual_norm"
+THETA, NORM = MeanTheta().name, ResidualNorm().name
 
 
 def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics) -> pd.DataFrame:
@@ -56,29 +59,41 @@ def draw_figures(
     features: pd.DataFrame,
     random_mse: npt.NDArray[np.float32],
     metrics: Mapping[str, float],
+    labels: Labels,
     alternatives: Collection[Control] = (),
 ) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
     measured = set(pairs["metric"])
     near = few_variants(per_layer_rows(pairs), alternatives)
-    paths = [plot_overview(near, record.figure_path("overview"))]
-    for metric in CURVES:
-        if metric in measured:
-            paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_"))))
+    paths = [plot_overview(near, record.figure_path("overview"), labels=labels)]
+    for metric, about in labels.metrics.items():
+        if about.figure == "record" and metric in measured:
+            paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_")), labels=labels))
     mse = {"matched": features["mse_W_dec"].to_numpy(), "random": random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
-        paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM))
+        paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM, labels=labels))
     if has_distances(pairs):
-        paths.append(plot_composition(pairs, record.figure_path("composition")))
+        paths.append(plot_composition(pairs, record.figure_path("composition"), labels=labels))
     if has_quantiles(pairs):
-        paths.append(plot_quantiles(pairs, record.figure_path("quantiles")))
-    if len(controls := control_frame("this job", metrics)):
-        paths.append(plot_controls(controls, record.figure_path("controls")))
+        paths.append(plot_quantiles(pairs, record.figure_path("quantiles"), labels=labels))
+    if len(controls := control_frame("this job", metrics, labels)):
+        paths.append(plot_controls(controls, record.figure_path("controls"), labels=labels))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
+
+
+def looks(evaluation: Evaluation) -> dict[str, Look]:
+    """How the variants are called and drawn that have a style of their own: known ones, then the job's further ones."""
+    own: dict[str, Look] = {}
+    owners: list[Control | Splice] = [*evaluation.controls.values(), *evaluation.all_splices]
+    for owner in owners:
+        if owner.style is not None:
+            label = owner.label or owner.name.replace("_", " ")
+            own[owner.name] = Look(owner.style.color, owner.style.marker, owner.style.linestyle, label)
+    return {**VARIANTS, **{name: look for name, look in own.items() if name not in VARIANTS}}
 
 
 def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
@@ -88,7 +103,12 @@ def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataF
 
 
 def mirror_record(
-    mirror: Mirror, record: JobRecord, features: pd.DataFrame, metrics: dict[str, float], min_count: int
+    mirror: Mirror,
+    record: JobRecord,
+    features: pd.DataFrame,
+    metrics: dict[str, float],
+    labels: Labels,
+    min_count: int,
 ) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker."""
     stored = read_pairs(record.directory / "pairs.csv")
@@ -97,6 +117,7 @@ def mirror_record(
     mirror.log_curves(QUANTILE, quantile_curves(stored))
     mirror.log_pair_table(stored)
     mirror.log_comparison(metrics)
+    mirror.log_labels(labels.only(stored["metric"], stored["variant"]))
     histograms = {
         "mse_W_dec": features["mse_W_dec"].to_numpy(),
         "decoder_cosine": features["decoder_cosine"].to_numpy(),

@@ -18,7 +18,7 @@ from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.controls_step import control_setup
-from sae_match.experiment.estimates import JobShape, Phase, phases, problem_width
+from sae_match.experiment.estimates import JobShape, Phase, phases
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, existing, look_around
 from sae_match.experiment.matching_step import configured_solver
@@ -106,6 +106,9 @@ def make_plan(cfg: Config) -> Plan:
     _check_shapes(cfg, saes, d_model if model is not None else None, problems)
     with noting(problems):
         check_judging(cfg)
+    with noting(problems):
+        for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
+            one.facts()  # what has no content key is refused before long work
     solver = configured_solver(cfg, "cpu", progress=False)
     _check_solver(cfg, saes, solver, problems)
     shape = _job_shape(cfg, saes, model, text, solver)
@@ -193,7 +196,7 @@ def _job_shape(
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver.required_bytes(widest, widest, problem_width(cfg.matching.metric, d_model)),
+        solver_bytes=solver.required_bytes(widest, widest, cfg.matching.numbers_per_feature(d_model)),
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in splices),
         decodings=sum(splice.decodings(permutations) for splice in splices),

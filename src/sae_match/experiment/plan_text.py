@@ -52,7 +52,7 @@ def duration(seconds: float | None) -> str:
 
 def _jobs(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
-    how = f"matching {cfg.matching.metric.value}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
+    how = f"matching {cfg.matching.name}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
     yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 

@@ -13,7 +13,6 @@ from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
-from sae_match.experiment.estimates import problem_width
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
@@ -228,4 +227,4 @@ def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model:
         raise UserError(
             f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
         )
-    solver.check_memory(width_a, width_b, problem_width(cfg.matching.metric, d_model))
+    solver.check_memory(width_a, width_b, cfg.matching.numbers_per_feature(d_model))

@@ -30,6 +30,9 @@ Decode = Callable[[Sequence[int]], str]
 Place = tuple[int, int]
 """Window and position of a token."""
 
+CONTEXTS = "Most activating tokens:"
+"""How a description by top contexts begins; any other is an explanation."""
+
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = (
     "the and for that with from this are its into such their other which while especially particularly related "
@@ -83,9 +86,7 @@ def from_contexts(
         return None
     shown = [_context(list(ids[window]), position, decode, around) for window, position in places]
     terms = Counter(visible(token).lower() for _, token, _ in shown)
-    text = "Most activating tokens: " + ", ".join(
-        f'"{token}"' for token in dict.fromkeys(visible(t) for _, t, _ in shown)
-    )
+    text = f"{CONTEXTS} " + ", ".join(f'"{token}"' for token in dict.fromkeys(visible(t) for _, t, _ in shown))
     for left, token, right in shown:
         line = "\n- " + " ".join(f"{left}«{token}»{right}".split())
         if len(text) + len(line) > limit:

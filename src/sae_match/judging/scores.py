@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,8 +36,9 @@ def judge_rows(
     judgements: Sequence[Judgement], layers: tuple[int, int], variant: str, samples: int = 1000, seed: int = 0
 ) -> list[MetricRow]:
     """`judge/same`, `/maybe`, `/different` (shares of the answered pairs, adding up to 1) and `judge/score` (their mean
-    of 1 to 3, as in the paper's Figure 8), with 95 % bootstrap intervals over pairs; `judge_count/answered` and one
-    count per way to fail; `judge/order_disagreement`, the share of pairs asked in both orders that got two levels.
+    of 1 to 3, as in the paper's Figure 8), with 95 % intervals over pairs: Wilson's for shares, a bootstrap for the
+    score; `judge_count/answered` and one count per way to fail; `judge/order_disagreement`, the share of pairs asked in
+    both orders that got two levels.
 
     Shares are NaN where no pair was answered.
     """
@@ -50,6 +52,8 @@ def judge_rows(
         values["score"] = np.array([0 if level is None else level.score for level in levels])
         for name, numbers in values.items():
             estimate = bootstrap.ratio(numbers.astype(np.float64), answered.astype(np.float64))
+            if name != "score" and n > 0:
+                estimate = replace(estimate, trials=n)
             rows.append(MetricRow(*layers, variant, f"{SHARE}/{name}", estimate.value, n, estimate))
     rows += _disagreement(judgements, layers, variant)
     for outcome in (Outcome.answered, *FAILURES):

@@ -11,6 +11,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,6 +93,8 @@ def sha256(path: Path) -> str:
 
 def _convert(gguf: Path, into: Path) -> None:
     check_gguf(gguf)
+    if find_spec("gguf") is None:
+        raise UserError(f"{gguf}: a GGUF file needs the gguf package: `pip install 'sae-match[gguf]'`.")
     with without_progress_bars():
         try:
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

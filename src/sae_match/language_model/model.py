@@ -67,6 +67,16 @@ class LanguageModel:
                 "layers.last and capture.last within that range"
             )
 
+    def check_ids(self, ids: Int[Tensor, "windows tokens"]) -> None:
+        """Raises UserError where a token has no embedding: its tokenizer knows more tokens than the model."""
+        known = next(self.hf.get_input_embeddings().parameters()).shape[0]
+        largest = int(ids.max())
+        if largest >= known:
+            raise UserError(
+                f"the tokenizer of {self.name} gives the token id {largest}, but the model has {known} embeddings. "
+                "Take the tokenizer that belongs to the model, or resize the model's embeddings and save it"
+            )
+
     @torch.no_grad()
     def resid_post(self, ids: Int[Tensor, "B T"], layers: Sequence[int]) -> dict[int, Float[Tensor, "B T d"]]:
         """Residual streams after the blocks `layers`, in the model's dtype, each on its block's device.

@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -86,6 +87,8 @@ class ModelSource(ABC):
     def _memory_has_places(self) -> Self:
         if self.max_memory and self.device_map is None:
             raise ValueError("model.max_memory is set, but it needs model.device_map (such as auto)")
+        if self.device_map is not None and find_spec("accelerate") is None:
+            raise ValueError("model.device_map needs the accelerate package: `pip install 'sae-match[gguf]'`")
         for place in self.max_memory:
             if not (place.isdigit() or place == "cpu"):
                 raise ValueError(f"model.max_memory: {place} is neither cpu nor the number of a GPU")

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -35,6 +34,8 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if tensor.device.type != "meta":
             yield name, tensor
             continue
+        from accelerate.utils import align_module_device  # it put the weight elsewhere, so it is installed
+
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
         with align_module_device(module, "cpu"):

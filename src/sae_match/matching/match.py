@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
+from sae_match.keys import arguments
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import MatchingProblem, matching_problem
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, matching_problem
+from sae_match.matching.similarity import Similarity
 from sae_match.matching.solution import Solution, Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -56,6 +57,7 @@ def match(
     n_pairs: int | None = None,
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
+    similarity: Similarity | None = None,
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
@@ -70,6 +72,7 @@ def match(
         rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
         n_pairs: match exactly this many pairs.
         exclude_a, exclude_b: features to set aside (dead ones, or those with threshold 0); they stay unmatched.
+        similarity: what features are compared by, in place of the arguments from `metric` to `n_pairs`.
 
     Raises:
         UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
@@ -82,25 +85,31 @@ def match(
                 f"match needs two SparseAutoencoders, got a {type(sae).__name__}: load_sae reads one from its files, "
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
-    weights = weights or GroupWeights()
     chosen = make_solver(solver) if isinstance(solver, str) else solver
     kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
-    problem = matching_problem(
-        _without_theta(a, exclude_a), _without_theta(b, exclude_b), metric=metric, folding=folding,
-        include_bias=include_bias, weights=weights, rejection_cost=rejection_cost, n_pairs=n_pairs,
-    )  # fmt: skip
+    if similarity is None:
+        problem = matching_problem(
+            a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,
+            rejection_cost=rejection_cost, n_pairs=n_pairs,
+        )  # fmt: skip
+        compared: dict[str, object] = {
+            "metric": Metric(metric).value,
+            "include_bias": include_bias,
+            "weights": asdict(weights or GroupWeights()),
+            "rejection_cost": rejection_cost,
+            "n_pairs": n_pairs,
+        }
+    else:
+        problem = similarity.problem(a, b, FoldingKind(folding))
+        compared = arguments(similarity)
     solution = _solve(chosen, problem, kept_a, kept_b)
     seconds = time.perf_counter() - started
     provenance = {
         "sae_a": a.content_hash,
         "sae_b": b.content_hash,
-        "metric": Metric(metric).value,
+        **compared,
         "folding": FoldingKind(folding).value,
-        "include_bias": include_bias,
-        "weights": asdict(weights),
         "solver": chosen.name,
-        "rejection_cost": rejection_cost,
-        "n_pairs": n_pairs,
         "excluded_a": a.width - len(kept_a),
         "excluded_b": b.width - len(kept_b),
         "objective": solution.objective,

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from enum import StrEnum
+from typing import Annotated, TypeVar
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
-from sae_match.config.schema import GroupWeights, Metric
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
+from sae_match.options import option
 from sae_match.saes import SparseAutoencoder, fold
 from sae_match.saes.folding import FoldingKind
 
+
+class Metric(StrEnum):
+    """Which parameters enter the matching cost (Eq. 3)."""
+
+    both = "both"
+    decoder = "decoder"
+    encoder = "encoder"
+
+
 E = TypeVar("E", Metric, FoldingKind)
+
+
+@option
+class GroupWeights:
+    """Weight of each parameter group in the matching cost; the paper uses 1 for all."""
+
+    W_enc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Encoder columns."""
+    b_enc: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Encoder biases."""
+    W_dec: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Decoder rows."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +172,6 @@ def matching_problem(
     """
     metric, folding = _parse(Metric, metric, "metric"), _parse(FoldingKind, folding, "folding")
     weights = weights or GroupWeights()
-    for name in ("W_enc", "b_enc", "W_dec"):
-        value = getattr(weights, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"matching.weights.{name}={value}: must be a finite number >= 0")
     if a.d_model != b.d_model:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
     if folding is FoldingKind.theta:

@@ -1,1 +1,37 @@
-"""Metrics: one file per family, each a streaming accumulator over tokens; none knows where data came from."""
+"""Metrics: what is measured of matched features, of splices and of layers; none knows where its input came from."""
+
+from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, Estimate
+from sae_match.metrics.description import Description
+from sae_match.metrics.metric import (
+    ActivationMetric,
+    LayerActivity,
+    LayerMetric,
+    LossMetric,
+    MatchedWeights,
+    Measured,
+    Metric,
+    PairCounts,
+    ReconstructionMetric,
+    SplicedLosses,
+    WeightMetric,
+)
+from sae_match.metrics.registry import BUILT_IN
+
+__all__ = [
+    "BUILT_IN",
+    "ActivationMetric",
+    "Bootstrap",
+    "Description",
+    "DocumentSums",
+    "Estimate",
+    "LayerActivity",
+    "LayerMetric",
+    "LossMetric",
+    "MatchedWeights",
+    "Measured",
+    "Metric",
+    "PairCounts",
+    "ReconstructionMetric",
+    "SplicedLosses",
+    "WeightMetric",
+]

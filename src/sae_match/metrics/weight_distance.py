@@ -1,15 +1,17 @@
-"""Distance of matched features' parameters, always in folded units so that runs compare (method sections 3, 5)."""
+"""Parameters of matched features side by side, always in folded units so that jobs compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.permutation import Permutation
+from sae_match.metrics.metric import MatchedWeights
 from sae_match.saes import SparseAutoencoder, fold
 
 
@@ -21,17 +23,24 @@ class WeightDistances:
         W_enc, W_dec: mean over d elements of the squared difference.
         b_enc: squared difference.
         decoder_cosine: cosine of the decoder rows (the same folded or not).
+        parameters: from a group to the parameters of both sides, [M, d] ([M, 1] for `b_enc`).
     """
 
     W_enc: Float[Tensor, " M"]
     b_enc: Float[Tensor, " M"]
     W_dec: Float[Tensor, " M"]
     decoder_cosine: Float[Tensor, " M"]
+    parameters: Callable[[str], tuple[Float[Tensor, "M K"], Float[Tensor, "M K"]]]
 
-    def means(self) -> dict[str, float]:
-        """weight_mse of each group: the mean over pairs; NaN if there are none."""
-        groups = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec}
-        return {name: float(values.to(torch.float64).mean()) for name, values in groups.items()}
+    def matched(self) -> MatchedWeights:
+        """The same as a metric is given it."""
+
+        def parameters(group: str) -> tuple[np.ndarray, np.ndarray]:
+            a, b = self.parameters(group)
+            return a.cpu().numpy(), b.cpu().numpy()
+
+        mse = {name: getattr(self, name).cpu().numpy() for name in ("W_enc", "b_enc", "W_dec")}
+        return MatchedWeights(mse, self.decoder_cosine.cpu().numpy(), parameters)
 
 
 def weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation) -> WeightDistances:
@@ -62,11 +71,22 @@ def folded_weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutat
     """`weight_distances` of SAEs that are folded already."""
     rows = permutation.matched.to(a.device)
     partners = permutation.indices.to(a.device)[rows]
+
+    def parameters(group: str) -> tuple[Tensor, Tensor]:
+        if group == "W_enc":
+            return a.W_enc[:, rows].T, b.W_enc[:, partners].T
+        if group == "b_enc":
+            return a.b_enc[rows, None], b.b_enc[partners, None]
+        if group == "W_dec":
+            return a.W_dec[rows], b.W_dec[partners]
+        raise KeyError(f"no parameters {group}: there are W_enc, b_enc and W_dec")
+
     return WeightDistances(
         W_enc=(a.W_enc[:, rows] - b.W_enc[:, partners]).square().mean(dim=0),
         b_enc=(a.b_enc[rows] - b.b_enc[partners]).square(),
         W_dec=(a.W_dec[rows] - b.W_dec[partners]).square().mean(dim=1),
         decoder_cosine=(_unit(a.W_dec[rows]) * _unit(b.W_dec[partners])).sum(dim=1),
+        parameters=parameters,
     )
 
 

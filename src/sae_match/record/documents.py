@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sae_match.atomic import atomic_path
-from sae_match.metrics.document_sums import DocumentSums
+from sae_match.metrics.bootstrap import DocumentSums
 
 DOCUMENTS = "documents.parquet"
 _KEYS = ["layer", "layer_to", "variant", "metric", "text"]
@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
     ]
 )
 """One row per layer pair, variant, metric and document. `text` is the content key of the token windows that were
-evaluated; the other columns are those of `metrics.document_sums.DocumentSums` (null where a ratio needs none)."""
+evaluated; the other columns are those of `metrics.bootstrap.DocumentSums` (null where a ratio needs none)."""
 
 
 class SumsKey(NamedTuple):

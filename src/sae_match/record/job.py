@@ -19,10 +19,11 @@ import yaml
 from sae_match.atomic import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
-from ..metrics.document_sums import DocumentSums
+from ..metrics.bootstrap import DocumentSums
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .foreign_files import CONFIG, refuse_foreign_files
 from .heartbeat import SILENT_S, beating, claim, release, silence
+from .labels import LABELS, Labels
 from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
@@ -142,6 +143,7 @@ class JobRecord:
         self._status = {
             "state": "running",
             "error": None,
+            "warnings": [],
             "started": _now(),
             "ended": None,
             "seconds": None,
@@ -165,6 +167,17 @@ class JobRecord:
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
         self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
+        write_json(self.directory / STATUS, self._status)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Add what a reader of the results must know to status.json.
+
+        Raises:
+            RuntimeError: the job was never marked as running.
+        """
+        if not self._status:
+            raise RuntimeError("JobRecord.warn called before running()")
+        self._status["warnings"] += warnings
         write_json(self.directory / STATUS, self._status)
 
     @contextmanager
@@ -225,6 +238,10 @@ class JobRecord:
         write_pairs(self.directory / PAIRS, pairs)
         if wrong := undefined_rows(pairs):
             raise ValueError(f"pair values that are not a number (empty in {PAIRS}): {', '.join(wrong)}")
+
+    def write_labels(self, labels: Labels) -> None:
+        """Write labels.json: what metrics and variants are called and how they are shown."""
+        write_json(self.directory / LABELS, labels.as_json())
 
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""
@@ -297,7 +314,7 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        names = (METRICS, PAIRS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+        names = (METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
         results = [self.directory / name for name in names]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")

@@ -10,6 +10,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import pandas as pd
 
+from .labels import Labels
+
 Histogram = tuple[np.ndarray, np.ndarray]
 """Counts [bins] and edges [bins + 1], as `numpy.histogram` gives them."""
 
@@ -45,6 +47,9 @@ class Mirror(Protocol):
     def log_permutations(self, directory: Path) -> None:
         """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
 
+    def log_labels(self, labels: Labels) -> None:
+        """What the metrics are called, their units and which way is better, as a table."""
+
     def summary(self, numbers: Mapping[str, Any]) -> None:
         """Headline numbers; nothing but numbers, so that columns sort."""
 
@@ -76,6 +81,9 @@ class NullMirror:
         """Nothing."""
 
     def log_permutations(self, directory: Path) -> None:
+        """Nothing."""
+
+    def log_labels(self, labels: Labels) -> None:
         """Nothing."""
 
     def summary(self, numbers: Mapping[str, Any]) -> None:

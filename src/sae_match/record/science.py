@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-NOT_SCIENCE = ("paths", "tracking", "progress", "dry_run", "rerun", "capture", "trusted_packages")
+RUNTIME_KEYS = ("paths", "tracking", "progress", "dry_run", "rerun", "capture", "trusted_packages")
 """Top-level keys that may change without making it another job: where results go, who is told, what is shown."""
 EXECUTION = (
     "solver.memory_limit_gib",
@@ -36,7 +36,7 @@ def science_of(config: Any, without: tuple[str, ...] = ()) -> Any:
     """
     if not isinstance(config, Mapping):
         return config
-    kept = {name: value for name, value in config.items() if name not in NOT_SCIENCE}
+    kept = {name: value for name, value in config.items() if name not in RUNTIME_KEYS}
     return _without(kept, (*EXECUTION, *without))
 
 

@@ -17,6 +17,7 @@ from ..errors import UserError
 from .comparison import comparison_table
 from .curves import DISTANCE, LAYER, QUANTILE
 from .factors import columns_of, flat_config
+from .labels import Labels
 from .metrics import Scalar, plain_metrics, undefined
 from .mirror import Histogram, Mirror, NullMirror
 from .pairs import tidy_pairs, undefined_rows
@@ -213,6 +214,11 @@ class WandbMirror:
     def log_permutations(self, directory: Path) -> None:
         """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
         log_permutations(self.run, Path(directory), self._config)
+
+    def log_labels(self, labels: Labels) -> None:
+        """What the metrics are called, their units and which way is better, as a table."""
+        cells: list[Any] = [[about.name, about.title, about.unit, about.better] for about in labels.metrics.values()]
+        self.run.log({"labels": wandb.Table(columns=["metric", "label", "unit", "better"], data=cells)})
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
         """Headline numbers; nothing but numbers, so that columns sort."""

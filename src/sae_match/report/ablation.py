@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..metrics.bootstrap import MIN_DOCUMENTS
+from ..record.labels import BUILT_IN_LABELS, Labels
 from .compare import comparison_keys, setting
-from .directions import compared_metrics, lower_is_better, number, titled
 from .records import Record
-from .resamples import Resamples
-from .tables import ABSENT, format_value, markdown_table
+from .resampling import Resamples
+from .tables import ABSENT, compared_names, format_value, markdown_table, metric_value, titled
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,17 @@ class Ranking:
 
 def rank(records: Sequence[Record], name: str, resamples: Resamples) -> Ranking:
     """1 + the number of jobs that are better, where better means: the 95 % interval of the paired difference excludes
-    0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value."""
-    values = {place: value for place, record in enumerate(records) if (value := number(record, name)) is not None}
-    places, sign = list(values), -1.0 if lower_is_better(name) else 1.0
+    0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value. None where the
+    documents are too few for an interval."""
+    values = {place: value for place, record in enumerate(records) if (value := metric_value(record, name)) is not None}
+    places, sign = list(values), -1.0 if resamples.labels.of_number(name).better == "lower" else 1.0
     means = [resamples.mean(records[place], name) for place in places]
     known = [mean for mean in means if mean is not None]
     paired = len(known) == len(places) > 1 and len({mean.over for mean in known}) == 1
     if paired:
         replicates = sign * np.stack([mean.estimate.replicates for mean in known])
+        if np.isnan(replicates).all():
+            return Ranking({}, paired)
         better = [_lower_ends(replicates - row) > 0 for row in replicates]
     else:
         signed = sign * np.array([values[place] for place in places])
@@ -63,7 +67,7 @@ def ablation_frame(records: Sequence[Record], rankings: Mapping[str, Ranking]) -
         row |= {key: setting(record, key) for key in keys}
         for name, ranking in rankings.items():
             for suffix in ("", "_low", "_high"):
-                row[f"{name}{suffix}"] = number(record, f"{name}{suffix}")
+                row[f"{name}{suffix}"] = metric_value(record, f"{name}{suffix}")
             row[f"{name}_rank"] = ranking.ranks.get(place)
         rows.append(row)
     ranks = {f"{name}_rank": "Int64" for name in rankings}
@@ -75,20 +79,23 @@ def ablation_cells(frame: pd.DataFrame, metrics: Sequence[str]) -> list[list[str
     return [[_cell(row, name) for name in metrics] for row in frame.to_dict("records")]
 
 
-def ablation_table(records: Sequence[Record], frame: pd.DataFrame, metrics: Sequence[str]) -> str:
+def ablation_table(
+    records: Sequence[Record], frame: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS
+) -> str:
     """The ablation table as Markdown."""
     keys = comparison_keys(records)
     settings = [[str(value) for value in row] for row in frame[keys].astype(object).to_numpy().tolist()]
-    header = [*keys, *(titled(name) for name in metrics), "job"]
+    titles = [titled(name, labels) for name in metrics]
     cells = ablation_cells(frame, metrics)
     rows = [[*s, *c, job] for s, c, job in zip(settings, cells, frame["job"], strict=True)]
-    return markdown_table(header, rows, right=[titled(name) for name in metrics])
+    return markdown_table([*keys, *titles, "job"], rows, right=titles)
 
 
 def ranking_note(rankings: Mapping[str, Ranking]) -> str:
     """How the ranks came to be."""
-    paired = [name for name, ranking in rankings.items() if ranking.paired]
-    plain = [name for name in rankings if name not in paired]
+    none = [name for name, ranking in rankings.items() if ranking.paired and not ranking.ranks]
+    paired = [name for name, ranking in rankings.items() if ranking.paired and name not in none]
+    plain = [name for name in rankings if name not in (*paired, *none)]
     text = "#1 is the best; ↓ marks numbers of which the lower is better."
     if paired:
         text += (
@@ -97,6 +104,11 @@ def ranking_note(rankings: Mapping[str, Ranking]) -> str:
         )
     if plain:
         text += f" Ranks of {', '.join(plain)}: of the plain values, without paired differences between all jobs."
+    if none:
+        text += (
+            f" No ranks of {', '.join(none)}: fewer than {MIN_DOCUMENTS} documents give no interval, so no difference "
+            "is decided."
+        )
     return text
 
 
@@ -106,10 +118,13 @@ def _cell(row: dict[Any, Any], name: str) -> str:
         return str(row["state"]) if row["state"] != "done" else ABSENT
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     ends = (None, None) if low is None or pd.isna(low) else (low, high)
-    return f"{format_value(value, *ends)} #{row[f'{name}_rank']}"
+    place = row[f"{name}_rank"]
+    return f"{format_value(value, *ends)} {'(no interval)' if pd.isna(place) else f'#{place}'}"
 
 
-def ablation_metrics(records: Sequence[Record], asked: Sequence[str] | None = None) -> list[str]:
+def ablation_metrics(
+    records: Sequence[Record], asked: Sequence[str] | None = None, labels: Labels = BUILT_IN_LABELS
+) -> list[str]:
     """The metrics of the table: of those compared (or asked for), the ones in which finished jobs differ."""
-    names = compared_metrics(records, asked)
-    return [name for name in names if len({number(record, name) for record in records} - {None}) > 1]
+    names = compared_names(records, labels, asked)
+    return [name for name in names if len({metric_value(record, name) for record in records} - {None}) > 1]

@@ -6,20 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..record.factors import FACTOR_PATHS
+from ..record.science import RUNTIME_KEYS
 from .records import Record
-
-NEVER_A_FACTOR = (
-    "paths",
-    "tracking",
-    "progress",
-    "device",
-    "experiment",
-    "dry_run",
-    "rerun",
-    "capture",
-    "trusted_packages",
-)
-"""Top-level configuration keys that do not change what is measured."""
 
 
 def comparison_keys(records: Sequence[Record]) -> list[str]:
@@ -30,7 +18,7 @@ def comparison_keys(records: Sequence[Record]) -> list[str]:
     if len({_values(record, keys) for record in configured}) == len(configured):
         return keys
     covered = {FACTOR_PATHS[name].split(".")[0] for name in keys if FACTOR_PATHS[name].endswith(".name")}
-    skipped = covered.union(NEVER_A_FACTOR)
+    skipped = covered.union(RUNTIME_KEYS, ("device", "experiment"))
     flat = sorted({key for record in configured for key in record.flat} - set(FACTOR_PATHS.values()))
     return keys + [key for key in flat if key.split(".")[0] not in skipped and _varies(key, configured)]
 
@@ -40,7 +28,7 @@ def setting(record: Record, key: str) -> Any:
     return record.factors[key] if key in record.factors else record.flat.get(key)
 
 
-def labels(records: Sequence[Record]) -> list[str]:
+def job_labels(records: Sequence[Record]) -> list[str]:
     """A short, distinct label per record: its varying settings, with the job's name where these do not suffice."""
     keys = comparison_keys(records)
     plain = [", ".join(f"{key}={setting(record, key)}" for key in keys if record.config) for record in records]

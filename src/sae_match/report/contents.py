@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from ..record.labels import Labels, joined
 from .ablation import ablation_frame, ablation_metrics, rank, ranking_note
 from .controls import controls_frame
 from .effects import effects_frame, effects_note
 from .merge import merge_spans
 from .overlay import MAX_CURVES
 from .records import Record
-from .resamples import Resamples
+from .resampling import Resamples
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Tables:
     records: Sequence[Record]
     notes: list[str]
     compared: list[str]
+    labels: Labels
     ablation: pd.DataFrame = field(default_factory=pd.DataFrame)
     ablation_note: str = ""
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -58,11 +60,12 @@ def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
     """Merge what belongs together, and compare."""
     merged = merge_spans(jobs) if options.merge else None
     records, notes = (merged.records, list(merged.notes)) if merged else (jobs, [])
-    compared = ablation_metrics(records, options.metrics)
+    labels = joined(record.labels for record in records)
+    compared = ablation_metrics(records, options.metrics, labels)
     controls = controls_frame(records)
     if not compared:
-        return Tables(jobs, records, notes, compared, controls=controls)
-    resamples = Resamples(compared)
+        return Tables(jobs, records, notes, compared, labels, controls=controls)
+    resamples = Resamples(compared, labels)
     rankings = {name: rank(records, name, resamples) for name in compared}
     effects = effects_frame(records, compared, resamples)
     return Tables(
@@ -70,6 +73,7 @@ def make_tables(jobs: Sequence[Record], options: Options) -> Tables:
         records,
         notes,
         compared,
+        labels,
         ablation_frame(records, rankings),
         ranking_note(rankings),
         effects,

@@ -13,18 +13,18 @@ from typing import Any
 import pandas as pd
 
 from ..record.job import METRICS, PAIRS
+from ..record.labels import Labels
 from .ablation import ablation_cells
 from .compare import comparison_keys, setting, shared
 from .contents import Tables
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_rows
-from .directions import titled
 from .effects import effects_rows
 from .html_page import html_page
 from .html_table import Cell, data_uri, escape, link, table
 from .overlay import Drawn
 from .records import BAD_STATES, Record
-from .tables import ABSENT, format_value, headline_names
+from .tables import ABSENT, format_value, headline_names, legend, titled
 
 
 def dashboard(
@@ -43,7 +43,7 @@ def dashboard(
     done = sum(job.state == "done" for job in tables.jobs)
     sections = [
         ("jobs", "Jobs", _jobs(tables.jobs, folder)),
-        ("comparison", "Comparison", _comparison(tables.records, metrics, folder)),
+        ("comparison", "Comparison", _comparison(tables.records, metrics, folder, tables.labels)),
         ("ablation", "Ablation", _ablation(tables, folder)),
         ("effects", "Effect of each factor", _effects(tables)),
         ("controls", "Controls", _controls(tables)),
@@ -120,9 +120,9 @@ def _source(record: Record, name: str, folder: Path) -> str:
     return f"{name} in {_place(record, folder)}/{METRICS} (job {record.name}); per pair in {PAIRS} beside it"
 
 
-def _comparison(records: Sequence[Record], metrics: Sequence[str] | None, folder: Path) -> str:
+def _comparison(records: Sequence[Record], metrics: Sequence[str] | None, folder: Path, labels: Labels) -> str:
     keys = comparison_keys(records)
-    names = headline_names(records, metrics)
+    names = headline_names(records, labels, metrics)
     rows = []
     for record in records:
         settings = [Cell(_setting(record, key), kind="text") for key in keys]
@@ -130,7 +130,9 @@ def _comparison(records: Sequence[Record], metrics: Sequence[str] | None, folder
         name = Cell(record.name, kind="text", href=_place(record.sources[0], folder))
         rows.append([name, _state(record), *settings, *numbers, _seconds(record)])
     header = ["job", "state", *keys, *names, "seconds"]
-    return table(header, rows, name="comparison-table", filters=["state", *keys], tall=len(rows) > 20)
+    explained = legend(names, labels)
+    note = f"<p>{escape(explained)}.</p>\n" if explained else ""
+    return note + table(header, rows, name="comparison-table", filters=["state", *keys], tall=len(rows) > 20)
 
 
 def _number(record: Record, name: str, folder: Path) -> Cell:
@@ -152,7 +154,7 @@ def _ablation(tables: Tables, folder: Path) -> str:
         cells = [_ranked(record, name, numbers, text, folder) for name, text in zip(tables.compared, line, strict=True)]
         job = Cell(record.name, kind="text", href=_place(record.sources[0], folder))
         rows.append([*(Cell(_setting(record, key), kind="text") for key in keys), *cells, job])
-    header = [*keys, *map(titled, tables.compared), "job"]
+    header = [*keys, *(titled(name, tables.labels) for name in tables.compared), "job"]
     return f"<p>{escape(tables.ablation_note)}</p>\n" + table(
         header, rows, name="ablation-table", filters=keys, tall=len(rows) > 20
     )
@@ -171,7 +173,7 @@ def _effects(tables: Tables) -> str:
     frame = tables.effects
     if frame.empty:
         return ""
-    header, texts = effects_rows(frame, tables.compared)
+    header, texts = effects_rows(frame, tables.compared, tables.labels)
     rows = []
     groups = frame.groupby(["factor", "level", "reference"], sort=False)
     for (_, group), line in zip(groups, texts, strict=True):
@@ -188,7 +190,7 @@ def _effects(tables: Tables) -> str:
 def _controls(tables: Tables) -> str:
     if tables.controls.empty:
         return ""
-    header, texts = controls_rows(tables.controls)
+    header, texts = controls_rows(tables.controls, tables.labels)
     rows = [[Cell(text, kind="text" if place < 2 else "") for place, text in enumerate(line)] for line in texts]
     return f"<p>{escape(CONTROLS_NOTE)}</p>\n" + table(header, rows, name="controls-table", filters=header[:2])
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..metrics.bootstrap import Estimate
+from ..record.labels import BUILT_IN_LABELS, Labels
 from .compare import comparison_keys, setting
-from .directions import number, titled
 from .records import Record
-from .resamples import Resamples
-from .tables import ABSENT, format_value, markdown_table
+from .resampling import Resamples
+from .tables import ABSENT, format_value, markdown_table, metric_value, titled
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _numbers(contrast: Contrast, name: str, resamples: Resamples) -> dict[str, A
     differences: list[float] = []
     estimates: list[Estimate] = []
     for ours, theirs in contrast.cells:
-        a, b = number(ours, name), number(theirs, name)
+        a, b = metric_value(ours, name), metric_value(theirs, name)
         if a is not None and b is not None:
             differences.append(a - b)
             if (estimate := resamples.difference(ours, theirs, name)) is not None:
@@ -129,15 +129,17 @@ def _numbers(contrast: Contrast, name: str, resamples: Resamples) -> dict[str, A
     }
 
 
-def effects_table(frame: pd.DataFrame, metrics: Sequence[str]) -> str:
+def effects_table(frame: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS) -> str:
     """The effects as Markdown: one row per contrast, one column per metric."""
-    header, rows = effects_rows(frame, metrics)
+    header, rows = effects_rows(frame, metrics, labels)
     return markdown_table(header, rows, right=header[3:])
 
 
-def effects_rows(frame: pd.DataFrame, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def effects_rows(
+    frame: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text."""
-    titles = [titled(name) for name in metrics]
+    titles = [titled(name, labels) for name in metrics]
     rows = []
     for (factor, level, reference), group in frame.groupby(["factor", "level", "reference"], sort=False):
         cells = int(group["cells"].max())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,22 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..metrics.weights import WEIGHT_MSE
+from ..record.labels import BUILT_IN_LABELS, Labels
+from ..style import BLUE, VERMILION
+from ..variants import Look
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, legend_below, new_figure, paper_style, save
 from .panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
-from .style import BLUE, VERMILION, Style, quantity, references, styles
-
-WEIGHT_GROUPS = ("weight_mse/W_enc", "weight_mse/b_enc", "weight_mse/W_dec")
+from .style import references, styles
 
 
 def plot_layer_curves(
-    table: pd.DataFrame, metric: str, path: Path, title: str | None = None, variants: Sequence[str] | None = None
+    table: pd.DataFrame,
+    metric: str,
+    path: Path,
+    title: str | None = None,
+    variants: Sequence[str] | None = None,
+    labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """One metric over layer pairs, one line per variant (all of them, or those named).
 
@@ -33,7 +41,7 @@ def plot_layer_curves(
     with paper_style():
         figure = new_figure()
         ax = figure.subplots()
-        draw_layer_curves(ax, table, metric, variants)
+        draw_layer_curves(ax, table, metric, variants, labels=labels)
         _finish(figure, ax, title)
         return save(figure, path)
 
@@ -65,6 +73,7 @@ def plot_theta(
     theta: str = "mean_theta",
     norm: str = "residual_norm",
     decoder: str = "decoder_norm",
+    labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """Mean threshold and median residual norm per layer (metrics named `theta` and `norm`), both relative to the first
     layer: the question is whether one tracks the other, which two scales on two axes can always be made to show. Where
@@ -75,8 +84,8 @@ def plot_theta(
         ValueError: one of the two has no values.
     """
     looks = {
-        theta: Style(BLUE, "o", "-", quantity("mean_theta").title),
-        norm: Style(VERMILION, "s", "--", quantity("residual_norm").title),
+        theta: Look(BLUE, "o", "-", labels.metric(theta).title),
+        norm: Look(VERMILION, "s", "--", labels.metric(norm).title),
     }
     with paper_style():
         pair = (table["metric"] == decoder).sum() > 1
@@ -84,37 +93,38 @@ def plot_theta(
         axes = figure.subplots(1, 2 if pair else 1, squeeze=False)[0]
         draw_relative(axes[0], table, looks)
         if pair:
-            draw_changes(axes[1], table, norm, decoder)
+            draw_changes(axes[1], table, norm, decoder, labels)
         _finish(figure, axes[0], title)
         return save(figure, path)
 
 
-def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None) -> Path:
-    """The job on one page: matching score against its ceiling, explained variance and delta loss of every splice,
-    and the weight MSE of each group by variant. A panel without values is left out (`evaluation=weights_only`
-    leaves the last one).
+def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
+    """The job on one page: the main metrics of every variant (matching score against its ceiling, explained variance
+    and delta loss of every splice), and the weight MSE of each group by variant. A panel without values is left out
+    (`evaluation=weights_only` leaves the last one).
 
     Raises:
         ValueError: the table has none of these metrics.
     """
     present = set(table.loc[table["value"].notna(), "metric"])
-    curves = [name for name in ("matching_score", "explained_variance", "delta_loss") if name in present]
-    groups = [name for name in WEIGHT_GROUPS if name in present]
+    curves = [name for name in labels.against_controls if name in present]
+    groups = [name for name in WEIGHT_MSE.values() if name in present]
     panels = len(curves) + bool(groups)
     if not panels:
         raise ValueError(f"nothing for an overview: the table has {sorted(present)}")
     rows, columns = -(-panels // 2), min(panels, 2)
-    size = PAGE_INCHES if rows == 2 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
+    wide, high = PAGE_INCHES if rows > 1 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
+    size = wide, high * max(1.0, rows / 2)
     with paper_style():
         figure = new_figure(size)
         parts = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel()
-        for letter, part, metric in zip("abcd", parts, [*curves, *([None] if groups else [])], strict=False):
+        for letter, part, metric in zip(ascii_lowercase, parts, [*curves, *([None] if groups else [])], strict=False):
             ax = part.subplots()
             if metric is not None:
-                draw_layer_curves(ax, table, metric)
+                draw_layer_curves(ax, table, metric, labels=labels)
             else:
-                draw_groups(ax, table, groups)
-                ax.set_ylabel("weight MSE [folded units²]")
+                draw_groups(ax, table, groups, labels)
+                ax.set_ylabel(f"weight MSE [{labels.metric(groups[0]).unit}]")
             legend_below(part, ax)
             if panels > 1:
                 ax.set_title(f"({letter})", loc="left", fontweight="bold")
@@ -131,7 +141,8 @@ def plot_overlay(
     *,
     title: str | None = None,
     common: pd.DataFrame | None = None,
-    look: Mapping[str, Style] | None = None,
+    look: Mapping[str, Look] | None = None,
+    labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """The same metric and variant of several jobs (label -> table) over layer pairs; variants that are the
     same in all of them (`common`) once, in grey. `look`: a style per label, in the legend's order.
@@ -147,11 +158,11 @@ def plot_overlay(
     look = styles(there) if look is None else {label: look[label] for label in there}
     if common is not None:
         frames.append(common)
-        look = look | references(list(common["variant"].unique()))
+        look = look | references(list(common["variant"].unique()), labels.variants)
     with paper_style():
         figure = new_figure(OVERLAY_INCHES)
         ax = figure.subplots()
-        draw_layer_curves(ax, pd.concat(frames, ignore_index=True), metric, style=look)
+        draw_layer_curves(ax, pd.concat(frames, ignore_index=True), metric, style=look, labels=labels)
         _finish(figure, ax, title, wide=42)
         return save(figure, path)
 

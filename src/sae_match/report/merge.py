@@ -1,7 +1,7 @@
 """One span of layers split over jobs: their records as the record of one job over the whole span.
 
 Jobs belong together where everything scientific in their configurations is equal except `layers`. Headline numbers are
-made again from the pairs as a single job makes them (`record.averaging`), not averaged over the jobs.
+made again from the pairs as a single job makes them (`Description.over_pairs`), not averaged over the jobs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..record.averaging import averaged, combine, headline_name
-from ..record.distances import near_rows
+from ..metrics.description import DIFFERENCE, headline_name
+from ..record.curves import near_rows
+from ..record.labels import Labels, joined
 from ..record.science import science_of
-from .paired import SAMPLES, SEED
 from .records import Record
-from .resamples import cached_bootstrap, document_sums, means
+from .resampling import SAMPLES, SEED, document_sums, means
 
 KEY = ["layer", "layer_to", "variant", "metric"]
-OURS = "encode_permute_decode"
-"""The variant of reconstructions and losses that belongs to the matching; of scores it is `matched`."""
 TOLERANCE = 1e-6
 """Largest relative difference between two values of what is the same measurement."""
 
@@ -80,8 +78,9 @@ def _science_but_layers(record: Record) -> str:
 
 def _merge(parts: Sequence[Record]) -> tuple[Record, list[str]]:
     pairs = _joined(parts)
-    numbers = _means(pairs)
-    numbers |= _intervals(parts, numbers)
+    labels = joined(part.labels for part in parts)
+    numbers = _means(pairs, labels)
+    numbers |= _intervals(parts, numbers, labels)
     lost = _lost(parts, numbers)
     spans = [span for part in parts if (span := _span(part))]
     first, last = min(a for a, _ in spans), max(b for _, b in spans)
@@ -93,6 +92,7 @@ def _merge(parts: Sequence[Record]) -> tuple[Record, list[str]]:
         seconds=None if None in seconds else math.fsum(number for number in seconds if number is not None),
         metrics=dict(sorted(numbers.items())),
         pairs=pairs,
+        labels=labels,
         parts=tuple(parts),
     )
     note = f"{record.name}: one span, layers {first} to {last}, from {len(parts)} jobs; means are over all its pairs."
@@ -116,10 +116,11 @@ def _joined(parts: Sequence[Record]) -> pd.DataFrame:
     """
     tables = [part.pairs.assign(part=place) for place, part in enumerate(parts) if part.pairs is not None]
     table = pd.concat(tables, ignore_index=True).sort_values([*KEY, "part"], kind="stable", ignore_index=True)
+    labels = joined(part.labels for part in parts)
     again = table[table.duplicated(KEY, keep=False)]
     for key, rows in again.groupby(KEY, sort=False):
         low, high = rows["value"].min(), rows["value"].max()
-        if averaged(headline_name(str(key[3]), str(key[2]))) and not math.isclose(low, high, rel_tol=TOLERANCE):
+        if labels.metric(str(key[3])).combine == "mean" and not math.isclose(low, high, rel_tol=TOLERANCE):
             names = " and ".join(parts[place].name for place in rows["part"].unique())
             where = f"{key[0]}→{key[1]}" if key[0] != key[1] else f"layer {key[0]}"
             raise _ConflictError(
@@ -128,33 +129,35 @@ def _joined(parts: Sequence[Record]) -> pd.DataFrame:
     return table.drop_duplicates(KEY, keep="first", ignore_index=True).drop(columns="part")
 
 
-def _means(pairs: pd.DataFrame) -> dict[str, Any]:
+def _means(pairs: pd.DataFrame, labels: Labels) -> dict[str, Any]:
     """Headline numbers of the joined rows; with an interval where one row is all there is to average."""
     numbers: dict[str, Any] = {}
     near = near_rows(pairs).dropna(subset="value")
     for (metric, variant), rows in near.groupby(["metric", "variant"], sort=True):
         name = headline_name(str(metric), str(variant))
-        numbers[name] = combine(name, rows["value"].tolist())
+        numbers[name] = labels.metric(str(metric)).over_pairs(rows["value"].tolist())
         row = rows.iloc[0]
         if len(rows) == 1 and np.isfinite([row["low"], row["high"]]).all():
             numbers[f"{name}_low"], numbers[f"{name}_high"] = float(row["low"]), float(row["high"])
     return numbers
 
 
-def _intervals(parts: Sequence[Record], numbers: Mapping[str, Any]) -> dict[str, float]:
+def _intervals(parts: Sequence[Record], numbers: Mapping[str, Any], labels: Labels) -> dict[str, float]:
     """95 % intervals of the means on the jobs' own resamples, as a single job computes them; none without the sums per
     document of every job."""
     sums = document_sums(parts)
     if sums is None:
         return {}
     samples, seed = parts[0].flat.get("evaluation.bootstrap_samples", SAMPLES), parts[0].flat.get("seed", SEED)
-    found = {name: mean.estimate for name, mean in means(sums, list(numbers), cached_bootstrap(samples, seed)).items()}
+    found = {name: mean.estimate for name, mean in means(sums, list(numbers), labels, samples, seed).items()}
     for name in numbers:
-        metric, _, other = name.partition("_difference/")
-        ours, theirs = found.get(metric, found.get(f"{metric}/{OURS}")), found.get(f"{metric}/{other}")
-        if other and ours is not None and theirs is not None:
-            found[name] = ours - theirs
-    ends = {name: estimate.interval for name, estimate in found.items()}
+        about, other = labels.split(name)
+        if about.name.endswith(DIFFERENCE):
+            base = labels.metric(about.name.removesuffix(DIFFERENCE))
+            ours, theirs = (found.get(headline_name(base.name, variant)) for variant in (base.reference, other))
+            if ours is not None and theirs is not None:
+                found[name] = ours - theirs
+    ends = {name: estimate.interval for name, estimate in found.items() if not math.isnan(estimate.interval[0])}
     return {
         f"{name}_{side}": end for name, both in ends.items() for side, end in zip(("low", "high"), both, strict=True)
     }

@@ -13,22 +13,21 @@ import pandas as pd
 from sae_match.atomic import atomic_path
 
 from ..errors import UserError
-from ..record.distances import distance_rows
-from .compare import comparison_keys, labels, setting
+from ..metrics.description import Description
+from ..record.curves import distance_rows
+from ..record.labels import BUILT_IN_LABELS, Labels
+from ..variants import Look
+from .compare import comparison_keys, job_labels, setting
 from .controls import controls_frame
 from .controls_figure import drawn_rows, plot_controls
-from .directions import lower_is_better
 from .distance_figures import has_distances, plot_composition
 from .figures import plot_layer_curves, plot_overlay
 from .pair_figure import write_pair_figures
 from .paper_figures import of_one_pair, plot_bars, write_paper_figures
 from .quantile_figures import has_quantiles, per_layer_rows, plot_quantiles, quantile_rows
 from .records import Record
-from .style import Style, factor_styles, quantity
+from .style import factor_styles
 
-OWN_VARIANTS = ("matched", "encode_permute_decode")
-"""The variants that depend on the matching: one curve per job. Of a metric's others, those that are the
-same in every job are drawn once, for reference."""
 MAX_CURVES = 12
 """Jobs in one figure; of more, the best by their mean are drawn."""
 
@@ -55,26 +54,22 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Jobs:
-    """What every figure needs to know of the jobs: names and varying settings by label, where to write, how many."""
+    """What every figure needs to know of the jobs: names and varying settings by label, where to write, how many, and
+    what metrics and variants are called."""
 
     names: Mapping[str, str]
     settings: Mapping[str, Sequence[str]]
     directory: Path
     most: int
-
-
-def drawn(metric: str) -> bool:
-    """Whether a metric gets a figure: what the solver did and proved, and differences of what is drawn, stay in the
-    tables."""
-    return not (
-        metric in ("lower_bound", "tolerance", "matched_pairs")
-        or metric.startswith("solver/")
-        or metric.endswith(("_difference", "_to_ceiling"))
-    )
+    labels: Labels
 
 
 def write_overlays(
-    records: Sequence[Record], directory: Path, most: int = MAX_CURVES, only: Sequence[str] = ()
+    records: Sequence[Record],
+    directory: Path,
+    most: int = MAX_CURVES,
+    only: Sequence[str] = (),
+    labels: Labels = BUILT_IN_LABELS,
 ) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance and one over quantiles, where it has them; those in the paper's form.
@@ -84,11 +79,12 @@ def write_overlays(
     Args:
         most: jobs in one figure, and figures of one job's own kind; what was left out is said in the note.
         only: names of the figures to draw, without suffix or number; empty: all.
+        labels: those of the records, joined.
 
     Raises:
         UserError: `only` names a figure that these records do not give.
     """
-    named = {_marked(label, record): record for label, record in zip(labels(records), records, strict=True)}
+    named = {_marked(label, record): record for label, record in zip(job_labels(records), records, strict=True)}
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
     keys = comparison_keys(records)
     jobs = _Jobs(
@@ -96,8 +92,9 @@ def write_overlays(
         settings={label: [repr(setting(record, key)) for key in keys] for label, record in named.items()},
         directory=directory,
         most=most,
+        labels=labels,
     )
-    tables = _by_metric(whole)
+    tables = _by_metric(whole, labels)
     makers: dict[str, Callable[[], list[Drawn]]] = {
         _stem(metric): partial(_overlay, tables[metric], metric, jobs) for metric in sorted(tables)
     }
@@ -106,8 +103,8 @@ def write_overlays(
     )
     makers["quantiles"] = partial(_per_job, whole, "quantiles", has_quantiles, plot_quantiles, quantile_rows, jobs)
     makers["controls"] = partial(_controls, records, jobs)
-    makers["paper"] = lambda: _in_the_papers_form(write_paper_figures(records, directory))
-    makers["pairs"] = lambda: _in_the_papers_form(write_pair_figures(records, directory))
+    makers["paper"] = lambda: _as_single_panels(write_paper_figures(records, directory, labels))
+    makers["pairs"] = lambda: _as_single_panels(write_pair_figures(records, directory))
     figures: list[Drawn] = []
     for name in only or makers:
         drawn_now = makers[name]() if name in makers else []
@@ -125,7 +122,7 @@ def _stem(metric: str) -> str:
     return metric.replace("/", "_")
 
 
-def _in_the_papers_form(paths: Sequence[Path]) -> list[Drawn]:
+def _as_single_panels(paths: Sequence[Path]) -> list[Drawn]:
     return [Drawn(path, PAPER.get(path.stem, path.stem.replace("_", " "))) for path in paths]
 
 
@@ -134,25 +131,29 @@ def _marked(label: str, record: Record) -> str:
     return label if record.state == "done" else f"{label} ({record.state})"
 
 
-def _by_metric(whole: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, pd.DataFrame]]:
-    """Metric -> label -> rows over layer pairs."""
+def _by_metric(whole: Mapping[str, pd.DataFrame], labels: Labels) -> dict[str, dict[str, pd.DataFrame]]:
+    """Metric -> label -> rows over layer pairs, of metrics that are drawn."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for label, table in whole.items():
         for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
-            if drawn(str(metric)):
+            if labels.metric(str(metric)).figure != "none":
                 found.setdefault(str(metric), {})[label] = rows
     return found
 
 
 def _overlay(tables: Mapping[str, pd.DataFrame], metric: str, jobs: _Jobs) -> list[Drawn]:
-    stem, title = _stem(metric), quantity(metric).title
+    stem, about = _stem(metric), jobs.labels.metric(metric)
+    title = about.title
     first = next(iter(tables.values()))
     joined = pd.concat(tables.values(), ignore_index=True)
     counts = joined.groupby("variant", sort=True).size()
-    same = [name for name in counts.index if name not in OWN_VARIANTS and _same(joined, name, len(tables))]
-    own = [name for name in OWN_VARIANTS if name in counts.index] or [name for name in counts.index if name not in same]
+    # One curve per job of what depends on the matching; what is the same in every job is drawn once, for reference.
+    of_pairs = set(joined.loc[joined["layer"] != joined["layer_to"], "variant"])
+    own = [about.reference] if about.reference in of_pairs else []
+    same = [name for name in counts.index if name not in own and _same(joined, name, len(tables))]
+    own = own or [name for name in counts.index if name not in same]
     if len(tables) == 1 or not own:
-        path = plot_layer_curves(first, metric, jobs.directory / f"{stem}.png", title)
+        path = plot_layer_curves(first, metric, jobs.directory / f"{stem}.png", title, labels=jobs.labels)
         whose = jobs.names[next(iter(tables))] if len(tables) == 1 else "every job"
         return [Drawn(_with_data(path, [(whose, first)]), title)]
     common = first[first["variant"].isin(same)]
@@ -166,9 +167,10 @@ def _own_curves(
 ) -> Drawn:
     curves = {label: table[table["variant"] == variant] for label, table in tables.items()}
     curves = {label: rows for label, rows in curves.items() if len(rows)}
-    chosen = _best(curves, metric, jobs.most)
-    look: dict[str, Style] = factor_styles({label: jobs.settings[label] for label in chosen})
-    title, note = f"{quantity(metric).title}: {variant}", ""
+    about = jobs.labels.metric(metric)
+    chosen = _best(curves, about, jobs.most)
+    look: dict[str, Look] = factor_styles({label: jobs.settings[label] for label in chosen})
+    title, note = f"{about.title}: {variant}", ""
     if len(chosen) < len(curves):
         note = f"The best {len(chosen)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
         title += f" (best {len(chosen)} of {len(curves)} jobs)"
@@ -177,16 +179,16 @@ def _own_curves(
     if of_one_pair(drawn_curves):
         # The rows of all variants: a bar's own ceiling is drawn beside it.
         rows = {label: tables[label] for label in chosen}
-        plot_bars(rows, metric, variant, path, title=title, common=common)
+        plot_bars(rows, metric, variant, path, title=title, common=common, labels=jobs.labels)
     else:
-        plot_overlay(drawn_curves, metric, variant, path, title=title, common=common, look=look)
+        plot_overlay(drawn_curves, metric, variant, path, title=title, common=common, look=look, labels=jobs.labels)
     plotted = [(jobs.names[label], curves[label]) for label in chosen]
     return Drawn(_with_data(path, [*plotted, ("every job", common)]), title, note)
 
 
-def _best(curves: Mapping[str, pd.DataFrame], metric: str, most: int) -> list[str]:
+def _best(curves: Mapping[str, pd.DataFrame], about: Description, most: int) -> list[str]:
     """The labels of the best jobs by their mean, in the jobs' order."""
-    sign = 1 if lower_is_better(metric) else -1
+    sign = 1 if about.better == "lower" else -1
     ranked = sorted(curves, key=lambda label: sign * float(curves[label]["value"].mean()))
     chosen = set(ranked[:most])
     return [label for label in curves if label in chosen]
@@ -196,7 +198,7 @@ def _per_job(
     whole: Mapping[str, pd.DataFrame],
     stem: str,
     has: Callable[[pd.DataFrame], bool],
-    plot: Callable[[pd.DataFrame, Path, str | None], Path],
+    plot: Callable[[pd.DataFrame, Path, str | None, Labels], Path],
     rows: Callable[[pd.DataFrame], pd.DataFrame],
     jobs: _Jobs,
 ) -> list[Drawn]:
@@ -205,7 +207,7 @@ def _per_job(
     figures = []
     for number, label in enumerate(chosen[: jobs.most]):
         path = jobs.directory / (f"{stem}.png" if len(chosen) == 1 else f"{stem}_{number}.png")
-        plot(whole[label], path, label if len(whole) > 1 else None)
+        plot(whole[label], path, label if len(whole) > 1 else None, jobs.labels)
         note = f"The first {jobs.most} of {len(chosen)} jobs have this figure." if len(chosen) > jobs.most else ""
         title = stem if len(whole) == 1 else f"{stem}: {label}"
         figures.append(Drawn(_with_data(path, [(jobs.names[label], rows(whole[label]))]), title, note))
@@ -221,10 +223,12 @@ def _controls(records: Sequence[Record], jobs: _Jobs) -> list[Drawn]:
     for number, name in enumerate(chosen[: jobs.most]):
         rows = frame[frame["job"] == name]
         path = jobs.directory / ("controls.png" if len(chosen) == 1 else f"controls_{number}.png")
-        plot_controls(rows, path, label_of.get(name) if len(records) > 1 else None)
+        plot_controls(rows, path, label_of.get(name) if len(records) > 1 else None, jobs.labels)
         note = f"The first {jobs.most} of {len(chosen)} jobs have this figure." if len(chosen) > jobs.most else ""
         title = "controls" if len(records) == 1 else f"controls: {label_of.get(name, name)}"
-        figures.append(Drawn(_with_data(path, [(name, drawn_rows(rows).drop(columns="job"))]), title, note))
+        figures.append(
+            Drawn(_with_data(path, [(name, drawn_rows(rows, jobs.labels).drop(columns="job"))]), title, note)
+        )
     return figures
 
 

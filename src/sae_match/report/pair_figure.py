@@ -12,18 +12,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
+from ..judging.descriptions import CONTEXTS
 from ..record.job import FEATURES, JUDGEMENTS, TOP_TOKENS
+from ..style import BLUE, GREEN, ORANGE, VERMILION
 from .canvas import PAGE_INCHES, new_figure, paper_style, save
 from .panels import draw_histogram
 from .record_paths import top_tokens
 from .records import Record
-from .style import BLUE, GREEN, ORANGE, VERMILION
 
 EXAMPLES = 8
 TOKEN_CHARACTERS = 46
 """What of a feature's tokens fits into a column of the figure."""
-CONTEXTS = "Most activating tokens:"
-"""How a description by top contexts begins; any other is an explanation."""
 LABELS = {"same": GREEN, "maybe": ORANGE, "different": VERMILION}
 EXAMPLE_COLUMNS = (
     "mark", "layer", "feature", "layer_to", "partner", "mse_W_dec", "matching_score", "judge", "tokens",

@@ -11,7 +11,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from .style import BLUE, GREY, Style, quantity, styles
+from ..record.labels import BUILT_IN_LABELS, Labels
+from ..style import BLUE, GREY
+from ..variants import Look
+from .style import styles
 
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
@@ -37,7 +40,8 @@ def draw_layer_curves(
     table: pd.DataFrame,
     metric: str,
     variants: Sequence[str] | None = None,
-    style: Mapping[str, Style] | None = None,
+    style: Mapping[str, Look] | None = None,
+    labels: Labels = BUILT_IN_LABELS,
 ) -> None:
     """One line per variant over layer pairs, with its 95 % band.
 
@@ -49,7 +53,7 @@ def draw_layer_curves(
         ValueError: no values of the metric.
     """
     rows = rows_of(table, metric, variants)
-    style = styles(list(rows["variant"].unique())) if style is None else style
+    style = styles(list(rows["variant"].unique()), labels.variants) if style is None else style
     pairs = rows[rows["layer"] != rows["layer_to"]]
     for name, look in style.items():
         curve = rows[rows["variant"] == name]
@@ -58,13 +62,13 @@ def draw_layer_curves(
         elif len(curve):
             _draw_curve(ax, curve, look)
     _layer_ticks(ax, pairs if len(pairs) else rows)
-    described = quantity(metric)
+    described = labels.metric(metric)
     ax.set_ylabel(described.axis)
     if described.log and (rows["value"] > 0).all():
         ax.set_yscale("log")
 
 
-def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Style) -> None:
+def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Look) -> None:
     x = ((curve["layer"] + curve["layer_to"]) / 2).to_numpy(dtype=float)
     y = curve["value"].to_numpy(dtype=float)
     ax.plot(x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label)
@@ -78,7 +82,7 @@ def _draw_curve(ax: Axes, curve: pd.DataFrame, look: Style) -> None:
         ax.fill_between(x, low, high, where=known, color=look.color, alpha=0.18, linewidth=0)
 
 
-def _draw_level(ax: Axes, row: pd.Series, look: Style) -> None:
+def _draw_level(ax: Axes, row: pd.Series, look: Look) -> None:
     ax.axhline(row["value"], color=look.color, linestyle=look.linestyle, label=f"{look.label}, layer {row['layer']}")
     if pd.notna(row["low"]) and pd.notna(row["high"]):
         ax.axhspan(row["low"], row["high"], color=look.color, alpha=0.10, linewidth=0)
@@ -123,7 +127,7 @@ def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]
     ax.set_ylabel("features")
 
 
-def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Style]) -> None:
+def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Look]) -> None:
     """Per-layer quantities as multiples of their value at the first layer; the legend gives first and last in full.
 
     Raises:
@@ -143,7 +147,7 @@ def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Style]) -
     ax.set_ylabel("relative to the first layer")
 
 
-def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str, labels: Labels = BUILT_IN_LABELS) -> None:
     """How two per-layer quantities change from each layer to the next, in per cent: a point per step, named.
 
     Raises:
@@ -157,18 +161,18 @@ def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)
-    ax.set_xlabel(f"$\\Delta$ {quantity(x).title} [%]")
-    ax.set_ylabel(f"$\\Delta$ {quantity(y).title} [%]")
+    ax.set_xlabel(f"Δ {labels.metric(x).title} [%]")
+    ax.set_ylabel(f"Δ {labels.metric(y).title} [%]")
 
 
-def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str]) -> None:
+def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS) -> None:
     """A metric family side by side: per metric and variant one small point per layer pair and their mean, large.
 
     Raises:
         ValueError: a metric has no values.
     """
     frames = {metric: rows_of(table, metric) for metric in metrics}
-    look = styles(list(pd.concat(frames.values())["variant"].unique()))
+    look = styles(list(pd.concat(frames.values())["variant"].unique()), labels.variants)
     offsets = (np.arange(len(look)) - (len(look) - 1) / 2) * min(0.22, 0.7 / len(look))
     everything = np.concatenate([frame["value"].to_numpy(dtype=float) for frame in frames.values()])
     for offset, (name, style) in zip(offsets, look.items(), strict=True):

@@ -13,34 +13,37 @@ from matplotlib.axes import Axes
 
 from sae_match.atomic import atomic_path
 
+from ..metrics.description import CEILING, SPLICED
+from ..metrics.weights import WEIGHT_MSE
+from ..record.labels import BUILT_IN_LABELS, Labels
+from ..style import BLUE, GREY, VERMILION
+from ..variants import VARIANTS, Look
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, legend_below, new_figure, paper_style, save
-from .compare import labels
-from .figures import WEIGHT_GROUPS
+from .compare import job_labels
 from .panels import draw_layer_curves
 from .quantile_figures import per_layer_rows
 from .records import Record
 from .sparsity_figure import plot_sparsity, sparsity_rows
-from .style import BLUE, GREY, VARIANTS, VERMILION, Style, quantity
 
-FOLDED = {"theta": Style(BLUE, "o", "-", "folded, matched"), "none": Style(VERMILION, "^", "-", "matched unfolded")}
+FOLDED = {"theta": Look(BLUE, "o", "-", "folded, matched"), "none": Look(VERMILION, "^", "-", "matched unfolded")}
 VANILLA = VARIANTS["vanilla"]._replace(color=GREY, linestyle="--")
 
 
-def write_paper_figures(records: Sequence[Record], directory: Path) -> list[Path]:
+def write_paper_figures(records: Sequence[Record], directory: Path, labels: Labels = BUILT_IN_LABELS) -> list[Path]:
     """The figures that the records have the numbers for; none is drawn of jobs that do not vary what it shows."""
     found = [record for record in records if record.pairs is not None]
     tables = {
         label: per_layer_rows(record.pairs.dropna(subset="value"))
-        for label, record in zip(labels(found), found, strict=True)
+        for label, record in zip(job_labels(found), found, strict=True)
         if record.pairs is not None
     }
     written = []
     mse = weight_mse_rows(dict(zip(tables, (str(r.factors.get("folding")) for r in found), strict=True)), tables)
     if mse is not None:
-        written.append(_with_data(plot_weight_mse(mse, directory / "weight_mse.png"), mse))
-    rows = sparsity_rows({label: (_l0(r), tables[label]) for label, r in zip(tables, found, strict=True)})
+        written.append(_with_data(plot_weight_mse(mse, directory / "weight_mse.png", labels), mse))
+    rows = sparsity_rows({label: (_l0(r), tables[label]) for label, r in zip(tables, found, strict=True)}, labels)
     if rows is not None:
-        written.append(_with_data(plot_sparsity(rows, directory / "sparsity.png"), rows))
+        written.append(_with_data(plot_sparsity(rows, directory / "sparsity.png", labels=labels), rows))
     return written
 
 
@@ -67,7 +70,7 @@ def weight_mse_rows(foldings: Mapping[str, str], tables: Mapping[str, pd.DataFra
         return None
     parts = []
     for label, table in tables.items():
-        rows = table[table["metric"].isin(WEIGHT_GROUPS)]
+        rows = table[table["metric"].isin(WEIGHT_MSE.values())]
         parts.append(rows[rows["variant"] == "matched"].assign(variant=foldings[label]))
         # The same in both jobs: it depends on no matching.
         parts += [rows[rows["variant"] == "vanilla"]] if len(parts) == 1 else []
@@ -75,18 +78,18 @@ def weight_mse_rows(foldings: Mapping[str, str], tables: Mapping[str, pd.DataFra
     return found if len(found) else None
 
 
-def plot_weight_mse(rows: pd.DataFrame, path: Path) -> Path:
+def plot_weight_mse(rows: pd.DataFrame, path: Path, labels: Labels = BUILT_IN_LABELS) -> Path:
     """One panel per group of parameters over layer pairs (Fig. 3): vanilla, matched unfolded, folded and matched.
 
     Args:
         rows: as from `weight_mse_rows`.
     """
-    metrics = [name for name in WEIGHT_GROUPS if name in set(rows["metric"])]
+    metrics = [name for name in WEIGHT_MSE.values() if name in set(rows["metric"])]
     with paper_style():
         figure = new_figure((COLUMN_INCHES[0] * 0.85 * len(metrics), COLUMN_INCHES[1]))
         axes = figure.subplots(1, len(metrics), squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
-            draw_layer_curves(ax, rows, metric, style={"vanilla": VANILLA, **FOLDED})
+            draw_layer_curves(ax, rows, metric, style={"vanilla": VANILLA, **FOLDED}, labels=labels)
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         return save(figure, path)
@@ -107,6 +110,7 @@ def plot_bars(
     *,
     title: str | None = None,
     common: pd.DataFrame | None = None,
+    labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """One variant of a metric of several jobs (label -> table) at one layer pair: a bar per job with its 95 % interval
     and, where it was measured, its same-layer ceiling; what all jobs share as lines."""
@@ -114,9 +118,9 @@ def plot_bars(
     with paper_style():
         figure = new_figure((OVERLAY_INCHES[0], 1.6 + 0.32 * len(values)))
         ax = figure.subplots()
-        draw_bars(ax, values, variant)
-        _draw_shared(ax, common)
-        ax.set_xlabel(quantity(metric).axis)
+        draw_bars(ax, values, variant, labels)
+        _draw_shared(ax, common, labels)
+        ax.set_xlabel(labels.metric(metric).axis)
         if ax.get_legend_handles_labels()[1]:
             legend_below(figure, ax, wide=42)
         if title:
@@ -124,28 +128,28 @@ def plot_bars(
         return save(figure, path)
 
 
-def _draw_shared(ax: Axes, common: pd.DataFrame | None) -> None:
+def _draw_shared(ax: Axes, common: pd.DataFrame | None, labels: Labels) -> None:
     """Lines for what is the same in all jobs, without the splices of a random or vanilla permutation: they are so far
     off that the bars would look alike."""
     if common is None:
         return
-    left_out = common["variant"].str.startswith("encode_permute_decode_") | (common["layer"] == common["layer_to"])
+    left_out = common["variant"].str.startswith(f"{SPLICED}_") | (common["layer"] == common["layer_to"])
     rows = common[~left_out]
     for variant, value, dashes in zip(rows["variant"], rows["value"], cycle(("--", ":", "-.")), strict=False):
-        look = VARIANTS.get(variant)
+        look = labels.variants.get(variant)
         ax.axvline(value, color=GREY, linestyle=dashes, linewidth=1.0, label=variant if look is None else look.label)
 
 
-def draw_bars(ax: Axes, tables: Mapping[str, pd.DataFrame], variant: str) -> None:
+def draw_bars(ax: Axes, tables: Mapping[str, pd.DataFrame], variant: str, labels: Labels = BUILT_IN_LABELS) -> None:
     """A horizontal bar per job, the first on top; a diamond where there is a ceiling (its mean over the two layers)."""
-    ceiling = VARIANTS["ceiling"]
+    ceiling = labels.variants[CEILING]
     for place, table in enumerate(tables.values()):
         row = table[(table["variant"] == variant) & (table["layer"] != table["layer_to"])].iloc[0]
         ax.barh(place, row["value"], color=BLUE, alpha=0.8, height=0.62)
         if pd.notna(row["low"]) and pd.notna(row["high"]):
             sides = np.clip([[row["value"] - row["low"]], [row["high"] - row["value"]]], 0, None)
             ax.errorbar(row["value"], place, xerr=sides, color="black", fmt="none", capsize=2, linewidth=1)
-        own = table.loc[table["variant"] == "ceiling", "value"]
+        own = table.loc[table["variant"] == CEILING, "value"]
         if len(own):
             named = ceiling.label if ceiling.label not in ax.get_legend_handles_labels()[1] else None
             ax.plot(own.mean(), place, ceiling.marker, color=ceiling.color, label=named, linestyle="none")

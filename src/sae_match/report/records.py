@@ -19,6 +19,7 @@ from ..record.factors import factors_of, flatten
 from ..record.foreign_files import CONFIG
 from ..record.heartbeat import silence
 from ..record.job import METRICS, PAIRS
+from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
 
@@ -31,8 +32,9 @@ class Record:
     """One job as its directory tells it.
 
     `state` is running, done, failed or killed (also where its process is gone without saying so), or "unreadable" where
-    a file of the record is damaged (`error` then says which). `pairs` is None where the job has no pairs.csv. `parts`
-    are the jobs that a record was merged from (`merge.merge_spans`), if it was.
+    a file of the record is damaged (`error` then says which). `pairs` is None where the job has no pairs.csv. `labels`
+    are the package's own and what the record says beside them. `parts` are the jobs that a record was merged from
+    (`merge.merge_spans`), if it was.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Record:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     pairs: pd.DataFrame | None = None
+    labels: Labels = BUILT_IN_LABELS
     parts: tuple[Record, ...] = ()
 
     @cached_property
@@ -84,6 +87,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
             config=_mapping(path / CONFIG, _yaml) if (path / CONFIG).exists() else {},
             metrics=_mapping(path / METRICS, json.loads) if (path / METRICS).exists() else {},
             pairs=_pairs(path / PAIRS) if (path / PAIRS).exists() else None,
+            labels=read_labels(path / LABELS),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Record(name=name, path=path, state="unreadable", error=f"{type(error).__name__}: {error}")

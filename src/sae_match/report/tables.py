@@ -8,29 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..record.labels import BUILT_IN_LABELS, Labels
 from .compare import comparison_keys, setting, shared
 from .records import BAD_STATES, Record
-
-HEADLINE = (
-    "matching_score",
-    "matching_score/random",
-    "matching_score/vanilla",
-    "matching_score/ceiling",
-    "weight_mse/W_dec",
-    "weight_mse/W_enc",
-    "weight_mse/b_enc",
-    "explained_variance/encode_permute_decode",
-    "explained_variance/encode_decode_current",
-    "explained_variance/encode_decode_previous",
-    "explained_variance/layer_drop",
-    "delta_loss/encode_permute_decode",
-    "delta_loss/encode_decode_current",
-    "delta_loss/encode_decode_previous",
-    "delta_loss/layer_drop",
-    "judge/same",
-    "judge/same/random",
-)
-"""Columns of a summary, as far as any record has them."""
 
 ABSENT = "–"
 
@@ -66,28 +46,55 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
     return "\n".join("| " + " | ".join(row) + " |" for row in padded) + "\n"
 
 
-def headline_names(records: Sequence[Record], metrics: Sequence[str] | None = None) -> list[str]:
-    """The names asked for, or those of `HEADLINE`, that any record has."""
-    return [name for name in metrics or HEADLINE if any(record.metrics.get(name) is not None for record in records)]
+def titled(name: str, labels: Labels = BUILT_IN_LABELS) -> str:
+    """The name of a headline number as a column's heading: marked where the lower value is the better one."""
+    return f"{name} ↓" if labels.of_number(name).better == "lower" else name
 
 
-def summary_table(records: Sequence[Record], metrics: Sequence[str] | None = None) -> str:
+def metric_value(record: Record, name: str) -> float | None:
+    """A headline number of a finished job."""
+    value = record.metrics.get(name) if record.state == "done" else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def compared_names(records: Sequence[Record], labels: Labels, asked: Sequence[str] | None = None) -> list[str]:
+    """The names asked for, or those of the matching that are compared, that at least two finished jobs have."""
+    names = asked or labels.compared
+    return [name for name in names if sum(metric_value(record, name) is not None for record in records) > 1]
+
+
+def headline_names(records: Sequence[Record], labels: Labels, asked: Sequence[str] | None = None) -> list[str]:
+    """The names asked for, or the usual ones, that any record has."""
+    return [name for name in asked or labels.columns if any(record.metrics.get(name) is not None for record in records)]
+
+
+def legend(names: Sequence[str], labels: Labels) -> str:
+    """What the columns show: label and unit of each metric that a name is no substitute for."""
+    metrics = {about.name: about for about in map(labels.of_number, names)}
+    return "; ".join(f"{name}: {about.axis}" for name, about in metrics.items() if about.axis != name)
+
+
+def summary_table(
+    records: Sequence[Record], metrics: Sequence[str] | None = None, labels: Labels = BUILT_IN_LABELS
+) -> str:
     """Markdown: one row per job with the settings that vary and the headline metrics as `value [low, high]`.
 
     What is the same in every job (settings, and metrics of every finished job) stands once, above the
     table. Jobs that did not finish keep their row, with their state in bold and in place of every number.
 
     Args:
-        metrics: names from metrics.json, in column order; default `HEADLINE`.
+        metrics: names from metrics.json, in column order; by default the headline numbers.
     """
     keys = comparison_keys(records)
     finished = [record for record in records if record.state == "done"]
-    names = headline_names(records, metrics)
+    names = headline_names(records, labels, metrics)
     common = shared([_shown(record.metrics, names) for record in finished]) if len(finished) > 1 else {}
     names = [name for name in names if name not in common]
     header = ["job", "state", *keys, *names, "seconds"]
     rows = [_row(record, keys, names) for record in records]
-    return _preamble(records, common) + markdown_table(header, rows, right=[*names, "seconds"])
+    table = markdown_table(header, rows, right=[*names, "seconds"])
+    explained = legend([*common, *names], labels)
+    return _preamble(records, common) + table + (f"\n{explained}.\n" if explained else "")
 
 
 def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:

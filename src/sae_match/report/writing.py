@@ -27,7 +27,10 @@ from .tables import comparison_frame, summary_table
 def report_text(tables: Tables, options: Options, figures: Sequence[Drawn] = (), pages: Sequence[str] = ()) -> str:
     """The whole report as Markdown: a pure function of the records (and the figures' file names)."""
     done = sum(job.state == "done" for job in tables.jobs)
-    parts = [f"# SAE Match: {done} of {len(tables.jobs)} jobs done\n", summary_table(tables.records, options.metrics)]
+    parts = [
+        f"# SAE Match: {done} of {len(tables.jobs)} jobs done\n",
+        summary_table(tables.records, options.metrics, tables.labels),
+    ]
     troubled = [job for job in tables.jobs if job.state in BAD_STATES]
     if troubled:
         lines = [
@@ -37,13 +40,13 @@ def report_text(tables: Tables, options: Options, figures: Sequence[Drawn] = (),
     if tables.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in tables.notes) + "\n")
     if tables.compared:
-        table = ablation_table(tables.records, tables.ablation, tables.compared)
+        table = ablation_table(tables.records, tables.ablation, tables.compared, tables.labels)
         parts.append(f"## Ablation\n\n{tables.ablation_note}\n\n{table}")
     if not tables.effects.empty:
-        table = effects_table(tables.effects, tables.compared)
+        table = effects_table(tables.effects, tables.compared, tables.labels)
         parts.append(f"## Effect of each factor\n\n{tables.effects_note}\n\n{table}")
     if not tables.controls.empty:
-        parts.append(f"## Controls\n\n{CONTROLS_NOTE}\n\n{controls_table(tables.controls)}")
+        parts.append(f"## Controls\n\n{CONTROLS_NOTE}\n\n{controls_table(tables.controls, tables.labels)}")
     if figures:
         images = [f"![{figure.path.stem}]({figure.path.name})" for figure in figures]
         notes = [f"{figure.path.stem}: {figure.note}" for figure in figures if figure.note]
@@ -79,7 +82,7 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 def _draw(tables: Tables, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
     with also_written(options.formats):
-        figures = write_overlays(tables.records, output, options.most, options.only)
+        figures = write_overlays(tables.records, output, options.most, options.only, tables.labels)
     with_paths = [job for job in tables.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
     if len(with_paths) > options.most:

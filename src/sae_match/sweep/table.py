@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from sae_match.atomic import write_json, write_text
+from sae_match.record.labels import joined
 from sae_match.report.compare import comparison_keys, setting
 from sae_match.report.tables import format_value, markdown_table
 from sae_match.sweep.notes import NOT_STARTED, SweepJob, jobs_of
 
 TABLE_JSON, TABLE_MD = "sweep.json", "sweep.md"
-HEADLINES = ("matching_score", "weight_mse/W_dec", "objective")
-"""The first of these that a job has is the number in the table."""
 
 
 def table(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
-    """One row per job: number, state, action, factors that vary, headline metric, seconds, first line of the error."""
+    """One row per job: number, state, action, factors that vary, headline numbers, seconds, first line of the error."""
     records = [job.record for job in jobs if job.record is not None]
     keys = comparison_keys(records)
-    headline = next((name for name in HEADLINES if any(name in record.metrics for record in records)), HEADLINES[0])
+    labels = joined(record.labels for record in records)
+    numbers = [name for name in labels.headlines if any(name in record.metrics for record in records)]
     rows = []
     for job in jobs:
         record = job.record
@@ -28,7 +28,8 @@ def table(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
         error = job.error or (None if record is None else record.error)
         row = {"job": job.number, "state": job.state, "action": job.action}
         row |= {key: None if record is None else setting(record, key) for key in keys}
-        row[headline] = record.metrics.get(headline) if record is not None and job.state == "done" else None
+        done = record is not None and job.state == "done"
+        row |= {name: record.metrics.get(name) if done and record is not None else None for name in numbers}
         row["seconds"] = None if record is None else record.seconds
         row["error"] = None if error is None else error.partition("\n")[0]
         rows.append({**row, "record": None if record is None else str(record.path), "overrides": list(job.overrides)})

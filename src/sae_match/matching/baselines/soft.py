@@ -14,6 +14,7 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sae_match.errors import UserError
 from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem
@@ -112,7 +113,10 @@ class SoftSolver(Solver):
 
     def transport(self, problem: MatchingProblem) -> TransportPlan:
         """The entropic plan, by Sinkhorn's iterations in the log domain (library POT, float32)."""
-        import ot  # takes seconds
+        try:
+            import ot  # takes seconds
+        except ImportError as missing:
+            raise UserError("solver=soft needs the POT package: `pip install 'sae-match[transport]'`.") from missing
 
         cost = squared_distances(problem.left, problem.right).to(self.device)
         n, m = cost.shape

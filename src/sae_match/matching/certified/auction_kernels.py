@@ -158,18 +158,25 @@ def release(epsilon: int, queue: Int32, lists: Lists, prices: Prices, held: Assi
 
 @njit(cache=True, nogil=True)
 def reduce_rows(
-    most_visits: int, queue: Int32, deferred: Int32, pending: Int32, visits: Int32, counters: Int64,
+    most_bids: int, most_visits: int, queue: Int32, deferred: Int32, pending: Int32, visits: Int32, counters: Int64,
     costs: Costs, prices: Prices, lists: Lists, held: Assignment,
 ) -> None:  # fmt: skip
     """Jonker and Volgenant's augmenting row reduction: bids without epsilon, so every held column stays tight.
 
+    It goes on until `queue` is empty, `pending` is full or `most_bids` are made.
+
     `queue` is a stack. A row that loses its column without a fall in price, or that has had its visits, goes to
     `deferred`; one whose list is exhausted goes to `pending`.
     """
+    stop = counters[BIDS] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0]:
         counters[QUEUE] -= 1
         i = queue[counters[QUEUE]]
         while i >= 0:
+            if counters[BIDS] >= stop:
+                queue[counters[QUEUE]] = i
+                counters[QUEUE] += 1
+                return
             visits[i] += 1
             if visits[i] > most_visits:
                 deferred[counters[DEFERRED]] = i

@@ -64,7 +64,7 @@ class Bracket:
             share = (wanted - self.low_pairs) / (self.high_pairs - self.low_pairs)
             value = self.low + int(share * 1024) * (self.high - self.low) // 1024
         elif step % 3 == 1:
-            value = math.isqrt(max(1, self.low) * self.high)
+            value = math.isqrt(max(1, self.low) * max(1, self.high))
         return min(self.high - 1, max(self.low + 1, value))
 
 

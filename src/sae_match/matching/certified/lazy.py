@@ -8,6 +8,9 @@ that every column is sought after, and fall from there.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
@@ -48,8 +51,30 @@ WAR_BIDS, WAR_FACTOR = 6, 8
 """Bids per row in the first round after which epsilon is raised, and by how much."""
 BIDS_PER_ROUND = 20
 """Bids per row in each later round; what is left then is cheaper to place by shortest paths."""
+CALL_SECONDS = 0.1
+"""How long a kernel works before the clock is looked at, about."""
+MOST_BIDS, MOST_PATHS = 50_000, 256
+"""Bids and augmenting paths of one call at most."""
 VISITS = 32
 """Visits of one row in the exact reduction before it is left to the shortest paths."""
+
+
+class CallSize:
+    """How much a kernel is given to do in one call, so that no call takes much longer than `CALL_SECONDS`."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.now = most, max(1, most // 1024)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adapt the size to what a call of it takes."""
+        started = time.perf_counter()
+        yield
+        taken = time.perf_counter() - started
+        if taken > 2 * CALL_SECONDS:
+            self.now = max(1, self.now // 4)
+        elif taken < CALL_SECONDS / 2:
+            self.now = min(self.most, 2 * self.now)
 
 
 class LazyAssignment(Workspace):
@@ -107,16 +132,18 @@ class LazyAssignment(Workspace):
     def bid(self, epsilon: int, head: int, most: int) -> int:
         """Bid until everybody is served, or `most` bids are made; returns the queue's head."""
         stop = int(self.counters[BIDS]) + most
+        size = CallSize(MOST_BIDS)
         while self.counters[BIDS] < stop:
             if self.counters[QUEUE] == 0:
                 if self.counters[SPARES_LOST] == 0:
                     break
                 head = self.bid_for_spares(epsilon)
-            head = auction(
-                epsilon, min(50_000, int(stop - self.counters[BIDS])), FEW, self.queue, head, self.pending,
-                self.counters, self.similarity.quantised, self.similarity.scale, self.costs, self.prices, self.lists,
-                self.held, self.scratch[0],
-            )  # fmt: skip
+            with size.timed():
+                head = auction(
+                    epsilon, min(size.now, int(stop - self.counters[BIDS])), FEW, self.queue, head, self.pending,
+                    self.counters, self.similarity.quantised, self.similarity.scale, self.costs, self.prices,
+                    self.lists, self.held, self.scratch[0],
+                )  # fmt: skip
             self.make_room()
             for i in self.renew_pending() if self.counters[PENDING] else ():
                 self.queue[(head + self.counters[QUEUE]) % self.n] = i
@@ -175,14 +202,15 @@ class LazyAssignment(Workspace):
     def reduce(self, rows: Int32) -> Int32:
         """One pass of augmenting row reduction; returns the rows it leaves free, ascending."""
         deferred, visits = np.empty(self.n, np.int32), np.zeros(self.n, np.int32)
-        queue = self.queue
+        queue, size = self.queue, CallSize(MOST_BIDS)
         queue[: len(rows)] = np.sort(rows)[::-1]
         self.counters[QUEUE], self.counters[DEFERRED] = len(rows), 0
         while self.counters[QUEUE]:
-            reduce_rows(
-                VISITS, queue, deferred, self.pending, visits, self.counters, self.costs, self.prices, self.lists,
-                self.held,
-            )  # fmt: skip
+            with size.timed():
+                reduce_rows(
+                    size.now, VISITS, queue, deferred, self.pending, visits, self.counters, self.costs, self.prices,
+                    self.lists, self.held,
+                )  # fmt: skip
             if self.counters[PENDING]:
                 again = self.renew_pending()
                 queue[self.counters[QUEUE] : self.counters[QUEUE] + len(again)] = again
@@ -193,14 +221,16 @@ class LazyAssignment(Workspace):
     def augment(self, sources: Int32) -> None:
         """Shortest augmenting paths from all `sources`."""
         search, heap = new_search(self.n, self.n_columns), new_heap(4 * self.n_columns + 4096)
+        size = CallSize(MOST_PATHS)
         for_spares = sources == SPARE_ROW
         sources = np.concatenate([sources[~for_spares], sources[for_spares]])
         with tqdm(total=len(sources), desc="augmenting paths", disable=not self.progress, leave=False) as bar:
             while len(sources):
-                done, outcome = augment(
-                    sources, 256, self.similarity.quantised, self.similarity.scale, heap, search, self.costs,
-                    self.prices, self.lists, self.held, self.scratch[0], self.counters,
-                )  # fmt: skip
+                with size.timed():
+                    done, outcome = augment(
+                        sources, size.now, self.similarity.quantised, self.similarity.scale, heap, search, self.costs,
+                        self.prices, self.lists, self.held, self.scratch[0], self.counters,
+                    )  # fmt: skip
                 self.augmentations += done
                 sources = sources[done:]
                 bar.update(done)

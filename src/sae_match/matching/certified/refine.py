@@ -372,7 +372,8 @@ def exact_factors(
     """The problem of squared distances of rows, n <= m, in units that `rejection_cost` is a multiple of."""
     lowest = 2 * min(lowest_exponent(left), lowest_exponent(right))
     if rejection_cost is not None and 0 < rejection_cost < math.inf:
-        lowest = min(lowest, math.frexp(rejection_cost)[1] - 53)
+        # No squared distance of float32 rows but 0 is below 2^-298.
+        lowest = min(lowest, max(-400, math.frexp(rejection_cost)[1] - 53))
     norms = row_norms(left, threads), row_norms(right, threads)
     bits = 2 * math.frexp(max(float(norms[0].max()), float(norms[1].max())))[1] + 8 - lowest
     limbs = bits // LIMB_BITS + 4

@@ -1,0 +1,96 @@
+"""The metrics of this package, the numbers that steps of a job report by themselves, and users' metrics with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from sae_match.errors import UserError
+from sae_match.metrics.activations import MatchingIoU, MatchingScore, MatchingScorePerFeature
+from sae_match.metrics.description import DIFFERENCE, TO_CEILING, Description
+from sae_match.metrics.layers import L0, DeadFeatures, DecoderNorm, MeanTheta, ResidualNorm
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.reconstructions import R2, DeltaLoss, ExplainedVariance, Unexplained
+from sae_match.metrics.weights import DecoderCosine, SimilarDecoders, WeightMSE
+
+BUILT_IN: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        MatchingScore(),
+        MatchingScorePerFeature(),
+        MatchingIoU(),
+        WeightMSE(group="W_dec"),
+        WeightMSE(group="W_enc"),
+        WeightMSE(group="b_enc"),
+        DecoderCosine(),
+        SimilarDecoders(),
+        ExplainedVariance(),
+        R2(),
+        Unexplained(),
+        DeltaLoss(),
+        L0(),
+        DeadFeatures(),
+        MeanTheta(),
+        DecoderNorm(),
+        ResidualNorm(),
+    )
+}
+"""In the order of a table's columns."""
+
+REPORTED = (
+    Description(name="judge/same", label="pairs judged the same", unit="share", better="higher", headline=True,
+                figure="record", beside=("random",)),
+    Description(name="judge/maybe", label="pairs judged perhaps the same", unit="share"),
+    Description(name="judge/different", label="pairs judged different", unit="share", better="lower"),
+    Description(name="judge/score", label="judge's score", unit="1 different to 3 same", better="higher",
+                distance=True),
+    Description(name="judge/order_disagreement", label="pairs judged differently in the other order", unit="share",
+                better="lower"),
+    Description(name="judge_count/", unit="pairs", combine="sum"),
+    Description(name="agreement", label="agreement with exact", unit="share of features", better="higher",
+                distance=True),
+    Description(name="objective", label="squared distance of all pairs", better="lower", combine="sum"),
+    Description(name="lower_bound", label="lower bound of the objective", combine="sum", figure="none"),
+    Description(name="gap", label="relative gap to the lower bound", better="lower", combine="max"),
+    Description(name="tolerance", label="tolerance of the lower bound", combine="sum", figure="none"),
+    Description(name="matched_pairs", label="matched pairs", unit="features", combine="sum", figure="none"),
+    Description(name="features_aside", label="features left unmatched beforehand", unit="features", combine="sum"),
+    Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
+    Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum"),
+    Description(name="solver/peak_memory_gib", label="peak memory", unit="GiB", combine="max", figure="none"),
+    Description(name="solver/cosine_gap", label="gap of the cosine matching", combine="max", figure="none"),
+    Description(name="solver/marginal_error", label="relative error of the marginals", combine="max", figure="none"),
+    Description(name="solver/", combine="sum", figure="none"),
+)  # fmt: skip
+"""Numbers of the solver, of composition, of a control's fit and of the judge."""
+
+DESCRIPTIONS: Mapping[str, Description] = {name: metric.description for name, metric in BUILT_IN.items()} | {
+    about.name: about for about in REPORTED
+}
+
+
+def with_built_in(added: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The built-in metrics and further ones, by the names that these have in tables.
+
+    Args:
+        added: by key of the configuration (`metrics.KEY`).
+
+    Raises:
+        UserError: a name is taken, or ends like those that this package derives from others.
+    """
+    every = dict(BUILT_IN)
+    for key, metric in added.items():
+        name = metric.name
+        if name in every or name in DESCRIPTIONS or name.split("/")[0] + "/" in DESCRIPTIONS:
+            raise UserError(f"metrics.{key}: there is a metric named {name} already; give this one another name")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*", name):
+            raise UserError(f"metrics.{key}: the name {name!r} must be letters, digits, '.', '_' and '-', parts by '/'")
+        if name.endswith(("_low", "_high", DIFFERENCE, TO_CEILING)):
+            raise UserError(f"metrics.{key}: the name {name} ends like that of a derived number; choose another one")
+        every[name] = metric
+    return every
+
+
+def described(metrics: Iterable[Metric]) -> dict[str, Description]:
+    """Descriptions of these metrics and of the numbers that the steps of a job report, by name."""
+    return {metric.name: metric.description for metric in metrics} | {about.name: about for about in REPORTED}

@@ -1,0 +1,62 @@
+"""SAEs of neighbouring layers that share an initialization are told from those that do not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_match import Permutation, SparseAutoencoder
+from sae_match.config.schema import Config
+from sae_match.experiment import run
+from sae_match.experiment.matching_step import planted_identity
+from sae_match.metrics.weight_distance import weight_distances
+from sae_match.saes import save_native
+from tests.builders import random_sae
+
+
+def drifted(sae: SparseAutoencoder, seed: int, noise: float) -> SparseAutoencoder:
+    """As after a training that moved each decoder row by `noise` times its length."""
+    g = torch.Generator().manual_seed(seed)
+    step = torch.randn(sae.W_dec.shape, generator=g) * noise / sae.d_model**0.5
+    return sae.replace(W_dec=torch.nn.functional.normalize(sae.W_dec + step, dim=1))
+
+
+def told(a: SparseAutoencoder, b: SparseAutoencoder, seed: int = 0) -> str | None:
+    permutations = Permutation.identity(a.width, b.width), Permutation.random(a.width, b.width, seed=seed)
+    return planted_identity(*(weight_distances(a, b, permutation) for permutation in permutations), 3, 4)
+
+
+def test_one_initialization_is_told_from_two() -> None:
+    start = random_sae(width=200, d=16, seed=1)
+    message = told(drifted(start, 2, 1.0), drifted(start, 3, 1.0))
+    assert message is not None and message.startswith("layers 3 -> 4: feature i resembles") and "seeds" in message
+    others = [random_sae(width=200, d=16, seed=seed) for seed in range(40)]
+    assert [told(a, b, seed) for seed, (a, b) in enumerate(pairwise(others))] == [None] * 39
+
+
+def test_a_single_feature_tells_nothing() -> None:
+    one = random_sae(width=1)
+    assert told(one, one) is None
+
+
+@pytest.mark.parametrize("level", ["full", "weights_only"])
+def test_a_job_says_so_in_its_log_and_record(
+    configured: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
+) -> None:
+    start = random_sae(seed=7)
+    for layer in range(3):
+        save_native(drifted(start, layer, 0.3), tmp_path / "one" / f"layer_{layer:02d}.safetensors")
+    span = ["layers.first=0", "layers.last=2", "sae.ceiling_filename=null", f"evaluation.level={level}"]
+    result = run(configured(tmp_path / "one", *span))
+    warnings = json.loads((result.directory / "status.json").read_text())["warnings"]
+    assert [text.split(":")[0] for text in warnings] == ["layers 0 -> 1", "layers 1 -> 2"]
+    assert all(text in caplog.text for text in warnings)
+    for layer in range(3):
+        save_native(random_sae(seed=layer), tmp_path / "seeds" / f"layer_{layer:02d}.safetensors")
+    result = run(configured(tmp_path / "seeds", *span, output="two"))
+    assert json.loads((result.directory / "status.json").read_text())["warnings"] == []
