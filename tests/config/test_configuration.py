@@ -120,7 +120,7 @@ def test_plain_unknown_keys_are_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["+", "++"])
-@pytest.mark.parametrize("key", ["matching.foo", "foo", "matching.weights.W_decoder", "sae._target_", "_target_"])
+@pytest.mark.parametrize("key", ["matching.foo", "foo", "matching.weights.W_decoder", "sae.foo", "_target_"])
 def test_added_unknown_keys_are_refused_and_named(prefix: str, key: str) -> None:
     with pytest.raises(UserError, match=f"unknown configuration key: {key}"):
         composed(f"{prefix}{key}=1")
@@ -171,8 +171,12 @@ def test_cross_field_rules(overrides: list[str], message: str) -> None:
 
 def test_every_broken_rule_is_reported_at_once() -> None:
     with pytest.raises(UserError) as error:
-        check_config(composed("device=tpu", "layers.last=30", "evaluation.min_count=0"))
-    for part in ("device=tpu", "layers.last=30", "evaluation.min_count=0"):
+        check_config(composed("device=tpu", "layers.last=30", "seed=-1"))
+    for part in ("device=tpu", "layers.last=30", "seed=-1"):
+        assert part in str(error.value)
+    with pytest.raises(UserError) as error:
+        composed("evaluation.min_count=0", "dataset.documents=-1", "model.sink_positions=0")
+    for part in ("evaluation.min_count=0", "dataset.documents=-1", "model.sink_positions=0"):
         assert part in str(error.value)
 
 

@@ -55,14 +55,14 @@ def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> C
 
     native = ("sae=native", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'")
 
-    def make(saes: Path, *overrides: str, output: str = "out", sae: tuple[str, ...] = native) -> Config:
+    def make(saes: Path, *overrides: str, output: str = "out") -> Config:
         register_schemas()
         chosen = {override.partition("=")[0] for override in overrides}
         places = {"model": model_directory, "dataset": text_directory}
         local = [f"{group}=local" for group in places if group not in chosen]
         local += [f"{group}.path={path}" for group, path in places.items() if group not in chosen]
         fixed = [
-            *local, *sae, f"sae.root={saes}",
+            *local, *([] if "sae" in chosen else native), f"sae.root={saes}",
             "dataset.documents=10", "dataset.window_tokens=12", "dataset.windows_per_document=2",
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",
             f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",

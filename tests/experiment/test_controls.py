@@ -13,9 +13,7 @@ import torch
 from sae_match import UserError, load_sae, match
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
-from sae_match.evaluation.controls import Correlation
 from sae_match.experiment import run
-from sae_match.experiment.controls_step import control_setup
 from sae_match.experiment.plan import make_plan
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.registry import DESCRIPTIONS
@@ -146,7 +144,7 @@ def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, r
     assert wide.shape.fit_windows == 8
     short = configured(random_saes, *FIT, "evaluation/controls=[correlation]", "solver.memory_limit_gib=0.25")
     with pytest.raises(UserError, match="solver=correlation needs"):
-        Correlation().check_memory(control_setup(short, 8), 8192, 8192)
+        short.evaluation.controls["correlation"].check_memory(8192, 8192, 8)
 
 
 def test_the_command_runs_with_controls(

@@ -70,6 +70,7 @@ def job(cfg: DictConfig) -> float | None:
     return result.metrics.get("matching_score")
 
 
+@quiet_when_unread
 def show_plan(config: Config) -> None:
     """Print what the job would do.
 

@@ -132,7 +132,9 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
 
 def _recorded(value: Any, plain: Any) -> Any:
     """The plain form of a group with the arguments that it leaves to their defaults."""
-    if isinstance(plain, dict) and "_target_" in plain and dataclasses.is_dataclass(value):
+    if isinstance(plain, dict) and "_target_" in plain and not dataclasses.is_dataclass(value):
+        return plain  # a class of the user's that does not say what its arguments are
+    if isinstance(plain, dict) and "_target_" in plain:
         known = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         arguments = {
             name: _recorded(own, plain[name]) if name in plain else to_jsonable_python(own)

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 def control_rules(cfg: Config) -> Iterator[str]:
     """Controls that can be computed, and text to fit them on."""
+    from sae_match.evaluation.controls import Matcher
+
     controls = cfg.evaluation.controls.values()
     names = [control.name for control in controls]
-    unlimited = [control.name for control in controls if not control.takes_limits]
+    matchers = [control for control in controls if isinstance(control, Matcher)]
+    unlimited = [control.name for control in matchers if not control.solver.limits_pairs]
     for limit in ("n_pairs", "rejection_cost"):
         if unlimited and getattr(cfg.matching, limit) is not None:
             yield f"matching.{limit} is set, and the controls {', '.join(unlimited)} know no such limit; leave one out"
@@ -22,13 +25,15 @@ def control_rules(cfg: Config) -> Iterator[str]:
     missing = [name for name in ("vanilla", "random") if name not in names]
     if missing and cfg.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
-    if cfg.evaluation.fitted:
-        yield from _fit_rules(cfg, cfg.evaluation.fitted)
+    if cfg.fitted:
+        yield from _fit_rules(cfg, cfg.fitted)
 
 
 def _fit_rules(cfg: Config, fitted: list[str]) -> Iterator[str]:
     who = " and ".join(fitted)
-    if cfg.dataset.documents == 0 and cfg.dataset.part == "all":
+    if not cfg.evaluation.full:
+        yield f"{who} need activations, and evaluation={cfg.evaluation.level} computes none"
+    elif cfg.dataset.documents == 0 and cfg.dataset.part == "all":
         yield (
             f"dataset.documents=0 with dataset.part=all evaluates every document and leaves none to fit {who} on; "
             "set dataset.documents to a number, or dataset.part=evaluation"

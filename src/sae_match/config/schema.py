@@ -107,6 +107,12 @@ class Config:
     config: dict[str, Any] = field(default_factory=dict)
     """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
 
+    @property
+    def fitted(self) -> list[str]:
+        """Names of what is fitted on text that is not evaluated: the matching, controls, splices."""
+        own = [f"matching={self.matching.name}"] if self.matching.fitted else []
+        return own + self.evaluation.fitted
+
     def at(self, output_dir: Path | str) -> Config:
         """The same job with its record elsewhere."""
         config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}

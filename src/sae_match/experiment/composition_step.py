@@ -70,7 +70,17 @@ def compare_over_distance(
     for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
         start, stop = layers
         a, b = saes.load(start), saes.load(stop)
-        matching, exact = match_and_save(store, cfg, a, b, solver, record, layers, aside)
+        matching, exact = match_and_save(
+            store,
+            cfg,
+            a,
+            b,
+            solver,
+            record,
+            layers,
+            aside,
+            None if evaluator is None or evaluator.fit is None else evaluator.fit.streams,
+        )
         permutations = {COMPOSED: compose(matchings, layers, "matched"), EXACT: exact}
         permutations[RANDOM] = compose(matchings, layers, "random")
         found = agreement_rows(permutations, layers)

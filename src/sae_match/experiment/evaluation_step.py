@@ -19,7 +19,8 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodePermuteDecode
 from sae_match.experiment.activation_cache import ActivationCache
-from sae_match.experiment.matching_step import PairMatching, match_configured
+from sae_match.experiment.matching_cache import cached_matching
+from sae_match.experiment.matching_step import PairMatching, feature_pair
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
@@ -139,7 +140,7 @@ def prepare(
     streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if cfg.evaluation.fitted:
+    if cfg.fitted:
         other = load_fit_windows(
             cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
@@ -214,7 +215,19 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         return []
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    matching = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded)
+    matching = cached_matching(
+        evaluator.store,
+        evaluator.cfg.matching,
+        evaluator.solver,
+        feature_pair(
+            evaluator.cfg,
+            a,
+            second,
+            (layer, layer),
+            (excluded[0], excluded[1]),
+            None if evaluator.fit is None else evaluator.fit.streams,
+        ),
+    )
     permutations = {CEILING: matching.permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)
     statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))

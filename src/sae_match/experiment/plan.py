@@ -15,7 +15,7 @@ import torch
 from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
-from sae_match.experiment.controls_step import control_setup
+from sae_match.evaluation.controls import Matcher
 from sae_match.experiment.estimates import JobShape, Phase, phases
 from sae_match.experiment.judging_step import check_judging
 from sae_match.experiment.machine import Machine, probe_machine
@@ -168,9 +168,8 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
     for width_a, width_b, d_model in sorted(pairs):
         with noting(problems):
             check_pair(cfg, solver, width_a, width_b, d_model)
-            setup = control_setup(cfg, d_model)
             for control in cfg.evaluation.matchers:
-                control.check_memory(setup, width_a, width_b)
+                control.check_memory(width_a, width_b, d_model)
 
 
 def _job_shape(
@@ -188,11 +187,11 @@ def _job_shape(
     shape = JobShape(
         d_model=d_model,
         widths=tuple(widths.values()),
-        solver_bytes=solver.required_bytes(widest, widest, cfg.matching.numbers_per_feature(d_model)),
+        solver_bytes=cfg.matching.required_bytes(solver, widest, widest, d_model),
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in splices),
         decodings=sum(splice.decodings(permutations) for splice in splices),
-        similarities=sum(control.similarities for control in controls),
+        similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(cfg)),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
@@ -206,7 +205,7 @@ def _job_shape(
         splice_windows=text.splice_windows or 0,
         documents=text.documents or 0,
         fit_windows=(cfg.evaluation.fit_documents or cfg.dataset.documents) * cfg.dataset.windows_per_document
-        if cfg.evaluation.fitted
+        if cfg.fitted
         else 0,
         model=model.size,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_match.evaluation.controls import Matcher
 from sae_match.experiment import estimates
 from sae_match.experiment.machine import matmul_flops
 from sae_match.experiment.plan import Plan
@@ -60,8 +61,9 @@ def durations(plan: Plan) -> list[Duration]:
         found.append(_computing("capture residual streams", flops, own, f"{plan.cfg.model.dtype}"))
     found.append(_solving("match all pairs", plan.cfg.solver.name, [*estimates.pairs(shape.widths), *shape.far_pairs]))
     for control in plan.cfg.evaluation.matchers:
-        if control.reference is not None:
-            found.append(_solving(f"control {control.name}", control.reference, estimates.pairs(shape.widths)))
+        if isinstance(control, Matcher):
+            reference = "correlation" if control.all_pairs else control.solver.name
+            found.append(_solving(f"control {control.name}", reference, estimates.pairs(shape.widths)))
     if shape.model is not None:
         flops = estimates.activation_flops(shape)
         found.append(_computing("activations of all pairs", flops, single, "float32"))

@@ -227,4 +227,4 @@ def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model:
         raise UserError(
             f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
         )
-    solver.check_memory(width_a, width_b, cfg.matching.numbers_per_feature(d_model))
+    cfg.matching.check_memory(solver, width_a, width_b, d_model)

@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from sae_match.errors import UserError
 from sae_match.keys import Keyed
 from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.options import option
 
 
@@ -92,6 +93,17 @@ class Solver(Keyed, ABC):
             UserError: it needs more than `memory_limit_gib`.
         """
         refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The same for given similarities.
+
+        Raises:
+            UserError: this solver takes parameters only, or what `solve` raises.
+        """
+        raise UserError(
+            f"solver={self.name} matches parameters only; for other similarities use certified, dense, greedy, "
+            "nearest, mutual or random"
+        )
 
     @abstractmethod
     def solve(self, problem: MatchingProblem) -> Solution:

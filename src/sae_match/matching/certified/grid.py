@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int64
+from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.list_kernels import squared_norms
 from sae_match.matching.certified.similarity import split
 
@@ -80,6 +80,19 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     summed = left.shape[1] * 2.0**-53 * math.sqrt(left_square.max() * right_square.max()) * 2.0 / factor**2
     row_cost = np.rint(left_square * unit).astype(np.int64)
     return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
+
+
+def row_classes(rows: Float32) -> Int32:
+    """[n] for every row, the first one that is equal to it."""
+    bits = rows.view(np.int32)
+    weights = np.random.default_rng(0).integers(1, 2**62, bits.shape[1])
+    hashes = np.array([int((row * weights).sum()) for row in bits], np.int64)
+    _, first, label = np.unique(hashes, return_index=True, return_inverse=True)
+    like = first[label]
+    # Rows with one hash that differ after all stay alone.
+    alone = np.flatnonzero([not np.array_equal(bits[i], bits[j]) for i, j in enumerate(like)])
+    like[alone] = alone
+    return like.astype(np.int32)
 
 
 def cost_bits(n: int) -> int:

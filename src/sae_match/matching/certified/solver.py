@@ -19,7 +19,7 @@ from sae_match.files import GIB
 from sae_match.matching.certified.arrays import Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import Attempt, exactly
-from sae_match.matching.certified.grid import GridProblem, grid_problem
+from sae_match.matching.certified.grid import GridProblem, grid_problem, row_classes
 from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
@@ -27,7 +27,7 @@ from sae_match.matching.certified.refine import exact_factors, solve_exactly
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, is_negligible
 from sae_match.matching.spread import describe_outliers, is_wide
 from sae_match.options import option
@@ -118,6 +118,17 @@ class CertifiedSolver(Solver):
             return self._solve_exactly(problem, cached, started)
         return solution
 
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The largest sum of given similarities, with its proof."""
+        from sae_match.matching.by_similarity import match_by_similarity  # it builds on this package
+
+        found = match_by_similarity(
+            problem.matrix, memory_limit_gib=self.memory_limit_gib, block_rows=self.block_rows
+        )  # fmt: skip
+        objective = problem.objective(found.permutation)
+        bound = max(0.0, objective - 2 * min(problem.shape) * found.gap)
+        return Solution(found.permutation, objective, bound)
+
     def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
         begun = time.perf_counter()
@@ -131,8 +142,10 @@ class CertifiedSolver(Solver):
         def attempt(rejection: int | None) -> Attempt:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(
-                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached)
-            )
+                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
+                # A private column of its own sets a row apart.
+                row_class=row_classes(costs.left) if rejection is None else None,
+            )  # fmt: skip
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             proof = _search(lazy, self.verify)
             bound = None if proof.deficit is None else total_cost(lazy, proof.partner) - proof.deficit

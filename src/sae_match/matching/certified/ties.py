@@ -150,6 +150,13 @@ class Exchange:
         self.column = {node: j for j, node in holder.items()}
         self.fixed: set[int] = set()
         self.passed = self.alike_passed = 0
+        # Rows with the same choices are alike: features that are equal to each other, above all.
+        groups: dict[tuple[frozenset[int], bool], int] = {}
+        self.group = {
+            i: groups.setdefault((frozenset(own), i in takers), len(groups)) for i, own in choices.items()
+        }  # fmt: skip
+        self.sorted_choices = [sorted(own) for own, _ in groups]
+        self.group_passed = [0] * len(groups)
 
     def fix_least(self, i: int) -> int:
         """Give row i the least column that leaves a complete matching of the others; it keeps it."""
@@ -157,6 +164,10 @@ class Exchange:
             # What one of them could not have, the next cannot either: they could change places.
             while not self._gets(i, self.ascending[self.passed]):
                 self.passed += 1
+        elif i not in self.takers:
+            group = self.group[i]
+            while not self._gets(i, self.sorted_choices[group][self.group_passed[group]]):
+                self.group_passed[group] += 1
         else:
             for j in sorted(self.choices[i] | self._least_alike(i)):
                 if self._gets(i, j):
@@ -183,6 +194,7 @@ class Exchange:
         came_from: dict[int, int] = {start: -1}
         frontier = [start]
         spares_seen = alike_seen = False
+        groups_seen: set[int] = set()
         while frontier:
             node = frontier.pop()
             if self._may_hold(node, vacated):
@@ -194,6 +206,10 @@ class Exchange:
                 if spares_seen:
                     continue
                 spares_seen = True
+            elif self.group[node] in groups_seen:
+                continue
+            else:
+                groups_seen.add(self.group[node])
             neighbours = self._neighbours(node)
             if node in self.takers and not alike_seen:
                 alike_seen = True
@@ -214,7 +230,7 @@ class Exchange:
 
     def _neighbours(self, node: int) -> list[int]:
         """Nodes whose column this node could hold."""
-        columns = self.ascending if self._like_spare(node) else sorted(self.choices[node])
+        columns = self.ascending if self._like_spare(node) else self.sorted_choices[self.group[node]]
         return [self.holder[j] for j in columns]
 
     def _shift(self, node: int, column: int, came_from: dict[int, int]) -> None:
