@@ -62,7 +62,7 @@ def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> C
         local = [f"{group}=local" for group in places if group not in chosen]
         local += [f"{group}.path={path}" for group, path in places.items() if group not in chosen]
         fixed = [
-            *local, *sae, f"sae.root={saes}",
+            *local, *(() if "sae" in chosen else sae), f"sae.root={saes}",
             "dataset.documents=10", "dataset.window_tokens=12", "dataset.windows_per_document=2",
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",
             f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",

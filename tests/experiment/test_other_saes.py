@@ -24,8 +24,8 @@ from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
 
 Configured = Callable[..., Config]
-NO_CEILING = "sae.ceiling_filename=null"
-SPARSIFY = ("sae=sparsify", NO_CEILING)
+
+SPARSIFY = ("sae=sparsify",)
 FAST = ("dataset.windows_per_document=1", "evaluation.bootstrap_samples=10")
 
 
@@ -101,7 +101,7 @@ def test_topk_saes_without_folding_need_no_scale(configured: Configured, topk_sa
 def test_stored_thresholds_without_text(configured: Configured, tmp_path: Path) -> None:
     for layer in range(LAYERS):
         write_dictionary(tmp_path / "d" / f"layer_{layer}", "AutoEncoderTopK", layer, seed=layer)
-    options = ["sae=dictionary_learning", NO_CEILING, "sae.folder='layer_{layer}'", "evaluation=weights_only"]
+    options = ["sae=dictionary_learning", "sae.folder='layer_{layer}'", "evaluation=weights_only"]
     result = run(configured(tmp_path / "d", *options, "folding.scale=stored"))
     a, b = (load_sae(tmp_path / "d" / f"layer_{i}", i) for i in (0, 1))
     mse = 0.7 * (
@@ -148,7 +148,7 @@ def test_estimated_scale_of_relu_saes_needs_k(
     for layer in range(LAYERS):
         cfg = {"architecture": "standard", "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"}}
         write_saelens(tmp_path / "s" / f"layer_{layer}", cfg, seed=layer)
-    options = ["sae=saelens", NO_CEILING, "sae.folder='layer_{layer}'", "folding.scale=estimated"]
+    options = ["sae=saelens", "sae.folder='layer_{layer}'", "folding.scale=estimated"]
     assert run(configured(tmp_path / "s", *options, *FAST, "folding.k=3", output="fine")).metrics["gap"] < 1e-6
     refused(configured(tmp_path / "s", *options), r"needs folding\.k", monkeypatch)
 
@@ -171,7 +171,7 @@ def test_saes_that_only_match(
     for layer in range(LAYERS):
         cfg = json.loads(json.dumps({"architecture": "jumprelu", **facts}).replace("LAYER", str(layer)))
         write_saelens(tmp_path / "s" / f"layer_{layer}", cfg, seed=layer)
-    options = ["sae=saelens", NO_CEILING, "sae.folder='layer_{layer}'"]
+    options = ["sae=saelens", "sae.folder='layer_{layer}'"]
     weights = run(configured(tmp_path / "s", *options, "evaluation=weights_only", output="weights"))
     assert weights.metrics["weight_mse/W_dec"] > 0
     refused(configured(tmp_path / "s", *options), message, monkeypatch)
