@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 
 from sae_match.config.rules import check_config
@@ -17,10 +15,7 @@ FIGURES = [name for name in EXPERIMENTS if name.startswith("fig")]
 def configurations(arguments: list[str]) -> list[Config]:
     """Of a bare `experiment=NAME` the first job only: test_experiment_files runs them all."""
     found = jobs(arguments)
-    return [_composed(*job) for job in (found[:1] if len(arguments) == 1 else found)]
-
-
-_composed = cache(composed)
+    return [composed(*job) for job in (found[:1] if len(arguments) == 1 else found)]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
