@@ -98,11 +98,6 @@ def test_every_option_composes_and_keeps_its_name(choices: list[tuple[str, str]]
             assert str(getattr(cfg, group).name) == option
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_composes(experiment: str) -> None:
-    check_config(composed(f"experiment={experiment}"))
-
-
 def test_the_gemma_setting_is_the_papers() -> None:
     cfg = composed("sae=gemma_scope_2b", "model=gemma_2_2b", "dataset=openwebtext")
     check_config(cfg)
