@@ -31,7 +31,7 @@ from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
-from sae_match.record.foreign_files import refuse_foreign_files
+from sae_match.record.contents import refuse_foreign_files
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 

@@ -61,7 +61,7 @@ class Similarity(Keyed, ABC):
 
     @abstractmethod
     def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
-        """Similarity of the features that are matched (`pair.kept()`), float32 in -1..1, larger = more alike."""
+        """Similarity of the features that are matched (`pair.kept()`), float32, larger = more alike."""
 
     def problem(self, pair: FeaturePair) -> MatchingProblem | SimilarityProblem:
         """The assignment problem of a pair.
