@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
+from sae_match.rules import check_config
 from tests.config.test_configuration import composed
 from tests.experiments import EXPERIMENTS, commands, jobs
 
