@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.rules import check_config, check_train_config
 from sae_match.config.schema import Config
 from sae_match.config.training_schema import TrainConfig
 from sae_match.matching.problem import Metric
+from sae_match.rules import check_config, check_train_config
 from sae_match.saes.folding import FoldingKind
 
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]

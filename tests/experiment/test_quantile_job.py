@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
+from sae_match.rules import check_config
 
 Configured = Callable[..., Config]
 
