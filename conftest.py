@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from tests.hub_server import hub  # noqa: F401 - a fixture
 
@@ -26,6 +28,21 @@ hypothesis.settings.load_profile("sae_match")
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering takes most of a small job's time: figures are built, but their files hold one pixel.
+
+    Tests of the report, and those marked `figures`, get real ones.
+    """
+    if "report" in request.path.parts or request.node.get_closest_marker("figures"):
+        return
+
+    def write_pixel(_: Figure, path: Path, **__: object) -> None:
+        Image.new("L", (1, 1)).save(path, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", write_pixel)
 
 
 @pytest.fixture(autouse=True)
