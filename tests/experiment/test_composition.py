@@ -56,6 +56,7 @@ def chain_of(directory: Path, layers: int = 4) -> Chain:
     return match_chain(load_sae(directory / f"layer_{i:02d}.safetensors") for i in range(layers))
 
 
+@pytest.mark.figures
 def test_planted_permutations_compose_to_the_exact_ones(configured: Configured, planted_saes: Path) -> None:
     result = run(configured(planted_saes, "composition.max_distance=3", "composition.paths=true"))
     chain = chain_of(planted_saes)
