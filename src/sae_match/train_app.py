@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from sae_match.app.main import run_command
 from sae_match.app.trust import check_trust
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.rules import check_train_config
 from sae_match.config.training_schema import TrainConfig
+from sae_match.rules import check_train_config
 from sae_match.terminal import quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)

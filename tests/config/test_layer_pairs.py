@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.config.rules import check_config
 from sae_match.config.schema import LayersConfig
 from sae_match.record.science import science_hash
+from sae_match.rules import check_config
 from tests.config.test_configuration import composed, composed_training
 
 

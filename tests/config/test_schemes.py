@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
+from sae_match.rules import check_config
 from tests.config.test_configuration import composed, options
 
 

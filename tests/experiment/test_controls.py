@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from sae_match import UserError, load_sae, match
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment.plan import make_plan
@@ -19,6 +18,7 @@ from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.registry import DESCRIPTIONS
 from sae_match.record.documents import read_documents
 from sae_match.report.resampling import paired_difference
+from sae_match.rules import check_config
 from tests.cli.test_command_line import run_in
 
 Configured = Callable[..., Config]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from sae_match import UserError, load_sae
 from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.rules import check_train_config
 from sae_match.config.training_schema import TrainConfig
+from sae_match.rules import check_train_config
 from sae_match.training import run as run_module
 from sae_match.training.run import run_training
 from tests.wandb_reader import inspect

@@ -37,6 +37,7 @@ from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import described, with_built_in
+from sae_match.record.contents import TEXT
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.mirror import Mirror
@@ -142,7 +143,7 @@ def _run(
     evaluator = evaluation_step.prepare(store, cfg, saes, solver, passes, device, progress, metrics) if full else None
     record.clear_results()
     if evaluator is not None:
-        write_json(record.directory / "text.json", text_facts(evaluator))
+        write_json(record.directory / TEXT, text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)

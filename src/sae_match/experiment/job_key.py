@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.record.science import LOCATIONS, science_of
+from sae_match.rules import check_config
 from sae_match.saes import SaeSource
 
 KEY_VERSION = 1

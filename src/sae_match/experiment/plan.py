@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from sae_match.config.rules import check_config
 from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.controls import Matcher
@@ -31,7 +30,8 @@ from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
-from sae_match.record.foreign_files import refuse_foreign_files
+from sae_match.record.contents import refuse_foreign_files
+from sae_match.rules import check_config
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 

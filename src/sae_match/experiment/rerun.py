@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_match.config.schema import Config, Rerun
 from sae_match.experiment.job_key import job_key
-from sae_match.record.job import FEATURES, METRICS, PAIRS
+from sae_match.record.contents import FEATURES, METRICS, PAIRS
 from sae_match.record.science import science_hash
 from sae_match.record.state import Status, read_status, records_in
 

@@ -126,8 +126,7 @@ class CertifiedSolver(Solver):
             problem.matrix, memory_limit_gib=self.memory_limit_gib, block_rows=self.block_rows
         )  # fmt: skip
         objective = problem.objective(found.permutation)
-        bound = max(0.0, objective - 2 * min(problem.shape) * found.gap)
-        return Solution(found.permutation, objective, bound)
+        return Solution(found.permutation, objective, objective - 2 * min(problem.shape) * found.gap)
 
     def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
