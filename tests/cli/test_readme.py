@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sae_match import Permutation
-from sae_match.config.rules import check_config
+from sae_match.rules import check_config
 from sae_match.saes import save_native
 from tests.builders import random_sae
 from tests.command import run_command

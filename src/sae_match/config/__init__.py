@@ -1,1 +1,1 @@
-"""Configuration: dataclass schema, composition and checks. Knows neither torch nor any other room."""
+"""Configuration: its schema, and from a composed configuration to objects."""
