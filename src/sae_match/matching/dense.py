@@ -73,7 +73,8 @@ class DenseSolver:
         deficit = dual_deficit(cost, assigned, self.block_rows)
         permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
-        solution = Solution(permutation, objective, max(0.0, objective - deficit * step), len(rows) * step)
+        bound = max(0.0, objective - deficit * step)
+        solution = Solution(permutation, objective, bound, len(rows) * step)
         if is_negligible(problem, solution):
             return solution
         logger.warning(
@@ -81,7 +82,7 @@ class DenseSolver:
             "may not be optimal (solver=certified is exact here)%s",
             GRID_BITS, f"; {outliers}" if (outliers := describe_outliers(problem)) else "",
         )  # fmt: skip
-        return replace(solution, lower_bound=max(0.0, solution.lower_bound - solution.tolerance))
+        return replace(solution, lower_bound=max(0.0, bound - solution.tolerance))
 
 
 def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Floats, float]:
