@@ -1,4 +1,4 @@
-"""The door: from a composed Hydra configuration to the objects of a job. Nothing below knows Hydra's types."""
+"""From a composed Hydra configuration to the objects of a job; what reads these knows no type of Hydra's."""
 
 from __future__ import annotations
 
