@@ -8,9 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from sae_match.app.build import config_directory, register_schemas
+from sae_match.app.known_keys import dotted_keys
 from sae_match.app.reference import PAGE, reference
-from sae_match.config.compose import config_directory, register_schemas
-from sae_match.config.known_keys import dotted_keys
 
 
 def test_the_committed_page_is_fresh() -> None:

@@ -22,9 +22,10 @@ from hydra.utils import get_class
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from sae_match.config.compose import config_directory
-from sae_match.config.schema import Config, Schema
-from sae_match.config.training_schema import TrainConfig, TrainSchema
+from sae_match.app.build import config_directory
+from sae_match.app.schema import Schema, TrainSchema
+from sae_match.study import Study
+from sae_match.training.options import TrainConfig
 
 PAGE = "README.md"
 HEAD = """# The configuration: every group and key
@@ -46,7 +47,7 @@ def reference(conf: Path) -> str:
     Args:
         conf: the folder with config.yaml and the groups.
     """
-    parts = [HEAD, "## Keys that belong to no group\n", _table(_keys(Schema, Config), "key", "default")]
+    parts = [HEAD, "## Keys that belong to no group\n", _table(_keys(Schema, Study), "key", "default")]
     for folder in sorted({path.parent for path in conf.rglob("*.yaml")} - {conf}):
         group = folder.relative_to(conf).as_posix()
         if not group.startswith("hydra"):

@@ -162,7 +162,7 @@ class CertifiedSolver(Solver):
         return _solution(problem, found, deficit, grid.tolerance, started)
 
     def _solve_exactly(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
-        """No rounding at all: exact for the float32 rows as they are."""
+        """No rounding of costs at all: exact for the float32 rows as they are."""
         left, right = (side.contiguous().numpy() for side in _narrower_first(problem))
         exact = exact_factors(
             left, right, rejection_cost=problem.rejection_cost, cached=cached,
@@ -176,7 +176,7 @@ class CertifiedSolver(Solver):
 
         def attempt(rejection: int | None) -> Attempt:
             found = solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
-            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.problem.deficit)
+            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.deficit_of)
 
         if problem.n_pairs is not None:
             found = exactly(problem.n_pairs, attempt, 1 << exact.bits)
@@ -185,7 +185,9 @@ class CertifiedSolver(Solver):
         else:
             found = attempt(None)
         deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-        return _solution(problem, found, deficit, 0.0, started)
+        solution = _solution(problem, found, deficit, 0.0, started)
+        # What is left is the rounding of the objective itself.
+        return replace(solution, tolerance=2.0**-48 * solution.objective)
 
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s

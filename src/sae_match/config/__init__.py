@@ -1,1 +1,0 @@
-"""Configuration: its schema, and from a composed configuration to objects."""
