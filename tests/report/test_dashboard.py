@@ -154,7 +154,6 @@ def test_text_and_links_are_escaped() -> None:
     assert link("../a b/#1?", "x").startswith('<a href="../a%20b/%231%3F">')
 
 
-@pytest.mark.figures
 def test_the_page_is_a_pure_function_of_the_records(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     shutil.copytree(sweep, tmp_path / "moved" / "sweep")

@@ -143,7 +143,7 @@ class CertifiedSolver(Solver):
             lazy = LazyAssignment(
                 costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
                 # A private column of its own sets a row apart.
-                row_class=row_classes(costs.left) if rejection is None else None,
+                row_class=row_classes(costs.left, costs.left_norm) if rejection is None else None,
             )  # fmt: skip
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             proof = _search(lazy, self.verify)
