@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import Plan, make_plan, run
 from sae_match.experiment.plan_text import render
 from sae_match.experiment.planned_time import durations
+from sae_match.study import Study
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def tree(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def refused(cfg: Config) -> list[str]:
+def refused(cfg: Study) -> list[str]:
     """The plan's problems; a real run raises the same, before anything is matched."""
     plan = make_plan(cfg)
     with pytest.raises(UserError) as raised:

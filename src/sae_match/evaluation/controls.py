@@ -59,6 +59,11 @@ class Control(Keyed, ABC):
 class MatchingControl(Control):
     """A control that pairs features: it has scores, weight metrics and a splice of Eq. 5 like the matching itself."""
 
+    @property
+    def limits_pairs(self) -> bool:
+        """Whether it can be asked for under `matching.n_pairs` or `matching.rejection_cost`."""
+        return True
+
     @abstractmethod
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """The permutation of one pair; excluded features stay unmatched.
@@ -115,6 +120,11 @@ class Matcher(MatchingControl):
     def fitted(self) -> bool:
         """Whether the similarity is."""
         return self.similarity.fitted
+
+    @property
+    def limits_pairs(self) -> bool:
+        """Whether the solver knows the limits."""
+        return self.solver.limits_pairs
 
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """What the solver finds; for given similarities also their mean over the pairs, and the gap."""

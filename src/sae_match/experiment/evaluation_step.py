@@ -11,7 +11,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows, weight_rows
@@ -33,6 +32,7 @@ from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Evaluator:
         fit: None where no control is fitted.
     """
 
-    cfg: Config
+    cfg: Study
     saes: SpanSaes
     solver: Solver
     model: LanguageModel
@@ -117,7 +117,7 @@ class Evaluator:
 
 def prepare(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     passes: ActivationCache,
@@ -177,7 +177,7 @@ def prepare(
     )
 
 
-def captured_layers(cfg: Config) -> list[int]:
+def captured_layers(cfg: Study) -> list[int]:
     """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
     first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
     last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.language_model.facts import ModelFacts
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
 
-def check_model_facts(store: Store, cfg: Config) -> int | None:
+def check_model_facts(store: Store, cfg: Study) -> int | None:
     """Refuse a layer span or a window that the model does not have.
 
     A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
@@ -36,7 +36,7 @@ def check_model_facts(store: Store, cfg: Config) -> int | None:
     return facts.d_model
 
 
-def check_span(cfg: Config, facts: ModelFacts) -> None:
+def check_span(cfg: Study, facts: ModelFacts) -> None:
     """Refuse layers that the model does not have, and SAEs of a model of another depth.
 
     Raises:
@@ -56,7 +56,7 @@ def check_span(cfg: Config, facts: ModelFacts) -> None:
         )
 
 
-def check_window(cfg: Config, facts: ModelFacts) -> None:
+def check_window(cfg: Study, facts: ModelFacts) -> None:
     """Refuse windows longer than the model's context.
 
     Raises:
@@ -69,7 +69,7 @@ def check_window(cfg: Config, facts: ModelFacts) -> None:
         )
 
 
-def check_dtype(cfg: Config, facts: ModelFacts) -> None:
+def check_dtype(cfg: Study, facts: ModelFacts) -> None:
     """Refuse float16 for Gemma.
 
     Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.controls import Matcher
 from sae_match.experiment.estimates import JobShape, Phase, phases
@@ -31,9 +29,11 @@ from sae_match.hub_lookup import Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.sources import PlannedModel
 from sae_match.matching.solution import Solver
-from sae_match.record.foreign_files import refuse_foreign_files
+from sae_match.record.contents import refuse_foreign_files
+from sae_match.rules import check_config
 from sae_match.saes import SaeSource
 from sae_match.store import Store
+from sae_match.study import Study
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plan:
         problems: everything found that stops the job.
     """
 
-    cfg: Config
+    cfg: Study
     device: torch.device
     machine: Machine | None = None
     saes: PlannedSaes | None = None
@@ -75,7 +75,7 @@ class Plan:
             raise UserError("\n".join(self.problems))
 
 
-def make_plan(cfg: Config) -> Plan:
+def make_plan(cfg: Study) -> Plan:
     """Plan a job; nothing is downloaded beyond a hub model's config.json, and nothing is written.
 
     A configuration that breaks its own rules is not followed any further.
@@ -120,7 +120,7 @@ def make_plan(cfg: Config) -> Plan:
     return Plan(cfg, device, machine, saes, model, text, shape, steps, disk, problems)
 
 
-def check_memory(cfg: Config, steps: list[Phase], machine: Machine) -> None:
+def check_memory(cfg: Study, steps: list[Phase], machine: Machine) -> None:
     """Refuse a job one of whose steps needs more memory than there is.
 
     Main memory: what is available now, or `solver.memory_limit_gib` where that is more.
@@ -147,7 +147,7 @@ def check_memory(cfg: Config, steps: list[Phase], machine: Machine) -> None:
         raise UserError("\n".join(found))
 
 
-def _check_shapes(cfg: Config, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
+def _check_shapes(cfg: Study, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
     d_models = {layer: shape.d_model for layer, shape in saes.shapes.items()}
     if not d_models:
         return
@@ -158,7 +158,7 @@ def _check_shapes(cfg: Config, saes: PlannedSaes, d_model: int | None, problems:
             check_same_stream(cfg.sae.name, d_models[min(d_models)], cfg.model.name, d_model)
 
 
-def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list[str]) -> None:
+def _check_solver(cfg: Study, saes: PlannedSaes, solver: Solver, problems: list[str]) -> None:
     """Each pair of widths once: a span of equal SAEs has one answer."""
     pairs = {
         (saes.shapes[a].width, saes.shapes[b].width, saes.shapes[a].d_model)
@@ -173,7 +173,7 @@ def _check_solver(cfg: Config, saes: PlannedSaes, solver: Solver, problems: list
 
 
 def _job_shape(
-    cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, solver: Solver
+    cfg: Study, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, solver: Solver
 ) -> JobShape | None:
     """The job's sizes; layers of unknown width count as the widest that is known."""
     if not saes.shapes:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sae_match.config.schema import Config
 from sae_match.entries import list_entries
 from sae_match.errors import UserError
 from sae_match.experiment.estimates import JobShape, passes_bytes
@@ -21,6 +20,7 @@ from sae_match.language_model.capturing import KIND
 from sae_match.language_model.residual_streams import layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
 from sae_match.store import Store
+from sae_match.study import Study
 
 FEATURE_ROW_BYTES = 96
 """A feature's row in features.parquet and its entry in a permutation, uncompressed."""
@@ -39,7 +39,7 @@ class DiskNeed:
 
 
 def disk_needs(
-    cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, shape: JobShape | None
+    cfg: Study, saes: PlannedSaes, model: PlannedModel | None, text: PlannedText | None, shape: JobShape | None
 ) -> list[DiskNeed]:
     """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, counts, the record."""
     files = saes.files + (model.files if model is not None else [])
@@ -61,7 +61,7 @@ def disk_needs(
     return [*needs, DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")]
 
 
-def captured(cfg: Config, shape: JobShape) -> set[int]:
+def captured(cfg: Study, shape: JobShape) -> set[int]:
     """Those of `captured_layers` in the cache entry that most likely is this job's.
 
     An entry's key needs the model's weights; here the model's name and the windows' shape have to do, and there may be

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.hub_lookup import HubFile, HubRefusalError, Lookup
 from sae_match.saes import SaeSource
 from sae_match.saes.locating import SaeShape
+from sae_match.study import Study
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PlannedSaes:
     shapes: dict[int, SaeShape]
 
 
-def plan_saes(cfg: Config, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
+def plan_saes(cfg: Study, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
     """Find every SAE of the span; whatever is wrong goes into `problems`.
 
     Args:

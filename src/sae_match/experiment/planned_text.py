@@ -7,10 +7,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from sae_match.config.schema import Config
 from sae_match.experiment.problems import noting
 from sae_match.hub_lookup import Lookup
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import TokenWindows
 from sae_match.text.windows import find_windows
 
@@ -32,7 +32,7 @@ class PlannedText:
     note: str
 
 
-def plan_text(cfg: Config, lookup: Lookup, tokenizer: Path | None, problems: list[str]) -> PlannedText:
+def plan_text(cfg: Study, lookup: Lookup, tokenizer: Path | None, problems: list[str]) -> PlannedText:
     """Find the text; whatever is wrong goes into `problems`.
 
     Args:
@@ -51,7 +51,7 @@ def plan_text(cfg: Config, lookup: Lookup, tokenizer: Path | None, problems: lis
     return PlannedText(*at_most(cfg), note)
 
 
-def at_most(cfg: Config) -> tuple[int | None, int | None, int | None]:
+def at_most(cfg: Study) -> tuple[int | None, int | None, int | None]:
     """Most windows, windows with token losses, and documents that the configuration allows; None = no limit."""
     documents, each = cfg.dataset.documents, cfg.dataset.windows_per_document
     windows = documents * each if documents and each else None
@@ -61,7 +61,7 @@ def at_most(cfg: Config) -> tuple[int | None, int | None, int | None]:
     return windows, spliced, documents or None
 
 
-def _materialised(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
+def _materialised(cfg: Study, tokenizer: Path | None) -> TokenWindows | None:
     """Windows that an earlier job has cut; only where that spares a download."""
     if tokenizer is None or not cfg.dataset.downloads:
         return None

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
@@ -18,6 +17,7 @@ from sae_match.matching.solution import Solver
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
 from sae_match.saes.folding import FoldingKind, FoldingScale, check_measurable
 from sae_match.saes.site import refuse_encoding
+from sae_match.study import Study
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SpanSaes:
             its weight distances are then in units of the stored weights.
     """
 
-    def __init__(self, cfg: Config, device: str) -> None:
+    def __init__(self, cfg: Study, device: str) -> None:
         self.cfg, self.device = cfg, device
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
         self.source = SaeSource(cfg.sae, tuple(self.layers))
@@ -174,7 +174,7 @@ class SpanSaes:
         check_pair(self.cfg, solver, own.width, second.width, own.d_model)
 
 
-def far_pairs(cfg: Config) -> list[tuple[int, int]]:
+def far_pairs(cfg: Study) -> list[tuple[int, int]]:
     """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
     starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
     return [
@@ -216,7 +216,7 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
         )
 
 
-def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+def check_pair(cfg: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
     """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
 
     Raises:
