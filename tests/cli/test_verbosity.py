@@ -11,7 +11,7 @@ import pytest
 
 from sae_match.config.schema import Config
 from sae_match.experiment import job
-from sae_match.experiment.plan import Plan
+from sae_match.plan.plan import Plan
 from sae_match.saes import save_native
 from tests.builders import random_sae
 from tests.cli.test_command_line import run_in, weights_only

@@ -16,7 +16,7 @@ from sae_match import UserError, load_sae
 from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment.job_key import input_hashes
-from sae_match.experiment.plan import make_plan
+from sae_match.plan.plan import make_plan
 from sae_match.rules import check_config
 from tests.builders import identity_sae, permuted
 from tests.tiny_setting import D_MODEL, LAYERS

@@ -77,12 +77,11 @@ def show_plan(config: Config) -> None:
     Raises:
         UserError: it could not start; the plan lists every reason.
     """
-    from sae_match.experiment.plan import make_plan
-    from sae_match.experiment.plan_text import render
-    from sae_match.experiment.planned_time import durations
+    from sae_match.plan import make_plan
+    from sae_match.plan.show import render
 
     plan = make_plan(in_a_new_record(config, sys.argv[1:]))
-    print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    print(render(plan), flush=True)
     if plan.problems:
         count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
