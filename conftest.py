@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from tests.hub_server import hub  # noqa: F401 - a fixture
 
@@ -26,6 +28,24 @@ hypothesis.settings.load_profile("sae_match")
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering takes most of a small job's time: figures are built, but their files hold one pixel.
+
+    Tests marked `figures` get real ones.
+    """
+    if request.node.get_closest_marker("figures"):
+        return
+
+    def write_pixel(_: Figure, path: Path, format: str = "png", **__: object) -> None:
+        if format == "svg":
+            path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
+        else:
+            Image.new("L", (1, 1)).save(path, format)
+
+    monkeypatch.setattr(Figure, "savefig", write_pixel)
 
 
 @pytest.fixture(autouse=True)

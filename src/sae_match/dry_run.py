@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sae_match.config.schema import Config
+from sae_match.study import Study
 
 _ASKED = re.compile(r"^\+{0,2}dry_run=(true|yes|on|1)$", re.IGNORECASE)
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
@@ -41,7 +41,7 @@ def is_scratch(directory: Path | str) -> bool:
     return _PREFIX in str(directory)
 
 
-def in_a_new_record(config: Config, arguments: list[str]) -> Config:
+def in_a_new_record(config: Study, arguments: list[str]) -> Study:
     """The configuration with the output directory that the real run would have, in place of the scratch directory."""
     parts = Path(config.paths.output_dir).parts
     scratch = next((place for place, part in enumerate(parts) if part.startswith(_PREFIX)), None)

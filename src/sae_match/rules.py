@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from sae_match.errors import UserError
 
 if TYPE_CHECKING:  # train_app checks its configuration before it waits for torch
-    from sae_match.config.schema import Config, LayersConfig
-    from sae_match.config.training_schema import TrainConfig
     from sae_match.language_model.sources import ModelSource
+    from sae_match.study import Layers, Study
     from sae_match.text.source import TextSource
+    from sae_match.training.options import TrainConfig
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def check_config(cfg: Config) -> None:
+def check_config(cfg: Study) -> None:
     """Refuse a `sae-match` configuration that cannot work.
 
     Raises:
@@ -37,7 +37,7 @@ def check_train_config(cfg: TrainConfig) -> None:
     _require(training_problems(cfg))
 
 
-def job_problems(cfg: Config) -> Iterator[str]:
+def job_problems(cfg: Study) -> Iterator[str]:
     """Every broken rule of a `sae-match` job."""
     yield from _layers(cfg.layers, least=2)
     yield from _saes(cfg)
@@ -81,7 +81,7 @@ def _require(problems: Iterable[str]) -> None:
         raise UserError("\n".join(found))
 
 
-def _layers(layers: LayersConfig, least: int) -> Iterator[str]:
+def _layers(layers: Layers, least: int) -> Iterator[str]:
     if layers.pair is not None:
         yield f"layers.pair={layers.pair} is short for first and last on the command line; set those two here"
     if layers.first < 0:
@@ -91,7 +91,7 @@ def _layers(layers: LayersConfig, least: int) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
 
-def _saes(cfg: Config) -> Iterator[str]:
+def _saes(cfg: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
     sae, model = cfg.sae, cfg.model
     try:
@@ -114,7 +114,7 @@ def _saes(cfg: Config) -> Iterator[str]:
             )
 
 
-def _limits(cfg: Config) -> Iterator[str]:
+def _limits(cfg: Study) -> Iterator[str]:
     """Limits to the pairs, which not every solver knows."""
     others = [control.name for control in cfg.evaluation.matchers if not control.limits_pairs]
     for name in ("rejection_cost", "n_pairs"):
@@ -126,7 +126,7 @@ def _limits(cfg: Config) -> Iterator[str]:
             yield f"matching.{name} is set, and the controls {', '.join(others)} know no such limit; leave one out"
 
 
-def _needs_text(cfg: Config) -> Iterator[str]:
+def _needs_text(cfg: Study) -> Iterator[str]:
     """What is measured, described or fitted on text, and whether there is one, and enough of it."""
     level, full = f"evaluation={cfg.evaluation.level}", cfg.evaluation.full
     if cfg.folding.measured and not full:
@@ -158,7 +158,7 @@ def _needs_text(cfg: Config) -> Iterator[str]:
         yield f"dataset.documents=0 does not say on how many documents to fit {who}; set evaluation.fit_documents"
 
 
-def _comparisons(cfg: Config) -> Iterator[str]:
+def _comparisons(cfg: Study) -> Iterator[str]:
     """Controls that other groups compare with."""
     names = [control.name for control in cfg.evaluation.controls.values()]
     if cfg.composition.max_distance >= 2 and "random" not in names:
@@ -168,7 +168,7 @@ def _comparisons(cfg: Config) -> Iterator[str]:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
 
 
-def _composition(cfg: Config) -> Iterator[str]:
+def _composition(cfg: Study) -> Iterator[str]:
     """Distances that exist, and starts inside the span that something can be composed from."""
     distance, starts = cfg.composition.max_distance, cfg.composition.starts
     first, last = cfg.layers.first, cfg.layers.last
@@ -188,7 +188,7 @@ def _composition(cfg: Config) -> Iterator[str]:
         yield f"composition.starts={list(starts)}: each layer once"
 
 
-def _capture(cfg: Config) -> Iterator[str]:
+def _capture(cfg: Study) -> Iterator[str]:
     """What is captured covers the job's own span, and exists."""
     first, last, blocks = cfg.capture.first, cfg.capture.last, cfg.model.n_layers
     if first is not None and not 0 <= first <= cfg.layers.first:
@@ -199,7 +199,7 @@ def _capture(cfg: Config) -> Iterator[str]:
         yield f"capture.last={last}: {cfg.model.name} has blocks 0..{blocks - 1}"
 
 
-def _depth(model: ModelSource, layers: LayersConfig) -> Iterator[str]:
+def _depth(model: ModelSource, layers: Layers) -> Iterator[str]:
     if model.n_layers is not None and layers.last >= model.n_layers:
         yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
 

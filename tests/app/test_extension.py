@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sae_match.record.labels import read_labels
 from sae_match.report.cli import main as report
 from tests.builders import random_sae
 from tests.command import run_command
@@ -182,14 +183,17 @@ def test_one_job_with_everything_of_the_users(setting: Path, tmp_path: Path) -> 
     assert "explained_variance/halved" in metrics and "delta_loss/halved" in metrics
     assert "delta_loss/encode_permute_decode_mine" in metrics
     assert set(pairs["layer"]) == {0, 1, 2}
-    labels = json.loads((tmp_path / "job" / "labels.json").read_text())
-    assert labels["metrics"]["joint_firing"]["unit"] == "pairs/token"
-    assert "my control" in json.dumps(labels["variants"]) and "half of layer t" in json.dumps(labels["variants"])
+    labels = read_labels(tmp_path / "job" / "labels.json")
+    assert labels.metric("joint_firing").unit == "pairs/token"
+    written = (tmp_path / "job" / "labels.json").read_text()
+    assert "my control" in written and "half of layer t" in written
     sys.modules.pop("my_package", None)
     sys.path.remove(str(setting))  # the report needs no package of the user's
     report([str(tmp_path / "job"), "--output", str(tmp_path / "report")])
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "joint firing" in text and "pairs/token" in text and "mine" in text
+    assert "joint firing" in text and "pairs/token" in text
+    controls = text.partition("## Controls")[2]
+    assert "| mine |" in controls
 
 
 def test_the_matching_itself_by_the_users_similarity_and_solver(setting: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.known_keys import did_you_mean
+from sae_match.app.known_keys import did_you_mean
 from tests.command import run_command
 
 
@@ -27,7 +27,7 @@ from tests.command import run_command
         ("tracking.tags=mine", "tracking.tags=mine: a list has brackets: 'tracking.tags=[mine]'"),
         ("composition.starts=13", "composition.starts=13: a list has brackets: 'composition.starts=[13]'"),
         ("solver.blok_rows=3", "unknown configuration key: solver.blok_rows (did you mean solver.block_rows?)"),
-        ("matching.metric=all", "matching.metric=all: Invalid value 'all', expected one of [both, decoder, encoder]"),
+        ("matching.metric=all", "matching.metric=all: must be 'both', 'decoder' or 'encoder'"),
         ("seed", "seed: an argument is a key and a value, key=value"),
         ("matching=0", "Config group override must be a string or a list. Got int; a group takes the name of one of "
          "its options"),

@@ -42,7 +42,7 @@ def test_what_our_modules_only_import_is_not_ours(target: str, message: str) -> 
 
 
 def test_the_command_refuses_before_a_record_is_begun(tmp_path: Path) -> None:
-    done = run_command("+sae._target_=os.system", "evaluation=weights_only", "paths.output_dir=out", cwd=tmp_path)
+    done = run_command("sae._target_=os.system", "evaluation=weights_only", "paths.output_dir=out", cwd=tmp_path)
     assert done.code == 2 and "sae._target_=os.system is not of sae_match" in done.err
     assert not (tmp_path / "out").exists()
 

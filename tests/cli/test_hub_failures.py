@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +18,13 @@ from tokenizers.processors import TemplateProcessing
 
 from sae_match.saes import save_native
 from tests.builders import random_sae, scientific
-from tests.hub_server import Hub
+from tests.command import Completed, run_command
+from tests.hub_server import Hub, set_offline
 
 D_MODEL, LAYERS, WORDS = 8, 3, 40
 TOKEN = "hf_secretsecretsecret"
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Completed]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(hub: Hub, published: Path, tmp_path: Path) -> Command:
-    """Runs `sae-match` on the published model, text and SAEs, pointed at the hub by its environment alone."""
+    """Runs `sae-match` on the published model, text and SAEs."""
     arguments = [
         "sae=native", f"sae.root={published / 'saes'}", "layers.first=0", "layers.last=2", "model=gemma_2_2b",
         "model.repo_id=google/tiny", "model.n_layers=null", "model.d_model=null", "model.dtype=float32",
@@ -65,21 +63,17 @@ def command(hub: Hub, published: Path, tmp_path: Path) -> Command:
         "evaluation.bootstrap_samples=20",
     ]  # fmt: skip
 
-    def run(*more: str, token: str | None = None, offline: bool = False) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | hub.environment(tmp_path / "hub_home", token, offline)
-        environment |= {"SAE_MATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "sae_match", *arguments, *more],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+    def run(*more: str, token: str = "") -> Completed:
+        environment = {"SAE_MATCH_CACHE": str(tmp_path / "cache"), "HF_TOKEN": token}
+        return run_command(*arguments, *more, cwd=tmp_path, env=environment)
 
     return run
 
 
-def refused(done: subprocess.CompletedProcess[str], out: Path) -> str:
+def refused(done: Completed, out: Path) -> str:
     """The one screen of a failed job; neither it nor anything in the record holds the token."""
-    text = done.stderr + done.stdout
-    assert done.returncode == 2, text
+    text = done.err + done.out
+    assert done.code == 2, text
     assert "Traceback" not in text
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
     for path in (p for p in out.rglob("*") if p.is_file()):
@@ -89,7 +83,7 @@ def refused(done: subprocess.CompletedProcess[str], out: Path) -> str:
 
 
 def test_a_job_from_a_gated_hub_and_then_without_it(
-    hub: Hub, published: Path, command: Command, tmp_path: Path
+    hub: Hub, published: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("google/tiny", published / "model", gate=TOKEN)
     hub.publish("owner/text", published / "text", kind="dataset")
@@ -97,20 +91,22 @@ def test_a_job_from_a_gated_hub_and_then_without_it(
     assert "https://huggingface.co/google/tiny" in text and "HF_TOKEN is not set" in text
     assert not hub.asked("resolve"), "the gate is met before anything is downloaded"
     done = command(token=TOKEN)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     windows = json.loads((tmp_path / "out" / "text.json").read_text())
     assert windows["windows"] == 16 and windows["recipe"]["bos"] == 1
     assert (tmp_path / "out" / "pairs.csv").stat().st_size > 0
     for path in (p for p in (tmp_path / "out").rglob("*") if p.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in done.out + done.err
     hub.stop()
-    again = command("paths.output_dir=again", offline=True)
-    assert again.returncode == 0, again.stderr
+    set_offline(monkeypatch)
+    again = command("paths.output_dir=again")
+    assert again.code == 0, again.err
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("out", "again"))
     assert scientific(first) == scientific(second)
 
 
-def test_nothing_of_it_offline(hub: Hub, command: Command, tmp_path: Path) -> None:
-    text = refused(command(offline=True), tmp_path / "out")
+def test_nothing_of_it_offline(hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_offline(monkeypatch)
+    text = refused(command(), tmp_path / "out")
     assert "HF_HUB_OFFLINE" in text and "model.path=DIR" in text and not hub.requests

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sae_match import Permutation
-from sae_match.config.compose import config_directory
+from sae_match.app.build import config_directory
 
 
 def test_the_library_example_runs(repository: Path, tmp_path: Path) -> None:

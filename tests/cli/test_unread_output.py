@@ -16,7 +16,7 @@ COMMANDS = [
     ("sae_match", ["dry_run=true", "sae.root=absent"]),
     ("sae_match.train_app", ["--cfg", "job"]),
     ("sae_match.report.cli", ["--help"]),
-    ("sae_match.cache_tool.cli", ["list"]),
+    ("sae_match.cache_cli", ["list"]),
 ]
 
 

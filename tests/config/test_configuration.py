@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,26 +15,28 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
-from sae_match.config.training_schema import TrainConfig
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.matching.problem import Metric
 from sae_match.rules import check_config, check_train_config
 from sae_match.saes.folding import FoldingKind
+from sae_match.study import Study
+from sae_match.training.options import TrainConfig
 
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
 
 
-def composed(*overrides: str) -> Config:
+@cache
+def composed(*overrides: str) -> Study:
+    """The objects of a job; composing takes a quarter of a second, so every one is kept."""
     register_schemas()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(without_hydra(compose("config", [*PATHS, *overrides])), Config)
+        return build(without_hydra(compose("config", [*PATHS, *overrides])), Study)
 
 
 def composed_training(*overrides: str) -> TrainConfig:
     register_schemas()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
+        return build(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
 
 
 def without_hydra(cfg):  # type: ignore[no-untyped-def]
@@ -69,18 +74,28 @@ REQUIRED = {
 GROUPS = ["matching", "folding", "solver", "sae", "model", "dataset", "evaluation", "judging", "tracking"]
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
-def test_every_option_composes_and_keeps_its_name(group: str, option: str) -> None:
-    cfg = composed(f"{group}={option}", *REQUIRED.get((group, option), []))
-    chosen = getattr(cfg, group)
-    name = getattr(chosen, "name", None)
-    if group in ("sae", "model", "dataset", "folding", "solver"):
-        assert str(name) == option
+ROUNDS = [
+    [(group, option) for group, option in zip(GROUPS, row, strict=True) if option]
+    for row in zip_longest(*map(options, GROUPS))
+]
+"""Every option of every group, one of each group at a time."""
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_composes(experiment: str) -> None:
-    check_config(composed(f"experiment={experiment}"))
+def compose_round(choices: list[tuple[str, str]]) -> Study:
+    return composed(*(word for g, o in choices for word in [f"{g}={o}", *REQUIRED.get((g, o), [])]))
+
+
+def every(group: str) -> dict[str, Any]:
+    """Every option of a group by name, as the object that it becomes."""
+    return {o: getattr(compose_round(choices), group) for choices in ROUNDS for g, o in choices if g == group}
+
+
+@pytest.mark.parametrize("choices", ROUNDS, ids=str)
+def test_every_option_composes_and_keeps_its_name(choices: list[tuple[str, str]]) -> None:
+    cfg = compose_round(choices)
+    for group, option in choices:
+        if group in ("sae", "model", "dataset", "folding", "solver"):
+            assert str(getattr(cfg, group).name) == option
 
 
 def test_the_gemma_setting_is_the_papers() -> None:
@@ -94,10 +109,9 @@ def test_the_gemma_setting_is_the_papers() -> None:
 def test_hub_models_know_their_shape_and_their_bos() -> None:
     """Gemma and Llama 3 add BOS; GPT-2 gets <|endoftext|> in front; Pythia and SmolLM2 begin without."""
     bos = {"gemma": "required", "llama": "required", "gpt2": "required", "pythia": "none", "smollm2": "none"}
-    named = [o for o in options("model") if o not in ("hub", "local", "smollm2_135m")]
+    named = {o: model for o, model in every("model").items() if o not in ("hub", "local", "smollm2_135m")}
     assert len(named) >= 18
-    for option in named:
-        model = composed(f"model={option}").model
+    for option, model in named.items():
         assert model.bos == bos[option.split("_")[0]], option
         assert model.repo_id and model.n_layers and model.d_model, option
         assert type(model).__name__ == "HubModel", option
@@ -106,11 +120,11 @@ def test_hub_models_know_their_shape_and_their_bos() -> None:
         assert model.sink_positions == (2 if option.startswith("smollm2") else 1), option
 
 
-@pytest.mark.parametrize("dataset", ["openwebtext", "github_code", "wikitext", "local", "hub"])
-def test_real_texts_are_the_papers_100_windows_of_1024(dataset: str) -> None:
-    required = {"local": ["dataset.path=FILE"], "hub": ["dataset.repo_id=owner/name"]}
-    cfg = composed(f"dataset={dataset}", *required.get(dataset, [])).dataset
-    assert (cfg.documents, cfg.window_tokens, cfg.windows_per_document) == (100, 1024, 1)
+def test_real_texts_are_the_papers_100_windows_of_1024() -> None:
+    texts = every("dataset")
+    for name in ("openwebtext", "github_code", "wikitext", "local", "hub"):
+        text = texts[name]
+        assert (text.documents, text.window_tokens, text.windows_per_document) == (100, 1024, 1), name
 
 
 @pytest.mark.parametrize("key", ["matching.foo=1", "foo=1", "matching.weights.W_decoder=2"])
@@ -169,14 +183,17 @@ def test_cross_field_rules(overrides: list[str], message: str) -> None:
         check_config(composed(*overrides))
 
 
-def test_every_broken_rule_is_reported_at_once() -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ["dataset.documents=-1", "evaluation.min_count=0", "matching.weights.W_enc=-2"],  # of one object each
+        ["device=tpu", "layers.last=30", "seed=-1"],  # of a job whose objects are all well-formed
+    ],
+)
+def test_every_broken_rule_is_reported_at_once(broken: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        check_config(composed("device=tpu", "layers.last=30", "seed=-1"))
-    for part in ("device=tpu", "layers.last=30", "seed=-1"):
-        assert part in str(error.value)
-    with pytest.raises(UserError) as error:
-        composed("evaluation.min_count=0", "dataset.documents=-1", "model.sink_positions=0")
-    for part in ("evaluation.min_count=0", "dataset.documents=-1", "model.sink_positions=0"):
+        check_config(composed(*broken))
+    for part in broken:
         assert part in str(error.value)
 
 

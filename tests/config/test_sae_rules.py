@@ -7,12 +7,12 @@ import re
 import pytest
 
 from sae_match import UserError
-from sae_match.config.compose import config_directory
+from sae_match.app.build import config_directory
 from sae_match.rules import check_config
 from sae_match.saes import SaeSource, Site
 from sae_match.saes.folding import FoldingScale
 from sae_match.saes.formats.gemma_scope import GemmaScope
-from tests.config.test_configuration import composed
+from tests.config.test_configuration import composed, every
 
 WEIGHTS_ONLY = "evaluation=weights_only"
 LOCAL = ("sae.root=/data", "layers.last=1", WEIGHTS_ONLY)
@@ -86,7 +86,7 @@ RELEASES = [
 @pytest.mark.parametrize("name", RELEASES)
 def test_releases_name_their_files_for_every_layer(name: str) -> None:
     """No network: the file of every layer follows from the configuration."""
-    sae = composed(f"sae={name}").sae
+    sae = every("sae")[name]
     assert sae.site is not None
     assert sae.d_model is not None
     assert sae.n_layers is not None
@@ -109,5 +109,6 @@ def test_names_of_the_real_files() -> None:
         ],
         "sparsify": ["layers.19/cfg.json", "layers.19/sae.safetensors"],
     }
+    saes = every("sae")
     for name, files in expected.items():
-        assert list(SaeSource(composed(f"sae={name}").sae).files(19)) == files
+        assert list(SaeSource(saes[name]).files(19)) == files

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.schema import Config
 from sae_match.evaluation import evaluate_pair
 from sae_match.evaluation.far_pair import agreement_rows
 from sae_match.experiment import Result, evaluation_step, run
@@ -28,9 +27,10 @@ from sae_match.record.curves import distance_rows
 from sae_match.rules import check_config
 from sae_match.saes import save_native
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import permuted, random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 FAR = [(0, 2), (0, 3), (1, 3)]
 
 
@@ -56,6 +56,7 @@ def chain_of(directory: Path, layers: int = 4) -> Chain:
     return match_chain(load_sae(directory / f"layer_{i:02d}.safetensors") for i in range(layers))
 
 
+@pytest.mark.figures
 def test_planted_permutations_compose_to_the_exact_ones(configured: Configured, planted_saes: Path) -> None:
     result = run(configured(planted_saes, "composition.max_distance=3", "composition.paths=true"))
     chain = chain_of(planted_saes)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from sae_match.config.schema import Config
 from sae_match.content import content_key
 from sae_match.experiment import matching_cache, matching_step, run
 from sae_match.experiment.matching_cache import cached_matching, matching_key
@@ -23,9 +22,10 @@ from sae_match.matching import Matching, make_solver
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 A, B = random_sae(seed=1), random_sae(width=30, seed=2)
 
 
@@ -43,13 +43,13 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[Matching]:
     return found
 
 
-def matching(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
-    solver = matching_step.configured_solver(cfg, "cpu", progress=False)
+def matching(cfg: Study, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
+    solver = cfg.solver.on("cpu")
     return cached_matching(store(cfg), cfg.matching, solver, pair_of(cfg, a, b, **excluded))
 
 
 def pair_of(
-    cfg: Config,
+    cfg: Study,
     a: SparseAutoencoder = A,
     b: SparseAutoencoder = B,
     exclude_a: torch.Tensor | None = None,
@@ -58,15 +58,15 @@ def pair_of(
     return matching_step.feature_pair(cfg, a, b, (0, 1), (exclude_a, exclude_b))
 
 
-def store(cfg: Config) -> Store:
+def store(cfg: Study) -> Store:
     return Store(cfg.paths.cache_dir)
 
 
-def key_of(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
+def key_of(cfg: Study, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
     return content_key(matching_key(cfg.matching, cfg.solver, pair_of(cfg, a, b, mask)))
 
 
-def entries(cfg: Config) -> list[Path]:
+def entries(cfg: Study) -> list[Path]:
     return sorted((store(cfg).root / "matchings").iterdir())
 
 

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
 from sae_match.saes.formats.native import load_native
 from sae_match.saes.site import Site
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 SPARSIFY = ("sae=sparsify",)
 FAST = ("dataset.windows_per_document=1", "evaluation.bootstrap_samples=10")
 
@@ -121,7 +121,7 @@ def test_a_jumprelu_job_is_what_it_was(configured: Configured, random_saes: Path
     assert scientific(threshold) == scientific(auto)
 
 
-def refused(cfg: Config, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def refused(cfg: Study, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job fails with `message` before the model is loaded and anything is matched."""
 
     def too_late(*_: object, **__: object) -> None:

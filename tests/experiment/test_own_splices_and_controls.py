@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, delta_loss_step, run
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import identity_sae, random_sae
 from tests.experiment.conftest import LAYERS
 from tests.tiny_setting import D_MODEL
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 MODULE = '''
 import torch
 from sae_match.evaluation.controls import Matcher
@@ -81,7 +81,7 @@ class Own:
         self.module = importlib.reload(known) if known else importlib.import_module("my_package")
         return self.module
 
-    def run(self, cfg: Config, *, splices: tuple[Any, ...] = (), controls: tuple[Any, ...] = ()) -> Result:
+    def run(self, cfg: Study, *, splices: tuple[Any, ...] = (), controls: tuple[Any, ...] = ()) -> Result:
         more = {"splices": splices, "controls": controls}
         added = {
             group: getattr(cfg.evaluation, group) | {entry.name: entry for entry in entries}

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import make_plan, run
 from sae_match.plan.resources import durations
 from sae_match.plan.show import render
+from sae_match.study import Study
 from tests.experiment.conftest import LAYERS
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def tree(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def refused(cfg: Config) -> list[str]:
+def refused(cfg: Study) -> list[str]:
     """The plan's problems; a real run raises the same, before anything is matched."""
     plan = make_plan(cfg)
     with pytest.raises(UserError) as raised:

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
 from sae_match.rules import check_config
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 def curve(result: Result, variant: str, metric: str) -> pd.Series:
@@ -21,6 +21,7 @@ def curve(result: Result, variant: str, metric: str) -> pd.Series:
     return table[(table.variant == variant) & (table.metric == metric)].set_index("layer")["value"]
 
 
+@pytest.mark.figures
 def test_the_ends_are_known_splices(configured: Configured, random_saes: Path) -> None:
     """q = 1 is the full match; q = 0 differs from the previous layer's reconstruction by its bias only."""
     result = run(configured(random_saes, "evaluation.quantiles=[0,0.5,1]"))

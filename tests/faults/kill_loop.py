@@ -29,6 +29,7 @@ from sae_match.record.state import read_status
 from sae_match.saes import save_native
 from sae_match.store import Store
 from tests.builders import random_sae
+from tests.command import run_command
 from tests.tiny_setting import D_MODEL, LAYERS, build_model, build_text
 
 RESULTS = ("pairs.csv", "metrics.json", "features.parquet")
@@ -62,20 +63,23 @@ class Setting:
             save_native(sae, root / "saes" / f"layer_{layer:02d}.safetensors")
         return cls(root)
 
-    def start(self, output: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
-        """Start the command in a process of its own."""
-        arguments = [
+    def arguments(self, output: Path, cache: Path) -> list[str]:
+        """The job's command line."""
+        return [
             "sae=native", f"sae.root={self.root / 'saes'}", "model=local", f"model.path={self.root / 'model'}",
             "dataset=local", f"dataset.path={self.root / 'text'}", "dataset.documents=10", "dataset.window_tokens=12",
             "dataset.windows_per_document=2", "layers.first=0", f"layers.last={LAYERS - 1}", "tracking=none",
             "evaluation.bootstrap_samples=50", "device=cpu", f"paths.output_dir={output}", f"hydra.run.dir={output}",
             f"paths.cache_dir={cache}", "progress=false",
         ]  # fmt: skip
+
+    def start(self, output: Path, cache: Path) -> subprocess.Popen[str]:
+        """Start the command in a process of its own."""
         # A shell that runs this in the background has made it, and so its children, deaf to Ctrl-C.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", "sae_match", *arguments, *more],
+                [sys.executable, "-m", "sae_match", *self.arguments(output, cache)],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -84,17 +88,16 @@ class Setting:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def run(self, output: Path, cache: Path, *more: str) -> str:
-        """Run the command to its end; what it logged.
+    def run(self, output: Path, cache: Path) -> str:
+        """Run the command to its end in this process; what it logged.
 
         Raises:
             RuntimeError: it failed.
         """
-        process = self.start(output, cache, *more)
-        _, errors = process.communicate(timeout=600)
-        if process.returncode != 0:
-            raise RuntimeError(errors)
-        return errors
+        done = run_command(*self.arguments(output, cache))
+        if done.code != 0:
+            raise RuntimeError(done.err)
+        return done.err
 
 
 def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:

@@ -177,9 +177,10 @@ def test_a_folder_without_a_record_is_not_cleaned(tmp_path: Path, config: dict[s
 
 
 @pytest.mark.parametrize(
-    "name", [".hydra/config.yaml", "wandb/offline-run-1/run.wandb", "sae_match.log", ".status.0a1b.tmp.json"]
+    "name",
+    [".hydra/config.yaml", "wandb/offline-run-1/run.wandb", "sae_match.log", ".status.0a1b.tmp.json", "mine.txt"],
 )
-def test_what_hydra_wandb_and_an_interrupted_job_leave_is_no_reason_to_refuse(
+def test_what_hydra_wandb_callbacks_and_an_interrupted_job_leave_is_no_reason_to_refuse(
     tmp_path: Path, config: dict[str, Any], name: str
 ) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,7 @@ def test_other_jobs_have_no_table(other: Record) -> None:
     assert controls_frame([other]).empty
 
 
+@pytest.mark.figures
 def test_the_figure_is_the_same_bytes_and_shows_no_splice_of_a_random_permutation(tmp_path: Path) -> None:
     frame = controls_frame([record()])
     shown = drawn_rows(frame)

@@ -61,6 +61,7 @@ def test_quantiles_are_numbers_on_the_axis(composed: pd.DataFrame) -> None:
     assert mean == [[0, 12], [0.5, 12.5], [1, 13]]
 
 
+@pytest.mark.figures
 def test_figures_appear_and_need_rows(tmp_path: Path, table: pd.DataFrame, composed: pd.DataFrame) -> None:
     for draw, has in ((plot_composition, has_distances), (plot_quantiles, has_quantiles)):
         path = draw(composed, tmp_path / "figure.png")

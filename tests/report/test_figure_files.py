@@ -21,6 +21,8 @@ from sae_match.report.writing import report_text, write_report
 from tests.report.conftest import job_table
 from tests.report.factorial import pair_rows
 
+pytestmark = pytest.mark.figures
+
 DRAW = "import sys; from tests.report.test_figure_files import draw; draw(sys.argv[1])"
 
 

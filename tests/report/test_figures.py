@@ -23,6 +23,8 @@ from sae_match.report.panels import draw_changes, draw_groups, draw_histogram, d
 from sae_match.report.style import MARKERS, PALETTE, references, styles
 from sae_match.variants import VARIANTS
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture
 def ax() -> Axes:

@@ -95,6 +95,7 @@ def test_unequal_or_single_sparsities_and_whole_spans_are_not_drawn_against_l0(t
     assert sparsity_rows({"a": ("32", table), "b": ("64", table)}) is None
 
 
+@pytest.mark.figures
 def test_a_report_of_a_sparsity_sweep(tmp_path: Path) -> None:
     write_sweep(tmp_path / "jobs", {"8": (8.0, 8.5), "32": (32.0, 33.0), "64": (64.0, 66.0)})
     names = [figure.path.name for figure in write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "report")]
@@ -151,6 +152,7 @@ def test_explanations_take_the_place_of_tokens(tmp_path: Path) -> None:
     assert found[1].iloc[0][["tokens", "partner_tokens"]].tolist() == ["words about 1", "words about 38"]
 
 
+@pytest.mark.figures
 def test_the_figure_and_its_examples_are_written(tmp_path: Path) -> None:
     root = pair_record(tmp_path / "jobs")
     (root / "status.json").write_text(json.dumps({"state": "done"}), encoding="utf-8")

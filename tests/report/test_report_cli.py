@@ -49,6 +49,7 @@ def test_a_failed_job_is_shown_and_makes_the_exit_code_1(sweep: Path, capsys: py
     assert len(pd.read_csv(written / "report.csv")) == 4
 
 
+@pytest.mark.figures
 def test_the_report_is_a_pure_function_of_the_records(sweep: Path, tmp_path: Path) -> None:
     main([str(sweep), "--output", str(tmp_path / "out")])
     shutil.copytree(sweep, tmp_path / "moved" / "sweep")

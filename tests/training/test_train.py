@@ -28,8 +28,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained(planted, small_recipe, tmp_path_factory) -> TrainedSae:
-    recipe = small_recipe(tokens=256 * 1500)
-    return train_sae(planted.train, planted.held_out, recipe, 0, 5, tmp_path_factory.mktemp("run"))
+    return train_sae(planted.train, planted.held_out, small_recipe(), 0, 5, tmp_path_factory.mktemp("run"))
 
 
 def test_planted_features_are_recovered(trained, planted) -> None:
@@ -60,7 +59,7 @@ def test_scale_and_mean_are_folded_back(trained, planted) -> None:
 
 
 def test_report_counts_what_was_seen(trained) -> None:
-    assert trained.report["tokens"] == 256 * 1500
+    assert trained.report["tokens"] == 256 * 800
     assert trained.report["distinct_tokens"] == 256 * 32
     assert trained.report["held_out_tokens"] == 32 * 32
 

@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.app.hydra_errors import explain_hydra_error
 from sae_match.app.trust import check_trust
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import explain_worker_death
+from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
 
@@ -45,7 +45,7 @@ def job(cfg: DictConfig) -> float | None:
     quiet_libraries(cfg.progress)
     with current_job() as place:
         check_trust(cfg)
-        config = to_dataclass(cfg, Config)
+        config = build(cfg, Study)
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.rerun import Action, decide
@@ -71,7 +71,7 @@ def job(cfg: DictConfig) -> float | None:
 
 
 @quiet_when_unread
-def show_plan(config: Config) -> None:
+def show_plan(config: Study) -> None:
     """Print what the job would do.
 
     Raises:
@@ -114,7 +114,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 def explain_crash(error: Exception) -> str | None:
     """What to do when memory ran out or a worker process died; None for any other error."""
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+    if isinstance(error, ValueError) and str(error).startswith("Study group override must be"):
         return f"{error}; a group takes the name of one of its options"
     # torch's own error is a RuntimeError; torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

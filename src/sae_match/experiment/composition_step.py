@@ -11,7 +11,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM, agreement_rows, far_splices
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
@@ -26,6 +25,7 @@ from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.plan.checks import far_pairs
 from sae_match.record.job import JobRecord
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class FarPair:
 
 def compare_over_distance(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,

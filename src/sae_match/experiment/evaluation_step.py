@@ -11,7 +11,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows, weight_rows
@@ -34,6 +33,7 @@ from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.plan.checks import captured_layers
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Evaluator:
         fit: None where no control is fitted.
     """
 
-    cfg: Config
+    cfg: Study
     saes: SpanSaes
     solver: Solver
     model: LanguageModel
@@ -118,7 +118,7 @@ class Evaluator:
 
 def prepare(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     passes: ActivationCache,

@@ -15,7 +15,6 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, Rerun
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -37,6 +36,7 @@ from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import described, with_built_in
 from sae_match.plan.checks import check_model_facts
 from sae_match.plan.plan import make_plan
+from sae_match.record.contents import TEXT
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.mirror import Mirror
@@ -44,6 +44,7 @@ from sae_match.record.run_identity import run_id
 from sae_match.record.science import science_hash
 from sae_match.record.wandb_mirror import open_mirror
 from sae_match.store import Store
+from sae_match.study import Rerun, Study
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +68,13 @@ class Result:
     labels: Labels
 
 
-def run(cfg: Config, *, group: str | None = None) -> Result:
+def run(cfg: Study, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
     It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
 
     Args:
-        cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
+        cfg: a complete configuration (see `sae_match.app.build.build`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
 
     Raises:
@@ -108,7 +109,7 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
         logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
 
 
-def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, object]:
+def _mirror_options(cfg: Study, store: Store, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
     directory = Path(cfg.paths.output_dir)
@@ -128,7 +129,7 @@ def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, o
 
 
 def _run(
-    store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
+    store: Store, cfg: Study, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
 ) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
@@ -142,7 +143,7 @@ def _run(
     evaluator = evaluation_step.prepare(store, cfg, saes, solver, passes, device, progress, metrics) if full else None
     record.clear_results()
     if evaluator is not None:
-        write_json(record.directory / "text.json", text_facts(evaluator))
+        write_json(record.directory / TEXT, text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
     if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.top_activations import top_activations
@@ -28,6 +27,7 @@ from sae_match.judging.scores import judge_rows, sample_pairs
 from sae_match.plan.checks import VARIANTS
 from sae_match.record.job import JobRecord
 from sae_match.store import ResultCache, Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class JudgedSample:
 
 def judging_rows(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     matchings: Sequence[PairMatching | FarPair],
     record: JobRecord,
@@ -95,7 +95,7 @@ def _samples(judging: Judging, matchings: Sequence[PairMatching | FarPair]) -> I
 
 
 def _descriptions(
-    cfg: Config, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
+    cfg: Study, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
 ) -> Descriptions:
     """Descriptions of the features that occur in a sample."""
     wanted: dict[int, set[int]] = {layer: set() for layer in saes.layers}

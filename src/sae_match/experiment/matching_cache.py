@@ -45,7 +45,7 @@ def matching_key(similarity: Similarity, solver: Solver, pair: FeaturePair) -> d
     """Key of a matching: everything that can change the permutation, its cost or its proof."""
     return {
         "version": MATCHING_VERSION,
-        "similarity": similarity.key(pair),
+        "similarity": similarity.pair_key(pair),
         "solver": solver.key(),
         "device": pair.a.device.type,
     }

@@ -14,7 +14,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.evaluation.controls import identity, random
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
@@ -30,6 +29,7 @@ from sae_match.metrics.weight_distance import WeightDistances, weight_distances_
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class PairMatching:
 
 def match_span(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -80,7 +80,7 @@ def match_span(
 
 def match_pair(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -155,7 +155,7 @@ def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: i
 
 
 def feature_pair(
-    cfg: Config,
+    cfg: Study,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     layers: tuple[int, int],
@@ -171,7 +171,7 @@ def feature_pair(
 
 def match_and_save(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     solver: Solver,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.language_model import ResidualStreams
@@ -25,6 +24,7 @@ from sae_match.plan.checks import (
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
 from sae_match.saes.folding import check_measurable
 from sae_match.saes.site import refuse_encoding
+from sae_match.study import Study
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SpanSaes:
             its weight distances are then in units of the stored weights.
     """
 
-    def __init__(self, cfg: Config, device: str) -> None:
+    def __init__(self, cfg: Study, device: str) -> None:
         self.cfg, self.device = cfg, device
         self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
         self.source = SaeSource(cfg.sae, tuple(self.layers))

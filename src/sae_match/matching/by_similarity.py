@@ -60,9 +60,8 @@ def match_by_similarity(
     """Every feature of the narrower side gets a partner so that the sum of similarities is largest.
 
     The certified solver on a given matrix; for cosines, the cost of a pair is two unit vectors' squared distance
-    2 - 2 S_ij. Among equal optima it returns the one that is lexicographically least for the narrower side (A's, if both are
-    equally wide). The matrix is not changed; it is copied once where A is the wider side: give the narrower side's
-    features as rows.
+    2 - 2 S_ij. Among equal optima it returns the one that is lexicographically least for the narrower side (A's, if
+    both are equally wide). The matrix is not changed; it is copied once where A is the wider side.
 
     Args:
         similarity: float32, of any finite magnitude.

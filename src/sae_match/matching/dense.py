@@ -63,7 +63,8 @@ class DenseSolver(Solver):
         deficit = dual_deficit(cost, assigned, self.block_rows)
         permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
-        solution = Solution(permutation, objective, max(0.0, objective - deficit * step), len(rows) * step)
+        bound = max(0.0, objective - deficit * step)
+        solution = Solution(permutation, objective, bound, len(rows) * step)
         if is_negligible(problem, solution):
             return solution
         logger.warning(
@@ -71,8 +72,7 @@ class DenseSolver(Solver):
             "may not be optimal (solver=certified is exact here)%s",
             GRID_BITS, f"; {outliers}" if (outliers := describe_outliers(problem)) else "",
         )  # fmt: skip
-        bound = max(0.0, objective - deficit * step - solution.tolerance)
-        return replace(solution, lower_bound=bound)
+        return replace(solution, lower_bound=max(0.0, bound - solution.tolerance))
 
     def solve_similarity(self, problem: SimilarityProblem) -> Solution:
         """The largest sum of given similarities, by scipy in float64; no bound of its own."""

@@ -43,6 +43,10 @@ class Matching:
     seconds: float
     statistics: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
+        return f"Matching({self.permutation!r}, objective {self.objective:.6g}, {gap}, {self.seconds:.2f} s)"
+
 
 def match(
     a: SparseAutoencoder,

@@ -135,11 +135,11 @@ class MatchingProblem:
 
 @dataclass(frozen=True)
 class SimilarityProblem:
-    """Similarities of all pairs of the features that are matched; the cost of a pair is 2 - 2 S_ij, which is the
-    squared distance of two unit vectors with that cosine.
+    """Similarities of all pairs of the features that are matched; the cost of a pair is 2 - 2 S_ij: of cosines, the
+    squared distance of two unit vectors.
 
     Args:
-        matrix: float32, in -1..1, larger = more alike.
+        matrix: float32, larger = more alike.
     """
 
     matrix: Float[Tensor, "K_a K_b"]

@@ -61,7 +61,7 @@ class Similarity(Keyed, ABC):
 
     @abstractmethod
     def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
-        """Similarity of the features that are matched (`pair.kept()`), float32 in -1..1, larger = more alike."""
+        """Similarity of the features that are matched (`pair.kept()`), float32, larger = more alike."""
 
     def problem(self, pair: FeaturePair) -> MatchingProblem | SimilarityProblem:
         """The assignment problem of a pair.
@@ -77,7 +77,7 @@ class Similarity(Keyed, ABC):
         """All that a matching depends on beside this class, its arguments and the features that are excluded."""
         return pair.facts()
 
-    def key(self, pair: FeaturePair) -> dict[str, object]:
+    def pair_key(self, pair: FeaturePair) -> dict[str, object]:
         """Plain data that is equal for two matchings only if they solve the same problem."""
         own = self.facts(("name", "dead_features"))
         return {**own, "reads": self.reads(pair), "excluded": pair.excluded_facts()}

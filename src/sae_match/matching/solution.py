@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Self
@@ -40,7 +41,7 @@ class Solution:
         if self.lower_bound is None:
             return None
         difference = self.objective - self.lower_bound
-        return difference / self.objective if difference > 0 else 0.0
+        return difference / max(abs(self.objective), math.ulp(0.0)) if difference > 0 else 0.0
 
 
 NEGLIGIBLE = 1e-9

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
@@ -14,13 +13,14 @@ from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.facts import ModelFacts
 from sae_match.matching.solution import Solver
-from sae_match.record.foreign_files import refuse_foreign_files
+from sae_match.record.contents import refuse_foreign_files
 from sae_match.record.science import science_hash
 from sae_match.record.state import read_status
 from sae_match.saes import SaeHeader
 from sae_match.saes.folding import FoldingKind, FoldingScale
 from sae_match.saes.site import refuse_encoding
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ VARIANTS = ("matched", "random", "vanilla")
 """Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
 
 
-def check_output(cfg: Config) -> None:
+def check_output(cfg: Study) -> None:
     """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written.
 
     Raises:
@@ -50,7 +50,7 @@ def check_output(cfg: Config) -> None:
         )
 
 
-def check_model_facts(store: Store, cfg: Config) -> int | None:
+def check_model_facts(store: Store, cfg: Study) -> int | None:
     """Refuse a layer span or a window that the model does not have.
 
     A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
@@ -74,7 +74,7 @@ def check_model_facts(store: Store, cfg: Config) -> int | None:
     return facts.d_model
 
 
-def check_span(cfg: Config, facts: ModelFacts) -> None:
+def check_span(cfg: Study, facts: ModelFacts) -> None:
     """Refuse layers that the model does not have, and SAEs of a model of another depth.
 
     Raises:
@@ -94,7 +94,7 @@ def check_span(cfg: Config, facts: ModelFacts) -> None:
         )
 
 
-def check_window(cfg: Config, facts: ModelFacts) -> None:
+def check_window(cfg: Study, facts: ModelFacts) -> None:
     """Refuse windows longer than the model's context.
 
     Raises:
@@ -107,7 +107,7 @@ def check_window(cfg: Config, facts: ModelFacts) -> None:
         )
 
 
-def check_dtype(cfg: Config, facts: ModelFacts) -> None:
+def check_dtype(cfg: Study, facts: ModelFacts) -> None:
     """Refuse float16 for Gemma.
 
     Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
@@ -119,14 +119,14 @@ def check_dtype(cfg: Config, facts: ModelFacts) -> None:
         raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
 
 
-def captured_layers(cfg: Config) -> list[int]:
+def captured_layers(cfg: Study) -> list[int]:
     """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
     first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
     last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
     return list(range(first, last + 1))
 
 
-def far_pairs(cfg: Config) -> list[tuple[int, int]]:
+def far_pairs(cfg: Study) -> list[tuple[int, int]]:
     """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
     starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
     return [
@@ -168,7 +168,7 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
         )
 
 
-def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+def check_pair(cfg: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
     """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
 
     Raises:
@@ -182,7 +182,7 @@ def check_pair(cfg: Config, solver: Solver, width_a: int, width_b: int, d_model:
     cfg.matching.check_memory(solver, width_a, width_b, d_model)
 
 
-def needs_no_scale(cfg: Config) -> bool:
+def needs_no_scale(cfg: Study) -> bool:
     """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
     full = cfg.evaluation.full
     units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if full else SpliceUnits.raw
@@ -190,7 +190,7 @@ def needs_no_scale(cfg: Config) -> bool:
     return asked == (FoldingKind.none, FoldingScale.auto, SpliceUnits.raw)
 
 
-def check_header(cfg: Config, layer: int, header: SaeHeader, first: SaeHeader) -> None:
+def check_header(cfg: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
     """Refuse an SAE of another site than the span's first, or that evaluation or folding cannot use.
 
     Raises:
@@ -213,7 +213,7 @@ def check_header(cfg: Config, layer: int, header: SaeHeader, first: SaeHeader) -
         )
 
 
-def check_judging(cfg: Config) -> None:
+def check_judging(cfg: Study) -> None:
     """Find out before long work whether judging can begin.
 
     Raises:

@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoTokenizer
 
-from sae_match.config.schema import Config
 from sae_match.entries import list_entries
 from sae_match.errors import UserError
 from sae_match.evaluation.controls import Matcher
@@ -56,6 +55,7 @@ from sae_match.rules import check_config
 from sae_match.saes import SaeHeader, SaeSource
 from sae_match.saes.locating import SaeShape
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import TokenWindows
 from sae_match.text.windows import find_windows
 
@@ -90,7 +90,7 @@ class Plan:
         problems: everything found that stops the job.
     """
 
-    cfg: Config
+    cfg: Study
     device: torch.device
     machine: Machine | None = None
     saes: PlannedSaes | None = None
@@ -131,7 +131,7 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
             problems.append(str(error))
 
 
-def make_plan(cfg: Config) -> Plan:
+def make_plan(cfg: Study) -> Plan:
     """Plan a job; nothing is downloaded beyond a hub model's config.json, and nothing is written.
 
     A configuration that breaks its own rules is not followed any further.
@@ -176,18 +176,18 @@ def total_size(files: Iterable[HubFile]) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _span(cfg: Config) -> list[int]:
+def _span(cfg: Study) -> list[int]:
     return list(range(cfg.layers.first, cfg.layers.last + 1))
 
 
-def _d_model(cfg: Config, model: PlannedModel | None) -> int | None:
+def _d_model(cfg: Study, model: PlannedModel | None) -> int | None:
     return cfg.model.d_model if model is None or model.facts is None else model.facts.d_model
 
 
 # -- model and text --------------------------------------------------------------------------------------
 
 
-def _plan_model(cfg: Config, lookup: Lookup, problems: list[str]) -> PlannedModel | None:
+def _plan_model(cfg: Study, lookup: Lookup, problems: list[str]) -> PlannedModel | None:
     """The model, before any weight is downloaded or read; None where it cannot be had."""
     with collect_errors(problems):
         try:
@@ -202,7 +202,7 @@ def _plan_model(cfg: Config, lookup: Lookup, problems: list[str]) -> PlannedMode
     return None
 
 
-def _plan_text(cfg: Config, lookup: Lookup, tokenizer: Path | None, problems: list[str]) -> TextSize:
+def _plan_text(cfg: Study, lookup: Lookup, tokenizer: Path | None, problems: list[str]) -> TextSize:
     """The text, before anything of it is downloaded.
 
     Args:
@@ -224,7 +224,7 @@ def _plan_text(cfg: Config, lookup: Lookup, tokenizer: Path | None, problems: li
     return TextSize(*sizes, tokens=text.window_tokens, batch=batch, fit_windows=fit, note=note)
 
 
-def _most_windows(cfg: Config) -> tuple[int | None, int | None, int | None]:
+def _most_windows(cfg: Study) -> tuple[int | None, int | None, int | None]:
     """Most windows, windows with token losses, and documents that the configuration allows; None = no limit."""
     documents, each = cfg.dataset.documents, cfg.dataset.windows_per_document
     windows = documents * each if documents and each else None
@@ -234,7 +234,7 @@ def _most_windows(cfg: Config) -> tuple[int | None, int | None, int | None]:
     return windows, spliced, documents or None
 
 
-def _known_windows(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
+def _known_windows(cfg: Study, tokenizer: Path | None) -> TokenWindows | None:
     """Windows that an earlier job has cut; only where that spares a download."""
     if tokenizer is None or not cfg.dataset.downloads:
         return None
@@ -248,7 +248,7 @@ def _known_windows(cfg: Config, tokenizer: Path | None) -> TokenWindows | None:
 # -- SAEs ------------------------------------------------------------------------------------------------
 
 
-def _plan_saes(cfg: Config, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
+def _plan_saes(cfg: Study, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
     """Every SAE of the span, before any is downloaded or read.
 
     Args:
@@ -264,7 +264,7 @@ def _plan_saes(cfg: Config, lookup: Lookup, d_model: int | None, problems: list[
     return PlannedSaes([file for found in files.values() for file in found], shapes, len(files) == len(source.span))
 
 
-def _local_headers(cfg: Config, source: SaeSource, problems: list[str]) -> dict[int, SaeHeader]:
+def _local_headers(cfg: Study, source: SaeSource, problems: list[str]) -> dict[int, SaeHeader]:
     headers: dict[int, SaeHeader] = {}
     refused: list[str] = []
     for layer in source.span:
@@ -313,7 +313,7 @@ def _shapes_at_hub(source: SaeSource, files: dict[int, list[HubFile]], d_model: 
     return shapes
 
 
-def _check_shapes(cfg: Config, saes: PlannedSaes, model: PlannedModel | None, problems: list[str]) -> None:
+def _check_shapes(cfg: Study, saes: PlannedSaes, model: PlannedModel | None, problems: list[str]) -> None:
     """SAEs over one residual stream, the model's, and pairs that fit into memory."""
     shapes = saes.shapes
     if not shapes:
@@ -340,7 +340,7 @@ def _check_shapes(cfg: Config, saes: PlannedSaes, model: PlannedModel | None, pr
 # -- resources -------------------------------------------------------------------------------------------
 
 
-def _job_shape(cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text: TextSize | None) -> JobShape | None:
+def _job_shape(cfg: Study, saes: PlannedSaes, model: PlannedModel | None, text: TextSize | None) -> JobShape | None:
     """The job's sizes; layers of unknown width count as the widest that is known."""
     if not saes.shapes:
         return None
@@ -364,7 +364,7 @@ def _job_shape(cfg: Config, saes: PlannedSaes, model: PlannedModel | None, text:
 
 
 def _disk_needs(
-    cfg: Config, saes: PlannedSaes, model: PlannedModel | None, shape: JobShape | None
+    cfg: Study, saes: PlannedSaes, model: PlannedModel | None, shape: JobShape | None
 ) -> Iterator[DiskNeed]:
     """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, counts, the record."""
     full = cfg.evaluation.full
@@ -389,7 +389,7 @@ def _disk_needs(
     yield DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")
 
 
-def _captured(cfg: Config, d_model: int, windows: int, window_tokens: int) -> set[int]:
+def _captured(cfg: Study, d_model: int, windows: int, window_tokens: int) -> set[int]:
     """Those of `captured_layers` in the cache entry that most likely is this job's.
 
     An entry's key needs the model's weights; here the model's name and the windows' shape have to do, and there may be

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import yaml
 
-from sae_match.config.schema import Config
 from sae_match.files import format_duration, format_size
 from sae_match.hub_lookup import HubFile
 from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, total_size
 from sae_match.plan.resources import durations
+from sae_match.study import Study
 
 
 def render(plan: Plan) -> str:
@@ -91,7 +91,7 @@ def _model(plan: Plan) -> Iterator[str]:
         yield f"  {model.note}"
 
 
-def _placement(cfg: Config) -> str:
+def _placement(cfg: Study) -> str:
     if cfg.model.device_map is None:
         return ""
     most = ", ".join(f"{place} {most}" for place, most in cfg.model.max_memory.items())

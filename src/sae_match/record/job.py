@@ -20,8 +20,21 @@ from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums
+from .contents import (
+    CONFIG,
+    FEATURES,
+    FIGURES,
+    JUDGEMENTS,
+    METRICS,
+    PAIRS,
+    PATHS,
+    PERMUTATIONS,
+    RESULTS,
+    TOP_TOKENS,
+    TRACEBACK,
+    refuse_foreign_files,
+)
 from .documents import DOCUMENTS, SumsKey, write_documents
-from .foreign_files import CONFIG, refuse_foreign_files
 from .heartbeat import SILENT_S, beating, claim, release, silence
 from .labels import LABELS, Labels
 from .metrics import plain_metrics, undefined
@@ -35,12 +48,6 @@ from .termination import sigterm_raises
 log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "killed"]
-
-METRICS, PAIRS = "metrics.json", "pairs.csv"
-FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
-TOP_TOKENS = "top_tokens.parquet"
-TRACEBACK = "error.log"
-PERMUTATIONS, FIGURES = "permutations", "figures"
 
 
 class JobRecord:
@@ -314,8 +321,7 @@ class JobRecord:
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
-        names = (METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
-        results = [self.directory / name for name in names]
+        results = [self.directory / name for name in RESULTS]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.

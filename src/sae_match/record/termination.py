@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import signal
 import sys
@@ -58,7 +57,8 @@ def sigterm_raises() -> Iterator[None]:
         if isinstance(lost.exc_value, Terminated):
             number = signal.SIGTERM
             signal.signal(signal.SIGTERM, _terminate)
-        timer = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main, [number])
+        # A real signal, to the main thread, so that it also ends a system call that blocks.
+        timer = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, number])
         timer.daemon = True
         timer.start()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..record.job import METRICS, PAIRS
+from ..record.contents import METRICS, PAIRS
 from ..record.labels import Labels
 from .ablation import ablation_cells
 from .compare import comparison_keys, setting, shared

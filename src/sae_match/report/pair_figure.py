@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
 from ..judging.descriptions import CONTEXTS
-from ..record.job import FEATURES, JUDGEMENTS, TOP_TOKENS
+from ..record.contents import FEATURES, JUDGEMENTS, TOP_TOKENS
 from ..style import BLUE, GREEN, ORANGE, VERMILION
 from .canvas import PAGE_INCHES, new_figure, paper_style, save
 from .panels import draw_histogram

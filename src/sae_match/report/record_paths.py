@@ -12,7 +12,7 @@ import pandas as pd
 from sae_match.files import write_text
 
 from ..errors import UserError
-from ..record.job import PATHS, TOP_TOKENS
+from ..record.contents import PATHS, TOP_TOKENS
 from .path_page import Link, path_page
 from .records import Record
 

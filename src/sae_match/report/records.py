@@ -15,10 +15,9 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
+from ..record.contents import CONFIG, METRICS, PAIRS
 from ..record.factors import factors_of, flatten
-from ..record.foreign_files import CONFIG
 from ..record.heartbeat import silence
-from ..record.job import METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret

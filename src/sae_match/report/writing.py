@@ -10,7 +10,7 @@ import pandas as pd
 from sae_match.files import atomic_path, write_text
 
 from ..errors import UserError
-from ..record.job import PATHS
+from ..record.contents import PATHS
 from .ablation import ablation_table
 from .canvas import also_written
 from .contents import Options, Tables, make_tables

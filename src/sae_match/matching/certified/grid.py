@@ -82,17 +82,15 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
 
 
-def row_classes(rows: Float32) -> Int32:
-    """[n] for every row, the first one that is equal to it."""
-    bits = rows.view(np.int32)
-    weights = np.random.default_rng(0).integers(1, 2**62, bits.shape[1])
-    hashes = np.array([int((row * weights).sum()) for row in bits], np.int64)
-    _, first, label = np.unique(hashes, return_index=True, return_inverse=True)
-    like = first[label]
-    # Rows with one hash that differ after all stay alone.
-    alone = np.flatnonzero([not np.array_equal(bits[i], bits[j]) for i, j in enumerate(like)])
-    like[alone] = alone
-    return like.astype(np.int32)
+def row_classes(rows: Float32, norms: Float64) -> Int32:
+    """[n] for every row, the first one that is equal to it; `norms` are the rows' own."""
+    _, first, label = np.unique(norms, return_index=True, return_inverse=True)
+    like = first[label].astype(np.int32)
+    for i in np.flatnonzero(like != np.arange(len(rows))):
+        # Rows of one norm that differ after all stay alone.
+        if not np.array_equal(rows[i], rows[like[i]]):
+            like[i] = i
+    return like
 
 
 def cost_bits(n: int) -> int:

@@ -225,7 +225,7 @@ class LazyAssignment(Workspace):
 
     def augment(self, sources: Int32) -> None:
         """Shortest augmenting paths from all `sources`."""
-        search, heap = new_search(self.row_class, self.n_columns), new_heap(4 * self.n_columns + 4096)
+        search, heap = new_search(self.classes, self.n_columns), new_heap(4 * self.n_columns + 4096)
         size = CallSize(MOST_PATHS)
         for_spares = sources == SPARE_ROW
         sources = np.concatenate([sources[~for_spares], sources[for_spares]])

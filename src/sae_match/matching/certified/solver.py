@@ -126,8 +126,7 @@ class CertifiedSolver(Solver):
             problem.matrix, memory_limit_gib=self.memory_limit_gib, block_rows=self.block_rows
         )  # fmt: skip
         objective = problem.objective(found.permutation)
-        bound = max(0.0, objective - 2 * min(problem.shape) * found.gap)
-        return Solution(found.permutation, objective, bound)
+        return Solution(found.permutation, objective, objective - 2 * min(problem.shape) * found.gap)
 
     def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
@@ -144,7 +143,7 @@ class CertifiedSolver(Solver):
             lazy = LazyAssignment(
                 costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
                 # A private column of its own sets a row apart.
-                row_class=row_classes(costs.left) if rejection is None else None,
+                row_class=row_classes(costs.left, costs.left_norm) if rejection is None else None,
             )  # fmt: skip
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             proof = _search(lazy, self.verify)
@@ -163,7 +162,7 @@ class CertifiedSolver(Solver):
         return _solution(problem, found, deficit, grid.tolerance, started)
 
     def _solve_exactly(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
-        """No rounding at all: exact for the float32 rows as they are."""
+        """No rounding of costs at all: exact for the float32 rows as they are."""
         left, right = (side.contiguous().numpy() for side in _narrower_first(problem))
         exact = exact_factors(
             left, right, rejection_cost=problem.rejection_cost, cached=cached,
@@ -177,7 +176,7 @@ class CertifiedSolver(Solver):
 
         def attempt(rejection: int | None) -> Attempt:
             found = solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
-            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.problem.deficit)
+            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.deficit_of)
 
         if problem.n_pairs is not None:
             found = exactly(problem.n_pairs, attempt, 1 << exact.bits)
@@ -186,7 +185,9 @@ class CertifiedSolver(Solver):
         else:
             found = attempt(None)
         deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-        return _solution(problem, found, deficit, 0.0, started)
+        solution = _solution(problem, found, deficit, 0.0, started)
+        # What is left is the rounding of the objective itself.
+        return replace(solution, tolerance=2.0**-48 * solution.objective)
 
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s

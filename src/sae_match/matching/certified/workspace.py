@@ -89,7 +89,8 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self.n, self.m = len(self.costs.left_norm), len(self.costs.right_norm)
-        self.row_class = np.arange(self.n, dtype=np.int32) if self.row_class is None else self.row_class
+        own_class = np.arange(self.n, dtype=np.int32)
+        self.classes: Int32 = own_class if self.row_class is None else self.row_class
         # Where the rows are among all rows, the indifferent ones included.
         self.places = np.delete(np.arange(self.n + len(self.indifferent)), self.indifferent)
         self.n_columns = self.m + len(self.costs.private_cost)
