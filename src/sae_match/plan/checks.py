@@ -4,6 +4,8 @@ config.json alone."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sae_match.errors import UserError
@@ -26,6 +28,16 @@ logger = logging.getLogger(__name__)
 
 VARIANTS = ("matched", "random", "vanilla")
 """Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
+
+
+@contextmanager
+def collect_errors(problems: list[str]) -> Iterator[None]:
+    """A `UserError` inside the block ends the block and becomes an entry of `problems`, once."""
+    try:
+        yield
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
 
 
 def check_output(cfg: Study) -> None:

@@ -7,7 +7,6 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,32 +24,10 @@ from sae_match.language_model import resolve_device
 from sae_match.language_model.capturing import KIND
 from sae_match.language_model.residual_streams import layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
-from sae_match.plan.checks import (
-    captured_layers,
-    check_dtype,
-    check_header,
-    check_judging,
-    check_one_stream,
-    check_output,
-    check_pair,
-    check_same_stream,
-    check_span,
-    check_window,
-    far_pairs,
-)
+from sae_match.plan import checks, resources
+from sae_match.plan.checks import captured_layers, collect_errors, far_pairs
 from sae_match.plan.machine import Machine, probe_machine
-from sae_match.plan.resources import (
-    FEATURE_ROW_BYTES,
-    RECORD_BYTES,
-    DiskNeed,
-    JobShape,
-    Phase,
-    TextSize,
-    check_disk,
-    check_memory,
-    passes_bytes,
-    phases,
-)
+from sae_match.plan.resources import DiskNeed, JobShape, Phase, TextSize
 from sae_match.rules import check_config
 from sae_match.saes import SaeHeader, SaeSource
 from sae_match.saes.locating import SaeShape
@@ -69,7 +46,7 @@ class PlannedSaes:
     Attributes:
         files: those on the hub, as far as it answers; empty where `sae.root` is set.
         shapes: by layer; layers whose files say nothing before they are read are absent.
-        found: whether the files of every layer are known.
+        found: whether the files of every layer are known, so that it is clear what is to be downloaded.
     """
 
     files: list[HubFile]
@@ -121,16 +98,6 @@ class Plan:
             raise UserError("\n".join(self.problems))
 
 
-@contextmanager
-def collect_errors(problems: list[str]) -> Iterator[None]:
-    """A `UserError` inside the block ends the block and becomes an entry of `problems`, once."""
-    try:
-        yield
-    except UserError as error:
-        if str(error) not in problems:
-            problems.append(str(error))
-
-
 def make_plan(cfg: Study) -> Plan:
     """Plan a job; nothing is downloaded beyond a hub model's config.json, and nothing is written.
 
@@ -145,7 +112,7 @@ def make_plan(cfg: Study) -> Plan:
     with collect_errors(problems):
         device = resolve_device(cfg.device)
     with collect_errors(problems):
-        check_output(cfg)
+        checks.check_output(cfg)
     with collect_errors(problems):
         check_writable(Store(cfg.paths.cache_dir).root, "paths.cache_dir", create=False)
     lookup, machine = Lookup(), probe_machine(device)
@@ -156,17 +123,17 @@ def make_plan(cfg: Study) -> Plan:
     saes = _plan_saes(cfg, lookup, _d_model(cfg, model), problems)
     _check_shapes(cfg, saes, model, problems)
     with collect_errors(problems):
-        check_judging(cfg)
+        checks.check_judging(cfg)
     with collect_errors(problems):
         for one in (*cfg.evaluation.all_splices, *cfg.evaluation.controls.values()):
             one.facts()  # what has no content key is refused before long work
     shape = _job_shape(cfg, saes, model, text)
-    steps = [] if shape is None else phases(shape, device.type == "cuda", cfg.model.device_map is not None)
+    steps = [] if shape is None else resources.phases(shape, device.type == "cuda", cfg.model.device_map is not None)
     with collect_errors(problems):
-        check_memory(steps, machine, cfg.solver.memory_limit_gib)
+        resources.check_memory(steps, machine, cfg.solver.memory_limit_gib)
     disk = list(_disk_needs(cfg, saes, model, shape))
     with collect_errors(problems):
-        check_disk(disk)
+        resources.check_disk(disk)
     return Plan(cfg, device, machine, saes, model, text, shape, steps, disk, problems)
 
 
@@ -195,7 +162,7 @@ def _plan_model(cfg: Study, lookup: Lookup, problems: list[str]) -> PlannedModel
         except HubRefusalError as error:
             raise UserError(f"{error} {NO_MODEL_NEEDED}") from None
         if planned.facts is not None:
-            for check in (check_span, check_window, check_dtype):
+            for check in (checks.check_span, checks.check_window, checks.check_dtype):
                 with collect_errors(problems):
                     check(cfg, planned.facts)
         return planned
@@ -258,7 +225,7 @@ def _plan_saes(cfg: Study, lookup: Lookup, d_model: int | None, problems: list[s
     if cfg.sae.root is not None:
         headers = _local_headers(cfg, source, problems)
         shapes = {layer: SaeShape(one.d_model, one.width, "the file's header") for layer, one in headers.items()}
-        return PlannedSaes([], shapes, len(headers) == len(source.span))
+        return PlannedSaes([], shapes)
     files = _hub_files(source, lookup, problems)
     shapes = _shapes_at_hub(source, files, cfg.sae.d_model or d_model)
     return PlannedSaes([file for found in files.values() for file in found], shapes, len(files) == len(source.span))
@@ -271,7 +238,7 @@ def _local_headers(cfg: Study, source: SaeSource, problems: list[str]) -> dict[i
         with collect_errors(problems):
             headers[layer] = source.header(layer)
             try:
-                check_header(cfg, layer, headers[layer], headers[min(headers)])
+                checks.check_header(cfg, layer, headers[layer], headers[min(headers)])
             except UserError as error:
                 refused.append(str(error))
     if refused:  # as a rule the same for every layer: said once
@@ -319,11 +286,11 @@ def _check_shapes(cfg: Study, saes: PlannedSaes, model: PlannedModel | None, pro
     if not shapes:
         return
     with collect_errors(problems):
-        check_one_stream({layer: shape.d_model for layer, shape in shapes.items()})
+        checks.check_one_stream({layer: shape.d_model for layer, shape in shapes.items()})
     d_model = _d_model(cfg, model)
     if cfg.evaluation.full and d_model is not None:
         with collect_errors(problems):
-            check_same_stream(cfg.sae.name, shapes[min(shapes)].d_model, cfg.model.name, d_model)
+            checks.check_same_stream(cfg.sae.name, shapes[min(shapes)].d_model, cfg.model.name, d_model)
     # Each pair of widths once: a span of equal SAEs has one answer.
     pairs = {
         (shapes[a].width, shapes[b].width, shapes[a].d_model)
@@ -332,7 +299,7 @@ def _check_shapes(cfg: Study, saes: PlannedSaes, model: PlannedModel | None, pro
     }
     for pair in sorted(pairs):
         with collect_errors(problems):
-            check_pair(cfg, cfg.solver, *pair)
+            checks.check_pair(cfg, cfg.solver, *pair)
             for control in cfg.evaluation.matchers:
                 control.check_memory(*pair)
 
@@ -376,7 +343,7 @@ def _disk_needs(
         text = None if shape is None else shape.text
         streams = counts = fitted = None
         if shape is not None and text is not None:
-            counts = passes_bytes(shape)
+            counts = resources.passes_bytes(shape)
             fitted = len(_span(cfg)) * layer_bytes(text.fit_windows, text.tokens, shape.d_model)
             if text.windows is not None:
                 layers = len(captured_layers(cfg)) - len(_captured(cfg, shape.d_model, text.windows, text.tokens))
@@ -385,7 +352,7 @@ def _disk_needs(
             yield DiskNeed("streams to fit controls on", cache, fitted, "paths.cache_dir")
         yield DiskNeed("residual streams", cache, streams, "paths.cache_dir")
         yield DiskNeed("activation counts until it is done", cache, counts, "paths.cache_dir")
-    record = None if shape is None else sum(shape.widths[:-1]) * FEATURE_ROW_BYTES + RECORD_BYTES
+    record = None if shape is None else sum(shape.widths[:-1]) * resources.FEATURE_ROW_BYTES + resources.RECORD_BYTES
     yield DiskNeed("record", Path(cfg.paths.output_dir), record, "paths.output_dir")
 
 
