@@ -70,6 +70,11 @@ class FeaturePair:
         kept_a, kept_b = (_kept(sae.width, mask, name) for sae, mask, name in sides)
         return kept_a, kept_b
 
+    def to_fold(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+        """Both SAEs with threshold 1 for excluded features, which need none to be folded by."""
+        a, b = (_excluded_of_one(s, mask) for s, mask in zip((self.a, self.b), self.excluded, strict=True))
+        return a, b
+
     def facts(self) -> dict[str, object]:
         """Everything that a similarity of this pair could depend on, as plain data."""
         return {
@@ -100,6 +105,12 @@ def require_streams(fit: Streams | None, what: str) -> Streams:
     if fit is None:
         raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
     return fit
+
+
+def _excluded_of_one(sae: SparseAutoencoder, excluded: Tensor | None) -> SparseAutoencoder:
+    if excluded is None or sae.foldable:
+        return sae
+    return sae.replace(threshold=sae.threshold.masked_fill(excluded.to(sae.device), 1.0))
 
 
 def _kept(width: int, excluded: Tensor | None, name: str) -> Int[Tensor, " K"]:

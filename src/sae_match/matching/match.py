@@ -92,11 +92,11 @@ def match(
     chosen = make_solver(solver) if isinstance(solver, str) else solver
     pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:
+        kept = pair.kept()
         whole = matching_problem(
-            a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,
+            *pair.to_fold(), metric=metric, folding=folding, include_bias=include_bias, weights=weights,
             rejection_cost=rejection_cost, n_pairs=n_pairs,
         )  # fmt: skip
-        kept = pair.kept()
         problem = whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
         compared: dict[str, object] = {
             "metric": Metric(metric).value,

@@ -124,11 +124,11 @@ class WeightDistance(Similarity):
 
     def problem(self, pair: FeaturePair) -> MatchingProblem:
         """Rows of the chosen parameter groups, each times the root of its weight."""
+        kept = pair.kept()
         whole = matching_problem(
-            pair.a, pair.b, metric=self.metric, folding=pair.folding, include_bias=self.include_bias,
+            *pair.to_fold(), metric=self.metric, folding=pair.folding, include_bias=self.include_bias,
             weights=self.weights, rejection_cost=self.rejection_cost, n_pairs=self.n_pairs,
         )  # fmt: skip
-        kept = pair.kept()
         return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
