@@ -30,7 +30,7 @@ from sae_match.plan.machine import available_ram
 from sae_match.plan.resources import JobShape, TextSize, phases
 from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
-from tests.experiment.conftest import LAYERS
+from tests.tiny_setting import LAYERS
 
 GEMMA = ModelSize(
     parameters=2_614_341_888, block_parameters=77_865_984, n_layers=26, d_model=2304, heads=8, d_ff=9216,

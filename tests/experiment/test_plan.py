@@ -19,10 +19,10 @@ from sae_match.experiment import make_plan, run
 from sae_match.plan.resources import durations
 from sae_match.plan.show import render
 from sae_match.study import Study
-from tests.experiment.conftest import LAYERS
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
+from tests.tiny_setting import LAYERS
 
 Configured = Callable[..., Study]
 
