@@ -21,7 +21,7 @@ from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import explain_worker_death
 from sae_match.sweep import current_job, report_on_exit
-from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
+from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,10 @@ def show_plan(config: Config) -> None:
     from sae_match.experiment.planned_time import durations
 
     plan = make_plan(in_a_new_record(config, sys.argv[1:]))
-    print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    try:
+        print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    except BrokenPipeError:
+        sys.exit(EXIT_UNREAD)  # an exit is no error, of which Hydra would write a line
     if plan.problems:
         count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
