@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sae_match.config.compose import config_directory, register_schemas
+from sae_match.app.build import config_directory, register_schemas
 
 EXPERIMENTS = sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.schema import Config
 from sae_match.experiment import job
-from sae_match.experiment.plan import Plan
+from sae_match.plan.plan import Plan
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import random_sae
 from tests.cli.test_command_line import run_in, weights_only
 
@@ -29,7 +29,7 @@ def test_what_each_level_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         save_native(random_sae(seed=layer), tmp_path / "saes" / f"layer_{layer:02d}.safetensors")
     make_plan = job.make_plan
 
-    def speak(cfg: Config) -> Plan:
+    def speak(cfg: Study) -> Plan:
         """Log and print what libraries of a job's own would."""
         logging.getLogger("sae_match.probe").debug("a detail")
         logging.getLogger("somelibrary").info("a library's news")

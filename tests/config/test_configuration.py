@@ -15,28 +15,28 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.rules import check_config, check_train_config
-from sae_match.config.schema import Config
-from sae_match.config.training_schema import TrainConfig
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.matching.problem import Metric
+from sae_match.rules import check_config, check_train_config
 from sae_match.saes.folding import FoldingKind
+from sae_match.study import Study
+from sae_match.training.options import TrainConfig
 
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
 
 
 @cache
-def composed(*overrides: str) -> Config:
+def composed(*overrides: str) -> Study:
     """The objects of a job; composing takes a quarter of a second, so every one is kept."""
     register_schemas()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(without_hydra(compose("config", [*PATHS, *overrides])), Config)
+        return build(without_hydra(compose("config", [*PATHS, *overrides])), Study)
 
 
 def composed_training(*overrides: str) -> TrainConfig:
     register_schemas()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
+        return build(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
 
 
 def without_hydra(cfg):  # type: ignore[no-untyped-def]
@@ -81,7 +81,7 @@ ROUNDS = [
 """Every option of every group, one of each group at a time."""
 
 
-def compose_round(choices: list[tuple[str, str]]) -> Config:
+def compose_round(choices: list[tuple[str, str]]) -> Study:
     return composed(*(word for g, o in choices for word in [f"{g}={o}", *REQUIRED.get((g, o), [])]))
 
 
@@ -134,7 +134,7 @@ def test_plain_unknown_keys_are_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["+", "++"])
-@pytest.mark.parametrize("key", ["matching.foo", "foo", "matching.weights.W_decoder", "_target_"])
+@pytest.mark.parametrize("key", ["matching.foo", "foo", "matching.weights.W_decoder", "sae.foo", "_target_"])
 def test_added_unknown_keys_are_refused_and_named(prefix: str, key: str) -> None:
     with pytest.raises(UserError, match=f"unknown configuration key: {key}"):
         composed(f"{prefix}{key}=1")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
+from sae_match.rules import check_config
+from sae_match.study import Study
 from tests.config.test_configuration import composed
 from tests.experiments import EXPERIMENTS, commands, jobs
 
 FIGURES = [name for name in EXPERIMENTS if name.startswith("fig")]
 
 
-def configurations(arguments: list[str]) -> list[Config]:
+def configurations(arguments: list[str]) -> list[Study]:
     """The jobs of a command line; of more than ten (pair after pair of a model) the first and the last.
 
     Of a bare `experiment=NAME` the first job only: test_experiment_files runs them all.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sae_match import UserError
-from sae_match.config.rules import check_config
 from sae_match.judging.endpoint import EndpointJudge
+from sae_match.rules import check_config
 from tests.config.test_configuration import composed, options
 
 ENDPOINT = "judging=endpoint"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.config.rules import check_config
-from sae_match.config.schema import LayersConfig
 from sae_match.record.science import science_hash
+from sae_match.rules import check_config
+from sae_match.study import Layers
 from tests.config.test_configuration import composed, composed_training
 
 
@@ -19,7 +19,7 @@ def plain(*overrides: str) -> dict[str, object]:
 
 def test_a_pair_is_the_same_job_as_its_two_layers() -> None:
     assert plain("layers.pair=13") == plain("layers.first=13", "layers.last=14")
-    assert composed_training("model=gpt2").layers == LayersConfig(11, 18)
+    assert composed_training("model=gpt2").layers == Layers(11, 18)
 
 
 @pytest.mark.parametrize("given", [["layers.first=12"], ["layers.last=15"], ["layers.first=13", "layers.last=14"]])
@@ -36,7 +36,7 @@ def test_a_pair_outside_the_saes_is_refused() -> None:
 def test_library_callers_name_both_layers() -> None:
     cfg = composed()
     with pytest.raises(UserError, match="short for first and last"):
-        check_config(replace(cfg, layers=LayersConfig(first=13, last=14, pair=13)))
+        check_config(replace(cfg, layers=Layers(first=13, last=14, pair=13)))
 
 
 def test_what_is_captured_decides_no_result() -> None:
@@ -75,5 +75,5 @@ def test_wide_saes_keep_no_products() -> None:
 
 
 def test_one_pair_is_the_first_or_the_one_asked_for() -> None:
-    assert composed("experiment=one_pair").layers == LayersConfig(11, 12)
-    assert composed("experiment=one_pair", "layers.pair=14").layers == LayersConfig(14, 15)
+    assert composed("experiment=one_pair").layers == Layers(11, 12)
+    assert composed("experiment=one_pair", "layers.pair=14").layers == Layers(14, 15)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
+from sae_match.rules import check_config
+from sae_match.study import Study
 from tests.config.test_configuration import composed, options
 
 
-def scheme(cfg: Config) -> tuple[str, str, bool]:
+def scheme(cfg: Study) -> tuple[str, str, bool]:
     return cfg.matching.metric.value, cfg.folding.name.value, cfg.matching.include_bias
 
 

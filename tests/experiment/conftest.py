@@ -9,9 +9,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.saes import SparseAutoencoder, save_native
+from sae_match.study import Study
 from tests.builders import identity_sae, permuted, random_sae
 from tests.tiny_setting import D_MODEL, LAYERS, build_model, build_text
 
@@ -50,24 +50,24 @@ def random_saes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> Callable[..., Config]:
+def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> Callable[..., Study]:
     """A maker of full-evaluation configurations over the tiny model."""
 
     native = ("sae=native", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'")
 
-    def make(saes: Path, *overrides: str, output: str = "out", sae: tuple[str, ...] = native) -> Config:
+    def make(saes: Path, *overrides: str, output: str = "out") -> Study:
         register_schemas()
         chosen = {override.partition("=")[0] for override in overrides}
         places = {"model": model_directory, "dataset": text_directory}
         local = [f"{group}=local" for group in places if group not in chosen]
         local += [f"{group}.path={path}" for group, path in places.items() if group not in chosen]
         fixed = [
-            *local, *sae, f"sae.root={saes}",
+            *local, *([] if "sae" in chosen else native), f"sae.root={saes}",
             "dataset.documents=10", "dataset.window_tokens=12", "dataset.windows_per_document=2",
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",
             f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",
         ]  # fmt: skip
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return to_dataclass(compose("config", [*fixed, *overrides]), Config)
+            return build(compose("config", [*fixed, *overrides]), Study)
 
     return make

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from sae_match import Permutation, SparseAutoencoder
-from sae_match.config.schema import Config
 from sae_match.content import content_key
 from sae_match.entries import list_entries, read_mark
 from sae_match.evaluation import controls as controls_module
@@ -22,10 +21,11 @@ from sae_match.evaluation.splices import SpliceUnits
 from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import random_sae, splices_of_pair
 from tests.faults.kill_loop import scientific_results
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 A, B = random_sae(seed=1), random_sae(seed=2)
 MORE = ("composition.max_distance=2", "composition.starts=[0]", "evaluation/controls=[vanilla,random,linear_map]",
         "evaluation.fit_documents=2", "dataset.documents=6")  # fmt: skip
@@ -55,7 +55,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     return Passes(monkeypatch)
 
 
-def entries(cfg: Config) -> list[Path]:
+def entries(cfg: Study) -> list[Path]:
     return sorted((Store(cfg.paths.cache_dir).root / "activations").glob("*.safetensors"))
 
 

@@ -15,22 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.evaluation import evaluate_pair
 from sae_match.evaluation.far_pair import agreement_rows
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.experiment.composition_headline import composition_headline, reach
 from sae_match.experiment.feature_paths import path_table
-from sae_match.experiment.saes_in_span import far_pairs
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
+from sae_match.plan.checks import far_pairs
 from sae_match.record.curves import distance_rows
+from sae_match.rules import check_config
 from sae_match.saes import save_native
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import permuted, random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 FAR = [(0, 2), (0, 3), (1, 3)]
 
 

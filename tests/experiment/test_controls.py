@@ -11,25 +11,23 @@ import pytest
 import torch
 
 from sae_match import UserError, load_sae, match
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
-from sae_match.evaluation.controls import Correlation
 from sae_match.experiment import run
-from sae_match.experiment.controls_step import control_setup
-from sae_match.experiment.plan import make_plan
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.registry import DESCRIPTIONS
+from sae_match.plan.plan import make_plan
 from sae_match.record.documents import read_documents
 from sae_match.report.resampling import paired_difference
+from sae_match.rules import check_config
+from sae_match.study import Study
 from tests.cli.test_command_line import run_in
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 MATCHINGS = {"matched", "vanilla", "random", "greedy", "nearest", "mutual", "cosine", "correlation"}
 FIT = ["dataset.documents=6", "evaluation.fit_documents=4"]
 
 
 @pytest.fixture
-def full(configured: Configured, random_saes: Path) -> Config:
+def full(configured: Configured, random_saes: Path) -> Study:
     return configured(random_saes, "evaluation/controls=all", *FIT, "evaluation.min_count=1")
 
 
@@ -37,7 +35,7 @@ def pivot(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[table.metric == metric].pivot(index="layer", columns="variant", values="value")
 
 
-def test_every_control_is_evaluated_like_the_matching(full: Config, random_saes: Path) -> None:
+def test_every_control_is_evaluated_like_the_matching(full: Study, random_saes: Path) -> None:
     result = run(full)
     scores = pivot(result.pairs, "matching_score")
     assert MATCHINGS | {"ceiling"} == set(scores.columns)
@@ -65,14 +63,14 @@ def test_every_control_is_evaluated_like_the_matching(full: Config, random_saes:
     assert (result.directory / "figures" / "controls.png").is_file()
 
 
-def test_what_controls_are_fitted_on_is_recorded_and_not_evaluated(full: Config) -> None:
+def test_what_controls_are_fitted_on_is_recorded_and_not_evaluated(full: Study) -> None:
     text = json.loads((run(full).directory / "text.json").read_text())
     assert text["fit"]["key"] != text["key"]
     assert (text["documents"], text["fit"]["documents"]) == (6, 4)
     assert len(set(text["fit"]["titles"])) == 4
 
 
-def test_documents_on_disk_give_back_the_jobs_own_intervals(full: Config) -> None:
+def test_documents_on_disk_give_back_the_jobs_own_intervals(full: Study) -> None:
     result = run(full)
     table = result.pairs.set_index(["layer", "layer_to", "variant", "metric"])
     stored = read_documents(result.directory / "documents.parquet")
@@ -142,11 +140,11 @@ def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, r
     assert [phase.name for phase in wide.phases if phase.name not in {p.name for p in plain.phases}] == [
         "match by correlation"
     ]
-    assert wide.shape is not None
-    assert wide.shape.fit_windows == 8
+    assert wide.text is not None
+    assert wide.text.fit_windows == 8
     short = configured(random_saes, *FIT, "evaluation/controls=[correlation]", "solver.memory_limit_gib=0.25")
     with pytest.raises(UserError, match="solver=correlation needs"):
-        Correlation().check_memory(control_setup(short, 8), 8192, 8192)
+        short.evaluation.controls["correlation"].check_memory(8192, 8192, 8)
 
 
 def test_the_command_runs_with_controls(

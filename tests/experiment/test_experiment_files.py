@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from sae_match import app
-from sae_match.config.compose import config_directory
+from sae_match.app.build import config_directory
 from sae_match.experiment import outputs
 from sae_match.report import find_records
 from sae_match.report.pair_figure import write_pair_figures

@@ -12,27 +12,28 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from sae_match import load_sae
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.experiment import Result, make_plan, run
 from sae_match.language_model import load_language_model
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import load_windows
 from tests.builders import scientific
-from tests.experiment.gemma import BLOCKS, BOS, OVERRIDES, TOKEN, WINDOW, Setting, build
+from tests.experiment.gemma import BLOCKS, BOS, OVERRIDES, TOKEN, WINDOW, Setting
+from tests.experiment.gemma import build as build_setting
 from tests.hub_server import Hub
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return build(tmp_path_factory.mktemp("gemma"))
+    return build_setting(tmp_path_factory.mktemp("gemma"))
 
 
-def config(tmp_path: Path, *overrides: str) -> Config:
+def config(tmp_path: Path, *overrides: str) -> Study:
     register_schemas()
     paths = [f"paths.output_dir={tmp_path / 'out'}", f"paths.cache_dir={tmp_path / 'cache'}"]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(compose("config", [*OVERRIDES, *paths, *overrides]), Config)
+        return build(compose("config", [*OVERRIDES, *paths, *overrides]), Study)
 
 
 def value(result: Result, layer: int, variant: str, metric: str) -> float:

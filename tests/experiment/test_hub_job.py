@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment import run
+from sae_match.study import Study
 from tests.hub_server import Hub
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 FROM_THE_HUB = ["model=hub", "model.repo_id=owner/model", "dataset=hub", "dataset.repo_id=owner/text"]
 
 

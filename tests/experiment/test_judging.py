@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from sae_match import Permutation, UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
 from sae_match.record.pairs import read_pairs
+from sae_match.study import Study
 from tests.judging.chat_server import Response, chat_server, completion
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 FEW = ["layers.last=2", "judging.pairs=6", "judging.context_tokens=2"]
 
 

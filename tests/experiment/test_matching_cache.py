@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from sae_match.config.schema import Config
 from sae_match.content import content_key
-from sae_match.experiment import matching_step, run
-from sae_match.experiment.matching_cache import matching_key
+from sae_match.experiment import matching_cache, matching_step, run
+from sae_match.experiment.matching_cache import cached_matching, matching_key
 from sae_match.matching import Matching, make_solver
+from sae_match.matching.feature_pair import FeaturePair
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 A, B = random_sae(seed=1), random_sae(width=30, seed=2)
 
 
@@ -32,30 +33,40 @@ A, B = random_sae(seed=1), random_sae(width=30, seed=2)
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[Matching]:
     """Every matching that is solved from here on."""
     found: list[Matching] = []
-    inner = matching_step.match
+    inner = matching_cache.match_features
 
     def counting(*arguments: Any, **options: Any) -> Matching:
         found.append(inner(*arguments, **options))
         return found[-1]
 
-    monkeypatch.setattr(matching_step, "match", counting)
+    monkeypatch.setattr(matching_cache, "match_features", counting)
     return found
 
 
-def matching(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
-    solver = matching_step.configured_solver(cfg, "cpu", progress=False)
-    return matching_step.match_configured(store(cfg), cfg, a, b, solver, **excluded)
+def matching(cfg: Study, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
+    solver = cfg.solver.on("cpu")
+    return cached_matching(store(cfg), cfg.matching, solver, pair_of(cfg, a, b, **excluded))
 
 
-def store(cfg: Config) -> Store:
+def pair_of(
+    cfg: Study,
+    a: SparseAutoencoder = A,
+    b: SparseAutoencoder = B,
+    exclude_a: torch.Tensor | None = None,
+    exclude_b: torch.Tensor | None = None,
+) -> FeaturePair:
+    return matching_step.feature_pair(cfg, a, b, (0, 1), (exclude_a, exclude_b))
+
+
+def store(cfg: Study) -> Store:
     return Store(cfg.paths.cache_dir)
 
 
-def key_of(cfg: Config, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
-    return content_key(matching_key(cfg, a, b, cfg.solver, mask, None))
+def key_of(cfg: Study, a: SparseAutoencoder = A, b: SparseAutoencoder = B, mask: torch.Tensor | None = None) -> str:
+    return content_key(matching_key(cfg.matching, cfg.solver, pair_of(cfg, a, b, mask)))
 
 
-def entries(cfg: Config) -> list[Path]:
+def entries(cfg: Study) -> list[Path]:
     return sorted((store(cfg).root / "matchings").iterdir())
 
 
@@ -184,7 +195,7 @@ def test_a_whole_file_with_a_wrong_content_is_not_believed(
 ) -> None:
     cfg = configured(tmp_path)
     first = matching(cfg)
-    key = matching_key(cfg, A, B, cfg.solver, None, None)
+    key = matching_key(cfg.matching, cfg.solver, pair_of(cfg))
     store(cfg).put("matchings", key, {**(store(cfg).get("matchings", key) or {}), **wrong})
     again = matching(cfg)
     assert len(solved) == 2
@@ -194,14 +205,14 @@ def test_a_whole_file_with_a_wrong_content_is_not_believed(
 def test_of_two_that_want_one_matching_one_solves(
     configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, calls, inner = configured(tmp_path), [], matching_step.match
+    cfg, calls, inner = configured(tmp_path), [], matching_cache.match_features
 
     def slow(*arguments: Any, **options: Any) -> Matching:
         calls.append(1)
         time.sleep(0.3)
         return inner(*arguments, **options)
 
-    monkeypatch.setattr(matching_step, "match", slow)
+    monkeypatch.setattr(matching_cache, "match_features", slow)
     found: list[Matching] = []
     threads = [threading.Thread(target=lambda: found.append(matching(cfg))) for _ in range(2)]
     for thread in threads:
@@ -231,7 +242,7 @@ def test_a_control_that_is_solved_otherwise_is_not_the_configured_matching(
     exact = matching(cfg)
     greedy = make_solver("greedy")
     for _ in range(2):
-        control = matching_step.match_configured(store(cfg), cfg, A, B, greedy)
+        control = cached_matching(store(cfg), cfg.matching, greedy, pair_of(cfg))
         assert control.permutation.provenance["solver"] == "greedy"
         assert control.gap is None and exact.gap is not None
     assert len(entries(cfg)) == 2

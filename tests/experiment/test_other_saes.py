@@ -12,20 +12,19 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
 from sae_match.saes.formats.native import load_native
 from sae_match.saes.site import Site
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
 
-Configured = Callable[..., Config]
-NO_CEILING = "sae.ceiling_filename=null"
-SPARSIFY = ("sae=sparsify", NO_CEILING)
+Configured = Callable[..., Study]
+SPARSIFY = ("sae=sparsify",)
 FAST = ("dataset.windows_per_document=1", "evaluation.bootstrap_samples=10")
 
 
@@ -101,7 +100,7 @@ def test_topk_saes_without_folding_need_no_scale(configured: Configured, topk_sa
 def test_stored_thresholds_without_text(configured: Configured, tmp_path: Path) -> None:
     for layer in range(LAYERS):
         write_dictionary(tmp_path / "d" / f"layer_{layer}", "AutoEncoderTopK", layer, seed=layer)
-    options = ["sae=dictionary_learning", NO_CEILING, "sae.folder='layer_{layer}'", "evaluation=weights_only"]
+    options = ["sae=dictionary_learning", "sae.folder='layer_{layer}'", "evaluation=weights_only"]
     result = run(configured(tmp_path / "d", *options, "folding.scale=stored"))
     a, b = (load_sae(tmp_path / "d" / f"layer_{i}", i) for i in (0, 1))
     mse = 0.7 * (
@@ -122,7 +121,7 @@ def test_a_jumprelu_job_is_what_it_was(configured: Configured, random_saes: Path
     assert scientific(threshold) == scientific(auto)
 
 
-def refused(cfg: Config, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def refused(cfg: Study, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job fails with `message` before the model is loaded and anything is matched."""
 
     def too_late(*_: object, **__: object) -> None:
@@ -148,7 +147,7 @@ def test_estimated_scale_of_relu_saes_needs_k(
     for layer in range(LAYERS):
         cfg = {"architecture": "standard", "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"}}
         write_saelens(tmp_path / "s" / f"layer_{layer}", cfg, seed=layer)
-    options = ["sae=saelens", NO_CEILING, "sae.folder='layer_{layer}'", "folding.scale=estimated"]
+    options = ["sae=saelens", "sae.folder='layer_{layer}'", "folding.scale=estimated"]
     assert run(configured(tmp_path / "s", *options, *FAST, "folding.k=3", output="fine")).metrics["gap"] < 1e-6
     refused(configured(tmp_path / "s", *options), r"needs folding\.k", monkeypatch)
 
@@ -171,7 +170,7 @@ def test_saes_that_only_match(
     for layer in range(LAYERS):
         cfg = json.loads(json.dumps({"architecture": "jumprelu", **facts}).replace("LAYER", str(layer)))
         write_saelens(tmp_path / "s" / f"layer_{layer}", cfg, seed=layer)
-    options = ["sae=saelens", NO_CEILING, "sae.folder='layer_{layer}'"]
+    options = ["sae=saelens", "sae.folder='layer_{layer}'"]
     weights = run(configured(tmp_path / "s", *options, "evaluation=weights_only", output="weights"))
     assert weights.metrics["weight_mse/W_dec"] > 0
     refused(configured(tmp_path / "s", *options), message, monkeypatch)

@@ -8,9 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.experiment import run
+from sae_match.study import Study
 
 PACKAGE = """
 from collections.abc import Iterator, Sequence
@@ -71,14 +71,14 @@ tolerance: 10000
 """
 
 
-def composed(directory: Path, *overrides: str) -> Config:
+def composed(directory: Path, *overrides: str) -> Study:
     register_schemas()
     for group, name, option in (("dataset", "counting", TEXT), ("judging", "length", JUDGE)):
         (directory / group).mkdir(parents=True, exist_ok=True)
         (directory / group / f"{name}.yaml").write_text(option, encoding="utf-8")
     own = f"hydra.searchpath=[file://{directory}]"
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return to_dataclass(compose("config", [own, "dataset=counting", "judging=length", *overrides]), Config)
+        return build(compose("config", [own, "dataset=counting", "judging=length", *overrides]), Study)
 
 
 def test_a_job_uses_them(

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError, load_sae
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment.job_key import input_hashes
-from sae_match.experiment.plan import make_plan
+from sae_match.plan.plan import make_plan
+from sae_match.rules import check_config
+from sae_match.study import Study
 from tests.builders import identity_sae, permuted
 from tests.tiny_setting import D_MODEL, LAYERS
 
@@ -87,9 +87,9 @@ def saes(tmp_path: Path) -> Path:
 
 
 def test_a_job_reads_a_users_own_format(
-    own: tuple[str, ...], saes: Path, configured: Callable[..., Config], tmp_path: Path
+    own: tuple[str, ...], saes: Path, configured: Callable[..., Study], tmp_path: Path
 ) -> None:
-    cfg = configured(saes, sae=own)
+    cfg = configured(saes, *own)
     assert type(cfg.sae).__name__ == "Tied"
     assert cfg.config["sae"] | {"root": None} == {
         "_target_": "own_formats.Tied", "name": "tied", "root": None, "repo_id": None, "revision": None, "site": None,
@@ -106,11 +106,11 @@ def test_a_job_reads_a_users_own_format(
     assert [layer for layer in before if before[layer] != after[layer]] == ["2"]
 
 
-def test_its_options_are_its_own(own: tuple[str, ...], saes: Path, configured: Callable[..., Config]) -> None:
+def test_its_options_are_its_own(own: tuple[str, ...], saes: Path, configured: Callable[..., Study]) -> None:
     with pytest.raises(UserError, match=r"unknown configuration key: sae\.width"):
-        configured(saes, "+sae.width=16k", sae=own)
+        configured(saes, *own, "+sae.width=16k")
     with pytest.raises(UserError, match=r"layers\.last=3: the SAEs tied cover layers 0\.\.2"):
-        check_config(configured(saes, "sae.last_layer=2", sae=own))
+        check_config(configured(saes, *own, "sae.last_layer=2"))
 
 
 def test_the_library_takes_the_class_or_an_object(own: tuple[str, ...], saes: Path) -> None:

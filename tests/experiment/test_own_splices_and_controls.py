@@ -14,18 +14,20 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, delta_loss_step, run
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import identity_sae, random_sae
 from tests.experiment.conftest import LAYERS
 from tests.tiny_setting import D_MODEL
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 MODULE = '''
 import torch
-from sae_match.evaluation.controls import SimilarityControl
+from sae_match.evaluation.controls import Matcher
 from sae_match.evaluation.splices import Splice
+from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.similarity import Similarity
 from sae_match.options import option
 
 
@@ -46,18 +48,22 @@ class Mixed(Splice):
 
 
 @option
-class Signed(SimilarityControl):
+class Signed(Similarity):
     """Decoder cosine of the kept features, or its negative."""
 
     name: str = "signed"
     sign: float = 1.0
 
-    def similarity(self, pair):
+    def matrix(self, pair):
         rows = [
             torch.nn.functional.normalize(sae.W_dec[kept], dim=1)
             for sae, kept in zip((pair.a, pair.b), pair.kept())
         ]
         return self.sign * rows[0] @ rows[1].T
+
+
+def signed(**arguments):
+    return Matcher(name="signed", similarity=Signed(**arguments), solver=CertifiedSolver())
 '''
 
 
@@ -75,7 +81,7 @@ class Own:
         self.module = importlib.reload(known) if known else importlib.import_module("my_package")
         return self.module
 
-    def run(self, cfg: Config, *, splices: tuple[Any, ...] = (), controls: tuple[Any, ...] = ()) -> Result:
+    def run(self, cfg: Study, *, splices: tuple[Any, ...] = (), controls: tuple[Any, ...] = ()) -> Result:
         more = {"splices": splices, "controls": controls}
         added = {
             group: getattr(cfg.evaluation, group) | {entry.name: entry for entry in entries}
@@ -195,15 +201,15 @@ def test_equal_splices_share_their_losses(
 def test_an_own_control_is_measured_and_cached_by_what_it_is(
     own: Own, configured: Configured, random_saes: Path, tmp_path: Path
 ) -> None:
-    full = own.run(configured(random_saes, "layers.last=1", output="full"), controls=(own.module.Signed(),))
+    full = own.run(configured(random_saes, "layers.last=1", output="full"), controls=(own.module.signed(),))
     assert values(full, "signed", "fit_similarity")[0] > 0
     assert len(values(full, "signed", "matching_score")) == len(values(full, "signed", "weight_mse/W_dec")) == 1
     assert len(values(full, "encode_permute_decode_signed", "delta_loss")) == 1
     bare = ["evaluation=weights_only", "layers.last=1", "evaluation/controls=[]"]
-    same = own.run(configured(random_saes, *bare, output="same"), controls=(own.module.Signed(),))
+    same = own.run(configured(random_saes, *bare, output="same"), controls=(own.module.signed(),))
     assert values(same, "signed", "decoder_cosine") == values(full, "signed", "decoder_cosine")
-    other = own.run(configured(random_saes, *bare, output="other"), controls=(own.module.Signed(sign=-1),))
+    other = own.run(configured(random_saes, *bare, output="other"), controls=(own.module.signed(sign=-1),))
     assert values(other, "signed", "decoder_cosine")[0] < 0 < values(same, "signed", "decoder_cosine")[0]
     rewritten = own.write(MODULE.replace("return self.sign * rows", "return -self.sign * rows"))
-    code = own.run(configured(random_saes, *bare, output="code"), controls=(rewritten.Signed(),))
+    code = own.run(configured(random_saes, *bare, output="code"), controls=(rewritten.signed(),))
     assert values(code, "signed", "decoder_cosine") == values(other, "signed", "decoder_cosine")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sae_match import Permutation
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
 from sae_match.language_model import LanguageModel
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from sae_match import Permutation, SparseAutoencoder, UserError, load_sae, match
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
+from sae_match.rules import check_config
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 DEAD = 5
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sae_match import Permutation, SparseAutoencoder
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment.matching_step import planted_identity
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import random_sae
 
 
@@ -46,7 +46,7 @@ def test_a_single_feature_tells_nothing() -> None:
 
 @pytest.mark.parametrize("level", ["full", "weights_only"])
 def test_a_job_says_so_in_its_log_and_record(
-    configured: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
+    configured: Callable[..., Study], tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
 ) -> None:
     start = random_sae(seed=7)
     for layer in range(3):

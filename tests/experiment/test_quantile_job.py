@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.experiment import Result, run
+from sae_match.rules import check_config
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 def curve(result: Result, variant: str, metric: str) -> pd.Series:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.experiment import run
 from sae_match.experiment.job_key import job_key
@@ -23,16 +22,17 @@ from sae_match.record.heartbeat import SIGN
 from sae_match.record.process import this_process
 from sae_match.record.state import read_status
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import random_sae
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 @pytest.fixture
 def weights(configured: Configured, random_saes: Path) -> Configured:
     """A maker of weights-only configurations over two layers."""
 
-    def make(*overrides: str, output: str = "sweep/0", saes: Path = random_saes) -> Config:
+    def make(*overrides: str, output: str = "sweep/0", saes: Path = random_saes) -> Study:
         return configured(saes, "evaluation=weights_only", "layers.last=1", *overrides, output=output)
 
     return make

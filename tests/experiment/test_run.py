@@ -15,14 +15,14 @@ import torch
 
 import sae_match.evaluation.splice_losses as splice_losses_module
 from sae_match import Permutation, UserError, load_sae
-from sae_match.config.schema import Config
 from sae_match.evaluation import evaluate_pair
 from sae_match.experiment import Result, delta_loss_step, evaluation_step, run
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.record.pairs import read_pairs
 from sae_match.store import Store
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 def value(result: Result, layer: int, variant: str, metric: str) -> float:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.record.pairs import read_pairs
 from sae_match.report import find_records
 from sae_match.report.merge import merge_spans
+from sae_match.study import Study
 from tests.builders import scientific
 
 NO_SUMS = ("matching_score_per_feature", "_to_ceiling")
@@ -21,7 +21,7 @@ NO_SUMS = ("matching_score_per_feature", "_to_ceiling")
 
 
 def test_a_split_span_merges_to_the_unsplit_job(
-    configured: Callable[..., Config], random_saes: Path, tmp_path: Path
+    configured: Callable[..., Study], random_saes: Path, tmp_path: Path
 ) -> None:
     whole = run(configured(random_saes, output="whole"))
     run(configured(random_saes, "layers.last=2", output="split/0"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sae_match import SparseAutoencoder
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment import saes_in_span as module
 from sae_match.saes import SaeSource
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 @pytest.mark.parametrize("level", ["weights_only", "full"])

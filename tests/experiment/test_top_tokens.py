@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from sae_match import load_sae
-from sae_match.config.schema import Config
 from sae_match.experiment import evaluation_step, run
 from sae_match.language_model import load_language_model
 from sae_match.report.cli import main
 from sae_match.store import Store
+from sae_match.study import Study
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 
 def test_the_first_token_is_where_the_feature_is_most_active(configured: Configured, random_saes: Path) -> None:

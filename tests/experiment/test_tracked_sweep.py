@@ -16,12 +16,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.experiment import job as job_module
 from sae_match.experiment import run
 from sae_match.record.factors import COLUMN_PATHS
 from sae_match.saes import save_native
+from sae_match.study import Study
 from tests.builders import random_sae
 from tests.record.wandb_server import run_python, wandb_server
 from tests.wandb_reader import inspect
@@ -40,7 +40,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, text_
         save_native(random_sae(width=24, d=8, seed=layer), root / "saes" / f"layer_{layer:02d}.safetensors")
     save_native(random_sae(width=24, d=8, seed=9), root / "saes" / "layer_01_seed_1.safetensors")
 
-    def job(name: str, *overrides: str) -> Config:
+    def job(name: str, *overrides: str) -> Study:
         fixed = [
             "sae=native", f"sae.root={root / 'saes'}",
             "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'", "model=local",
@@ -50,7 +50,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, text_
             f"paths.output_dir={root / 'sweep' / name}", f"paths.cache_dir={root / 'cache'}",
         ]  # fmt: skip
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return to_dataclass(compose("config", [*fixed, *TRACKED, *overrides]), Config)
+            return build(compose("config", [*fixed, *TRACKED, *overrides]), Study)
 
     register_schemas()
     with pytest.MonkeyPatch.context() as patch:

@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from sae_match import UserError, load_sae
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.rules import check_train_config
-from sae_match.config.training_schema import TrainConfig
+from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.rules import check_train_config
 from sae_match.training import run as run_module
+from sae_match.training.options import TrainConfig
 from sae_match.training.run import run_training
 from tests.wandb_reader import inspect
 
@@ -41,7 +41,7 @@ def training(model_directory: Path, text_directory: Path, tmp_path: Path) -> Tra
             f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",
         ]  # fmt: skip
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            cfg = to_dataclass(compose("train", [*fixed, *overrides]), TrainConfig)
+            cfg = build(compose("train", [*fixed, *overrides]), TrainConfig)
         check_train_config(cfg)
         return cfg
 

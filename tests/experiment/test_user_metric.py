@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.experiment.job_key import job_key
 from sae_match.metrics import Metric
@@ -23,11 +22,12 @@ from sae_match.record.labels import LABELS, read_labels
 from sae_match.report import read_record
 from sae_match.report.cli import main
 from sae_match.report.resampling import paired_difference
+from sae_match.study import Study
 from sae_match.sweep.notes import SweepJob
 from sae_match.sweep.table import table
 from tests.wandb_reader import inspect
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 SOURCE = '''
 """Metrics of somebody else."""
 

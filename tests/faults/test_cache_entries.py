@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.schema import Config
 from sae_match.experiment import run
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.faults.kill_loop import scientific_results
 
-Configured = Callable[..., Config]
+Configured = Callable[..., Study]
 
 KINDS = {
     "tokens": "tokens/*.safetensors",

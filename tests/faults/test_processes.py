@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.config.schema import Config
 from sae_match.experiment import run
+from sae_match.study import Study
 from tests.faults.kill_loop import results
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 PROCESSES = 8
 
 
-def test_eight_processes_on_one_key(configured: Callable[..., Config], random_saes: Path, tmp_path: Path) -> None:
+def test_eight_processes_on_one_key(configured: Callable[..., Study], random_saes: Path, tmp_path: Path) -> None:
     children = []
     for i in range(PROCESSES):
         cfg = configured(random_saes, "evaluation=weights_only", "layers.last=2", output=f"out_{i}")

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match.matching import MatchingProblem
-from sae_match.matching.certified.grid import grid_problem
+from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.certified import lazy as lazy_module
+from sae_match.matching.certified.grid import grid_problem, row_classes
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.list_kernels import dot, kth_least
 from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, total_cost, verified
@@ -107,3 +109,50 @@ def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
     lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, deadline=time.monotonic() - 1)
     assert lazy.run() is not None
     assert similarity.rows_computed == 64
+
+
+def test_rows_that_are_equal_share_a_class_and_the_answer_stays_the_least() -> None:
+    g = torch.Generator().manual_seed(2)
+    rows = torch.randn(5, 4, generator=g)[torch.tensor([0, 1, 0, 2, 1, 0, 3])]
+    rows[6] = -rows[3]  # of the same norm, but another row
+    norms = np.linalg.norm(rows.double().numpy(), axis=1)
+    assert row_classes(rows.numpy(), norms).tolist() == [0, 1, 0, 3, 1, 0, 6]
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 40), m=st.integers(2, 40))
+def test_searches_that_pass_over_equal_rows_find_the_same(seed: int, n: int, m: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    n, m = sorted((n, m))
+    left, right = (torch.randint(0, 3, (width, 1), generator=g).float() for width in (n, m))
+    grid = grid_problem(left, right, threads=1)
+    answers = []
+    for classes in (row_classes(grid.costs.left, grid.costs.left_norm), None):
+        similarity = Similarity(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+        lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, row_class=classes)
+        assert lazy.run() is None
+        proof = prove(lazy, verify=True)
+        assert proof.deficit == 0
+        answers.append(proof.partner.tolist())
+    assert answers[0] == answers[1]
+
+
+def test_calls_shrink_when_they_take_long_and_grow_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 10.0, 20.0, 20.0, 20.001])
+    monkeypatch.setattr(lazy_module.time, "perf_counter", lambda: next(clock))
+    size = lazy_module.CallSize(2048)
+    size.now = 64
+    sizes = []
+    for _ in range(3):
+        with size.timed():
+            pass
+        sizes.append(size.now)
+    assert sizes == [16, 4, 8]
+
+
+def test_a_time_limit_is_kept_where_every_cost_ties() -> None:
+    left, right = torch.ones(700, 8), torch.randn(700, 8, generator=torch.Generator().manual_seed(0))
+    CertifiedSolver().solve(MatchingProblem(left[:40], right[:40]))  # compile
+    started = time.process_time()
+    solution = CertifiedSolver(time_limit_s=0.2).solve(MatchingProblem(left, right))
+    assert time.process_time() - started < 2.0
+    assert len(solution.permutation.matched) == 700

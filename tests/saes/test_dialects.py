@@ -205,7 +205,7 @@ def test_settings_that_only_the_registry_of_saelens_knows(tmp_path: Path, caplog
 def test_the_registry_is_that_of_the_installed_saelens() -> None:
     file = Path(sae_lens.__file__).with_name("pretrained_saes.yaml")
     found: dict[str, dict[str, Any]] = {}
-    for release in yaml.safe_load(file.read_text()).values():
+    for release in yaml.load(file.read_text(), yaml.CSafeLoader).values():
         for entry in (release, *release["saes"]):
             for key, value in (entry.get("config_overrides") or {}).items():
                 if key in ("normalize_activations", "model_from_pretrained_kwargs"):

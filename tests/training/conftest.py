@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_match.config.training_schema import TrainingConfig
+from sae_match.training.options import TrainingConfig
 
 
 @dataclass

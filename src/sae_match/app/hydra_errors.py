@@ -9,7 +9,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
-from sae_match.config.known_keys import did_you_mean, dotted_keys
+from sae_match.app.known_keys import did_you_mean, dotted_keys
 from sae_match.launchers import missing_plugin
 
 _UNKNOWN = re.compile(r"Could not override '(.+)'")

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -13,13 +14,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.app.hydra_errors import explain_hydra_error
 from sae_match.app.trust import check_trust
-from sae_match.config.compose import config_directory, register_schemas, to_dataclass
-from sae_match.config.schema import Config
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.launchers import explain_worker_death
+from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
@@ -45,14 +46,14 @@ def job(cfg: DictConfig) -> float | None:
     quiet_libraries(cfg.progress)
     with current_job() as place:
         check_trust(cfg)
-        config = to_dataclass(cfg, Config)
+        config = build(cfg, Study)
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.rerun import Action, decide
         from sae_match.sweep.progress import progress_line
 
         if config.dry_run:
-            show_plan(config)
+            show_plan(config, in_sweep=place.sweep is not None)
             return None
         decision = decide(config, place.sweep)
         place.note(decision.directory, decision.action)
@@ -70,19 +71,24 @@ def job(cfg: DictConfig) -> float | None:
     return result.metrics.get("matching_score")
 
 
-def show_plan(config: Config) -> None:
-    """Print what the job would do.
+@quiet_when_unread
+def show_plan(config: Study, *, in_sweep: bool = False) -> None:
+    """Print what the job would do, in the directory in which the real run would do it.
 
     Raises:
         UserError: it could not start; the plan lists every reason.
     """
-    from sae_match.experiment.plan import make_plan
-    from sae_match.experiment.plan_text import render
-    from sae_match.experiment.planned_time import durations
+    from sae_match.experiment.rerun import decide
+    from sae_match.plan import make_plan
+    from sae_match.plan.show import render
 
-    plan = make_plan(in_a_new_record(config, sys.argv[1:]))
+    config = in_a_new_record(config, sys.argv[1:])
+    output = Path(config.paths.output_dir)
+    if output.is_dir():  # of earlier jobs, perhaps this one's
+        config = decide(config, output.parent if in_sweep else None).cfg
+    plan = make_plan(config)
     try:
-        print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+        print(render(plan), flush=True)
     except BrokenPipeError:
         sys.exit(EXIT_UNREAD)  # an exit is no error, of which Hydra would write a line
     if plan.problems:
@@ -117,7 +123,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 def explain_crash(error: Exception) -> str | None:
     """What to do when memory ran out or a worker process died; None for any other error."""
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+    if isinstance(error, ValueError) and str(error).startswith("Study group override must be"):
         return f"{error}; a group takes the name of one of its options"
     # torch's own error is a RuntimeError; torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

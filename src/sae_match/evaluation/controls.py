@@ -8,37 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from sae_match.evaluation.correlation import activation_correlations
 from sae_match.evaluation.linear_map import LinearMapSplice
-from sae_match.evaluation.splices import Splice, Streams, require_streams, sae_facts
-from sae_match.keys import Keyed, tensor_digest
-from sae_match.matching import UNMATCHED, Permutation, make_solver
-from sae_match.matching.by_similarity import check_memory, match_by_similarity
+from sae_match.evaluation.splices import Splice
+from sae_match.keys import Keyed
+from sae_match.matching import UNMATCHED, Matching, Permutation
+from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.similarity import Similarity, WeightDistance
 from sae_match.matching.solution import Solver
 from sae_match.options import option
-from sae_match.saes import SparseAutoencoder
 from sae_match.style import ORANGE, VERMILION, Style
-
-
-@dataclass(frozen=True)
-class ControlSetup:
-    """What the controls of a job share.
-
-    Attributes:
-        memory_limit_gib: the most that a solver may use; None = what the machine has available.
-        problem_width: numbers per feature that the job's matching compares.
-        device: where solvers compute products.
-    """
-
-    memory_limit_gib: float | None
-    problem_width: int
-    seed: int = 0
-    device: str = "cpu"
-    batch_windows: int = 8
-    sink_positions: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,76 +28,16 @@ class ControlMatching:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-Remember = Callable[[Mapping[str, object], Callable[[], ControlMatching]], ControlMatching]
-"""Finds a matching, or knows it by all the facts that it depends on."""
-
-
-def _always_find(_facts: Mapping[str, object], find: Callable[[], ControlMatching]) -> ControlMatching:
-    return find()
-
-
-@dataclass(frozen=True)
-class ControlPair:
-    """What a control may pair features by.
-
-    Attributes:
-        layers: t and t+1.
-        a, b: their SAEs.
-        excluded: features of either side that stay unmatched; None = none.
-        fit: residual streams of text that is not evaluated; None where none was prepared.
-        solve: solves the job's own matching problem with another solver, or knows the answer.
-        remember: finds a matching, or knows it.
-    """
-
-    setup: ControlSetup
-    layers: tuple[int, int]
-    a: SparseAutoencoder
-    b: SparseAutoencoder
-    excluded: tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None] = (None, None)
-    fit: Streams | None = None
-    solve: Callable[[Solver], Permutation] | None = None
-    remember: Remember = _always_find
-
-    @property
-    def fit_streams(self) -> Streams:
-        """Residual streams of the text on which a control may be fitted.
-
-        Raises:
-            UserError: none was prepared.
-        """
-        return require_streams(self.fit, "control")
-
-    def kept(self) -> tuple[Int[Tensor, " K_a"], Int[Tensor, " K_b"]]:
-        """Features of either side that are matched."""
-        kept_a, kept_b = (
-            torch.arange(sae.width) if gone is None else (~gone.cpu()).nonzero().flatten()
-            for sae, gone in zip((self.a, self.b), self.excluded, strict=True)
-        )
-        return kept_a, kept_b
-
-    def facts(self) -> dict[str, object]:
-        """Everything that a matching by similarity could depend on."""
-        return {
-            "layers": list(self.layers),
-            "saes": [sae_facts(sae) for sae in (self.a, self.b)],
-            "excluded": [None if mask is None else tensor_digest(mask) for mask in self.excluded],
-            "streams": None if self.fit is None else self.fit.key,
-            "seed": self.setup.seed,
-            "sink_positions": self.setup.sink_positions,
-            "device": self.a.device.type,
-        }
+Match = Callable[[Similarity, Solver], Matching]
+"""Matches the features of one pair, or knows the answer."""
 
 
 @option
 class Control(Keyed, ABC):
     """An alternative that is measured beside the matching."""
 
-    fitted: ClassVar[bool] = False
-    """Whether it is fitted on text that is not evaluated."""
     in_curves: ClassVar[bool] = False
     """Whether the record's per-layer figures draw it: a dozen curves tell nothing apart."""
-    takes_limits: ClassVar[bool] = True
-    """Whether it can be had beside a matching with a rejection cost or a number of pairs."""
 
     name: str
     """Variant of its rows."""
@@ -126,6 +45,11 @@ class Control(Keyed, ABC):
     """What legends call it; empty = the name."""
     style: Style | None = None
     """How its curve is drawn; null = in a color that is free."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it is fitted on text that is not evaluated."""
+        return any(splice.fitted for splice in self.splices())
 
     def splices(self) -> tuple[Splice, ...]:
         """Splices that belong to it beside the one along its permutation."""
@@ -135,16 +59,20 @@ class Control(Keyed, ABC):
 class MatchingControl(Control):
     """A control that pairs features: it has scores, weight metrics and a splice of Eq. 5 like the matching itself."""
 
-    similarities: ClassVar[bool] = False
-    """Whether it computes the similarity of every pair of features."""
-    reference: ClassVar[str | None] = None
-    """Solver whose measured time says how long it takes; None = no time worth telling."""
+    @property
+    def limits_pairs(self) -> bool:
+        """Whether it can be asked for under `matching.n_pairs` or `matching.rejection_cost`."""
+        return True
 
     @abstractmethod
-    def match(self, pair: ControlPair) -> ControlMatching:
-        """The permutation of one pair; excluded features stay unmatched."""
+    def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
+        """The permutation of one pair; excluded features stay unmatched.
 
-    def check_memory(self, setup: ControlSetup, width_a: int, width_b: int) -> None:
+        Args:
+            match: matches the pair by a similarity and a solver, or knows the answer.
+        """
+
+    def check_memory(self, n_a: int, n_b: int, d_model: int) -> None:
         """Refuse a pair that does not fit into memory; nothing is allocated.
 
         Raises:
@@ -161,15 +89,9 @@ class Vanilla(MatchingControl):
     label: str = "vanilla (identity)"
     style: Style | None = Style(VERMILION, "s", "-")
 
-    def match(self, pair: ControlPair) -> ControlMatching:
+    def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """The identity without the excluded features."""
-        found = Permutation.identity(pair.a.width, pair.b.width)
-        gone_a, gone_b = (
-            torch.zeros(sae.width, dtype=torch.bool) if gone is None else gone.cpu()
-            for sae, gone in zip((pair.a, pair.b), pair.excluded, strict=True)
-        )
-        partner_gone = gone_b[found.indices.clamp(min=0)]
-        return ControlMatching(replace(found, indices=found.indices.masked_fill(gone_a | partner_gone, UNMATCHED)))
+        return ControlMatching(identity(pair))
 
 
 @option
@@ -180,157 +102,77 @@ class Random(MatchingControl):
     name: str = "random"
     style: Style | None = Style(ORANGE, "v", "-")
 
-    def match(self, pair: ControlPair) -> ControlMatching:
+    def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """A draw among the features that are not excluded."""
-        kept_a, kept_b = pair.kept()
-        drawn = Permutation.random(len(kept_a), len(kept_b), seed=pair.setup.seed + pair.layers[0])
-        return ControlMatching(drawn.embedded(kept_a, kept_b, pair.a.width, pair.b.width))
-
-
-class SolvedControl(MatchingControl):
-    """The job's own problem, solved by a baseline solver within the memory of the job's solver."""
-
-    takes_limits: ClassVar[bool] = False
-    baseline: ClassVar[str]
-
-    def match(self, pair: ControlPair) -> ControlMatching:
-        """What the baseline solver finds."""
-        if pair.solve is None:
-            raise ValueError("a pair without `solve` has no matching problem")
-        return ControlMatching(pair.solve(self.solver(pair.setup)))
-
-    def solver(self, setup: ControlSetup) -> Solver:
-        """The baseline solver."""
-        return make_solver(self.baseline, memory_limit_gib=setup.memory_limit_gib).on(setup.device)
-
-    def check_memory(self, setup: ControlSetup, width_a: int, width_b: int) -> None:
-        """As the solver needs it."""
-        self.solver(setup).check_memory(width_a, width_b, setup.problem_width)
+        return ControlMatching(random(pair))
 
 
 @option
-class Greedy(SolvedControl):
-    """The cheapest pair first, one to one."""
+class Matcher(MatchingControl):
+    """Features paired by a similarity and a solver of its own."""
 
-    baseline: ClassVar[str] = "greedy"
-    reference: ClassVar[str | None] = "greedy"
-    name: str = "greedy"
+    similarity: Similarity
+    """What features are compared by; ${matching} = as the job's own matching does."""
+    solver: Solver
+    """How pairs follow from it."""
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the similarity is."""
+        return self.similarity.fitted
 
-@option
-class Nearest(SolvedControl):
-    """Every feature to its nearest one, many to one."""
+    @property
+    def limits_pairs(self) -> bool:
+        """Whether the solver knows the limits."""
+        return self.solver.limits_pairs
 
-    baseline: ClassVar[str] = "nearest"
-    reference: ClassVar[str | None] = "nearest"
-    name: str = "nearest"
+    def facts(self, leave_out: tuple[str, ...] = ()) -> dict[str, object]:
+        """As of every keyed object; the similarity's own key would need a pair."""
+        return super().facts((*leave_out, "similarity")) | {"similarity": self.similarity.facts()}
 
-
-@option
-class Mutual(SolvedControl):
-    """Mutual nearest neighbors only."""
-
-    baseline: ClassVar[str] = "mutual"
-    reference: ClassVar[str | None] = "mutual"
-    name: str = "mutual"
-
-
-@option
-class Cosine(SolvedControl):
-    """The exact matching of rows scaled to unit norm."""
-
-    baseline: ClassVar[str] = "cosine"
-    reference: ClassVar[str | None] = "cosine"
-    name: str = "cosine"
-
-
-class SimilarityControl(MatchingControl):
-    """The one-to-one matching with the largest sum of some similarity, solved exactly.
-
-    A subclass says how similar features are; its matching is kept by its code, arguments and all that a pair offers.
-    """
-
-    similarities: ClassVar[bool] = True
-    reference: ClassVar[str | None] = "correlation"
-    mean_name: ClassVar[str] = "fit_similarity"
-    """Metric under which the mean similarity of the matched pairs is reported."""
-
-    @abstractmethod
-    def similarity(self, pair: ControlPair) -> Float[Tensor, "K_a K_b"]:
-        """Similarity of the features that are kept (`pair.kept()`), float32 in -1..1, larger = more alike."""
-
-    def match(self, pair: ControlPair) -> ControlMatching:
-        """The best matching of the features that are kept, its mean similarity and how far it may be from the best."""
-        facts = {"control": self.facts(("name", "label", "style")), "pair": pair.facts()}
-        return pair.remember(facts, lambda: self._find(pair))
-
-    def _find(self, pair: ControlPair) -> ControlMatching:
-        return self.matched(pair, self.similarity(pair), turned=False)
-
-    def matched(self, pair: ControlPair, similarity: Float[Tensor, "n m"], turned: bool) -> ControlMatching:
-        """The matching that a matrix of similarities gives.
-
-        Args:
-            turned: rows are B's features.
-        """
-        a, b = pair.a.width, pair.b.width
-        kept_a, kept_b = pair.kept()
-        part = match_by_similarity(similarity.cpu(), memory_limit_gib=pair.setup.memory_limit_gib)
-        sides = (kept_b, kept_a, b, a) if turned else (kept_a, kept_b, a, b)
-        whole = part.permutation.embedded(*sides)
-        permutation = Permutation(whole.inverse().indices, b) if turned else whole
-        return ControlMatching(permutation, {self.mean_name: part.mean, "gap": part.gap})
-
-    def check_memory(self, setup: ControlSetup, width_a: int, width_b: int) -> None:
-        """The matrix of similarities and its assignment."""
-        # The narrower side is in front when it comes to matching.
-        check_memory(min(width_a, width_b), max(width_a, width_b), setup.memory_limit_gib)
-
-
-@option
-class Correlation(SimilarityControl):
-    """Highest correlation of activations, on text that is not evaluated."""
-
-    fitted: ClassVar[bool] = True
-    mean_name: ClassVar[str] = "fit_correlation"
-    name: str = "correlation"
-
-    def similarity(self, pair: ControlPair) -> Float[Tensor, "K_a K_b"]:
-        """Pearson correlation over the counted tokens."""
-        return self._correlations(pair, turned=False)
-
-    def _find(self, pair: ControlPair) -> ControlMatching:
-        # The narrower side in front: the matrix is then made the way round in which it is matched, and never copied.
-        kept_a, kept_b = pair.kept()
-        turned = len(kept_a) > len(kept_b)
-        return self.matched(pair, self._correlations(pair, turned), turned)
-
-    def _correlations(self, pair: ControlPair, turned: bool) -> Float[Tensor, "n m"]:
-        streams, setup = pair.fit_streams, pair.setup
-        sides = [
-            (sae, streams.layer(layer), kept)
-            for sae, layer, kept in zip((pair.a, pair.b), pair.layers, pair.kept(), strict=True)
-        ]
-        (first, x_first, kept_first), (second, x_second, kept_second) = reversed(sides) if turned else sides
-        return activation_correlations(
-            first,
-            second,
-            x_first,
-            x_second,
-            setup.batch_windows,
-            setup.sink_positions,
-            kept_first if len(kept_first) < first.width else None,
-            kept_second if len(kept_second) < second.width else None,
+    def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
+        """What the solver finds; for given similarities also their mean over the pairs, and the gap."""
+        found = match(self.similarity, self.solver)
+        mean = found.statistics.get("mean_similarity")
+        values = {} if mean is None else {self.similarity.mean_name: mean}
+        return ControlMatching(
+            found.permutation, values | ({} if mean is None or found.gap is None else {"gap": found.gap})
         )
+
+    def check_memory(self, n_a: int, n_b: int, d_model: int) -> None:
+        """As similarity and solver need it."""
+        self.similarity.check_memory(self.solver, n_a, n_b, d_model)
+
+    @property
+    def all_pairs(self) -> bool:
+        """Whether the similarity of every pair of features is computed."""
+        return not isinstance(self.similarity, WeightDistance)
 
 
 @option
 class LinearMap(Control):
     """The splice `linear_map`: what a map without features can do."""
 
-    fitted: ClassVar[bool] = True
     name: str = "linear_map"
 
     def splices(self) -> tuple[Splice, ...]:
         """The fitted map."""
         return (LinearMapSplice(name=self.name),)
+
+
+def identity(pair: FeaturePair) -> Permutation:
+    """Feature i to feature i, without the excluded ones."""
+    found = Permutation.identity(pair.a.width, pair.b.width)
+    gone_a, gone_b = (
+        torch.zeros(sae.width, dtype=torch.bool) if gone is None else gone.cpu()
+        for sae, gone in zip((pair.a, pair.b), pair.excluded, strict=True)
+    )
+    partner_gone = gone_b[found.indices.clamp(min=0)]
+    return replace(found, indices=found.indices.masked_fill(gone_a | partner_gone, UNMATCHED))
+
+
+def random(pair: FeaturePair) -> Permutation:
+    """A one-to-one matching drawn with the pair's seed plus t, without the excluded features."""
+    kept_a, kept_b = pair.kept()
+    drawn = Permutation.random(len(kept_a), len(kept_b), seed=pair.seed + pair.layers[0])
+    return drawn.embedded(kept_a, kept_b, pair.a.width, pair.b.width)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.similarity import Similarity
+from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 
 Batches = Iterator[tuple[Float[Tensor, "tokens F_a"], Float[Tensor, "tokens F_b"]]]
@@ -68,3 +72,30 @@ def _standard(moments: Float[Tensor, "2 F"]) -> tuple[Float[Tensor, " F"], Float
     varies = variance > 1e-12 * square
     scale = torch.where(varies, variance.clamp(min=1e-300).rsqrt(), 0.0)
     return mean.float(), scale.float()
+
+
+@option
+class ActivationCorrelation(Similarity):
+    """Pearson correlation of the features' activations over the counted tokens of text that is not evaluated."""
+
+    fitted: ClassVar[bool] = True
+    mean_name: ClassVar[str] = "fit_correlation"
+    name: str = "correlation"
+
+    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
+        """Correlations of the features that are matched."""
+        streams, kept = pair.fit_streams, pair.kept()
+        x_a, x_b = (streams.layer(layer) for layer in pair.layers)
+        wanted = (
+            None if len(features) == sae.width else features
+            for sae, features in zip((pair.a, pair.b), kept, strict=True)
+        )
+        return activation_correlations(
+            pair.a, pair.b, x_a, x_b, pair.batch_windows, pair.sink_positions, *wanted
+        ).cpu()  # fmt: skip
+
+    def reads(self, pair: FeaturePair) -> dict[str, object]:
+        """What the SAEs do on the text; neither folding nor a folding scale, nor a seed."""
+        facts = pair.facts()
+        saes = [sae.content_hash for sae in (pair.a, pair.b)]
+        return {name: facts[name] for name in ("layers", "streams", "sink_positions")} | {"saes": saes}

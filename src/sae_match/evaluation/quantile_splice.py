@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair, SpliceUnits, sae_facts
+from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair, SpliceUnits
 from sae_match.evaluation.standard_splices import MATCHED, permuted_facts
 from sae_match.matching import Permutation
+from sae_match.matching.feature_pair import sae_facts
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder

@@ -66,10 +66,6 @@ class Evaluation:
             names = [entry.name for entry in kind.values()]
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"two controls or splices are called {', '.join(sorted(twice))}: rename one of them")
-        if self.fitted and not self.full:
-            raise ValueError(
-                f"the controls {' and '.join(self.fitted)} need activations, and evaluation={self.level} computes none"
-            )
         return self
 
     @property

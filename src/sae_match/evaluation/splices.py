@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching import Permutation
+from sae_match.matching.feature_pair import Streams, require_streams, sae_facts
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -40,17 +41,6 @@ class PairActivations:
 
 Reconstruct = Callable[[PairActivations], Float[Tensor, "*batch d"]]
 """From the activations of a pair to the residual that replaces x_b."""
-
-
-class Streams(Protocol):
-    """Residual streams of some text, read layer by layer as they are asked for."""
-
-    @property
-    def key(self) -> str:
-        """Content hash of model and text."""
-
-    def layer(self, layer: int) -> Float[Tensor, "windows tokens d"]:
-        """resid_post of one layer."""
 
 
 @dataclass(frozen=True)
@@ -199,22 +189,6 @@ def first_equals(splices: Mapping[str, BoundSplice]) -> dict[str, str]:
     """By name, the name of the first splice whose key is equal: what has to be computed once."""
     keys = {name: splice.key() for name, splice in splices.items()}
     return {name: next(first for first in keys if keys[first] == key) for name, key in keys.items()}
-
-
-def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
-    """Content of an SAE, and what plays theta for it where that is not its threshold."""
-    return {"content": sae.content_hash, "scale": None if sae.scale is None else tensor_digest(sae.scale)}
-
-
-def require_streams(fit: Streams | None, what: str) -> Streams:
-    """The text that something is fitted on.
-
-    Raises:
-        UserError: none was prepared.
-    """
-    if fit is None:
-        raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
-    return fit
 
 
 def resolve_units(units: SpliceUnits, folding: FoldingKind) -> SpliceUnits:

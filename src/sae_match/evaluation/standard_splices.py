@@ -13,10 +13,10 @@ from sae_match.evaluation.splices import (
     Splice,
     SplicePair,
     SpliceUnits,
-    sae_facts,
 )
 from sae_match.keys import tensor_digest
 from sae_match.matching import Permutation
+from sae_match.matching.feature_pair import sae_facts
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 from sae_match.style import BLACK, BLUE, GREEN, PURPLE, Style

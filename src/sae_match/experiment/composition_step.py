@@ -11,20 +11,21 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.evaluation.far_pair import COMPOSED, EXACT, RANDOM, agreement_rows, far_splices
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching, certificate_rows, match_and_save
-from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
+from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
+from sae_match.plan.checks import far_pairs
 from sae_match.record.job import JobRecord
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class FarPair:
 
 def compare_over_distance(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -70,7 +71,17 @@ def compare_over_distance(
     for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
         start, stop = layers
         a, b = saes.load(start), saes.load(stop)
-        matching, exact = match_and_save(store, cfg, a, b, solver, record, layers, aside)
+        matching, exact = match_and_save(
+            store,
+            cfg,
+            a,
+            b,
+            solver,
+            record,
+            layers,
+            aside,
+            None if evaluator is None or evaluator.fit is None else evaluator.fit.streams,
+        )
         permutations = {COMPOSED: compose(matchings, layers, "matched"), EXACT: exact}
         permutations[RANDOM] = compose(matchings, layers, "random")
         found = agreement_rows(permutations, layers)

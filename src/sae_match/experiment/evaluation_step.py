@@ -11,7 +11,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows, weight_rows
@@ -19,7 +18,8 @@ from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodePermuteDecode
 from sae_match.experiment.activation_cache import ActivationCache
-from sae_match.experiment.matching_step import PairMatching, match_configured
+from sae_match.experiment.matching_cache import cached_matching
+from sae_match.experiment.matching_step import PairMatching, feature_pair
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.matching import Permutation
@@ -30,8 +30,10 @@ from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LayerMetric, Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
+from sae_match.plan.checks import captured_layers
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 from sae_match.text import TokenWindows, load_fit_windows, load_windows
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Evaluator:
         fit: None where no control is fitted.
     """
 
-    cfg: Config
+    cfg: Study
     saes: SpanSaes
     solver: Solver
     model: LanguageModel
@@ -116,7 +118,7 @@ class Evaluator:
 
 def prepare(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     passes: ActivationCache,
@@ -139,7 +141,7 @@ def prepare(
     streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if cfg.evaluation.fitted:
+    if cfg.fitted:
         other = load_fit_windows(
             cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
         )
@@ -176,13 +178,6 @@ def prepare(
     )
 
 
-def captured_layers(cfg: Config) -> list[int]:
-    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
-    first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
-    last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
-    return list(range(first, last + 1))
-
-
 def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:
     """Which features of each layer fire on no counted token of the evaluation text."""
     layers = tqdm(evaluator.saes.layers, desc="finding dead features", disable=not evaluator.progress)
@@ -214,7 +209,19 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
         return []
     aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
-    matching = match_configured(evaluator.store, evaluator.cfg, a, second, evaluator.solver, *excluded)
+    matching = cached_matching(
+        evaluator.store,
+        evaluator.cfg.matching,
+        evaluator.solver,
+        feature_pair(
+            evaluator.cfg,
+            a,
+            second,
+            (layer, layer),
+            (excluded[0], excluded[1]),
+            None if evaluator.fit is None else evaluator.fit.streams,
+        ),
+    )
     permutations = {CEILING: matching.permutation}
     pair = evaluator.pair_of(a, second, (layer, layer), permutations)
     statistics = evaluator.activations(pair, EncodePermuteDecode().by_variant(pair))

@@ -15,7 +15,6 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sae_match.config.schema import Config, Rerun
 from sae_match.evaluation import differences
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment import delta_loss_step, evaluation_step, judging_step
@@ -26,10 +25,8 @@ from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.job_key import job_key
-from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
-from sae_match.experiment.model_check import check_model_facts
+from sae_match.experiment.matching_step import PairMatching, aside_rows, match_span
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, looks, mirror_record
-from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.files import check_writable, write_json
@@ -37,6 +34,8 @@ from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import described, with_built_in
+from sae_match.plan.checks import check_model_facts
+from sae_match.plan.plan import make_plan
 from sae_match.record.contents import TEXT
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
@@ -45,6 +44,7 @@ from sae_match.record.run_identity import run_id
 from sae_match.record.science import science_hash
 from sae_match.record.wandb_mirror import open_mirror
 from sae_match.store import Store
+from sae_match.study import Rerun, Study
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class Result:
     labels: Labels
 
 
-def run(cfg: Config, *, group: str | None = None) -> Result:
+def run(cfg: Study, *, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
 
     It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
 
     Args:
-        cfg: a complete configuration (see `sae_match.config.compose.to_dataclass`).
+        cfg: a complete configuration (see `sae_match.app.build.build`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
 
     Raises:
@@ -109,7 +109,7 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
         logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
 
 
-def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, object]:
+def _mirror_options(cfg: Study, store: Store, group: str | None) -> dict[str, object]:
     if cfg.tracking.mode.value == "none":
         return {}
     directory = Path(cfg.paths.output_dir)
@@ -129,11 +129,11 @@ def _mirror_options(cfg: Config, store: Store, group: str | None) -> dict[str, o
 
 
 def _run(
-    store: Store, cfg: Config, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
+    store: Store, cfg: Study, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
 ) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
-    solver = configured_solver(cfg, device, progress)
+    solver = cfg.solver.on(device, progress)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.

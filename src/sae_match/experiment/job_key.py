@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_match.config.rules import check_config
-from sae_match.config.schema import Config
 from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.record.science import LOCATIONS, science_of
+from sae_match.rules import check_config
 from sae_match.saes import SaeSource
+from sae_match.study import Study
 
 KEY_VERSION = 1
 """To be raised when what a finished record says can no longer be trusted. Versions of libraries and the code's commit
 are recorded beside the results and do not enter: a new one is a reason for rerun=all, which the user decides."""
 
 
-def job_key(cfg: Config) -> str | None:
+def job_key(cfg: Study) -> str | None:
     """Content key of a job, 64 hexadecimal digits: equal for jobs that must find the same.
 
     None where it cannot be known, because the configuration or an input is wrong, or an input is not on this machine
@@ -35,7 +35,7 @@ def job_key(cfg: Config) -> str | None:
     return content_key(facts)
 
 
-def input_hashes(cfg: Config) -> dict[str, Any]:
+def input_hashes(cfg: Study) -> dict[str, Any]:
     """What identifies each input: a local file's sha256, a hub file's blob, a hub model's commit, a text's identity.
 
     A hub text is identified by its repository and revision: its tokens, once made, stay what they were.

@@ -8,69 +8,46 @@ it: its seconds are those of the first time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sae_match.config.schema import Config
 from sae_match.entries import Payload
-from sae_match.keys import tensor_digest
 from sae_match.matching import Matching, Permutation
+from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.match import match_features
+from sae_match.matching.similarity import Similarity
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
-from sae_match.saes.folding import FoldingKind
 from sae_match.store import Store
 
-MATCHING_VERSION = 2
+MATCHING_VERSION = 3
 """To be raised when a solver, or what it minimises, changes its results."""
 KIND = "matchings"
 
 
-def cached_matching(
-    store: Store,
-    cfg: Config,
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    solver: Solver,
-    exclude_a: Tensor | None,
-    exclude_b: Tensor | None,
-    solve: Callable[[], Matching],
-) -> Matching:
-    """The matching of two SAEs from the store, or from `solve`, which is then committed.
+def cached_matching(store: Store, similarity: Similarity, solver: Solver, pair: FeaturePair) -> Matching:
+    """The matching of a pair of SAEs from the store, or found and then committed.
 
-    Args:
-        solver: the one that `solve` uses; it need not be the configured one (controls are solved otherwise). What
-            depends on anything else, such as activations, has no place here.
+    Of given similarities only a matching that is proved the best is kept: one that was cut short by today's memory
+    need not be the next job's. A limit of time is part of the solver's key.
     """
     return store.get_or(
         KIND,
-        matching_key(cfg, a, b, solver, exclude_a, exclude_b),
-        lambda: _encode(solve()),
-        lambda payload: _decode(payload, a, b, solver.name),
+        matching_key(similarity, solver, pair),
+        lambda: _encode(match_features(similarity, solver, pair)),
+        lambda payload: _decode(payload, pair.a, pair.b, solver.name),
+        keep=lambda payload: "mean_similarity" not in payload["statistics"] or not payload["gap"],
     )
 
 
-def matching_key(
-    cfg: Config,
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    solver: Solver,
-    exclude_a: Tensor | None,
-    exclude_b: Tensor | None,
-) -> dict[str, object]:
+def matching_key(similarity: Similarity, solver: Solver, pair: FeaturePair) -> dict[str, object]:
     """Key of a matching: everything that can change the permutation, its cost or its proof."""
-    theta = [tensor_digest(sae.theta) for sae in (a, b)] if cfg.folding.name is FoldingKind.theta else None
     return {
         "version": MATCHING_VERSION,
-        "saes": [a.content_hash, b.content_hash],
-        "folding": cfg.folding.name,
-        "theta": theta,
-        "excluded": [None if mask is None else tensor_digest(mask) for mask in (exclude_a, exclude_b)],
-        "matching": cfg.matching.key(),
+        "similarity": similarity.pair_key(pair),
         "solver": solver.key(),
-        "device": a.device.type,
+        "device": pair.a.device.type,
     }
 
 

@@ -14,15 +14,14 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_match.config.schema import Config
-from sae_match.evaluation.controls import ControlPair, Random, Vanilla
+from sae_match.evaluation.controls import identity, random
 from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
-from sae_match.evaluation.splices import Streams
-from sae_match.experiment.controls_step import control_setup, match_controls, remembering
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.matching import Matching, Permutation, match
+from sae_match.matching import Matching, Permutation
+from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.similarity import Similarity
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
@@ -30,6 +29,7 @@ from sae_match.metrics.weight_distance import WeightDistances, weight_distances_
 from sae_match.record.job import JobRecord
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
+from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class PairMatching:
 
 def match_span(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -80,7 +80,7 @@ def match_span(
 
 def match_pair(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -95,12 +95,20 @@ def match_pair(
     """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
-    matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside)
-    pair = control_pair(store, cfg, saes, layers, aside, fit)
-    controls, found = match_controls(cfg.evaluation.matchers, pair)
-    permutations = {"matched": matched} | controls
+    matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside, fit)
+    pair = feature_pair(cfg, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
+    permutations, found = {"matched": matched}, list[MetricRow]()
+
+    def match(similarity: Similarity, own: Solver) -> Matching:
+        return cached_matching(store, similarity, own.on(saes.device), pair)
+
+    for control in cfg.evaluation.matchers:
+        other = control.match(pair, match)
+        permutations[control.name] = other.permutation
+        n = len(other.permutation.matched)
+        found += [MetricRow(*layers, control.name, name, value, n) for name, value in other.values.items()]
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
-    always = {"identity": Vanilla().match(pair).permutation, "any": Random().match(pair).permutation}
+    always = {"identity": identity(pair), "any": random(pair)}
     references = weight_distances_of(a, b, always)
     distances = weight_distances_of(a, b, permutations)
     random_mse = references["any"].W_dec.cpu().numpy()
@@ -146,72 +154,41 @@ def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: i
     )
 
 
-def control_pair(
-    store: Store,
-    cfg: Config,
-    saes: SpanSaes,
+def feature_pair(
+    cfg: Study,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
     layers: tuple[int, int],
-    aside: Mapping[int, Bool[Tensor, " F"]],
-    fit: Streams | None,
-) -> ControlPair:
-    """What the controls of a pair are given."""
-    a, b = (saes.load(layer) for layer in layers)
-    excluded = aside.get(layers[0]), aside.get(layers[1])
-
-    def solve(solver: Solver) -> Permutation:
-        return match_configured(store, cfg, a, b, solver, *excluded).permutation
-
-    setup, remember = control_setup(cfg, a.d_model, saes.device), remembering(store)
-    return ControlPair(setup, layers, a, b, excluded, fit, solve, remember)
+    excluded: tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None] = (None, None),
+    fit: Streams | None = None,
+) -> FeaturePair:
+    """Two SAEs of the job as similarities see them."""
+    return FeaturePair(
+        a, b, cfg.folding.name, excluded, layers, fit,
+        cfg.evaluation.batch_windows, cfg.model.sink_positions, cfg.seed,
+    )  # fmt: skip
 
 
 def match_and_save(
     store: Store,
-    cfg: Config,
+    cfg: Study,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     solver: Solver,
     record: JobRecord,
     layers: tuple[int, int],
     aside: Mapping[int, Bool[Tensor, " F"]],
+    fit: Streams | None = None,
 ) -> tuple[Matching, Permutation]:
     """Match two layers as configured; their permutation is in the record, its header says what produced it."""
     layer, layer_to = layers
-    matching = match_configured(store, cfg, a, b, solver, aside.get(layer), aside.get(layer_to))
+    pair = feature_pair(cfg, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
+    matching = cached_matching(store, cfg.matching, solver, pair)
     provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
     provenance["folding_scale"] = cfg.folding.scale.value
     matched = replace(matching.permutation, provenance=provenance)
     matched.save(record.permutation_path(layer, layer_to))
     return matching, matched
-
-
-def configured_solver(cfg: Config, device: str, progress: bool) -> Solver:
-    """The solver that the configuration names, with its options."""
-    return cfg.solver.on(device, progress)
-
-
-def match_configured(
-    store: Store,
-    cfg: Config,
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
-    solver: Solver,
-    exclude_a: Bool[Tensor, " F_a"] | None = None,
-    exclude_b: Bool[Tensor, " F_b"] | None = None,
-) -> Matching:
-    """`match` with the configuration's metric, folding, bias, weights and limits to the pairs, once per store."""
-    return cached_matching(
-        store, cfg, a, b, solver, exclude_a, exclude_b,
-        lambda: match(
-            a,
-            b,
-            folding=cfg.folding.name,
-            solver=solver,
-            similarity=cfg.matching,
-            exclude_a=exclude_a,
-            exclude_b=exclude_b,
-        ),
-    )  # fmt: skip
 
 
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:

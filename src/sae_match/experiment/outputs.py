@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from sae_match.report.controls_figure import plot_controls
 from sae_match.report.distance_figures import has_distances
 from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
+from sae_match.style import GREY, PURPLE, SKY, Style
 from sae_match.variants import VARIANTS, Look
 
 THETA, NORM = MeanTheta().name, ResidualNorm().name
@@ -85,15 +87,20 @@ def draw_figures(
     return paths
 
 
+FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, PURPLE))
+"""For controls and splices that have a label but no style; no built-in variant looks like these."""
+
+
 def looks(evaluation: Evaluation) -> dict[str, Look]:
-    """How the variants are called and drawn that have a style of their own: known ones, then the job's further ones."""
+    """How the variants are called and drawn that have a label or style of their own: known ones, then further ones."""
     own: dict[str, Look] = {}
+    free = cycle(FREE)
     owners: list[Control | Splice] = [*evaluation.controls.values(), *evaluation.all_splices]
     for owner in owners:
-        if owner.style is not None:
-            label = owner.label or owner.name.replace("_", " ")
-            own[owner.name] = Look(owner.style.color, owner.style.marker, owner.style.linestyle, label)
-    return {**VARIANTS, **{name: look for name, look in own.items() if name not in VARIANTS}}
+        if owner.name not in VARIANTS and (owner.style is not None or owner.label):
+            style = owner.style or next(free)
+            own[owner.name] = Look(*style, owner.label or owner.name.replace("_", " "))
+    return {**VARIANTS, **own}
 
 
 def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:

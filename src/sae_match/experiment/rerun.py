@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sae_match.config.schema import Config, Rerun
 from sae_match.experiment.job_key import job_key
 from sae_match.record.contents import FEATURES, METRICS, PAIRS
 from sae_match.record.science import science_hash
 from sae_match.record.state import Status, read_status, records_in
+from sae_match.study import Rerun, Study
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ class Decision:
     """
 
     action: Action
-    cfg: Config
+    cfg: Study
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def decide(cfg: Config, sweep: Path | None = None) -> Decision:
+def decide(cfg: Study, sweep: Path | None = None) -> Decision:
     """Look for the job's record and decide what happens, as `cfg.rerun` says.
 
     A job is known by its key (`job_key`), not by its number: numbers shift when a sweep is extended, so a finished

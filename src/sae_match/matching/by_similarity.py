@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 1024
 """Rows that are quantised at a time."""
-ROUNDING = 1e-6
-"""How far beyond -1..1 a similarity may lie; it counts as -1 or 1 then."""
 ADVICE = "narrower SAEs, a machine with more memory, or leave correlation out of evaluation.controls"
 
 
@@ -60,18 +59,17 @@ def match_by_similarity(
 ) -> SimilarityMatching:
     """Every feature of the narrower side gets a partner so that the sum of similarities is largest.
 
-    The certified solver on a given matrix, with two unit vectors' squared distance 2 - 2 S_ij as the cost of a pair.
-    Among equal optima it returns the one that is lexicographically least for the narrower side (A's, if both are
-    equally wide). The matrix is not changed; it is copied once where A is the wider side or a value has to be
-    clamped: give the narrower side's features as rows.
+    The certified solver on a given matrix; for cosines, the cost of a pair is two unit vectors' squared distance
+    2 - 2 S_ij. Among equal optima it returns the one that is lexicographically least for the narrower side (A's, if
+    both are equally wide). The matrix is not changed; it is copied once where A is the wider side.
 
     Args:
-        similarity: float32, in -1..1; values up to 1e-6 beyond count as -1 or 1.
+        similarity: float32, of any finite magnitude.
         memory_limit_gib: what the search may use, the matrix included; None = what the machine has available.
         block_rows: rows quantised at a time; changes memory use, not the result.
 
     Raises:
-        UserError: another type, an empty side, NaN, or values outside -1..1.
+        UserError: another type, an empty side, NaN or infinity.
     """
     n_a, n_b = similarity.shape
     rows = checked(similarity)
@@ -97,10 +95,10 @@ def _most_slots(n: int, m: int, memory_limit_gib: float | None) -> int:
 
 
 def checked(similarity: Float[Tensor, "F_a F_b"]) -> Float[Tensor, "F_a F_b"]:
-    """Similarities on the CPU, in -1..1; a copy only where they are elsewhere or a value is beyond by rounding.
+    """Similarities on the CPU; a copy only where they are elsewhere.
 
     Raises:
-        UserError: another type than float32, an empty side, NaN, or values outside -1..1.
+        UserError: another type than float32, an empty side, NaN or infinity.
     """
     if similarity.dtype != torch.float32:
         raise UserError(f"similarities are float32, got {similarity.dtype}: convert them first")
@@ -108,9 +106,9 @@ def checked(similarity: Float[Tensor, "F_a F_b"]) -> Float[Tensor, "F_a F_b"]:
         raise UserError(f"nothing to match: {' and '.join(map(str, similarity.shape))} features on the two sides")
     values = similarity.detach().cpu()
     low, high = (float(end) for end in torch.aminmax(values))
-    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # also where they are NaN
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(
-            f"similarities lie between {low:g} and {high:g}, but must be in -1..1 and not NaN: check the activations "
-            "that they were computed from, or divide them by their largest magnitude"
+            f"similarities lie between {low:g} and {high:g}, but must be finite numbers: check the activations that "
+            "they were computed from"
         )
-    return values if low >= -1 and high <= 1 else values.clamp(-1.0, 1.0)
+    return values

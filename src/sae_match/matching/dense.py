@@ -20,7 +20,7 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, is_negligible
 from sae_match.matching.spread import describe_outliers
 from sae_match.options import option
@@ -63,7 +63,8 @@ class DenseSolver(Solver):
         deficit = dual_deficit(cost, assigned, self.block_rows)
         permutation = assigned_permutation(assigned, n_a, n_b)
         objective = problem.objective(permutation)
-        solution = Solution(permutation, objective, max(0.0, objective - deficit * step), len(rows) * step)
+        bound = max(0.0, objective - deficit * step)
+        solution = Solution(permutation, objective, bound, len(rows) * step)
         if is_negligible(problem, solution):
             return solution
         logger.warning(
@@ -71,7 +72,15 @@ class DenseSolver(Solver):
             "may not be optimal (solver=certified is exact here)%s",
             GRID_BITS, f"; {outliers}" if (outliers := describe_outliers(problem)) else "",
         )  # fmt: skip
-        return replace(solution, lower_bound=max(0.0, solution.lower_bound - solution.tolerance))
+        return replace(solution, lower_bound=max(0.0, bound - solution.tolerance))
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The largest sum of given similarities, by scipy in float64; no bound of its own."""
+        rows, columns = linear_sum_assignment(problem.matrix.numpy(), maximize=True)
+        indices = torch.full((problem.shape[0],), UNMATCHED, dtype=torch.int64)
+        indices[torch.from_numpy(rows)] = torch.from_numpy(columns).to(torch.int64)
+        permutation = Permutation(indices, problem.shape[1])
+        return Solution(permutation, problem.objective(permutation))
 
 
 def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Floats, float]:

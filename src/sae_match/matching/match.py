@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field, replace
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import arguments
+from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, matching_problem
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem, parse
 from sae_match.matching.similarity import Similarity
-from sae_match.matching.solution import Solution, Solver
+from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 
@@ -42,6 +42,10 @@ class Matching:
     tolerance: float
     seconds: float
     statistics: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
+        return f"Matching({self.permutation!r}, objective {self.objective:.6g}, {gap}, {self.seconds:.2f} s)"
 
 
 def match(
@@ -72,7 +76,7 @@ def match(
         rejection_cost: a feature of the narrower SAE may stay unmatched at this cost.
         n_pairs: match exactly this many pairs.
         exclude_a, exclude_b: features to set aside (dead ones, or those with threshold 0); they stay unmatched.
-        similarity: what features are compared by, in place of the arguments from `metric` to `n_pairs`.
+        similarity: what features are compared by, in place of `metric` and the keyword arguments up to `n_pairs`.
 
     Raises:
         UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
@@ -86,12 +90,14 @@ def match(
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
     chosen = make_solver(solver) if isinstance(solver, str) else solver
-    kept_a, kept_b = _kept(exclude_a, a.width, "exclude_a"), _kept(exclude_b, b.width, "exclude_b")
+    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:
-        problem = matching_problem(
-            a, b, metric=metric, folding=folding, include_bias=include_bias, weights=weights,
+        kept = pair.kept()
+        whole = matching_problem(
+            *pair.to_fold(), metric=metric, folding=folding, include_bias=include_bias, weights=weights,
             rejection_cost=rejection_cost, n_pairs=n_pairs,
         )  # fmt: skip
+        problem = whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
         compared: dict[str, object] = {
             "metric": Metric(metric).value,
             "include_bias": include_bias,
@@ -99,55 +105,58 @@ def match(
             "rejection_cost": rejection_cost,
             "n_pairs": n_pairs,
         }
-    else:
-        problem = similarity.problem(a, b, FoldingKind(folding))
-        compared = arguments(similarity)
-    solution = _solve(chosen, problem, kept_a, kept_b)
+        return _matched(pair, problem, chosen, compared, started)
+    return match_features(similarity, chosen, pair)
+
+
+def match_features(similarity: Similarity, solver: Solver, pair: FeaturePair) -> Matching:
+    """Match the features of a pair of SAEs as a similarity compares them and a solver assigns them.
+
+    Raises:
+        UserError: from either.
+    """
+    started = time.perf_counter()
+    return _matched(pair, similarity.problem(pair), solver, arguments(similarity), started)
+
+
+def _matched(
+    pair: FeaturePair,
+    problem: MatchingProblem | SimilarityProblem,
+    solver: Solver,
+    compared: dict[str, object],
+    started: float,
+) -> Matching:
+    """Solve the problem of the features that are matched; the answer is in the numbers of the whole SAEs."""
+    kept_a, kept_b = pair.kept()
+    n_a, n_b = pair.a.width, pair.b.width
+    solution = solver.solve(problem) if isinstance(problem, MatchingProblem) else solver.solve_similarity(problem)
+    whole = solution.permutation
+    if (len(kept_a), len(kept_b)) != (n_a, n_b):
+        whole = whole.embedded(kept_a, kept_b, n_a, n_b)
     seconds = time.perf_counter() - started
     provenance = {
-        "sae_a": a.content_hash,
-        "sae_b": b.content_hash,
+        "sae_a": pair.a.content_hash,
+        "sae_b": pair.b.content_hash,
         **compared,
-        "folding": FoldingKind(folding).value,
-        "solver": chosen.name,
-        "excluded_a": a.width - len(kept_a),
-        "excluded_b": b.width - len(kept_b),
+        "folding": pair.folding.value,
+        "solver": solver.name,
+        "excluded_a": n_a - len(kept_a),
+        "excluded_b": n_b - len(kept_b),
         "objective": solution.objective,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,
         "seconds": round(seconds, 3),
     }
+    statistics = solution.statistics
+    if isinstance(problem, SimilarityProblem) and len(solution.permutation.matched):
+        mean = 1 - solution.objective / 2 / len(solution.permutation.matched)
+        statistics = {**statistics, "mean_similarity": mean}
     return Matching(
-        permutation=replace(solution.permutation, provenance=provenance),
+        permutation=replace(whole, provenance=provenance),
         objective=solution.objective,
         lower_bound=solution.lower_bound,
         gap=solution.gap,
         tolerance=solution.tolerance,
         seconds=seconds,
-        statistics=solution.statistics,
+        statistics=statistics,
     )
-
-
-def _without_theta(sae: SparseAutoencoder, excluded: Tensor | None) -> SparseAutoencoder:
-    """The SAE with threshold 1 for the features set aside: they need none to be folded by."""
-    if excluded is None or sae.foldable:
-        return sae
-    return sae.replace(threshold=sae.threshold.masked_fill(excluded.to(sae.device), 1.0))
-
-
-def _kept(excluded: Tensor | None, width: int, name: str) -> Tensor:
-    """Features that are matched, ascending."""
-    if excluded is None:
-        return torch.arange(width)
-    if excluded.dtype != torch.bool or excluded.shape != (width,):
-        raise UserError(f"{name} is a bool mask [{width}], got {excluded.dtype} {tuple(excluded.shape)}")
-    return (~excluded).nonzero().flatten().cpu()
-
-
-def _solve(solver: Solver, problem: MatchingProblem, kept_a: Tensor, kept_b: Tensor) -> Solution:
-    """Solve the problem of the kept features, in the numbers of the whole SAEs."""
-    n_a, n_b = problem.shape
-    if (len(kept_a), len(kept_b)) == (n_a, n_b):
-        return solver.solve(problem)
-    solution = solver.solve(problem.part(kept_a, kept_b))
-    return replace(solution, permutation=solution.permutation.embedded(kept_a, kept_b, n_a, n_b))

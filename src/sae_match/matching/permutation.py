@@ -39,6 +39,10 @@ class Permutation:
     provenance: dict[str, Any] = field(default_factory=dict)
     many_to_one: bool = False
 
+    def __repr__(self) -> str:
+        matched = "" if len(self.matched) == self.n_a else f", {len(self.matched)} matched"
+        return f"Permutation({self.n_a} -> {self.n_b} features{matched})"
+
     def __post_init__(self) -> None:
         indices = self.indices
         if indices.ndim != 1 or indices.dtype != torch.int64:

@@ -133,6 +133,29 @@ class MatchingProblem:
         return float(kept.sum()) + rejected * (self.rejection_cost or 0.0)
 
 
+@dataclass(frozen=True)
+class SimilarityProblem:
+    """Similarities of all pairs of the features that are matched; the cost of a pair is 2 - 2 S_ij: of cosines, the
+    squared distance of two unit vectors.
+
+    Args:
+        matrix: float32, larger = more alike.
+    """
+
+    matrix: Float[Tensor, "K_a K_b"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K_a, K_b)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def objective(self, permutation: Permutation) -> float:
+        """Sum of the matched pairs' costs, accumulated in float64."""
+        rows = permutation.matched
+        found = self.matrix[rows, permutation.indices[rows]].to(torch.float64)
+        return float((2 - 2 * found).sum())
+
+
 def feature_rows(
     sae: SparseAutoencoder, metric: Metric, include_bias: bool, weights: GroupWeights
 ) -> Float[Tensor, "F D"]:
@@ -170,7 +193,7 @@ def matching_problem(
     Raises:
         UserError: different d_model, an unknown name, a negative weight, or a threshold that cannot be folded.
     """
-    metric, folding = _parse(Metric, metric, "metric"), _parse(FoldingKind, folding, "folding")
+    metric, folding = parse(Metric, metric, "metric"), parse(FoldingKind, folding, "folding")
     weights = weights or GroupWeights()
     if a.d_model != b.d_model:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
@@ -180,7 +203,12 @@ def matching_problem(
     return MatchingProblem(left, right, rejection_cost, n_pairs)
 
 
-def _parse(kind: type[E], value: E | str, name: str) -> E:
+def parse(kind: type[E], value: E | str, name: str) -> E:
+    """A value of an enumeration.
+
+    Raises:
+        UserError: it is none; the message lists them.
+    """
     try:
         return kind(value)
     except ValueError:

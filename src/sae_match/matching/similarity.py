@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
+from sae_match.errors import UserError
 from sae_match.keys import Keyed
-from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, matching_problem
+from sae_match.matching import by_similarity
+from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.memory import refuse_above
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
+from sae_match.matching.solution import Solver
 from sae_match.options import option
-from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 
 
@@ -24,7 +30,16 @@ class DeadFeatures(StrEnum):
 
 @option
 class Similarity(Keyed, ABC):
-    """What two features are compared by."""
+    """What two features are compared by: a subclass gives the similarity of every pair of features.
+
+    Its key holds its code, its arguments and all that a pair offers, so that no stale matching is taken for its own;
+    one that reads less says so in `reads`, and then shares its matchings with every job that agrees on that.
+    """
+
+    fitted: ClassVar[bool] = False
+    """Whether it reads `pair.fit_streams`: text that is not evaluated is then captured as well."""
+    mean_name: ClassVar[str] = "fit_similarity"
+    """Metric under which a control with this similarity reports the mean over its matched pairs."""
 
     name: str
     """Short name used in records."""
@@ -45,20 +60,40 @@ class Similarity(Keyed, ABC):
         return self
 
     @abstractmethod
-    def problem(self, a: SparseAutoencoder, b: SparseAutoencoder, folding: FoldingKind) -> MatchingProblem:
-        """The assignment problem of two SAEs; with folding `theta` of their folded parameters.
+    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
+        """Similarity of the features that are matched (`pair.kept()`), float32, larger = more alike."""
+
+    def problem(self, pair: FeaturePair) -> MatchingProblem | SimilarityProblem:
+        """The assignment problem of a pair.
 
         Raises:
-            UserError: SAEs that cannot be compared in this way.
+            UserError: SAEs that cannot be compared in this way, or limits to the pairs.
         """
+        if self.rejection_cost is not None or self.n_pairs is not None:
+            raise UserError(f"matching.rejection_cost and n_pairs are for squared distances, not for {self.name}")
+        return SimilarityProblem(self.matrix(pair))
 
-    @abstractmethod
-    def numbers_per_feature(self, d_model: int) -> int:
-        """How many numbers of a feature are compared: what the problem's memory depends on."""
+    def reads(self, pair: FeaturePair) -> dict[str, object]:
+        """All that a matching depends on beside this class, its arguments and the features that are excluded."""
+        return pair.facts()
 
-    def key(self) -> dict[str, object]:
-        """Everything about it that can change a matching; which features are excluded is known by their masks."""
-        return self.facts(("name", "dead_features"))
+    def pair_key(self, pair: FeaturePair) -> dict[str, object]:
+        """Plain data that is equal for two matchings only if they solve the same problem."""
+        own = self.facts(("name", "dead_features"))
+        return {**own, "reads": self.reads(pair), "excluded": pair.excluded_facts()}
+
+    def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
+        """The least peak memory of matching SAEs of these widths."""
+        return by_similarity.required_bytes(n_a, n_b)
+
+    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
+        """Refuse SAEs that cannot be matched in memory; nothing is allocated.
+
+        Raises:
+            UserError: they need more.
+        """
+        needed = self.required_bytes(solver, n_a, n_b, d_model)
+        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), by_similarity.ADVICE)
 
 
 @option
@@ -83,13 +118,34 @@ class WeightDistance(Similarity):
             raise ValueError(f"matching.weights: {', '.join(used)} are all 0, so nothing would be compared")
         return self
 
-    def problem(self, a: SparseAutoencoder, b: SparseAutoencoder, folding: FoldingKind) -> MatchingProblem:
+    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
+        """Not made: squared distances are those of rows, which take F instead of F x F numbers."""
+        raise NotImplementedError
+
+    def problem(self, pair: FeaturePair) -> MatchingProblem:
         """Rows of the chosen parameter groups, each times the root of its weight."""
-        return matching_problem(
-            a, b, metric=self.metric, folding=folding, include_bias=self.include_bias, weights=self.weights,
-            rejection_cost=self.rejection_cost, n_pairs=self.n_pairs,
+        kept = pair.kept()
+        whole = matching_problem(
+            *pair.to_fold(), metric=self.metric, folding=pair.folding, include_bias=self.include_bias,
+            weights=self.weights, rejection_cost=self.rejection_cost, n_pairs=self.n_pairs,
         )  # fmt: skip
+        return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
+
+    def reads(self, pair: FeaturePair) -> dict[str, object]:
+        """The SAEs, and their folding scales where they are folded."""
+        folded = pair.folding is FoldingKind.theta
+        facts = pair.facts()
+        saes = facts["saes"] if folded else [{"content": sae.content_hash} for sae in (pair.a, pair.b)]
+        return {"saes": saes, "folding": pair.folding.value}
 
     def numbers_per_feature(self, d_model: int) -> int:
         """d for each of W_enc and W_dec, and 1 for b_enc."""
         return {Metric.both: 2 * d_model + 1, Metric.encoder: d_model + 1, Metric.decoder: d_model}[self.metric]
+
+    def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
+        """What the solver needs for the rows."""
+        return solver.required_bytes(n_a, n_b, self.numbers_per_feature(d_model))
+
+    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
+        """As the solver checks it."""
+        solver.check_memory(n_a, n_b, self.numbers_per_feature(d_model))

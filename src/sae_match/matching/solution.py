@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from sae_match.errors import UserError
 from sae_match.keys import Keyed
 from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.options import option
 
 
@@ -39,7 +41,7 @@ class Solution:
         if self.lower_bound is None:
             return None
         difference = self.objective - self.lower_bound
-        return difference / self.objective if difference > 0 else 0.0
+        return difference / max(abs(self.objective), math.ulp(0.0)) if difference > 0 else 0.0
 
 
 NEGLIGIBLE = 1e-9
@@ -92,6 +94,17 @@ class Solver(Keyed, ABC):
             UserError: it needs more than `memory_limit_gib`.
         """
         refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The same for given similarities.
+
+        Raises:
+            UserError: this solver takes parameters only, or what `solve` raises.
+        """
+        raise UserError(
+            f"solver={self.name} matches parameters only; for other similarities use certified, dense, greedy, "
+            "nearest, mutual or random"
+        )
 
     @abstractmethod
     def solve(self, problem: MatchingProblem) -> Solution:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from ..metrics.description import DIFFERENCE, MATCHED, Description, headline_name
+from ..metrics.description import CEILING, DIFFERENCE, MATCHED, Description, headline_name
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .records import Record
 from .tables import format_value, markdown_table, titled
 
 USUAL = ("vanilla", "random")
 CONTROLS = (*USUAL, "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
+"""The package's own, in the order of the table; those of users follow by name."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
 NOTE = (
     "Means over the span's layer pairs on the same tokens, with 95 % intervals over documents. Beside each metric: "
@@ -46,7 +47,8 @@ def control_rows(job: str, metrics: Mapping[str, Any], labels: Labels) -> list[d
     """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
     has no matching score."""
     shown = [labels.metrics[name] for name in labels.against_controls]
-    every = {name: [_name(about, name, metrics) for about in shown] for name in (MATCHED, *CONTROLS)}
+    controls = (MATCHED, *CONTROLS, *_added(metrics, shown))
+    every = {name: [_name(about, name, metrics) for about in shown] for name in controls}
     measured = {name: found for name, found in every.items() if any(metrics.get(key) is not None for key in found)}
     if measured.keys() <= {MATCHED, *USUAL}:
         return []
@@ -55,6 +57,13 @@ def control_rows(job: str, metrics: Mapping[str, Any], labels: Labels) -> list[d
         for control, names in measured.items()
         for about, name in zip(shown, names, strict=True)
     ]
+
+
+def _added(metrics: Mapping[str, Any], shown: Sequence[Description]) -> list[str]:
+    """Further controls that pair features: the other variants that have a score of their own."""
+    paired = {about.name for about in shown if about.reference == MATCHED}
+    parts = (name.rpartition("/") for name in metrics if not name.endswith(("_low", "_high")))
+    return sorted({variant for metric, _, variant in parts if metric in paired} - {*CONTROLS, CEILING})
 
 
 def _framed(rows: list[dict[str, Any]]) -> pd.DataFrame:

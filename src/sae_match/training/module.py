@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_match.config.training_schema import TrainingConfig
 from sae_match.training.controller import SparsityController, learning_rate_factor
 from sae_match.training.data import derived_generator
 from sae_match.training.objective import Objective, batch_topk_threshold, jumprelu_objective
+from sae_match.training.options import TrainingConfig
 
 
 class JumpReluTraining(L.LightningModule):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
-from sae_match.config.training_schema import TrainConfig
 from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.files import check_writable, write_json
@@ -22,6 +21,7 @@ from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.source import TextSource
+from sae_match.training.options import TrainConfig
 from sae_match.training.tracking import tracked
 from sae_match.training.train import FREE_FIELDS, TrainedSae, check_config, train_sae
 

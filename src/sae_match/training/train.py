@@ -18,12 +18,12 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_match.config.training_schema import TrainingConfig
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
 from sae_match.training.data import ActivationData, Normalisation, drop_sink_positions, normalise_
 from sae_match.training.evaluate import held_out_report
 from sae_match.training.module import JumpReluTraining
+from sae_match.training.options import TrainingConfig
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver
 from sae_match.options import option
 
@@ -51,5 +51,10 @@ class RandomSolver(Solver):
     def solve(self, problem: MatchingProblem) -> Solution:
         """The draw."""
         problem.check_complete(self.name)
+        permutation = Permutation.random(*problem.shape, seed=self.seed)
+        return Solution(permutation, problem.objective(permutation))
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The draw."""
         permutation = Permutation.random(*problem.shape, seed=self.seed)
         return Solution(permutation, problem.objective(permutation))

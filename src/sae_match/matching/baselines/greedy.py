@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from sae_match.matching.baselines.given import greedy_of
 from sae_match.matching.baselines.kernels import FREE, free_entries, match_greedily
 from sae_match.matching.baselines.nearest import ADVICE, lists_bytes
 from sae_match.matching.baselines.neighbours import Bools, Ints, NearestLists, Neighbours
 from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver
 from sae_match.options import option
 
@@ -66,6 +67,11 @@ class GreedySolver(Solver):
             "rounds": float(search.rounds),
         }
         return Solution(permutation, problem.objective(permutation), statistics=statistics)
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The greedy matching of given similarities."""
+        permutation = greedy_of(problem.matrix)
+        return Solution(permutation, problem.objective(permutation))
 
 
 class _Search:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from sae_match.matching.baselines.given import mutual_of, nearest_of
 from sae_match.matching.baselines.neighbours import Ints, Neighbours
 from sae_match.matching.memory import problem_bytes
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver
 from sae_match.options import option
 
@@ -56,6 +57,11 @@ class NearestSolver(Solver):
         partners = float(len(permutation.indices.unique()))
         return Solution(permutation, problem.objective(permutation), statistics={"distinct_partners": partners})
 
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The most similar feature of B for every feature of A."""
+        permutation = nearest_of(problem.matrix)
+        return Solution(permutation, problem.objective(permutation))
+
 
 @option
 class MutualSolver(Solver):
@@ -89,6 +95,11 @@ class MutualSolver(Solver):
         mutual = back[there] == np.arange(n_a)
         permutation = Permutation(torch.from_numpy(np.where(mutual, there, UNMATCHED)), n_b)
         return Solution(permutation, problem.objective(permutation), statistics={"pairs": float(mutual.sum())})
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The mutual nearest of given similarities."""
+        permutation = mutual_of(problem.matrix)
+        return Solution(permutation, problem.objective(permutation))
 
 
 def _nearest(neighbours: Neighbours, n: int) -> Ints:

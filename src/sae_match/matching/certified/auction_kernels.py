@@ -29,13 +29,15 @@ QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
 """Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
 spare rows lost, exact costs computed, lists remade."""
 COUNTERS = 8
+DOUBTS = 8
+"""Costs that a bid makes exact one after another, each after a look at the whole list."""
 
 
 @njit(cache=True, nogil=True)
 def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64) -> tuple[int, int, int, int]:
     """Slots and values of row i's best and second best listed columns, made exact where they lie below the bound."""
     first = lists.start[i]
-    while True:
+    for _ in range(DOUBTS):
         best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
         for t in range(first, first + lists.length[i]):
             value = lists.cost[t] - prices.price[lists.column[t]]
@@ -55,6 +57,21 @@ def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64
         lists.cost[doubtful] = exact_cost(costs, i, lists.column[doubtful])
         lists.exact[doubtful] = True
         counters[EXACT] += 1
+    # Many columns are almost as good: one pass over the list computes a few costs more than are needed.
+    best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
+    for t in range(first, first + lists.length[i]):
+        j = lists.column[t]
+        value = lists.cost[t] - prices.price[j]
+        if value < second and value < lists.bound[i] and not lists.exact[t]:
+            lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
+            counters[EXACT] += 1
+            value = lists.cost[t] - prices.price[j]
+        if value < best:
+            second, second_at = best, best_at
+            best, best_at = value, t
+        elif value < second:
+            second, second_at = value, t
+    return best_at, best, second_at, second
 
 
 @njit(cache=True, nogil=True)
@@ -106,8 +123,9 @@ def auction(
     `queue` is a ring that begins at `head`; returns the new head. Rows whose lists are exhausted go to `pending`.
     """
     ring = queue.shape[0]
-    stop = counters[BIDS] + most_bids
-    while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0] and counters[BIDS] < stop:
+    # A row whose list is exhausted makes no bid, but work.
+    stop = counters[BIDS] + counters[PENDING] + most_bids
+    while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0] and counters[BIDS] + counters[PENDING] < stop:
         i = queue[head]
         head = (head + 1) % ring
         counters[QUEUE] -= 1
@@ -168,12 +186,12 @@ def reduce_rows(
     `queue` is a stack. A row that loses its column without a fall in price, or that has had its visits, goes to
     `deferred`; one whose list is exhausted goes to `pending`.
     """
-    stop = counters[BIDS] + most_bids
+    stop = counters[BIDS] + counters[PENDING] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0]:
         counters[QUEUE] -= 1
         i = queue[counters[QUEUE]]
         while i >= 0:
-            if counters[BIDS] >= stop:
+            if counters[BIDS] + counters[PENDING] >= stop:
                 queue[counters[QUEUE]] = i
                 counters[QUEUE] += 1
                 return

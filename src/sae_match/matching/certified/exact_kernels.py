@@ -30,7 +30,7 @@ def parts(bits: int) -> tuple[int, int]:
         exponent = np.int64(1)
     else:
         mantissa |= 0x800000
-    return (-mantissa if bits < 0 else mantissa), exponent
+    return (-mantissa if bits < 0 else mantissa), exponent  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True)
@@ -93,7 +93,7 @@ def steps_of(limbs: Int64, potentials: Potentials) -> int:
     size, at, offset = limbs.shape[0], potentials.shift // LIMB_BITS, potentials.shift % LIMB_BITS
     if limbs[size - 1] < 0:
         return -1
-    value = np.int64(0)
+    value = 0
     for k in range(at, size):
         place = LIMB_BITS * (k - at) - offset
         if place >= CAP_BITS:
@@ -105,7 +105,7 @@ def steps_of(limbs: Int64, potentials: Potentials) -> int:
             if limbs[k] >> (CAP_BITS - place) != 0:
                 return potentials.cap
             value += limbs[k] << place
-    return min(value, potentials.cap)
+    return value if value < potentials.cap else potentials.cap
 
 
 @njit(cache=True, nogil=True)

@@ -13,8 +13,9 @@ from sae_match.matching.certified.exact_kernels import LIMB_BITS, exact_squares,
 
 def lowest_exponent(rows: Float32) -> int:
     """An exponent e such that every entry is a multiple of 2^e: -149, or more where all entries are large."""
-    exponents = (np.abs(rows).view(np.int32) >> 23)[rows != 0]
-    return int(max(1, exponents.min())) - 150 if exponents.size else 0
+    least = [np.abs(part[part != 0]).min(initial=np.inf) for part in np.array_split(rows, -(-rows.size // 2**20))]
+    smallest = np.float32(min(least))
+    return max(1, int(smallest.view(np.int32)) >> 23) - 150 if np.isfinite(smallest) else 0
 
 
 def to_limbs(values: Iterable[int], limbs: int) -> Int64:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int64
+from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.list_kernels import squared_norms
 from sae_match.matching.certified.similarity import split
 
@@ -80,6 +80,17 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
     summed = left.shape[1] * 2.0**-53 * math.sqrt(left_square.max() * right_square.max()) * 2.0 / factor**2
     row_cost = np.rint(left_square * unit).astype(np.int64)
     return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
+
+
+def row_classes(rows: Float32, norms: Float64) -> Int32:
+    """[n] for every row, the first one that is equal to it; `norms` are the rows' own."""
+    _, first, label = np.unique(norms, return_index=True, return_inverse=True)
+    like = first[label].astype(np.int32)
+    for i in np.flatnonzero(like != np.arange(len(rows))):
+        # Rows of one norm that differ after all stay alone.
+        if not np.array_equal(rows[i], rows[like[i]]):
+            like[i] = i
+    return like
 
 
 def cost_bits(n: int) -> int:

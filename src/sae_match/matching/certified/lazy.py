@@ -51,6 +51,9 @@ WAR_BIDS, WAR_FACTOR = 6, 8
 """Bids per row in the first round after which epsilon is raised, and by how much."""
 BIDS_PER_ROUND = 20
 """Bids per row in each later round; what is left then is cheaper to place by shortest paths."""
+LONG_LISTS = 256
+"""Mean length of the lists from which on no more auction rounds are held: so many columns are tied that bids are slow,
+while shortest paths pass over rows that are alike."""
 CALL_SECONDS = 0.1
 """How long a kernel works before the clock is looked at, about."""
 MOST_BIDS, MOST_PATHS = 50_000, 256
@@ -101,6 +104,8 @@ class LazyAssignment(Workspace):
             return
         epsilon = self.first_round(max(1, int(FIRST_EPSILON * spread)))
         while epsilon > max(1.0, LAST_EPSILON * spread / self.n):
+            if self.lists.length.sum() > LONG_LISTS * self.n:
+                break
             epsilon = max(1, int(epsilon / EPSILON_FACTOR))
             self.release(epsilon)
             self.bid(epsilon, 0, BIDS_PER_ROUND * (self.n + self.spares))
@@ -220,7 +225,7 @@ class LazyAssignment(Workspace):
 
     def augment(self, sources: Int32) -> None:
         """Shortest augmenting paths from all `sources`."""
-        search, heap = new_search(self.n, self.n_columns), new_heap(4 * self.n_columns + 4096)
+        search, heap = new_search(self.classes, self.n_columns), new_heap(4 * self.n_columns + 4096)
         size = CallSize(MOST_PATHS)
         for_spares = sources == SPARE_ROW
         sources = np.concatenate([sources[~for_spares], sources[for_spares]])

@@ -55,6 +55,14 @@ class Search(NamedTuple):
     """[n + 1] distance of a row minus its dual, so that origin + cost - price is a column's label; last: spares."""
     state: Int64
     """[9] see HEAP ... END."""
+    row_class: Int32
+    """[n] rows of one class have the same costs in every column."""
+    scanned: Int64
+    """[n] per class, the last search that scanned one of its rows."""
+    nearest: Int64
+    """[n] per class, the least origin of those rows in that search."""
+    number: Int64
+    """[1] of searches so far."""
 
 
 class Heap(NamedTuple):
@@ -65,8 +73,9 @@ class Heap(NamedTuple):
     column: Int32
 
 
-def new_search(n: int, n_columns: int) -> Search:
-    """Work space for n rows and n_columns columns."""
+def new_search(row_class: Int32, n_columns: int) -> Search:
+    """Work space for rows of these classes and n_columns columns."""
+    n = len(row_class)
     return Search(
         distance=np.full(n_columns, INFINITE, np.int64),
         predecessor=np.empty(n_columns, np.int32),
@@ -74,6 +83,10 @@ def new_search(n: int, n_columns: int) -> Search:
         reached=np.empty(n_columns, np.int32),
         origin=np.zeros(n + 1, np.int64),
         state=np.zeros(9, np.int64),
+        row_class=row_class,
+        scanned=np.zeros(n, np.int64),
+        nearest=np.zeros(n, np.int64),
+        number=np.zeros(1, np.int64),
     )
 
 
@@ -196,6 +209,11 @@ def settle_column(
     elif owner >= 0:
         cost = certain_cost(owner, j, costs, lists, counters)
         search.origin[owner] = key - cost + prices.price[j]
+        # A row like one that was scanned before offers every column at the same cost or a higher one.
+        like = search.row_class[owner]
+        if search.scanned[like] == search.number[0] and search.nearest[like] <= search.origin[owner]:
+            return DONE
+        search.scanned[like], search.nearest[like] = search.number[0], search.origin[owner]
         state[SCANNED] += 1
         if not scan_row(owner, heap, search, prices, lists, held):
             return HEAP_FULL
@@ -217,12 +235,14 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
     state = search.state
     state[:] = 0
     state[GATE], state[END], state[UPPER] = -1, -1, INFINITE
+    search.number[0] += 1
     search.origin[source] = 0
     if source == SPARE_ROW:
         # From the spare rows themselves; no column stands before them.
         state[GATE] = prices.price.shape[0]
         fits = scan_spares(heap, search, prices, held)
     else:
+        search.scanned[search.row_class[source]], search.nearest[search.row_class[source]] = search.number[0], 0
         fits = scan_row(source, heap, search, prices, lists, held)
     if not fits:
         return HEAP_FULL

@@ -99,8 +99,8 @@ def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     if not len(lazy.alike):
         return canonical(partner, TightPairs(rows, columns, at_ceiling, lazy.indifferent))
     out = columns >= lazy.m
-    takers = np.concatenate([rows[out], lazy.places[lazy.held.partner >= lazy.m]])
-    tight = TightPairs(rows[~out], columns[~out], at_ceiling[: lazy.m], lazy.indifferent, lazy.alike, takers)
+    eligible_rows = np.concatenate([rows[out], lazy.places[lazy.held.partner >= lazy.m]])
+    tight = TightPairs(rows[~out], columns[~out], at_ceiling[: lazy.m], lazy.indifferent, lazy.alike, eligible_rows)
     return canonical(partner, tight)
 
 
@@ -180,11 +180,11 @@ def _match_the_rest(lazy: LazyAssignment) -> None:
         left = np.flatnonzero(lazy.held.owner[: lazy.m] < 0)[: len(block)]
         # Where rows may stay out, those for whom no column is left take their private ones.
         for i in block[len(left) :]:
-            _hand(lazy, int(i), lazy.m + int(i))
+            _assign(lazy, int(i), lazy.m + int(i))
         rows = block[: len(left)]
         own, chosen = linear_sum_assignment(_distances(lazy.costs, rows, left))
         for i, j in zip(rows[own], left[chosen], strict=True):
-            _hand(lazy, int(i), int(j))
+            _assign(lazy, int(i), int(j))
 
 
 def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
@@ -196,5 +196,5 @@ def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
     return squared
 
 
-def _hand(lazy: LazyAssignment, i: int, j: int) -> None:
+def _assign(lazy: LazyAssignment, i: int, j: int) -> None:
     lazy.held.owner[j], lazy.held.partner[i] = i, j

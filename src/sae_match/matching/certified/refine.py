@@ -171,7 +171,7 @@ class ExactProblem:
         rows, real = np.arange(self.n), partner < self.m
         limbs = self.bits // LIMB_BITS + 4
         plain = with_potentials(self.costs, [0] * self.n, [-own for own in self.squares], limbs, 0, 0)
-        found = iter(exact_remainders(plain, rows[real], partner[real]))
+        found = iter(exact_remainders(plain, rows[real], partner[real].astype(np.int64)))
         return [next(found) if inside else self.private[i] for i, inside in enumerate(real.tolist())]
 
     # Potentials
@@ -264,7 +264,7 @@ class ExactProblem:
     def remainders(self, rows: Int64, columns: Int32 | Int64) -> list[int]:
         """Exact remainders of pairs."""
         real = columns < self.m
-        found = iter(exact_remainders(self._with_potentials(0, 0), rows[real], columns[real]))
+        found = iter(exact_remainders(self._with_potentials(0, 0), rows[real], columns[real].astype(np.int64)))
         return [
             next(found) if inside else self.private[i] - self.row[i] - self.column[self.m + i]
             for i, inside in zip(rows.tolist(), real.tolist(), strict=True)
@@ -302,13 +302,20 @@ class ExactProof:
 
     Attributes:
         proof: with the deficit in units of 2^lowest.
-        problem: with the potentials that prove it.
+        problem: with potentials that prove the deficit, up to what Python integers added in the end.
         lazy: the last level.
     """
 
     proof: Proof
     problem: ExactProblem
     lazy: LazyAssignment
+
+    def deficit_of(self, partner: Int32) -> int | None:
+        """Deficit of another assignment: that of the proof and what it costs more."""
+        if self.proof.deficit is None:
+            return None
+        own, other = self.problem.deficit(self.proof.partner), self.problem.deficit(partner)
+        return self.proof.deficit + other - own
 
 
 def solve_exactly(problem: ExactProblem) -> ExactProof:

@@ -19,7 +19,7 @@ from sae_match.files import GIB
 from sae_match.matching.certified.arrays import Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
 from sae_match.matching.certified.fixed_pairs import Attempt, exactly
-from sae_match.matching.certified.grid import GridProblem, grid_problem
+from sae_match.matching.certified.grid import GridProblem, grid_problem, row_classes
 from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
@@ -27,7 +27,7 @@ from sae_match.matching.certified.refine import exact_factors, solve_exactly
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, is_negligible
 from sae_match.matching.spread import describe_outliers, is_wide
 from sae_match.options import option
@@ -118,6 +118,16 @@ class CertifiedSolver(Solver):
             return self._solve_exactly(problem, cached, started)
         return solution
 
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The largest sum of given similarities, with its proof."""
+        from sae_match.matching.by_similarity import match_by_similarity  # it builds on this package
+
+        found = match_by_similarity(
+            problem.matrix, memory_limit_gib=self.memory_limit_gib, block_rows=self.block_rows
+        )  # fmt: skip
+        objective = problem.objective(found.permutation)
+        return Solution(found.permutation, objective, objective - 2 * min(problem.shape) * found.gap)
+
     def _solve_on_grid(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
         begun = time.perf_counter()
@@ -131,8 +141,10 @@ class CertifiedSolver(Solver):
         def attempt(rejection: int | None) -> Attempt:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(
-                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached)
-            )
+                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
+                # A private column of its own sets a row apart.
+                row_class=row_classes(costs.left, costs.left_norm) if rejection is None else None,
+            )  # fmt: skip
             lazy.progress, lazy.seconds["setup"] = self.progress, set_up
             proof = _search(lazy, self.verify)
             bound = None if proof.deficit is None else total_cost(lazy, proof.partner) - proof.deficit
@@ -150,7 +162,7 @@ class CertifiedSolver(Solver):
         return _solution(problem, found, deficit, grid.tolerance, started)
 
     def _solve_exactly(self, problem: MatchingProblem, cached: bool, started: float) -> Solution:
-        """No rounding at all: exact for the float32 rows as they are."""
+        """No rounding of costs at all: exact for the float32 rows as they are."""
         left, right = (side.contiguous().numpy() for side in _narrower_first(problem))
         exact = exact_factors(
             left, right, rejection_cost=problem.rejection_cost, cached=cached,
@@ -164,7 +176,7 @@ class CertifiedSolver(Solver):
 
         def attempt(rejection: int | None) -> Attempt:
             found = solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
-            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.problem.deficit)
+            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.deficit_of)
 
         if problem.n_pairs is not None:
             found = exactly(problem.n_pairs, attempt, 1 << exact.bits)
@@ -173,7 +185,9 @@ class CertifiedSolver(Solver):
         else:
             found = attempt(None)
         deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-        return _solution(problem, found, deficit, 0.0, started)
+        solution = _solution(problem, found, deficit, 0.0, started)
+        # What is left is the rounding of the objective itself.
+        return replace(solution, tolerance=2.0**-48 * solution.objective)
 
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s

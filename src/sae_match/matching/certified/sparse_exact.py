@@ -51,7 +51,8 @@ class Remainders:
     ) -> Remainders:
         """The exact remainders of pairs that are near to tight, as far as they do not exceed the deficit."""
         partner = lazy.held.partner
-        rows, columns = (np.concatenate(side) for side in zip(near, (np.arange(lazy.n), partner), strict=True))
+        rows = np.concatenate([near[0], np.arange(lazy.n)])
+        columns = np.concatenate([near[1], partner.astype(np.int64)])
         if problem.private:
             rows = np.concatenate([rows, np.arange(lazy.n)])
             columns = np.concatenate([columns, lazy.m + np.arange(lazy.n)])

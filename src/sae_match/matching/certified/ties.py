@@ -26,7 +26,7 @@ class TightPairs:
         indifferent: rows to which all columns cost the same, ascending. They have no pairs of their own: like a spare
             row, each may hold any column at the ceiling.
         alike: columns that cost each row the same, all at the ceiling, ascending; no pairs name them.
-        takers: rows for which these are tight, in any order, repeated or not.
+        eligible_rows: rows for which these are tight, in any order, repeated or not.
     """
 
     rows: Int32
@@ -34,7 +34,7 @@ class TightPairs:
     at_ceiling: Bool
     indifferent: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     alike: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
-    takers: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    eligible_rows: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
@@ -58,7 +58,7 @@ def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
     pairs = np.flatnonzero(sizes[component[tight.rows]] > 1)
     spare_label = component[like_spares[0]] if len(like_spares) else -1
     inside = _groups(component[tight.rows[pairs]], pairs)
-    pool = set(tight.alike.tolist()), set(tight.takers.tolist())
+    pool = set(tight.alike.tolist()), set(tight.eligible_rows.tolist())
     for label, members in _groups(component[rows], rows).items():
         spares = left_over if label == spare_label else None
         _resolve(members, inside.get(label, pairs[:0]), result, tight, spares, pool)
@@ -73,8 +73,8 @@ def _components(partner: Int32, tight: TightPairs, owner: Int64, n: int, left_ov
     node[n:] = node[tight.indifferent] = hub
     targets = owner[tight.columns]
     known = targets >= 0
-    source = [tight.rows[known].astype(np.int64), tight.takers, np.full(len(tight.alike), pool)]
-    target = [node[targets[known]], np.full(len(tight.takers), pool), node[owner[tight.alike]]]
+    source = [tight.rows[known].astype(np.int64), tight.eligible_rows, np.full(len(tight.alike), pool)]
+    target = [node[targets[known]], np.full(len(tight.eligible_rows), pool), node[owner[tight.alike]]]
     if len(left_over) or len(tight.indifferent):
         vacant = np.flatnonzero(tight.at_ceiling[partner])
         source += [np.full(len(vacant), hub)]
@@ -118,7 +118,7 @@ def _resolve(
     alike = sorted(j for j in holder if j in pool[0])
     matching = Exchange(holder, choices, ceiling, n, indifferent, alike, pool[1])
     for i in rows.tolist():
-        partner[i] = matching.fix_least(i)
+        partner[i] = matching.fix_smallest_column(i)
 
 
 class Exchange:
@@ -130,8 +130,8 @@ class Exchange:
         ceiling: columns that a spare row may hold.
         first_spare: number of the first spare node.
         indifferent: rows that may hold what a spare row may.
-        alike: columns that every one of the `takers` may hold beside its choices, ascending.
-        takers: rows.
+        alike: columns that every one of the `eligible_rows` may hold beside its choices, ascending.
+        eligible_rows: rows.
     """
 
     def __init__(
@@ -142,37 +142,48 @@ class Exchange:
         first_spare: int,
         indifferent: set[int],
         alike: list[int],
-        takers: set[int],
+        eligible_rows: set[int],
     ) -> None:
         self.holder, self.choices, self.first_spare, self.indifferent = holder, choices, first_spare, indifferent
         self.ceiling, self.ascending = ceiling, sorted(ceiling)
-        self.alike, self.any_alike, self.takers = alike, set(alike), takers
+        self.alike, self.any_alike, self.eligible_rows = alike, set(alike), eligible_rows
         self.column = {node: j for j, node in holder.items()}
         self.fixed: set[int] = set()
         self.passed = self.alike_passed = 0
+        # Rows with the same choices are alike: features that are equal to each other, above all.
+        groups: dict[tuple[frozenset[int], bool], int] = {}
+        self.group = {
+            i: groups.setdefault((frozenset(own), i in eligible_rows), len(groups)) for i, own in choices.items()
+        }  # fmt: skip
+        self.sorted_choices = [sorted(own) for own, _ in groups]
+        self.group_passed = [0] * len(groups)
 
-    def fix_least(self, i: int) -> int:
+    def fix_smallest_column(self, i: int) -> int:
         """Give row i the least column that leaves a complete matching of the others; it keeps it."""
         if i in self.indifferent:
             # What one of them could not have, the next cannot either: they could change places.
-            while not self._gets(i, self.ascending[self.passed]):
+            while not self._can_take(i, self.ascending[self.passed]):
                 self.passed += 1
+        elif i not in self.eligible_rows:
+            group = self.group[i]
+            while not self._can_take(i, self.sorted_choices[group][self.group_passed[group]]):
+                self.group_passed[group] += 1
         else:
             for j in sorted(self.choices[i] | self._least_alike(i)):
-                if self._gets(i, j):
+                if self._can_take(i, j):
                     break
         self.fixed.add(i)
         return self.column[i]
 
     def _least_alike(self, i: int) -> set[int]:
         """The least column of those alike that is not fixed: a row that can have any of them can have this one."""
-        if i not in self.takers:
+        if i not in self.eligible_rows:
             return set()
         while self.alike_passed < len(self.alike) and self.holder[self.alike[self.alike_passed]] in self.fixed:
             self.alike_passed += 1
         return set(self.alike[self.alike_passed : self.alike_passed + 1])
 
-    def _gets(self, i: int, j: int) -> bool:
+    def _can_take(self, i: int, j: int) -> bool:
         return j == self.column[i] or self._reroute(i, j)
 
     def _reroute(self, i: int, j: int) -> bool:
@@ -183,6 +194,7 @@ class Exchange:
         came_from: dict[int, int] = {start: -1}
         frontier = [start]
         spares_seen = alike_seen = False
+        groups_seen: set[int] = set()
         while frontier:
             node = frontier.pop()
             if self._may_hold(node, vacated):
@@ -194,8 +206,12 @@ class Exchange:
                 if spares_seen:
                     continue
                 spares_seen = True
+            elif self.group[node] in groups_seen:
+                continue
+            else:
+                groups_seen.add(self.group[node])
             neighbours = self._neighbours(node)
-            if node in self.takers and not alike_seen:
+            if node in self.eligible_rows and not alike_seen:
                 alike_seen = True
                 neighbours += [self.holder[j] for j in self.alike]
             for other in neighbours:
@@ -210,11 +226,11 @@ class Exchange:
     def _may_hold(self, node: int, j: int) -> bool:
         if self._like_spare(node):
             return j in self.ceiling
-        return j in self.choices[node] or (node in self.takers and j in self.any_alike)
+        return j in self.choices[node] or (node in self.eligible_rows and j in self.any_alike)
 
     def _neighbours(self, node: int) -> list[int]:
         """Nodes whose column this node could hold."""
-        columns = self.ascending if self._like_spare(node) else sorted(self.choices[node])
+        columns = self.ascending if self._like_spare(node) else self.sorted_choices[self.group[node]]
         return [self.holder[j] for j in columns]
 
     def _shift(self, node: int, column: int, came_from: dict[int, int]) -> None:

@@ -17,6 +17,7 @@ from sae_match.matching.certified.arrays import (
     Costs,
     Float32,
     Int16,
+    Int32,
     Int64,
     Prices,
     Scratch,
@@ -72,6 +73,7 @@ class Workspace:
             ascending; they take what the others leave.
         alike: columns that cost every row its private cost, ascending; they are out of reach as columns, and a row that
             takes its private column stands for one that takes any of them.
+        row_class: [n] rows of one class have the same costs in every column; None = every row is its own class.
     """
 
     costs: Costs
@@ -82,10 +84,13 @@ class Workspace:
     progress: bool = False
     indifferent: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     alike: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    row_class: Int32 | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.n, self.m = len(self.costs.left_norm), len(self.costs.right_norm)
+        own_class = np.arange(self.n, dtype=np.int32)
+        self.classes: Int32 = own_class if self.row_class is None else self.row_class
         # Where the rows are among all rows, the indifferent ones included.
         self.places = np.delete(np.arange(self.n + len(self.indifferent)), self.indifferent)
         self.n_columns = self.m + len(self.costs.private_cost)

@@ -1,4 +1,4 @@
-"""The door: from a composed Hydra configuration to the objects of a job. Nothing below knows Hydra's types."""
+"""From a composed Hydra configuration to the objects of a job; what reads these knows no type of Hydra's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from sae_match.config.known_keys import did_you_mean, dotted_keys
-from sae_match.config.schema import Config, LayersConfig, Schema
-from sae_match.config.training_schema import TrainConfig, TrainSchema
+from sae_match.app.known_keys import did_you_mean, dotted_keys
+from sae_match.app.schema import Schema, TrainSchema
 from sae_match.errors import UserError
+from sae_match.study import Layers, Study
+from sae_match.training.options import TrainConfig
 
-T = TypeVar("T", Config, TrainConfig)
-SCHEMAS: dict[type, type] = {Config: Schema, TrainConfig: TrainSchema}
+T = TypeVar("T", Study, TrainConfig)
+SCHEMAS: dict[type, type] = {Study: Schema, TrainConfig: TrainSchema}
 
 
 def register_schemas() -> None:
@@ -46,7 +47,7 @@ def config_directory() -> Path:
     raise UserError(f"the configuration folder is missing beside {package}; reinstall sae_match")
 
 
-def to_dataclass(cfg: DictConfig, kind: type[T]) -> T:
+def build(cfg: DictConfig, kind: type[T]) -> T:
     """The objects of a job: all interpolations resolved, every group's `_target_` built.
 
     Raises:
@@ -132,7 +133,9 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
 
 def _recorded(value: Any, plain: Any) -> Any:
     """The plain form of a group with the arguments that it leaves to their defaults."""
-    if isinstance(plain, dict) and "_target_" in plain and dataclasses.is_dataclass(value):
+    if isinstance(plain, dict) and "_target_" in plain and not dataclasses.is_dataclass(value):
+        return plain  # a class of the user's that does not say what its arguments are
+    if isinstance(plain, dict) and "_target_" in plain:
         known = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
         arguments = {
             name: _recorded(own, plain[name]) if name in plain else to_jsonable_python(own)
@@ -162,7 +165,7 @@ def expand_pair(config: T, given: Any) -> T:
         names = " and ".join(f"layers.{name}={value}" for name, value in numbers.items())
         raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
     plain = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
-    return dataclasses.replace(config, layers=LayersConfig(first=pair, last=pair + 1), config=plain)
+    return dataclasses.replace(config, layers=Layers(first=pair, last=pair + 1), config=plain)
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:

@@ -1,8 +1,4 @@
-"""Dataclass schema of the `sae-match` configuration: one class per Hydra group.
-
-Nothing here imports torch: composing and checking a configuration must stay fast and side-effect free.
-Field docstrings are the reference that `sae-match --help` points to.
-"""
+"""The resolved experiment of one `sae-match` job: what is compared, on what, how it is measured, where results go."""
 
 from __future__ import annotations
 
@@ -11,11 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
-from sae_match.config.composition_schema import CompositionConfig
-
-if TYPE_CHECKING:  # only `Schema` is ever resolved; composing must not wait for torch
+if TYPE_CHECKING:  # the commands import this module before they know whether they need torch
     from sae_match.evaluation.settings import Evaluation
     from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
@@ -37,19 +29,19 @@ class Rerun(StrEnum):
 
 
 @dataclass
-class LayersConfig:
+class Layers:
     """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched."""
 
-    first: int = MISSING
+    first: int
     """First layer (0-based; the residual stream after this block)."""
-    last: int = MISSING
+    last: int
     """Last layer, inclusive."""
     pair: int | None = None
     """Short for first=pair, last=pair+1, so that a sweep can go over pairs; null once the two are set."""
 
 
 @dataclass
-class CaptureConfig:
+class Capture:
     """Which residual streams the one pass over the text keeps, for this job and those that share its cache."""
 
     first: int | None = None
@@ -59,35 +51,48 @@ class CaptureConfig:
 
 
 @dataclass
-class PathsConfig:
+class Composition:
+    """Composed against exactly solved permutations over growing distance, and features followed over the span."""
+
+    max_distance: int = 0
+    """Compare at distances 2..max_distance, as far as the span reaches (distance 1 is the matching itself); 0 = not
+    at all. Every start and distance is one more assignment problem."""
+    starts: list[int] = field(default_factory=list)
+    """Layers to start from; empty = every layer of the span."""
+    paths: bool = False
+    """Write paths.parquet: every feature of the first layer followed through the span's matchings."""
+
+
+@dataclass
+class Paths:
     """Where a job writes and what jobs share."""
 
-    output_dir: str = MISSING
+    output_dir: str
     """The job's record."""
-    cache_dir: str = MISSING
+    cache_dir: str
     """Where jobs share tokens, residual streams, converted models, matchings and losses, in a folder of its own inside
     this one. Empty: SAE_MATCH_CACHE or ~/.cache/sae_match."""
 
 
-@dataclass
-class Config:
-    """The whole configuration of one `sae-match` job."""
+@dataclass(kw_only=True)
+class Study:
+    """Everything that one `sae-match` job needs, as objects."""
 
-    matching: Similarity = MISSING
-    folding: Folding = MISSING
-    solver: Solver = MISSING
-    sae: SaeFormat = MISSING
-    model: ModelSource = MISSING
-    dataset: TextSource = MISSING
-    evaluation: Evaluation = MISSING
-    judging: Judging = MISSING
-    tracking: Tracking = MISSING
+    matching: Similarity
+    folding: Folding
+    solver: Solver
+    sae: SaeFormat
+    model: ModelSource
+    dataset: TextSource
+    evaluation: Evaluation
+    judging: Judging
+    tracking: Tracking
     metrics: dict[str, Metric] = field(default_factory=dict)
     """Metrics beside the built-in ones, by any key: +metrics.mine._target_=my_package.MyScore."""
-    layers: LayersConfig = field(default_factory=LayersConfig)
-    capture: CaptureConfig = field(default_factory=CaptureConfig)
-    composition: CompositionConfig = field(default_factory=CompositionConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
+    layers: Layers
+    capture: Capture = field(default_factory=Capture)
+    composition: Composition = field(default_factory=Composition)
+    paths: Paths
     device: str = "auto"
     """auto | cpu | cuda."""
     seed: int = 0
@@ -107,33 +112,13 @@ class Config:
     config: dict[str, Any] = field(default_factory=dict)
     """What the objects were built from, as nested plain values: what a record keeps and what its hashes cover."""
 
-    def at(self, output_dir: Path | str) -> Config:
+    @property
+    def fitted(self) -> list[str]:
+        """Names of what is fitted on text that is not evaluated: the matching, controls, splices."""
+        own = [f"matching={self.matching.name}"] if self.matching.fitted else []
+        return own + self.evaluation.fitted
+
+    def at(self, output_dir: Path | str) -> Study:
         """The same job with its record elsewhere."""
         config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}
         return replace(self, paths=replace(self.paths, output_dir=str(output_dir)), config=config)
-
-
-@dataclass
-class Schema:
-    """The composed form of `Config`; what is `Any` is built from its `_target_`."""
-
-    matching: Any = MISSING
-    folding: Any = MISSING
-    solver: Any = MISSING
-    sae: Any = MISSING
-    model: Any = MISSING
-    dataset: Any = MISSING
-    evaluation: Any = MISSING
-    judging: Any = MISSING
-    tracking: Any = MISSING
-    metrics: dict[str, Any] = field(default_factory=dict)
-    layers: LayersConfig = field(default_factory=LayersConfig)
-    capture: CaptureConfig = field(default_factory=CaptureConfig)
-    composition: CompositionConfig = field(default_factory=CompositionConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    device: str = "auto"
-    seed: int = 0
-    progress: bool | None = None
-    dry_run: bool = False
-    rerun: Rerun = Rerun.failed
-    trusted_packages: list[str] = field(default_factory=list)

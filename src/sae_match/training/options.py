@@ -1,18 +1,16 @@
-"""Structured schema of the `sae-match-train` configuration."""
+"""The resolved configuration of one `sae-match-train` job."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
-from sae_match.config.schema import LayersConfig, PathsConfig
-from sae_match.tracking import Tracking
+from sae_match.study import Layers, Paths
 
 if TYPE_CHECKING:
     from sae_match.language_model.sources import ModelSource
     from sae_match.text.source import TextSource
+    from sae_match.tracking import Tracking
 
 
 @dataclass
@@ -60,20 +58,20 @@ class TrainingConfig:
     """Steps between logged points."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
     """The whole configuration of one `sae-match-train` job."""
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: ModelSource = MISSING
-    tracking: Tracking = MISSING
-    datasets: dict[str, TextSource] = MISSING
+    model: ModelSource
+    tracking: Tracking
+    datasets: dict[str, TextSource]
     """Training texts by name."""
-    held_out: dict[str, TextSource] = MISSING
+    held_out: dict[str, TextSource]
     """Texts for the held-out report, by name; an embedded text must name a part that is not trained on."""
-    layers: LayersConfig = field(default_factory=LayersConfig)
+    layers: Layers
     """One SAE per layer of the span."""
-    paths: PathsConfig = field(default_factory=PathsConfig)
+    paths: Paths
     seed: int = 0
     """Seed of initialisation and data order; each layer derives its own from it."""
     device: str = "auto"
@@ -85,20 +83,3 @@ class TrainConfig:
 
     config: dict[str, Any] = field(default_factory=dict)
     """What the objects were built from, as nested plain values."""
-
-
-@dataclass
-class TrainSchema:
-    """The composed form of `TrainConfig`; what is `Any` is built from its `_target_`."""
-
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: Any = MISSING
-    tracking: Any = MISSING
-    datasets: Any = MISSING
-    held_out: Any = MISSING
-    layers: LayersConfig = field(default_factory=LayersConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
-    device: str = "auto"
-    progress: bool | None = None
-    trusted_packages: list[str] = field(default_factory=list)

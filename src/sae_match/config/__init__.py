@@ -1,1 +1,0 @@
-"""Configuration: dataclass schema, composition and checks. Knows neither torch nor any other room."""

@@ -1,0 +1,121 @@
+"""What a similarity may compare: two SAEs, the text on which it may be fitted, and the features that are matched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_match.errors import UserError
+from sae_match.keys import tensor_digest
+from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
+
+
+class Streams(Protocol):
+    """Residual streams of some text, read layer by layer as they are asked for."""
+
+    @property
+    def key(self) -> str:
+        """Content hash of model and text."""
+
+    def layer(self, layer: int) -> Float[Tensor, "windows tokens d"]:
+        """resid_post of one layer."""
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """Two SAEs whose features are matched.
+
+    Attributes:
+        a, b: SAEs of layers t and t+1.
+        folding: whether parameters are folded before they are compared (Eq. 4).
+        excluded: features of either side that stay unmatched; None = none.
+        layers: t and t+1.
+        fit: residual streams of text that is not evaluated; None where none was prepared.
+        batch_windows: windows read at a time.
+        sink_positions: positions at each window's start that are never counted.
+        seed: seed of what is drawn.
+    """
+
+    a: SparseAutoencoder
+    b: SparseAutoencoder
+    folding: FoldingKind = FoldingKind.theta
+    excluded: tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None] = (None, None)
+    layers: tuple[int, int] = (0, 1)
+    fit: Streams | None = None
+    batch_windows: int = 8
+    sink_positions: int = 1
+    seed: int = 0
+
+    @property
+    def fit_streams(self) -> Streams:
+        """Residual streams of the text on which a similarity may be fitted.
+
+        Raises:
+            UserError: none was prepared.
+        """
+        return require_streams(self.fit, "similarity")
+
+    def kept(self) -> tuple[Int[Tensor, " K_a"], Int[Tensor, " K_b"]]:
+        """Features of either side that are matched, ascending.
+
+        Raises:
+            UserError: a mask of another type or shape than bool, one entry per feature.
+        """
+        sides = zip((self.a, self.b), self.excluded, ("exclude_a", "exclude_b"), strict=True)
+        kept_a, kept_b = (_kept(sae.width, mask, name) for sae, mask, name in sides)
+        return kept_a, kept_b
+
+    def to_fold(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+        """Both SAEs with threshold 1 for excluded features, which need none to be folded by."""
+        a, b = (_excluded_of_one(s, mask) for s, mask in zip((self.a, self.b), self.excluded, strict=True))
+        return a, b
+
+    def facts(self) -> dict[str, object]:
+        """Everything that a similarity of this pair could depend on, as plain data."""
+        return {
+            "layers": list(self.layers),
+            "saes": [sae_facts(sae) for sae in (self.a, self.b)],
+            "folding": self.folding.value,
+            "streams": None if self.fit is None else self.fit.key,
+            "sink_positions": self.sink_positions,
+            "seed": self.seed,
+        }
+
+    def excluded_facts(self) -> list[str | None]:
+        """Digests of the masks of excluded features."""
+        return [None if mask is None else tensor_digest(mask) for mask in self.excluded]
+
+
+def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
+    """Content of an SAE, and its folding scale where that is not its threshold."""
+    return {"content": sae.content_hash, "scale": None if sae.scale is None else tensor_digest(sae.scale)}
+
+
+def require_streams(fit: Streams | None, what: str) -> Streams:
+    """The text that something is fitted on.
+
+    Raises:
+        UserError: none was prepared.
+    """
+    if fit is None:
+        raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
+    return fit
+
+
+def _excluded_of_one(sae: SparseAutoencoder, excluded: Tensor | None) -> SparseAutoencoder:
+    if excluded is None or sae.foldable:
+        return sae
+    return sae.replace(threshold=sae.threshold.masked_fill(excluded.to(sae.device), 1.0))
+
+
+def _kept(width: int, excluded: Tensor | None, name: str) -> Int[Tensor, " K"]:
+    if excluded is None:
+        return torch.arange(width)
+    if excluded.dtype != torch.bool or excluded.shape != (width,):
+        raise UserError(f"{name} is a bool mask [{width}], got {excluded.dtype} {tuple(excluded.shape)}")
+    return (~excluded).nonzero().flatten().cpu()

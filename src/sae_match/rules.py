@@ -1,0 +1,215 @@
+"""Rules across groups: what is wrong with a job's objects together. Nothing is loaded, downloaded or asked.
+
+Each rule yields whole sentences, one per problem. What one object alone can know, its constructor has checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from sae_match.errors import UserError
+
+if TYPE_CHECKING:  # train_app checks its configuration before it waits for torch
+    from sae_match.language_model.sources import ModelSource
+    from sae_match.study import Layers, Study
+    from sae_match.text.source import TextSource
+    from sae_match.training.options import TrainConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def check_config(cfg: Study) -> None:
+    """Refuse a `sae-match` configuration that cannot work.
+
+    Raises:
+        UserError: every broken rule, one per line.
+    """
+    _require(job_problems(cfg))
+
+
+def check_train_config(cfg: TrainConfig) -> None:
+    """Refuse a `sae-match-train` configuration that cannot work.
+
+    Raises:
+        UserError: every broken rule, one per line.
+    """
+    _require(training_problems(cfg))
+
+
+def job_problems(cfg: Study) -> Iterator[str]:
+    """Every broken rule of a `sae-match` job."""
+    yield from _layers(cfg.layers, least=2)
+    yield from _saes(cfg)
+    if cfg.seed < 0:
+        yield f"seed={cfg.seed}: must be 0 or more"
+    yield from _limits(cfg)
+    yield from _needs_text(cfg)
+    yield from _comparisons(cfg)
+    yield from _composition(cfg)
+    if cfg.evaluation.full:
+        yield from _capture(cfg)
+        yield from _depth(cfg.model, cfg.layers)
+        yield from _window(cfg.dataset, "dataset", cfg.model.sink_positions)
+    yield from _device(cfg.device)
+
+
+def training_problems(cfg: TrainConfig) -> Iterator[str]:
+    """Every broken rule of a `sae-match-train` run."""
+    yield from _layers(cfg.layers, least=1)
+    yield from _depth(cfg.model, cfg.layers)
+    for group, texts in (("datasets", cfg.datasets), ("held_out", cfg.held_out)):
+        for name, text in texts.items():
+            yield from _window(text, f"{group}.{name}", cfg.model.sink_positions)
+        if not texts:
+            yield f"{group}: name at least one text"
+    for name, held_out in cfg.held_out.items():
+        for other, text in cfg.datasets.items():
+            if held_out.overlaps(text):
+                yield (
+                    f"held_out.{name}.part={held_out.part}, datasets.{other}.part={text.part}: "
+                    "one must be train and the other evaluation, else the report is not on held-out text"
+                )
+    for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
+        if getattr(cfg.training, name) <= 0:
+            yield f"training.{name}={getattr(cfg.training, name)}: must be positive"
+    yield from _device(cfg.device)
+
+
+def _require(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise UserError("\n".join(found))
+
+
+def _layers(layers: Layers, least: int) -> Iterator[str]:
+    if layers.pair is not None:
+        yield f"layers.pair={layers.pair} is short for first and last on the command line; set those two here"
+    if layers.first < 0:
+        yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
+    if layers.last - layers.first + 1 < least:
+        what = "the span is empty" if least == 1 else "a span needs at least two layers"
+        yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
+
+
+def _saes(cfg: Study) -> Iterator[str]:
+    """SAEs that the span has, and that belong to the model and its residual stream."""
+    sae, model = cfg.sae, cfg.model
+    try:
+        sae.check_span(cfg.layers.first, cfg.layers.last)
+    except UserError as error:
+        yield str(error)
+    if not cfg.evaluation.full:
+        return
+    if sae.site is not None and sae.site.value != "resid_post":
+        yield (
+            f"sae.site={sae.site.value}: activations are compared on resid_post only; these SAEs can be matched by "
+            "their weights (evaluation=weights_only)"
+        )
+    for name in ("d_model", "n_layers"):
+        theirs, ours = getattr(sae, name), getattr(model, name)
+        if theirs is not None and ours is not None and theirs != ours:
+            yield (
+                f"sae.{name}={theirs}, model.{name}={ours}: {model.name} is not the model that the SAEs "
+                f"{sae.name} were trained on. Choose it with model=..., or evaluation=weights_only"
+            )
+
+
+def _limits(cfg: Study) -> Iterator[str]:
+    """Limits to the pairs, which not every solver knows."""
+    others = [control.name for control in cfg.evaluation.matchers if not control.limits_pairs]
+    for name in ("rejection_cost", "n_pairs"):
+        if getattr(cfg.matching, name) is None:
+            continue
+        if not cfg.solver.limits_pairs:
+            yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
+        if others:
+            yield f"matching.{name} is set, and the controls {', '.join(others)} know no such limit; leave one out"
+
+
+def _needs_text(cfg: Study) -> Iterator[str]:
+    """What is measured, described or fitted on text, and whether there is one, and enough of it."""
+    level, full = f"evaluation={cfg.evaluation.level}", cfg.evaluation.full
+    if cfg.folding.measured and not full:
+        yield (
+            f"folding.scale={cfg.folding.scale.value}: is measured on text, which {level} does not "
+            "read. Choose evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"
+        )
+    if cfg.matching.dead_features == "exclude" and not full:
+        yield (
+            "matching.dead_features=exclude needs activations to know which features are dead, and "
+            f"{level} computes none; use evaluation=full or matching.dead_features=keep"
+        )
+    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not full:
+        yield (
+            f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
+            f"which {level} does not read; use evaluation=full or give explanation files"
+        )
+    if not cfg.fitted:
+        return
+    who = " and ".join(cfg.fitted)
+    if not full:
+        yield f"{who} need activations, and {level} computes none"
+    elif cfg.dataset.documents == 0 and cfg.dataset.part == "all":
+        yield (
+            f"dataset.documents=0 with dataset.part=all evaluates every document and leaves none to fit {who} on; "
+            "set dataset.documents to a number, or dataset.part=evaluation"
+        )
+    elif cfg.dataset.documents == 0 and cfg.evaluation.fit_documents is None:
+        yield f"dataset.documents=0 does not say on how many documents to fit {who}; set evaluation.fit_documents"
+
+
+def _comparisons(cfg: Study) -> Iterator[str]:
+    """Controls that other groups compare with."""
+    names = [control.name for control in cfg.evaluation.controls.values()]
+    if cfg.composition.max_distance >= 2 and "random" not in names:
+        yield "composition.max_distance compares with composed random permutations: add random to evaluation/controls"
+    missing = [name for name in ("vanilla", "random") if name not in names]
+    if missing and cfg.judging.enabled:
+        yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
+
+
+def _composition(cfg: Study) -> Iterator[str]:
+    """Distances that exist, and starts inside the span that something can be composed from."""
+    distance, starts = cfg.composition.max_distance, cfg.composition.starts
+    first, last = cfg.layers.first, cfg.layers.last
+    span = f"layers.first={first}, layers.last={last}"
+    if distance < 0 or distance == 1:
+        yield f"composition.max_distance={distance}: must be 0 (off) or at least 2 (1 is the matching itself)"
+    if distance >= 2 and last - first < 2:
+        yield (
+            f"composition.max_distance={distance}: {span} leaves nothing to compose; a span needs at least three layers"
+        )
+    if starts and distance == 0:
+        yield "composition.starts is set, but composition.max_distance=0 compares nothing"
+    for start in starts:
+        if not first <= start <= last - 2:
+            yield (f"composition.starts: nothing can be composed from layer {start}; {span} allow {first}..{last - 2}")
+    if len(set(starts)) < len(starts):
+        yield f"composition.starts={list(starts)}: each layer once"
+
+
+def _capture(cfg: Study) -> Iterator[str]:
+    """What is captured covers the job's own span, and exists."""
+    first, last, blocks = cfg.capture.first, cfg.capture.last, cfg.model.n_layers
+    if first is not None and not 0 <= first <= cfg.layers.first:
+        yield f"capture.first={first}: must be within 0..{cfg.layers.first} (layers.first)"
+    if last is not None and last < cfg.layers.last:
+        yield f"capture.last={last}: must be at least layers.last={cfg.layers.last}"
+    if last is not None and blocks is not None and last >= blocks:
+        yield f"capture.last={last}: {cfg.model.name} has blocks 0..{blocks - 1}"
+
+
+def _depth(model: ModelSource, layers: Layers) -> Iterator[str]:
+    if model.n_layers is not None and layers.last >= model.n_layers:
+        yield f"layers.last={layers.last}: {model.name} has blocks 0..{model.n_layers - 1}"
+
+
+def _window(text: TextSource, where: str, sink_positions: int) -> Iterator[str]:
+    # One counted prediction needs the sink positions, one more position and its target.
+    if text.window_tokens < sink_positions + 2:
+        yield f"{where}.window_tokens={text.window_tokens}: must be at least {sink_positions + 2}"
+
+
+def _device(device: str) -> Iterator[str]:
+    if device not in DEVICES:
+        yield f"device={device}: must be one of {', '.join(DEVICES)}"
