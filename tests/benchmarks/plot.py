@@ -10,26 +10,28 @@ from matplotlib.figure import Figure
 
 from sae_match.files import atomic_path
 from sae_match.report.canvas import new_figure, paper_style, save
-from sae_match.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, Style
+from sae_match.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from sae_match.variants import Look
 from tests.benchmarks.derive import Row
 from tests.benchmarks.methods import methods
 
+YELLOW = "#F0E442"
 SIZE = (7.2, 4.0)
 STYLES = {
-    "certified": Style(BLUE, "o", "-", ""),
-    "certified-uncached": Style(SKY, "o", "-", ""),
-    "scipy-product": Style(VERMILION, "s", "-", ""),
-    "scipy-distance": Style(ORANGE, "s", "-", ""),
-    "lapjv": Style(GREEN, "^", "-", ""),
-    "lapjvs": Style(GREEN, "<", ":", ""),
-    "lapjvc": Style(GREEN, ">", ":", ""),
-    "lapjvr": Style(BLACK, "v", "-", ""),
-    "lapjvh": Style(BLACK, "D", "-", ""),
-    "ortools-knn": Style(PURPLE, "X", "--", ""),
-    "scipy-sparse-knn": Style(YELLOW, "X", "--", ""),
-    "greedy": Style(GREY, "P", "--", ""),
-    "cosine": Style(BLUE, "P", ":", ""),
-    "soft": Style(PURPLE, "d", "-.", ""),
+    "certified": Look(BLUE, "o", "-", ""),
+    "certified-uncached": Look(SKY, "o", "-", ""),
+    "scipy-product": Look(VERMILION, "s", "-", ""),
+    "scipy-distance": Look(ORANGE, "s", "-", ""),
+    "lapjv": Look(GREEN, "^", "-", ""),
+    "lapjvs": Look(GREEN, "<", ":", ""),
+    "lapjvc": Look(GREEN, ">", ":", ""),
+    "lapjvr": Look(BLACK, "v", "-", ""),
+    "lapjvh": Look(BLACK, "D", "-", ""),
+    "ortools-knn": Look(PURPLE, "X", "--", ""),
+    "scipy-sparse-knn": Look(YELLOW, "X", "--", ""),
+    "greedy": Look(GREY, "P", "--", ""),
+    "cosine": Look(BLUE, "P", ":", ""),
+    "soft": Look(PURPLE, "d", "-.", ""),
 }
 """Solid: exact; dashed: approximate. One hue per library."""
 DRAWN = ("certified", "certified-uncached", "scipy-product", "scipy-distance", "lapjv", "lapjvh", "ortools-knn",

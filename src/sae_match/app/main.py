@@ -22,7 +22,7 @@ from sae_match.errors import UserError
 from sae_match.launchers import explain_worker_death
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
-from sae_match.terminal import fail, quiet_libraries, quiet_when_unread
+from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,10 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     if output.is_dir():  # of earlier jobs, perhaps this one's
         config = decide(config, output.parent if in_sweep else None).cfg
     plan = make_plan(config)
-    print(render(plan), flush=True)
+    try:
+        print(render(plan), flush=True)
+    except BrokenPipeError:
+        sys.exit(EXIT_UNREAD)  # an exit is no error, of which Hydra would write a line
     if plan.problems:
         count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")
