@@ -50,7 +50,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first asked for."""
+    """Import a public name from its package when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sae_match' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -43,9 +43,13 @@ def is_scratch(directory: Path | str) -> bool:
 
 def in_a_new_record(config: Study, arguments: list[str]) -> Study:
     """The configuration with the output directory that the real run would have, in place of the scratch directory."""
-    if not is_scratch(config.paths.output_dir):
+    parts = Path(config.paths.output_dir).parts
+    scratch = next((place for place, part in enumerate(parts) if part.startswith(_PREFIX)), None)
+    if scratch is None:
         return config
+    job = parts[scratch + 1 :]  # a sweep's jobs have folders of their own
+    key = _FOLDERS[1 if job else 0]
     pairs = (argument.partition("=") for argument in arguments)
-    given = [value for key, _, value in pairs if key in _FOLDERS and _PREFIX not in value]
-    intended = given[-1] if given else str(Path("multirun") / "<a new folder>")
-    return config.at(intended)
+    given = [value for name, _, value in pairs if name == key and _PREFIX not in value]
+    intended = Path(given[-1] if given else Path("multirun") / "<a new folder>")
+    return config.at(intended.joinpath(*job))

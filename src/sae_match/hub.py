@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face Hub that every room shares: through the client's own cache, their content checked."""
+"""Downloads from the Hugging Face Hub for every package: through the client's own cache, their content checked."""
 
 from __future__ import annotations
 

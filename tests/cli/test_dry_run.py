@@ -76,3 +76,13 @@ def test_a_folder_of_the_users_own_is_refused_by_plan_and_job_and_stays(tmp_path
         assert done.code == 2 and "Traceback" not in done.err
         assert "paper holds files but no record of a job (figures)" in done.out + done.err
     assert mine.read_bytes() == b"photo"
+
+
+def test_a_sweep_that_goes_on_in_its_own_directory_is_planned_there(tmp_path: Path, saes: Path) -> None:
+    """A job of another configuration has number 0 there: the real run goes beside it, and so does the plan."""
+    sweep = ["-m", "tracking=none", "hydra.sweep.dir=sweep"]
+    assert run_in(tmp_path, *sweep, *weights_only(saes, "matching=decoder")).code == 0
+    before = names(tmp_path)
+    done = run_in(tmp_path, *sweep, *weights_only(saes, "matching=encoder", "dry_run=true"))
+    assert done.code == 0, done.out + done.err
+    assert "output_dir: sweep/0-" in done.out and names(tmp_path) == before

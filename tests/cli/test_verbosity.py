@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sae_match.experiment import job
-from sae_match.experiment.plan import Plan
+from sae_match.plan.plan import Plan
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae

@@ -20,9 +20,9 @@ from sae_match.evaluation.far_pair import agreement_rows
 from sae_match.experiment import Result, evaluation_step, run
 from sae_match.experiment.composition_headline import composition_headline, reach
 from sae_match.experiment.feature_paths import path_table
-from sae_match.experiment.saes_in_span import far_pairs
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
+from sae_match.plan.checks import far_pairs
 from sae_match.record.curves import distance_rows
 from sae_match.rules import check_config
 from sae_match.saes import save_native

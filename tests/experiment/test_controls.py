@@ -12,9 +12,9 @@ import torch
 
 from sae_match import UserError, load_sae, match
 from sae_match.experiment import run
-from sae_match.experiment.plan import make_plan
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.registry import DESCRIPTIONS
+from sae_match.plan.plan import make_plan
 from sae_match.record.documents import read_documents
 from sae_match.report.resampling import paired_difference
 from sae_match.rules import check_config
@@ -140,8 +140,8 @@ def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, r
     assert [phase.name for phase in wide.phases if phase.name not in {p.name for p in plain.phases}] == [
         "match by correlation"
     ]
-    assert wide.shape is not None
-    assert wide.shape.fit_windows == 8
+    assert wide.text is not None
+    assert wide.text.fit_windows == 8
     short = configured(random_saes, *FIT, "evaluation/controls=[correlation]", "solver.memory_limit_gib=0.25")
     with pytest.raises(UserError, match="solver=correlation needs"):
         short.evaluation.controls["correlation"].check_memory(8192, 8192, 8)

@@ -17,9 +17,6 @@ from sae_match.evaluation.activations import ActivationRequest, compute_activati
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.evaluation.stored_activations import to_arrays
-from sae_match.experiment import estimates
-from sae_match.experiment.estimates import JobShape, phases
-from sae_match.experiment.machine import available_ram
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.facts import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
@@ -28,6 +25,9 @@ from sae_match.matching import Permutation
 from sae_match.matching.certified.solver import CertifiedSolver
 from sae_match.matching.problem import Metric, matching_problem
 from sae_match.matching.similarity import WeightDistance
+from sae_match.plan import resources
+from sae_match.plan.machine import available_ram
+from sae_match.plan.resources import JobShape, TextSize, phases
 from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
 from tests.experiment.conftest import LAYERS
@@ -37,14 +37,14 @@ GEMMA = ModelSize(
     vocabulary=256_000, itemsize=2, eager=True,
 )  # fmt: skip
 PAPER = JobShape(
-    d_model=2304, widths=(16_384,) * 26, solver_bytes=5 * 2**30, batch_windows=2, window_tokens=1024, windows=100,
-    splice_windows=100, documents=100, model=GEMMA, splices=6, decodings=5,
+    d_model=2304, widths=(16_384,) * 26, solver_bytes=5 * 2**30, model=GEMMA, splices=6,
+    text=TextSize(100, 100, 100, tokens=1024, batch=2),
 )  # fmt: skip
 
 
 def test_sae_bytes_are_those_of_its_tensors() -> None:
     sae = random_sae(width=24, d=8)
-    assert estimates.sae_bytes(8, 24) == sum(t.numel() * t.element_size() for t in sae.parameters().values())
+    assert resources.sae_bytes(8, 24) == sum(t.numel() * t.element_size() for t in sae.parameters().values())
 
 
 @pytest.mark.parametrize("metric", list(Metric))
@@ -68,11 +68,13 @@ def test_pass_bytes_are_those_of_the_stored_arrays(tokens: int, far: tuple[tuple
         more = compute_activations(ActivationRequest(a, b, x, x, document, known, others))
         stored += sum(array.nbytes for array in to_arrays(more).values())
     shape = JobShape(
-        d_model=8, widths=(24, 40), solver_bytes=0, batch_windows=1, window_tokens=tokens, windows=documents,
-        documents=documents, splices=len(splices), far_pairs=far,
+        d_model=8, widths=(24, 40), solver_bytes=0, splices=len(splices), far_pairs=far,
+        text=TextSize(documents, documents, documents, tokens=tokens, batch=1),
     )  # fmt: skip
     assert len(wide) >= 2
-    assert stored <= estimates.passes_bytes(shape) <= 2 * stored
+    found = resources.passes_bytes(shape)
+    assert found is not None and stored <= found <= 2 * stored
+    assert resources.passes_bytes(replace(shape, text=TextSize(None, None, None, tokens=tokens, batch=1))) is None
 
 
 def test_stream_bytes_are_those_of_the_file() -> None:
@@ -108,15 +110,15 @@ def test_operations_of_a_capture_are_those_counted(model: tuple[LanguageModel, M
     with FlopCounterMode(display=False) as counter:
         loaded.resid_post(ids, [2])
     # The model's norms multiply no matrices, but their weights are counted.
-    assert estimates.capture_flops(size, 3, 12, last=2) == pytest.approx(counter.get_total_flops(), rel=0.15)
+    assert resources.capture_flops(size, 3, 12, last=2) == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
 def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
     loaded, size = model
     ids = torch.ones(3, 12, dtype=torch.long)
-    shape = JobShape(8, (24,) * LAYERS, 0, 3, 12, windows=3, splice_windows=3, documents=3, model=size, splices=6)
+    shape = JobShape(8, (24,) * LAYERS, 0, model=size, splices=6)
     a, b = random_sae(seed=1), random_sae(seed=2)
-    splices = sum(splice.count(estimates.VARIANTS) for splice in STANDARD)
+    splices = sum(splice.count(resources.VARIANTS) for splice in STANDARD)
     loaded.token_losses_from(0, torch.randn(3, 12, 8), ids)  # finds out what blocks return
     with FlopCounterMode(display=False) as counter:
         for layer in range(1, LAYERS):
@@ -125,7 +127,7 @@ def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, Mo
             for _ in range(splices):
                 loaded.token_losses_from(layer, b.decode(Permutation.identity(24).apply(f_a)), ids)
         loaded.token_losses_from(LAYERS - 1, x, ids)
-    found = estimates.splice_flops(size, shape, list(range(LAYERS)))
+    found = resources.splice_flops(size, shape, 3, 12, list(range(LAYERS)))
     assert found == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
@@ -153,7 +155,7 @@ def test_what_is_where() -> None:
     assert not any("model" in step.gpu or "model" in step.ram for step in spread)
     weights_only = phases(replace(PAPER, model=None), on_gpu=False)
     assert [step.name for step in weights_only] == ["check SAEs", "match a pair", "compare weights"]
-    subset = phases(replace(PAPER, splice_windows=10), on_gpu=False)[-1]
+    subset = phases(replace(PAPER, text=TextSize(100, 10, 100, tokens=1024, batch=2)), on_gpu=False)[-1]
     assert subset.ram["chosen windows"] == 2 * 10 * 1024 * 2304 * 4
 
 

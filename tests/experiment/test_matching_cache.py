@@ -44,7 +44,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[Matching]:
 
 
 def matching(cfg: Study, a: SparseAutoencoder = A, b: SparseAutoencoder = B, **excluded: torch.Tensor) -> Matching:
-    solver = matching_step.configured_solver(cfg, "cpu", progress=False)
+    solver = cfg.solver.on("cpu")
     return cached_matching(store(cfg), cfg.matching, solver, pair_of(cfg, a, b, **excluded))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sae_match import UserError
-from sae_match.experiment import Plan, make_plan, run
-from sae_match.experiment.plan_text import render
-from sae_match.experiment.planned_time import durations
+from sae_match.experiment import make_plan, run
+from sae_match.plan.resources import durations
+from sae_match.plan.show import render
 from sae_match.study import Study
+from tests.experiment.conftest import LAYERS
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
@@ -48,10 +51,6 @@ def refused(cfg: Study) -> list[str]:
     return plan.problems
 
 
-def text_of(plan: Plan) -> str:
-    return render(plan, durations(plan))
-
-
 def test_a_plan_names_every_file_and_writes_nothing(
     published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +67,7 @@ def test_a_plan_names_every_file_and_writes_nothing(
     assert all(file.size and file.cached is None for file in plan.saes.files + plan.model.files)
     downloads = next(need for need in plan.disk if need.what == "downloads")
     assert downloads.bytes == sum(file.size or 0 for file in plan.saes.files + plan.model.files)
-    text = text_of(plan)
+    text = render(plan)
     for words in ("Jobs: 3 layer pairs", "0->1, 1->2, 2->3", "average_l0_141", "4 files", "Gemma2ForCausalLM: 4 blocks",
                   "at most 8 windows of 24 tokens", "match a pair", "splice and resume", "Problems: none"):  # fmt: skip
         assert words in text, words
@@ -78,20 +77,56 @@ def test_a_plan_names_every_file_and_writes_nothing(
     assert published.asked(r"\.safetensors$") == 0 and published.asked(r"layer_[1-3].*npz$") == 0
 
 
-def test_controls_paths_and_counts_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
-    plain = make_plan(configured(random_saes))
-    steps = {found.step: found for found in durations(plain)}
-    assert not any(step.startswith(("control", "top tokens")) for step in steps)
-    counts = next(need.bytes for need in plain.disk if need.what == "activation counts until it is done")
-    assert counts > 0 and "activation counts until it is done" in text_of(plain)
-    more = ["evaluation/controls=all", "dataset.documents=6", "composition.max_distance=2", "composition.paths=true"]
-    plan = make_plan(configured(random_saes, *more))
-    found = {duration.step: duration.seconds for duration in durations(plan)}
-    controls = [f"control {name}" for name in ("greedy", "nearest", "mutual", "cosine", "correlation")]
-    assert [step for step in found if step.startswith("control")] == controls
-    assert all((found[step] or 0) > 0 for step in [*controls, "top tokens of every feature"])
-    # by hand: a reference of 1.9 s at 4,096 features, three pairs of 24
-    assert found["control greedy"] == pytest.approx(3 * 1.9 * (24 / 4096) ** 2)
+def test_counts_and_steps_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
+    plan = make_plan(configured(random_saes, "evaluation/controls=all", "dataset.documents=6"))
+    counts = next(need.bytes for need in plan.disk if need.what == "activation counts until it is done")
+    assert counts and "activation counts until it is done" in render(plan)
+    found = {step.step: step.seconds for step in durations(plan.shape, 50_000_000, plan.device, "float32", plan.layers)}
+    assert found.pop("match all pairs") is None
+    assert found["download"] == 2 and all(found.values())
+    assert {"capture residual streams", "activations of all pairs", "splice and resume"} < set(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("dataset.column=txt", "has no column 'txt'. Its columns: content"),
+        ("sae.site=resid_pre", "sae.site=resid_pre"),
+    ],
+)
+def test_what_local_files_say_is_refused_by_the_plan(
+    configured: Configured, random_saes: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    (tmp_path / "text.jsonl").write_text('{"content": "some text"}\n')
+    text = ["dataset=local", f"dataset.path={tmp_path / 'text.jsonl'}", "dataset.documents=1"]
+    assert words in "\n".join(refused(configured(random_saes, *text, change)))
+
+
+def test_saes_without_thresholds_and_of_unknown_sites_are_refused_together(
+    configured: Configured, tmp_path: Path
+) -> None:
+    """Top-k SAEs in SAELens' layout that do not say what they read."""
+    for layer in range(LAYERS):
+        folder = tmp_path / "topk" / f"layer_{layer}"
+        folder.mkdir(parents=True)
+        shapes = {"W_enc": (8, 24), "W_dec": (24, 8), "b_enc": (24,), "b_dec": (8,)}
+        save_file({name: torch.randn(shape) for name, shape in shapes.items()}, folder / "sae_weights.safetensors")
+        (folder / "cfg.json").write_text(json.dumps({"d_in": 8, "d_sae": 24, "architecture": "topk", "k": 4}))
+    saes = ["sae=saelens", "sae.folder='layer_{layer}'"]
+    (problem,) = refused(configured(tmp_path / "topk", *saes))
+    assert "sae.site=resid_post" in problem
+    (problem,) = refused(configured(tmp_path / "topk", *saes, "sae.site=resid_post"))
+    assert "no thresholds to fold by. Choose folding.scale" in problem
+    plan = make_plan(configured(tmp_path / "topk", *saes, "sae.site=resid_post", "folding.scale=decoder_norm"))
+    assert plan.problems == []
+
+
+def test_a_finished_record_of_another_job_is_refused(configured: Configured, random_saes: Path) -> None:
+    cfg = configured(random_saes, "evaluation=weights_only")
+    run(cfg)
+    assert make_plan(cfg).problems == []
+    (problem,) = make_plan(configured(random_saes, "evaluation=weights_only", "matching=decoder")).problems
+    assert "holds the finished record of a job with another configuration" in problem
 
 
 def test_shapes_of_safetensors_come_from_their_headers(
@@ -112,7 +147,7 @@ def test_shapes_of_safetensors_come_from_their_headers(
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
     plan = make_plan(config(tmp_path, "evaluation=weights_only"))
     assert plan.problems == [] and plan.model is None
-    assert "evaluation=weights_only needs no language model, and so no licence and no token" in text_of(plan)
+    assert "evaluation=weights_only needs no language model, and so no licence and no token" in render(plan)
     assert not any("gemma-2-2b" in path or "openwebtext" in path for _, path in published.requests)
 
 
@@ -148,7 +183,7 @@ def test_every_problem_at_once(
         problems, strict=True,
     ):  # fmt: skip
         assert words in problem
-    text = text_of(make_plan(cfg))
+    text = render(make_plan(cfg))
     assert "== Problems: 5 ==" in text and all(f"- {problem}" in text for problem in problems)
 
 
@@ -198,6 +233,10 @@ def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all("cannot be reached" in problem for problem in problems)
     assert "layers without a cached copy: 0, 1, 2, 3" in problems[2]
+    plan = make_plan(config(tmp_path))
+    text = render(plan)
+    assert plan.downloads is None and "downloads: size unknown" in text and "nothing to download" not in text
+    assert "residual streams: size unknown" in text and "download: unknown" in text and "about" not in text
 
 
 @pytest.fixture
@@ -249,7 +288,7 @@ def test_too_little_memory_is_refused_before_the_model_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr("sae_match.experiment.evaluation_step.load_language_model", no_model)
-    monkeypatch.setattr("sae_match.experiment.machine.available_ram", lambda _: 2000)
+    monkeypatch.setattr("sae_match.plan.machine.available_ram", lambda _: 2000)
     (problem,) = refused(configured(random_saes))
     assert "GiB of main memory (" in problem and "evaluation.batch_windows" in problem
 
@@ -269,9 +308,9 @@ def test_captured_streams_need_no_more_disk(
 def test_an_unknown_number_of_windows_is_said_to_be_unknown(configured: Configured, random_saes: Path) -> None:
     plan = make_plan(configured(random_saes, "dataset.windows_per_document=0"))
     assert plan.problems == [] and plan.text is not None and plan.text.windows is None
-    text = text_of(plan)
-    assert "unknown number of windows" in text and "residual streams are not counted" in text
-    assert "without the steps that depend" in text
+    text = render(plan)
+    assert "unknown number of windows" in text and "residual streams: size unknown" in text
+    assert "number of windows not known" in text
 
 
 def test_a_full_disk_names_the_key_that_moves_the_files(
@@ -283,9 +322,9 @@ def test_a_full_disk_names_the_key_that_moves_the_files(
 
 
 def test_broken_rules_come_first_and_together(configured: Configured, random_saes: Path) -> None:
-    plan = make_plan(configured(random_saes, "layers.first=3", "evaluation.batch_windows=0", "device=tpu"))
+    plan = make_plan(configured(random_saes, "layers.first=3", "seed=-1", "device=tpu"))
     assert len(plan.problems) == 1 and len(plan.problems[0].splitlines()) == 3
-    assert plan.machine is None and "Problems: 1" in render(plan, [])
+    assert plan.machine is None and "Problems: 1" in render(plan)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test expects to be missing")

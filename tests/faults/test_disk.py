@@ -15,8 +15,8 @@ import pytest
 import sae_match.record.job as job_module
 from sae_match import UserError
 from sae_match.experiment import run
-from sae_match.experiment.plan import Plan
 from sae_match.files import atomic_path, write_json
+from sae_match.plan.plan import Plan
 from sae_match.record.state import read_status
 from sae_match.store import ResultCache
 from sae_match.study import Study

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -52,7 +53,7 @@ def job(cfg: DictConfig) -> float | None:
         from sae_match.sweep.progress import progress_line
 
         if config.dry_run:
-            show_plan(config)
+            show_plan(config, in_sweep=place.sweep is not None)
             return None
         decision = decide(config, place.sweep)
         place.note(decision.directory, decision.action)
@@ -71,18 +72,22 @@ def job(cfg: DictConfig) -> float | None:
 
 
 @quiet_when_unread
-def show_plan(config: Study) -> None:
-    """Print what the job would do.
+def show_plan(config: Study, *, in_sweep: bool = False) -> None:
+    """Print what the job would do, in the directory in which the real run would do it.
 
     Raises:
         UserError: it could not start; the plan lists every reason.
     """
-    from sae_match.experiment.plan import make_plan
-    from sae_match.experiment.plan_text import render
-    from sae_match.experiment.planned_time import durations
+    from sae_match.experiment.rerun import decide
+    from sae_match.plan import make_plan
+    from sae_match.plan.show import render
 
-    plan = make_plan(in_a_new_record(config, sys.argv[1:]))
-    print(render(plan, [] if plan.machine is None else durations(plan)), flush=True)
+    config = in_a_new_record(config, sys.argv[1:])
+    output = Path(config.paths.output_dir)
+    if output.is_dir():  # of earlier jobs, perhaps this one's
+        config = decide(config, output.parent if in_sweep else None).cfg
+    plan = make_plan(config)
+    print(render(plan), flush=True)
     if plan.problems:
         count = f"{len(plan.problems)} problem{'s' if len(plan.problems) > 1 else ''}"
         raise UserError(f"the job cannot start: {count}, listed at the end of its plan")

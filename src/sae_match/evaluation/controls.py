@@ -126,6 +126,10 @@ class Matcher(MatchingControl):
         """Whether the solver knows the limits."""
         return self.solver.limits_pairs
 
+    def facts(self, leave_out: tuple[str, ...] = ()) -> dict[str, object]:
+        """As of every keyed object; the similarity's own key would need a pair."""
+        return super().facts((*leave_out, "similarity")) | {"similarity": self.similarity.facts()}
+
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """What the solver finds; for given similarities also their mean over the pairs, and the gap."""
         found = match(self.similarity, self.solver)

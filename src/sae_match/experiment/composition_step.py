@@ -16,12 +16,13 @@ from sae_match.evaluation.pair import weight_rows
 from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching, certificate_rows, match_and_save
-from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
+from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Permutation
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
+from sae_match.plan.checks import far_pairs
 from sae_match.record.job import JobRecord
 from sae_match.store import Store
 from sae_match.study import Study

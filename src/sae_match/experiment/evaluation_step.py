@@ -30,6 +30,7 @@ from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LayerMetric, Metric
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import weight_distances_of
+from sae_match.plan.checks import captured_layers
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
@@ -175,13 +176,6 @@ def prepare(
         fit=fit,
         metrics=metrics,
     )
-
-
-def captured_layers(cfg: Study) -> list[int]:
-    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
-    first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
-    last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
-    return list(range(first, last + 1))
 
 
 def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:

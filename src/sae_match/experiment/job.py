@@ -25,10 +25,8 @@ from sae_match.experiment.document_step import document_sums, text_facts
 from sae_match.experiment.feature_paths import path_table
 from sae_match.experiment.headline import headline
 from sae_match.experiment.job_key import job_key
-from sae_match.experiment.matching_step import PairMatching, aside_rows, configured_solver, match_span
-from sae_match.experiment.model_check import check_model_facts
+from sae_match.experiment.matching_step import PairMatching, aside_rows, match_span
 from sae_match.experiment.outputs import add_activation_columns, draw_figures, looks, mirror_record
-from sae_match.experiment.plan import make_plan
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.experiment.top_tokens_step import top_tokens_table
 from sae_match.files import check_writable, write_json
@@ -36,6 +34,8 @@ from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import described, with_built_in
+from sae_match.plan.checks import check_model_facts
+from sae_match.plan.plan import make_plan
 from sae_match.record.contents import TEXT
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
@@ -133,7 +133,7 @@ def _run(
 ) -> Result:
     progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
     torch.manual_seed(cfg.seed)
-    solver = configured_solver(cfg, device, progress)
+    solver = cfg.solver.on(device, progress)
     saes = SpanSaes(cfg, device)
     full = cfg.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.

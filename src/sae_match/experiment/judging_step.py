@@ -15,24 +15,21 @@ from sae_match.evaluation.top_activations import top_activations
 from sae_match.experiment.composition_step import FarPair
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
-from sae_match.experiment.saes_in_span import SpanSaes, far_pairs
+from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.judging.descriptions import (
     Description,
     explained,
-    explanation_files,
     from_contexts,
     read_explanations,
 )
 from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
 from sae_match.judging.scores import judge_rows, sample_pairs
+from sae_match.plan.checks import VARIANTS
 from sae_match.record.job import JobRecord
 from sae_match.store import ResultCache, Store
 from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
-
-VARIANTS = ("matched", "random", "vanilla")
-"""Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
 
 Descriptions = dict[int, dict[int, Description]]
 """By layer and feature; a feature without a description is missing."""
@@ -46,23 +43,6 @@ class JudgedSample:
     layer_to: int
     variant: str
     pairs: list[tuple[int, int]]
-
-
-def check_judging(cfg: Study) -> None:
-    """Find out before long work whether judging can begin.
-
-    Raises:
-        UserError: explanation files are missing, or what the judge itself needs.
-    """
-    judging = cfg.judging
-    if not judging.enabled:
-        return
-    layers = range(cfg.layers.first, cfg.layers.last + 1)
-    if judging.neuronpedia is not None:
-        for layer in layers:
-            explanation_files(judging.neuronpedia, layer)
-    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
-    judging.check(judged * judging.pairs)
 
 
 def judging_rows(

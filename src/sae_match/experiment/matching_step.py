@@ -191,11 +191,6 @@ def match_and_save(
     return matching, matched
 
 
-def configured_solver(cfg: Study, device: str, progress: bool) -> Solver:
-    """The solver that the configuration names, with its options."""
-    return cfg.solver.on(device, progress)
-
-
 def certificate_rows(matching: Matching, layer: int, layer_to: int) -> list[MetricRow]:
     """Objective, number of pairs, time and what the solver counted; bound, gap and tolerance where it gives a bound."""
     n = len(matching.permutation.matched)

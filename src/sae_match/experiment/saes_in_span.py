@@ -10,12 +10,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.experiment.activation_cache import ActivationCache
 from sae_match.language_model import ResidualStreams
 from sae_match.matching.solution import Solver
+from sae_match.plan.checks import (
+    check_header,
+    check_one_stream,
+    check_pair,
+    check_same_stream,
+    far_pairs,
+    needs_no_scale,
+)
 from sae_match.saes import SaeHeader, SaeSource, SparseAutoencoder, measure_scale, with_scale
-from sae_match.saes.folding import FoldingKind, FoldingScale, check_measurable
+from sae_match.saes.folding import check_measurable
 from sae_match.saes.site import refuse_encoding
 from sae_match.study import Study
 
@@ -47,10 +54,7 @@ class SpanSaes:
         self.source = SaeSource(cfg.sae, tuple(self.layers))
         self.full = cfg.evaluation.full
         self.measured = cfg.folding.measured
-        units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if self.full else SpliceUnits.raw
-        self.unfolded = (cfg.folding.name, cfg.folding.scale, units) == (
-            FoldingKind.none, FoldingScale.auto, SpliceUnits.raw
-        )  # fmt: skip
+        self.unfolded = needs_no_scale(cfg)
         self.facts: dict[int, SaeFacts] = {}
         self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None
         self._scales: dict[str, Tensor] = {}
@@ -100,13 +104,7 @@ class SpanSaes:
     def _check_header(self, layer: int, headers: dict[int, SaeHeader], d_model: int | None) -> None:
         first, header = headers[self.layers[0]], headers[layer]
         check_one_stream({at: known.d_model for at, known in headers.items()})
-        if header.site is not first.site:
-            raise UserError(
-                f"layer {layer} reads {header.site.value}, layer {self.layers[0]} {first.site.value}: "
-                "features of different sites are not matched"
-            )
-        if self.full:
-            refuse_encoding(f"SAEs {self.cfg.sae.name}, layer {layer}", header.site, header.obstacle)
+        check_header(self.cfg, layer, header, first)
         if d_model is not None:
             check_same_stream(self.cfg.sae.name, header.d_model, self.cfg.model.name, d_model)
 
@@ -172,59 +170,3 @@ class SpanSaes:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
         self._usable(second)
         check_pair(self.cfg, solver, own.width, second.width, own.d_model)
-
-
-def far_pairs(cfg: Study) -> list[tuple[int, int]]:
-    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
-    starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
-    return [
-        (start, start + distance)
-        for start in sorted(starts)
-        for distance in range(2, cfg.composition.max_distance + 1)
-        if start + distance <= cfg.layers.last
-    ]
-
-
-def check_one_stream(d_models: dict[int, int]) -> None:
-    """Refuse SAEs of different models in one span.
-
-    Args:
-        d_models: by layer.
-
-    Raises:
-        UserError: they differ.
-    """
-    first = min(d_models)
-    for layer, d_model in d_models.items():
-        if d_model != d_models[first]:
-            raise UserError(
-                f"layer {layer} reads d_model={d_model}, layer {first} {d_models[first]}: "
-                "these SAEs do not belong to one model"
-            )
-
-
-def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
-    """Refuse a model whose residual stream is not the one the SAEs read.
-
-    Raises:
-        UserError: different d_model.
-    """
-    if d_sae != d_model:
-        raise UserError(
-            f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
-            "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
-        )
-
-
-def check_pair(cfg: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
-    """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
-
-    Raises:
-        UserError: too few features, or from the solver.
-    """
-    n_pairs = cfg.matching.n_pairs
-    if n_pairs is not None and n_pairs > min(width_a, width_b):
-        raise UserError(
-            f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
-        )
-    cfg.matching.check_memory(solver, width_a, width_b, d_model)

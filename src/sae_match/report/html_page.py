@@ -15,11 +15,11 @@ def html_page(title: str, assets: str, body: str, *, images: bool = False) -> st
 
     Args:
         title: heading; escaped here.
-        assets: stem of the room's .css and .js files.
+        assets: stem of the package's .css and .js files.
         body: HTML below the heading, with everything from outside escaped.
     """
-    room = files("sae_match.report")
-    script, style = (room.joinpath(f"{assets}.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    package = files("sae_match.report")
+    script, style = (package.joinpath(f"{assets}.{kind}").read_text("utf-8") for kind in ("js", "css"))
     policy = (
         f"default-src 'none'; script-src '{content_hash(script)}'; style-src '{content_hash(style)}'; "
         f"{'img-src data:; ' if images else ''}base-uri 'none'; form-action 'none'"

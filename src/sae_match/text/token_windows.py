@@ -1,4 +1,4 @@
-"""Token windows: what every later room reads instead of text."""
+"""Token windows: what models read instead of text."""
 
 from __future__ import annotations
 

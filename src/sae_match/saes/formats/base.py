@@ -36,6 +36,7 @@ class SaeHeader:
         site: where in the block it reads; `unknown` where the files do not say.
         layer: 0-based block as the files say, None where they do not.
         obstacle: why the SAE cannot encode, where that is known already.
+        foldable: False where its features have no thresholds to be folded by; None where only tensors tell.
     """
 
     d_model: int
@@ -43,6 +44,7 @@ class SaeHeader:
     site: Site = Site.unknown
     layer: int | None = None
     obstacle: str | None = None
+    foldable: bool | None = None
 
 
 @option

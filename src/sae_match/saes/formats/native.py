@@ -103,9 +103,12 @@ class Native(SaeFormat):
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from the file's header, site from its metadata (resid_post where they say nothing)."""
-        d_model, width = matrix_shape(path, safetensors_shapes(path), "W_enc")
+        shapes = safetensors_shapes(path)
+        d_model, width = matrix_shape(path, shapes, "W_enc")
         activation, site, match_only = _facts(path, read_metadata(path))
-        return SaeHeader(d_model, width, site, obstacle=match_only or activation.obstacle)
+        unscaled = "scale" not in shapes and activation.kind in (ActivationKind.topk, ActivationKind.relu)
+        foldable = False if unscaled else None
+        return SaeHeader(d_model, width, site, obstacle=match_only or activation.obstacle, foldable=foldable)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one safetensors file."""

@@ -87,7 +87,8 @@ class Saelens(FolderFormat):
         settings = read_saelens_config(path / self.FILES[0], self.repo_id)
         need_shapes(weights, safetensors_shapes(weights), _shapes(settings))
         obstacle = settings.obstacle or _activation(settings, self._factor(layer)).obstacle
-        return SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle)
+        foldable = False if settings.architecture in ("standard", "topk") else None
+        return SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle, foldable)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder.

@@ -49,6 +49,7 @@ class Sparsify(FolderFormat):
             Site.transcoder if settings["transcode"] else site,
             stated,
             obstacle,
+            foldable=False,
         )
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from sae_match.errors import UserError
 from sae_match.files import file_sha256
+from sae_match.hub_lookup import Lookup
 from sae_match.options import option
 from sae_match.text.source import Document, TextSource
 from sae_match.text.sources.rows import row_texts, rows_to_documents, text_column
@@ -77,6 +78,11 @@ class LocalText(TextSource):
         """The path, which must exist."""
         self._files()
         return str(Path(self.path).expanduser())
+
+    def availability(self, lookup: Lookup) -> str:
+        """Nothing to fetch; the first document is read, so that a wrong column or format is found early."""
+        next(self.read({}), None)
+        return ""
 
     def _files(self) -> tuple[Path, list[Path]]:
         """The folder that names are relative to, and the files."""

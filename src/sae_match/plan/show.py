@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import yaml
 
-from sae_match.experiment.plan import Plan
-from sae_match.experiment.planned_model import NO_MODEL_NEEDED
-from sae_match.experiment.planned_time import Duration
 from sae_match.files import format_duration, format_size
 from sae_match.hub_lookup import HubFile
+from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, total_size
+from sae_match.plan.resources import durations
 from sae_match.study import Study
 
 
-def render(plan: Plan, durations: list[Duration]) -> str:
+def render(plan: Plan) -> str:
     """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
     lines = ["== Configuration ==", yaml.safe_dump(plan.cfg.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
@@ -23,7 +22,7 @@ def render(plan: Plan, durations: list[Duration]) -> str:
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", _disk(plan)),
-            ("Time, estimated", _time(plan, durations)),
+            ("Time, as far as it can be counted", _time(plan)),
         ):
             lines += ["", f"== {title} ==", *part]
     lines += ["", f"== Problems: {len(plan.problems) or 'none'} =="]
@@ -59,7 +58,7 @@ def _reads(plan: Plan) -> Iterator[str]:
     yield from _model(plan)
     if plan.text is not None:
         windows = "unknown number of" if plan.text.windows is None else f"at most {plan.text.windows}"
-        yield f"text {cfg.dataset.name}: {windows} windows of {cfg.dataset.window_tokens} tokens. {plan.text.note}"
+        yield f"text {cfg.dataset.name}: {windows} windows of {plan.text.tokens} tokens. {plan.text.note}"
 
 
 def _saes(plan: Plan) -> Iterator[str]:
@@ -69,7 +68,7 @@ def _saes(plan: Plan) -> Iterator[str]:
     if cfg.sae.root is not None:
         yield f"SAEs {cfg.sae.name}: {len(saes.shapes)} found in {cfg.sae.root}"
     else:
-        yield f"SAEs {cfg.sae.repo_id}, revision {cfg.sae.revision or 'main'}: {_files(saes.files)}"
+        yield f"SAEs {cfg.sae.repo_id}, revision {cfg.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
         yield from (f"  {_file(file)}" for file in saes.files)
     shapes = sorted({(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()})
     yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in shapes)
@@ -78,6 +77,7 @@ def _saes(plan: Plan) -> Iterator[str]:
 def _model(plan: Plan) -> Iterator[str]:
     cfg, model = plan.cfg, plan.model
     if model is None:
+        yield f"model {cfg.model.name} ({cfg.model.origin}): unknown (see the problems)"
         return
     yield f"model {cfg.model.name} ({cfg.model.origin}): {_files(model.files)}"
     yield from (f"  {_file(file)}" for file in model.files)
@@ -98,11 +98,13 @@ def _placement(cfg: Study) -> str:
     return f", spread by accelerate ({cfg.model.device_map}{f': {most}' if most else ''})"
 
 
-def _files(files: list[HubFile]) -> str:
+def _files(files: list[HubFile], found: bool = True) -> str:
+    if not found:
+        return f"{len(files)} files found, the others unknown (see the problems)"
     if not files:
         return "nothing to download"
     missing = [file for file in files if file.cached is None]
-    total, left = (sum(file.size or 0 for file in group) for group in (files, missing))
+    total, left = total_size(files), total_size(missing)
     return f"{len(files)} files, {size(total)}; {len(files) - len(missing)} in the cache, {size(left)} to download"
 
 
@@ -125,25 +127,20 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield f"Python and its libraries hold {size(machine.ram_used)} already; {size(machine.ram_free)} are free"
     if machine.gpu is not None:
         yield f"{machine.gpu}: {size(machine.gpu_free)} free"
-    if plan.phases and plan.model is not None and (plan.shape is None or plan.shape.model is None):
+    if plan.phases and plan.cfg.evaluation.full and (plan.shape is None or plan.shape.model is None):
         yield "without the steps that need the language model: its size is not known now"
 
 
 def _disk(plan: Plan) -> Iterator[str]:
     for need in plan.disk:
         yield f"{need.what}: {size(need.bytes)} in {need.path} ({need.key})"
-    if _windows_unknown(plan):
-        yield "residual streams are not counted: how many windows there are is known when the text has been cut"
 
 
-def _windows_unknown(plan: Plan) -> bool:
-    return plan.text is not None and plan.text.windows is None
-
-
-def _time(plan: Plan, durations: list[Duration]) -> Iterator[str]:
-    for step in durations:
+def _time(plan: Plan) -> Iterator[str]:
+    steps = list(durations(plan.shape, plan.downloads, plan.device, plan.cfg.model.dtype, plan.layers))
+    for step in steps:
         yield f"{step.step}: {duration(step.seconds)} ({step.because})"
-    if _windows_unknown(plan):
-        yield "without the steps that depend on how many windows there are"
-    known = [step.seconds for step in durations if step.seconds is not None]
-    yield f"in all: about {duration(sum(known))}" + ("" if len(known) == len(durations) else ", and what is unknown")
+    known = [step.seconds for step in steps if step.seconds is not None]
+    if known:
+        rest = "" if len(known) == len(steps) else ", and what is unknown"
+        yield f"in all: about {duration(sum(known))}{rest}"

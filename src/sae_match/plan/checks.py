@@ -1,0 +1,242 @@
+"""What plan and run both refuse: layers, SAEs, model and judge that do not fit together, known from headers and
+config.json alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sae_match.errors import UserError
+from sae_match.evaluation.far_pair import FAR_VARIANTS
+from sae_match.evaluation.splices import SpliceUnits, resolve_units
+from sae_match.files import check_writable
+from sae_match.judging.descriptions import explanation_files
+from sae_match.language_model.facts import ModelFacts
+from sae_match.matching.solution import Solver
+from sae_match.record.contents import refuse_foreign_files
+from sae_match.record.science import science_hash
+from sae_match.record.state import read_status
+from sae_match.saes import SaeHeader
+from sae_match.saes.folding import FoldingKind, FoldingScale
+from sae_match.saes.site import refuse_encoding
+from sae_match.store import Store
+from sae_match.study import Study
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("matched", "random", "vanilla")
+"""Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
+
+
+@contextmanager
+def collect_errors(problems: list[str]) -> Iterator[None]:
+    """A `UserError` inside the block ends the block and becomes an entry of `problems`, once."""
+    try:
+        yield
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
+def check_output(cfg: Study) -> None:
+    """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written.
+
+    Raises:
+        UserError: the first of these that holds.
+    """
+    directory = Path(cfg.paths.output_dir)
+    check_writable(directory, "paths.output_dir", create=False)
+    refuse_foreign_files(directory)
+    status = read_status(directory)
+    if status is not None and status.alive and not status.own:
+        raise UserError(
+            f"{directory}: process {status.pid} on {status.host} is running a job there. Wait for it, or choose "
+            "another paths.output_dir."
+        )
+    if status is not None and status.state == "done" and status.science != science_hash(cfg.config):
+        raise UserError(
+            f"{directory} holds the finished record of a job with another configuration. "
+            "Choose another paths.output_dir, or remove that directory first."
+        )
+
+
+def check_model_facts(store: Store, cfg: Study) -> int | None:
+    """Refuse a layer span or a window that the model does not have.
+
+    A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
+
+    Returns:
+        d_model. Of the embedded model it is what the configuration states: its files are made on first use, which
+        takes longer than the check is worth.
+
+    Raises:
+        UserError: an unreadable, gated or unreachable model, or one that does not fit the rest of the configuration.
+    """
+    facts = cfg.model.facts(store)
+    if facts is None:
+        return cfg.model.d_model
+    logger.info(
+        "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
+    )
+    check_span(cfg, facts)
+    check_window(cfg, facts)
+    check_dtype(cfg, facts)
+    return facts.d_model
+
+
+def check_span(cfg: Study, facts: ModelFacts) -> None:
+    """Refuse layers that the model does not have, and SAEs of a model of another depth.
+
+    Raises:
+        UserError: the first of them.
+    """
+    if cfg.layers.last >= facts.n_layers:
+        raise UserError(
+            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
+            f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
+            "were trained on"
+        )
+    if cfg.sae.n_layers is not None and cfg.sae.n_layers != facts.n_layers:
+        raise UserError(
+            f"sae.n_layers={cfg.sae.n_layers}: {cfg.model.name} ({facts.architecture}) has {facts.n_layers} blocks, so "
+            f"it is not the model that the SAEs {cfg.sae.name} were trained on. Choose it with model=..., or "
+            "evaluation=weights_only"
+        )
+
+
+def check_window(cfg: Study, facts: ModelFacts) -> None:
+    """Refuse windows longer than the model's context.
+
+    Raises:
+        UserError: they are.
+    """
+    if facts.context is not None and cfg.dataset.window_tokens > facts.context:
+        raise UserError(
+            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is "
+            f"{facts.context} tokens"
+        )
+
+
+def check_dtype(cfg: Study, facts: ModelFacts) -> None:
+    """Refuse float16 for Gemma.
+
+    Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
+
+    Raises:
+        UserError: the model is a Gemma in float16.
+    """
+    if facts.architecture.startswith("Gemma") and cfg.model.dtype == "float16":
+        raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
+
+
+def captured_layers(cfg: Study) -> list[int]:
+    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
+    first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
+    last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
+    return list(range(first, last + 1))
+
+
+def far_pairs(cfg: Study) -> list[tuple[int, int]]:
+    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
+    starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
+    return [
+        (start, start + distance)
+        for start in sorted(starts)
+        for distance in range(2, cfg.composition.max_distance + 1)
+        if start + distance <= cfg.layers.last
+    ]
+
+
+def check_one_stream(d_models: dict[int, int]) -> None:
+    """Refuse SAEs of different models in one span.
+
+    Args:
+        d_models: by layer.
+
+    Raises:
+        UserError: they differ.
+    """
+    first = min(d_models)
+    for layer, d_model in d_models.items():
+        if d_model != d_models[first]:
+            raise UserError(
+                f"layer {layer} reads d_model={d_model}, layer {first} {d_models[first]}: "
+                "these SAEs do not belong to one model"
+            )
+
+
+def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
+    """Refuse a model whose residual stream is not the one the SAEs read.
+
+    Raises:
+        UserError: different d_model.
+    """
+    if d_sae != d_model:
+        raise UserError(
+            f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
+            "choose the model that the SAEs were trained on (model=...), or evaluation=weights_only"
+        )
+
+
+def check_pair(cfg: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+    """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
+
+    Raises:
+        UserError: too few features, or from the solver.
+    """
+    n_pairs = cfg.matching.n_pairs
+    if n_pairs is not None and n_pairs > min(width_a, width_b):
+        raise UserError(
+            f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
+        )
+    cfg.matching.check_memory(solver, width_a, width_b, d_model)
+
+
+def needs_no_scale(cfg: Study) -> bool:
+    """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
+    full = cfg.evaluation.full
+    units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if full else SpliceUnits.raw
+    asked = (cfg.folding.name, cfg.folding.scale, units)
+    return asked == (FoldingKind.none, FoldingScale.auto, SpliceUnits.raw)
+
+
+def check_header(cfg: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
+    """Refuse an SAE of another site than the span's first, or that evaluation or folding cannot use.
+
+    Raises:
+        UserError: the first of these that holds.
+    """
+    if header.site is not first.site:
+        raise UserError(
+            f"layer {layer} reads {header.site.value}, layer {cfg.layers.first} {first.site.value}: "
+            "features of different sites are not matched"
+        )
+    where = f"SAEs {cfg.sae.name}, layer {layer}"
+    if cfg.evaluation.full:
+        refuse_encoding(where, header.site, header.obstacle)
+    by_threshold = cfg.folding.scale in (FoldingScale.auto, FoldingScale.threshold)
+    if header.foldable is False and by_threshold and not needs_no_scale(cfg):
+        raise UserError(
+            f"{where}: has no thresholds to fold by. Choose folding.scale=stored (the scalar threshold beside a TopK), "
+            "estimated, mean_activation, max_activation (measured on text) or decoder_norm (needs no data), or "
+            "folding=none"
+        )
+
+
+def check_judging(cfg: Study) -> None:
+    """Find out before long work whether judging can begin.
+
+    Raises:
+        UserError: explanation files are missing, or what the judge itself needs.
+    """
+    judging = cfg.judging
+    if not judging.enabled:
+        return
+    layers = range(cfg.layers.first, cfg.layers.last + 1)
+    if judging.neuronpedia is not None:
+        for layer in layers:
+            explanation_files(judging.neuronpedia, layer)
+    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
+    judging.check(judged * judging.pairs)
