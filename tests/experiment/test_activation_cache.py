@@ -14,12 +14,12 @@ import torch
 from sae_match import Permutation, SparseAutoencoder
 from sae_match.content import content_key
 from sae_match.entries import list_entries, read_mark
-from sae_match.evaluation import controls as controls_module
 from sae_match.evaluation import linear_map
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
 from sae_match.experiment.activation_cache import ActivationCache, pass_key
+from sae_match.matching import by_similarity
 from sae_match.store import Store
 from sae_match.study import Study
 from tests.builders import random_sae, splices_of_pair
@@ -213,13 +213,13 @@ def test_a_matching_by_correlation_is_solved_once(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     solved: list[int] = []
-    solve = controls_module.match_by_similarity
+    solve = by_similarity.match_by_similarity
 
     def counting(*arguments: Any, **options: Any) -> Any:
         solved.append(1)
         return solve(*arguments, **options)
 
-    monkeypatch.setattr(controls_module, "match_by_similarity", counting)
+    monkeypatch.setattr(by_similarity, "match_by_similarity", counting)
     more = ["evaluation/controls=[correlation]", "evaluation.fit_documents=2", "dataset.documents=6", "layers.last=2"]
     first = run(configured(random_saes, *more, output="first"))
     again = run(configured(random_saes, *more, output="again"))
@@ -233,8 +233,8 @@ def test_a_matching_by_correlation_is_solved_once(
 
     store = Store(configured(random_saes).paths.cache_dir)
     for entry in list_entries(store.root, ["matchings"])[0]:
-        if entry.key.get("kind") == "control":
-            payload = store.get("matchings", entry.key) or {}
+        payload = store.get("matchings", entry.key) or {}
+        if "mean_similarity" in payload["statistics"]:
             store.put("matchings", entry.key, {**payload, "indices": payload["indices"] + 100})
     with caplog.at_level(logging.WARNING):
         run(configured(random_saes, *more, output="fifth"))

@@ -119,11 +119,11 @@ def test_dead_features_stay_aside_in_every_control(configured: Configured, rando
     [
         (["evaluation/controls=[correlation]", "evaluation.level=weights_only"], "need activations"),
         (["evaluation/controls=[greedy]", "matching.n_pairs=3"], "greedy know no such limit"),
-        (["evaluation/controls=[greedy,greedy]"], "named once"),
+        (["evaluation/controls=[greedy,random]", "evaluation.controls.greedy.name=random"], "are called random"),
         (["evaluation/controls=[linear_map]", "dataset.documents=0"], "leaves none to fit linear_map on"),
         (["evaluation/controls=[]", "composition.max_distance=2"], "add random"),
         (["evaluation/controls=[]", "judging=offline"], "add vanilla and random"),
-        (["evaluation.fit_documents=0"], "must be at least 1"),
+        (["evaluation.fit_documents=0"], "must be greater than or equal to 1"),
     ],
 )
 def test_controls_that_cannot_be_are_refused(
