@@ -169,6 +169,20 @@ def test_one_feature_of_another_magnitude_spoils_nothing(tiny: float, caplog: py
     torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize(("n", "m"), [(300, 300), (300, 340)])
+def test_many_long_rows_that_compete_are_settled_at_the_first_level(n: int, m: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    left, right = torch.randn(n, 9, generator=g), torch.randn(m, 9, generator=g)
+    left[:30] *= 1e7
+    right[20:60] *= 1e7
+    solution = CertifiedSolver().solve(MatchingProblem(left, right))
+    exact = exact_factors(left.numpy(), right.numpy(), rejection_cost=None, cached=True, block_rows=64, threads=1)
+    found = solve_exactly(exact)
+    assert found.proof.deficit == 0 and solution.gap == 0
+    assert found.proof.partner.tolist() == solution.permutation.indices.tolist()
+    assert exact.levels <= 2
+
+
 @pytest.mark.parametrize("stop_at", ["auction_rounds", "finish", "prepare"])
 def test_a_limit_leaves_a_complete_assignment_and_a_valid_bound(stop_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_match.matching.certified.lazy import LazyAssignment

@@ -30,6 +30,7 @@ from sae_match.matching.certified.exact_numbers import (
 )
 from sae_match.matching.certified.grid import cost_bits, row_norms
 from sae_match.matching.certified.lazy import LazyAssignment
+from sae_match.matching.certified.long_rows import competing_potentials, long_ones
 from sae_match.matching.certified.proof import Proof, complete, prove
 from sae_match.matching.certified.similarity import QuantisedRows
 from sae_match.matching.certified.sparse_exact import Remainders, finish
@@ -194,6 +195,7 @@ class ExactProblem:
 
     def reduce(self) -> None:
         """First potentials: the least cost of every row, then the least remainder of every column."""
+        self._settle_long_ones()
         source = self.rows(1.0)
         least = np.empty(self.n)
         for block in source.blocks():
@@ -205,12 +207,36 @@ class ExactProblem:
         lowest = np.full(self.m, np.inf)
         for block in source.blocks():
             np.minimum(lowest, source.bounds(block).min(axis=0), out=lowest)
-        column = as_integers(lowest, self.lowest)
+        column = [v + more for v, more in zip(self.column, as_integers(lowest, self.lowest), strict=False)]
         column += [out - u for out, u in zip(self.private, self.row, strict=False)]
         if self.spares:
             ceiling = sorted(column)[self.n]
             column = [min(v, ceiling) for v in column]
         self.column = column
+
+    def _settle_long_ones(self) -> None:
+        """Potentials of columns that are far longer than others, from their competition for rows alone."""
+        found = long_ones(self.norms)
+        if found is None:
+            return
+        rows, columns = found
+        source = self.rows(1.0)
+        # More than any pair costs, where there are no other rows or columns.
+        large = 4.0 * max(float(side.max()) for side in self.norms) ** 2
+        least = np.full(self.m, large)
+        for block in source.blocks():
+            short = block[~rows[block]]
+            if len(short):
+                np.minimum(least, source.bounds(short).min(axis=0), out=least)
+        if self.spares:
+            least = np.minimum(least, 0.0)
+        costs = source.bounds(np.flatnonzero(rows))
+        alone = costs[:, ~columns].min(axis=1, initial=large)
+        if self.private:
+            alone = np.minimum(alone, as_floats(self.private, self.lowest)[rows])
+        potential = competing_potentials(costs[:, columns], alone, least[columns])
+        for j, value in zip(np.flatnonzero(columns).tolist(), as_integers(potential, self.lowest), strict=True):
+            self.column[j] = value
 
     def first_cap(self) -> int:
         """Bits of a cap well above the typical remainder."""
