@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # train_app checks its configuration before it waits for torc
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def check_config(cfg: Study) -> None:
+def check_config(study: Study) -> None:
     """Refuse a `sae-match` configuration that cannot work.
 
     Raises:
         UserError: every broken rule, one per line.
     """
-    _require(job_problems(cfg))
+    _require(job_problems(study))
 
 
 def check_train_config(cfg: TrainConfig) -> None:
@@ -37,21 +37,21 @@ def check_train_config(cfg: TrainConfig) -> None:
     _require(training_problems(cfg))
 
 
-def job_problems(cfg: Study) -> Iterator[str]:
+def job_problems(study: Study) -> Iterator[str]:
     """Every broken rule of a `sae-match` job."""
-    yield from _layers(cfg.layers, least=2)
-    yield from _saes(cfg)
-    if cfg.seed < 0:
-        yield f"seed={cfg.seed}: must be 0 or more"
-    yield from _limits(cfg)
-    yield from _needs_text(cfg)
-    yield from _comparisons(cfg)
-    yield from _composition(cfg)
-    if cfg.evaluation.full:
-        yield from _capture(cfg)
-        yield from _depth(cfg.model, cfg.layers)
-        yield from _window(cfg.dataset, "dataset", cfg.model.sink_positions)
-    yield from _device(cfg.device)
+    yield from _layers(study.layers, least=2)
+    yield from _saes(study)
+    if study.seed < 0:
+        yield f"seed={study.seed}: must be 0 or more"
+    yield from _limits(study)
+    yield from _needs_text(study)
+    yield from _comparisons(study)
+    yield from _composition(study)
+    if study.evaluation.full:
+        yield from _capture(study)
+        yield from _depth(study.model, study.layers)
+        yield from _window(study.dataset, "dataset", study.model.sink_positions)
+    yield from _device(study.device)
 
 
 def training_problems(cfg: TrainConfig) -> Iterator[str]:
@@ -91,14 +91,14 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
 
-def _saes(cfg: Study) -> Iterator[str]:
+def _saes(study: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
-    sae, model = cfg.sae, cfg.model
+    sae, model = study.sae, study.model
     try:
-        sae.check_span(cfg.layers.first, cfg.layers.last)
+        sae.check_span(study.layers.first, study.layers.last)
     except UserError as error:
         yield str(error)
-    if not cfg.evaluation.full:
+    if not study.evaluation.full:
         return
     if sae.site is not None and sae.site.value != "resid_post":
         yield (
@@ -114,64 +114,64 @@ def _saes(cfg: Study) -> Iterator[str]:
             )
 
 
-def _limits(cfg: Study) -> Iterator[str]:
+def _limits(study: Study) -> Iterator[str]:
     """Limits to the pairs, which not every solver knows."""
-    others = [control.name for control in cfg.evaluation.matchers if not control.limits_pairs]
+    others = [control.name for control in study.evaluation.matchers if not control.limits_pairs]
     for name in ("rejection_cost", "n_pairs"):
-        if getattr(cfg.matching, name) is None:
+        if getattr(study.matching, name) is None:
             continue
-        if not cfg.solver.limits_pairs:
-            yield f"matching.{name} is set, and solver={cfg.solver.name} knows no such limit; use solver=certified"
+        if not study.solver.limits_pairs:
+            yield f"matching.{name} is set, and solver={study.solver.name} knows no such limit; use solver=certified"
         if others:
             yield f"matching.{name} is set, and the controls {', '.join(others)} know no such limit; leave one out"
 
 
-def _needs_text(cfg: Study) -> Iterator[str]:
+def _needs_text(study: Study) -> Iterator[str]:
     """What is measured, described or fitted on text, and whether there is one, and enough of it."""
-    level, full = f"evaluation={cfg.evaluation.level}", cfg.evaluation.full
-    if cfg.folding.measured and not full:
+    level, full = f"evaluation={study.evaluation.level}", study.evaluation.full
+    if study.folding.measured and not full:
         yield (
-            f"folding.scale={cfg.folding.scale.value}: is measured on text, which {level} does not "
+            f"folding.scale={study.folding.scale.value}: is measured on text, which {level} does not "
             "read. Choose evaluation=full, or a scale that needs no data: threshold, stored or decoder_norm"
         )
-    if cfg.matching.dead_features == "exclude" and not full:
+    if study.matching.dead_features == "exclude" and not full:
         yield (
             "matching.dead_features=exclude needs activations to know which features are dead, and "
             f"{level} computes none; use evaluation=full or matching.dead_features=keep"
         )
-    if cfg.judging.enabled and cfg.judging.neuronpedia is None and not full:
+    if study.judging.enabled and study.judging.neuronpedia is None and not full:
         yield (
-            f"judging={cfg.judging.name}: without judging.neuronpedia features are described by the text they fire on, "
-            f"which {level} does not read; use evaluation=full or give explanation files"
+            f"judging={study.judging.name}: without judging.neuronpedia features are described by the text they fire "
+            f"on, which {level} does not read; use evaluation=full or give explanation files"
         )
-    if not cfg.fitted:
+    if not study.fitted:
         return
-    who = " and ".join(cfg.fitted)
+    who = " and ".join(study.fitted)
     if not full:
         yield f"{who} need activations, and {level} computes none"
-    elif cfg.dataset.documents == 0 and cfg.dataset.part == "all":
+    elif study.dataset.documents == 0 and study.dataset.part == "all":
         yield (
             f"dataset.documents=0 with dataset.part=all evaluates every document and leaves none to fit {who} on; "
             "set dataset.documents to a number, or dataset.part=evaluation"
         )
-    elif cfg.dataset.documents == 0 and cfg.evaluation.fit_documents is None:
+    elif study.dataset.documents == 0 and study.evaluation.fit_documents is None:
         yield f"dataset.documents=0 does not say on how many documents to fit {who}; set evaluation.fit_documents"
 
 
-def _comparisons(cfg: Study) -> Iterator[str]:
+def _comparisons(study: Study) -> Iterator[str]:
     """Controls that other groups compare with."""
-    names = [control.name for control in cfg.evaluation.controls.values()]
-    if cfg.composition.max_distance >= 2 and "random" not in names:
+    names = [control.name for control in study.evaluation.controls.values()]
+    if study.composition.max_distance >= 2 and "random" not in names:
         yield "composition.max_distance compares with composed random permutations: add random to evaluation/controls"
     missing = [name for name in ("vanilla", "random") if name not in names]
-    if missing and cfg.judging.enabled:
+    if missing and study.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
 
 
-def _composition(cfg: Study) -> Iterator[str]:
+def _composition(study: Study) -> Iterator[str]:
     """Distances that exist, and starts inside the span that something can be composed from."""
-    distance, starts = cfg.composition.max_distance, cfg.composition.starts
-    first, last = cfg.layers.first, cfg.layers.last
+    distance, starts = study.composition.max_distance, study.composition.starts
+    first, last = study.layers.first, study.layers.last
     span = f"layers.first={first}, layers.last={last}"
     if distance < 0 or distance == 1:
         yield f"composition.max_distance={distance}: must be 0 (off) or at least 2 (1 is the matching itself)"
@@ -188,15 +188,15 @@ def _composition(cfg: Study) -> Iterator[str]:
         yield f"composition.starts={list(starts)}: each layer once"
 
 
-def _capture(cfg: Study) -> Iterator[str]:
+def _capture(study: Study) -> Iterator[str]:
     """What is captured covers the job's own span, and exists."""
-    first, last, blocks = cfg.capture.first, cfg.capture.last, cfg.model.n_layers
-    if first is not None and not 0 <= first <= cfg.layers.first:
-        yield f"capture.first={first}: must be within 0..{cfg.layers.first} (layers.first)"
-    if last is not None and last < cfg.layers.last:
-        yield f"capture.last={last}: must be at least layers.last={cfg.layers.last}"
+    first, last, blocks = study.capture.first, study.capture.last, study.model.n_layers
+    if first is not None and not 0 <= first <= study.layers.first:
+        yield f"capture.first={first}: must be within 0..{study.layers.first} (layers.first)"
+    if last is not None and last < study.layers.last:
+        yield f"capture.last={last}: must be at least layers.last={study.layers.last}"
     if last is not None and blocks is not None and last >= blocks:
-        yield f"capture.last={last}: {cfg.model.name} has blocks 0..{blocks - 1}"
+        yield f"capture.last={last}: {study.model.name} has blocks 0..{blocks - 1}"
 
 
 def _depth(model: ModelSource, layers: Layers) -> Iterator[str]:

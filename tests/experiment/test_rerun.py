@@ -126,7 +126,7 @@ def test_new_content_in_the_same_files_runs_again_in_its_place(
     save_native(random_sae(seed=50), random_saes / "layer_00.safetensors")
     decision = decide(weights(output="sweep/3"), tmp_path / "sweep")
     assert (decision.action, decision.directory) == (Action.run, directory)
-    run(decision.cfg)
+    run(decision.study)
     assert decide(weights(output="sweep/3"), tmp_path / "sweep").action is Action.skip
 
 
@@ -170,7 +170,7 @@ def test_a_sweep_knows_its_jobs_by_key_wherever_they_lie(weights: Configured, tm
     new = decide(weights("matching=encoder", output="sweep/0"), sweep)
     assert new.action is Action.run and new.directory.parent == sweep
     assert new.directory.name.startswith("0-") and new.directory != both.directory
-    run(new.cfg)
+    run(new.study)
     assert decide(weights("matching=encoder", output="sweep/7"), sweep).directory == new.directory
     free = decide(weights("seed=3", output="sweep/2"), sweep)
     assert (free.action, free.directory) == (Action.run, sweep / "2")
@@ -190,7 +190,7 @@ def test_outside_a_sweep_another_configuration_is_still_refused(weights: Configu
     decision = decide(weights("seed=1", output="plain"))
     assert decision.action is Action.run
     with pytest.raises(UserError, match="another configuration"):
-        run(decision.cfg)
+        run(decision.study)
 
 
 def test_a_wrong_configuration_has_no_key_and_fails_by_itself(weights: Configured) -> None:
@@ -210,6 +210,6 @@ def test_a_job_that_another_host_is_running_is_left_to_it(weights: Configured, t
     assert decide(weights("matching=decoder", output="sweep/1"), sweep).action is Action.run
     alone = decide(weights(output="sweep/0"))
     with pytest.raises(UserError, match="elsewhere is running a job there"):
-        run(alone.cfg)
+        run(alone.study)
     os.utime(directory / SIGN, (0, 0))
     assert decide(weights(output="sweep/0"), sweep).action is Action.run

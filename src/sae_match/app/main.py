@@ -63,7 +63,7 @@ def job(cfg: DictConfig) -> float | None:
             raise UserError(f"rerun=none: there is no finished record of this job in {decision.directory}")
         if decision.action is not Action.run:
             return decision.metrics.get("matching_score")
-        result = run(decision.cfg, group=None if place.sweep is None else place.sweep.name)
+        result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
     logger.info("record: %s", result.directory)
     for name in result.labels.headlines:
         if name in result.metrics:
@@ -85,7 +85,7 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     config = in_a_new_record(config, sys.argv[1:])
     output = Path(config.paths.output_dir)
     if output.is_dir():  # of earlier jobs, perhaps this one's
-        config = decide(config, output.parent if in_sweep else None).cfg
+        config = decide(config, output.parent if in_sweep else None).study
     plan = make_plan(config)
     try:
         print(render(plan), flush=True)

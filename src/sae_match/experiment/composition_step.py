@@ -46,7 +46,7 @@ class FarPair:
 
 def compare_over_distance(
     store: Store,
-    cfg: Study,
+    study: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -68,12 +68,12 @@ def compare_over_distance(
     """
     rows: list[MetricRow] = []
     pairs: list[FarPair] = []
-    for layers in tqdm(far_pairs(cfg), desc="composing over distance", disable=not progress):
+    for layers in tqdm(far_pairs(study), desc="composing over distance", disable=not progress):
         start, stop = layers
         a, b = saes.load(start), saes.load(stop)
         matching, exact = match_and_save(
             store,
-            cfg,
+            study,
             a,
             b,
             solver,

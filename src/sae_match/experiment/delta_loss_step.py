@@ -42,7 +42,7 @@ def _original(evaluator: Evaluator, bar: tqdm) -> Tensor:
     losses = _cached(evaluator, key)
     if losses is None:
         residual = evaluator.splice_residual(last)
-        batch = evaluator.cfg.evaluation.batch_windows
+        batch = evaluator.study.evaluation.batch_windows
         losses = original_losses(evaluator.model, last, residual, ids, batch, bar.update)
         evaluator.store.put(KIND, key, {"losses": losses})
     else:
@@ -103,9 +103,9 @@ def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> d
         layer: the block whose output is replaced.
         splice: None = by its own residual stream.
     """
-    cfg = evaluator.cfg
+    study = evaluator.study
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
-    batch = None if cfg.model.dtype == "float32" else cfg.evaluation.batch_windows
+    batch = None if study.model.dtype == "float32" else study.evaluation.batch_windows
     return {
         "version": LOSS_VERSION,
         "splice": None if splice is None else splice.key(),
@@ -113,8 +113,8 @@ def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> d
         "batch_windows": batch,
         "layer": layer,
         "model": evaluator.model.key,
-        "dtype": cfg.model.dtype,
-        "sink_positions": cfg.model.sink_positions,
+        "dtype": study.model.dtype,
+        "sink_positions": study.model.sink_positions,
         "windows": evaluator.splice_windows.key,
     }
 

@@ -62,7 +62,7 @@ class Evaluator:
         fit: None where no control is fitted.
     """
 
-    cfg: Study
+    study: Study
     saes: SpanSaes
     solver: Solver
     model: LanguageModel
@@ -94,7 +94,7 @@ class Evaluator:
     ) -> SplicePair:
         """The same of two SAEs that need not be the span's."""
         fit = None if self.fit is None else self.fit.streams
-        batch, sinks = self.cfg.evaluation.batch_windows, self.cfg.model.sink_positions
+        batch, sinks = self.study.evaluation.batch_windows, self.study.model.sink_positions
         return SplicePair(a, b, permutations, self.units, layers, fit, batch, sinks)
 
     def activations(self, pair: SplicePair, splices: Mapping[str, BoundSplice]) -> ActivationStatistics:
@@ -108,7 +108,7 @@ class Evaluator:
 
     def rows(self, pair: SplicePair, statistics: ActivationStatistics) -> list[MetricRow]:
         """Every metric that follows from a pass."""
-        return activation_rows(statistics, self.bootstrap, pair.layers, self.cfg.evaluation.min_count, self.metrics)
+        return activation_rows(statistics, self.bootstrap, pair.layers, self.study.evaluation.min_count, self.metrics)
 
     def splice_residual(self, layer: int) -> Tensor:
         """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
@@ -118,7 +118,7 @@ class Evaluator:
 
 def prepare(
     store: Store,
-    cfg: Study,
+    study: Study,
     saes: SpanSaes,
     solver: Solver,
     passes: ActivationCache,
@@ -127,25 +127,25 @@ def prepare(
     metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> Evaluator:
     """Load model and text, and capture the span's residual streams (or find them in the store)."""
-    model = load_language_model(cfg.model, device, store)
+    model = load_language_model(study.model, device, store)
     saes.check_model(model.d_model, model.name)
     context = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and cfg.dataset.window_tokens > context:
+    if context is not None and study.dataset.window_tokens > context:
         raise UserError(
-            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {model.name} is {context} tokens"
+            f"dataset.window_tokens={study.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
-    windows = load_windows(cfg.dataset, model.tokenizer, store, cfg.model.bos)
+    windows = load_windows(study.dataset, model.tokenizer, store, study.model.bos)
     model.check_ids(windows.ids)
-    splice_rows = windows.leading(cfg.evaluation.splice_documents, cfg.evaluation.splice_windows_per_document)
+    splice_rows = windows.leading(study.evaluation.splice_documents, study.evaluation.splice_windows_per_document)
     splice_windows = windows.subset(splice_rows)
-    streams = capture(model, windows, captured_layers(cfg), store, cfg.evaluation.batch_windows, progress)
+    streams = capture(model, windows, captured_layers(study), store, study.evaluation.batch_windows, progress)
     saes.measure_on(streams, passes)
     fit = None
-    if cfg.fitted:
+    if study.fitted:
         other = load_fit_windows(
-            cfg.dataset, windows, cfg.evaluation.fit_documents, model.tokenizer, store, cfg.model.bos
+            study.dataset, windows, study.evaluation.fit_documents, model.tokenizer, store, study.model.bos
         )
-        fit = FitText(other, capture(model, other, saes.layers, store, cfg.evaluation.batch_windows, progress))
+        fit = FitText(other, capture(model, other, saes.layers, store, study.evaluation.batch_windows, progress))
     logger.info(
         "%d windows of %d documents; token losses on %d of them",
         windows.n_windows, windows.n_documents, splice_windows.n_windows,
@@ -156,9 +156,9 @@ def prepare(
                 "%s have no intervals: %d documents, and intervals over documents need at least %d",
                 what, count, MIN_DOCUMENTS,
             )  # fmt: skip
-    samples, seed = cfg.evaluation.bootstrap_samples, cfg.seed
+    samples, seed = study.evaluation.bootstrap_samples, study.seed
     return Evaluator(
-        cfg=cfg,
+        study=study,
         saes=saes,
         solver=solver,
         model=model,
@@ -171,8 +171,8 @@ def prepare(
         splice_bootstrap=Bootstrap(splice_windows.n_documents, samples, seed),
         progress=progress,
         passes=passes,
-        units=resolve_units(cfg.evaluation.splice_units, cfg.folding.name),
-        splices=cfg.evaluation.all_splices,
+        units=resolve_units(study.evaluation.splice_units, study.folding.name),
+        splices=study.evaluation.all_splices,
         fit=fit,
         metrics=metrics,
     )
@@ -188,7 +188,7 @@ def dead_features(evaluator: Evaluator) -> dict[int, Bool[Tensor, " F"]]:
 
 
 def _dead(evaluator: Evaluator, layer: int, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
-    batch, sinks = evaluator.cfg.evaluation.batch_windows, evaluator.cfg.model.sink_positions
+    batch, sinks = evaluator.study.evaluation.batch_windows, evaluator.study.model.sink_positions
     facts = {"what": "dead", "streams": evaluator.streams.key, "layer": layer, "sinks": sinks}
     return evaluator.passes.per_feature(
         sae, facts, lambda: never_active(sae, evaluator.streams.layer(layer), batch, sinks)
@@ -207,14 +207,14 @@ def ceiling_rows(evaluator: Evaluator, layer: int) -> list[MetricRow]:
     a, second = evaluator.saes.load(layer), evaluator.saes.load_ceiling(layer)
     if second is None:
         return []
-    aside = evaluator.cfg.matching.dead_features is DeadFeatures.exclude
+    aside = evaluator.study.matching.dead_features is DeadFeatures.exclude
     excluded = [_dead(evaluator, layer, sae) if aside else None for sae in (a, second)]
     matching = cached_matching(
         evaluator.store,
-        evaluator.cfg.matching,
+        evaluator.study.matching,
         evaluator.solver,
         feature_pair(
-            evaluator.cfg,
+            evaluator.study,
             a,
             second,
             (layer, layer),
@@ -257,7 +257,7 @@ def layer_rows(evaluator: Evaluator, layer: int, statistics: ActivationStatistic
     """
     counts = statistics.b if second else statistics.a
     sae = evaluator.saes.load(layer)
-    norms = evaluator.streams.layer(layer)[:, evaluator.cfg.model.sink_positions :].norm(dim=-1)
+    norms = evaluator.streams.layer(layer)[:, evaluator.study.model.sink_positions :].norm(dim=-1)
     unfolded = sae.scale is not None and bool((sae.scale == 1).all())
     activity = LayerActivity(
         active=counts.active.cpu().numpy(),

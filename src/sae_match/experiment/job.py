@@ -68,35 +68,35 @@ class Result:
     labels: Labels
 
 
-def run(cfg: Study, *, group: str | None = None) -> Result:
-    """Match the span's adjacent pairs, evaluate them, and write the record into `cfg.paths.output_dir`.
+def run(study: Study, *, group: str | None = None) -> Result:
+    """Match the span's adjacent pairs, evaluate them, and write the record into `study.paths.output_dir`.
 
-    It always runs: `cfg.rerun` is for `experiment.rerun.decide`, which the command asks first.
+    It always runs: `study.rerun` is for `experiment.rerun.decide`, which the command asks first.
 
     Args:
-        cfg: a complete configuration (see `sae_match.app.build.build`).
+        study: a complete configuration (see `sae_match.app.build.build`).
         group: W&B group where the configuration names none; a sweep passes its directory's name.
 
     Raises:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    every = with_built_in(cfg.metrics)
-    record = JobRecord(Path(cfg.paths.output_dir))
-    record.key = job_key(cfg)
-    record.write_config(yaml.safe_dump(cfg.config, sort_keys=False, allow_unicode=True))
+    every = with_built_in(study.metrics)
+    record = JobRecord(Path(study.paths.output_dir))
+    record.key = job_key(study)
+    record.write_config(yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True))
     with record.guard():
-        make_plan(cfg).require()
+        make_plan(study).require()
         # rerun=all is asked for after a change of code or libraries, of which stored results know nothing.
-        store = Store(cfg.paths.cache_dir, read=cfg.rerun is not Rerun.all, owner=science_hash(cfg.config))
+        store = Store(study.paths.cache_dir, read=study.rerun is not Rerun.all, owner=science_hash(study.config))
         passes = ActivationCache(store)
         check_writable(store.root, "paths.cache_dir")
-        device = resolve_device(cfg.device).type
-        options = _mirror_options(cfg, store, group)
-        with open_mirror(record.directory, mode=cfg.tracking.mode.value, **options) as mirror:
-            result = _run(store, cfg, record, passes, device, every)
-            _mirror(mirror, record, result, cfg.evaluation.min_count)
-        record.key = record.key or job_key(cfg)  # what had to be downloaded is here now
+        device = resolve_device(study.device).type
+        options = _mirror_options(study, store, group)
+        with open_mirror(record.directory, mode=study.tracking.mode.value, **options) as mirror:
+            result = _run(store, study, record, passes, device, every)
+            _mirror(mirror, record, result, study.evaluation.min_count)
+        record.key = record.key or job_key(study)  # what had to be downloaded is here now
     passes.forget()
     return result
 
@@ -109,62 +109,62 @@ def _mirror(mirror: Mirror, record: JobRecord, result: Result, min_count: int) -
         logger.warning("the W&B run is incomplete; the record in %s is not", record.directory, exc_info=True)
 
 
-def _mirror_options(cfg: Study, store: Store, group: str | None) -> dict[str, object]:
-    if cfg.tracking.mode.value == "none":
+def _mirror_options(study: Study, store: Store, group: str | None) -> dict[str, object]:
+    if study.tracking.mode.value == "none":
         return {}
-    directory = Path(cfg.paths.output_dir)
+    directory = Path(study.paths.output_dir)
     return {
-        "config": cfg.config,
-        "run_id": run_id(cfg.config, directory if group is None else directory.parent),
+        "config": study.config,
+        "run_id": run_id(study.config, directory if group is None else directory.parent),
         "cache_dir": store.scratch("wandb"),
-        "project": cfg.tracking.project,
-        "entity": cfg.tracking.entity,
-        "group": cfg.tracking.group,
+        "project": study.tracking.project,
+        "entity": study.tracking.entity,
+        "group": study.tracking.group,
         "default_group": group,
-        "tags": cfg.tracking.tags,
+        "tags": study.tracking.tags,
         "name": "-".join(
-            str(getattr(cfg, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")
+            str(getattr(study, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")
         ),
     }
 
 
 def _run(
-    store: Store, cfg: Study, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
+    store: Store, study: Study, record: JobRecord, passes: ActivationCache, device: str, metrics: Mapping[str, Metric]
 ) -> Result:
-    progress = sys.stderr.isatty() if cfg.progress is None else cfg.progress
-    torch.manual_seed(cfg.seed)
-    solver = cfg.solver.on(device, progress)
-    saes = SpanSaes(cfg, device)
-    full = cfg.evaluation.full
+    progress = sys.stderr.isatty() if study.progress is None else study.progress
+    torch.manual_seed(study.seed)
+    solver = study.solver.on(device, progress)
+    saes = SpanSaes(study, device)
+    full = study.evaluation.full
     # Some kilobytes of the model first: they tell a wrong, gated or unreachable one before gigabytes of SAEs come.
-    d_model = check_model_facts(store, cfg) if full else None
+    d_model = check_model_facts(store, study) if full else None
     saes.preflight(solver, progress, d_model)
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    evaluator = evaluation_step.prepare(store, cfg, saes, solver, passes, device, progress, metrics) if full else None
+    evaluator = evaluation_step.prepare(store, study, saes, solver, passes, device, progress, metrics) if full else None
     record.clear_results()
     if evaluator is not None:
         write_json(record.directory / TEXT, text_facts(evaluator))
     aside: dict[int, torch.Tensor] = {}
-    if evaluator is not None and cfg.matching.dead_features is DeadFeatures.exclude:
+    if evaluator is not None and study.matching.dead_features is DeadFeatures.exclude:
         aside = evaluation_step.dead_features(evaluator)
     fit = None if evaluator is None or evaluator.fit is None else evaluator.fit.streams
-    matchings = match_span(store, cfg, saes, solver, record, progress, aside, fit, metrics)
+    matchings = match_span(store, study, saes, solver, record, progress, aside, fit, metrics)
     record.warn([warning for pair in matchings for warning in pair.warnings])
     rows = [row for pair in matchings for row in pair.rows] + aside_rows(aside)
     features = pd.concat([pair.features for pair in matchings], ignore_index=True)
-    labels = Labels(metrics=described(metrics.values()), variants=looks(cfg.evaluation))
+    labels = Labels(metrics=described(metrics.values()), variants=looks(study.evaluation))
     _write_tables(record, labels, rows, features)
     if evaluator is not None:
         rows, features = _evaluate(evaluator, matchings, rows, record, labels)
         record.write_documents(document_sums(evaluator, rows))
     far, far_pairs = compare_over_distance(
-        store, cfg, saes, solver, record, matchings, evaluator, aside, progress, metrics
+        store, study, saes, solver, record, matchings, evaluator, aside, progress, metrics
     )
     _write_tables(record, labels, rows + far, features)
-    for row in judging_step.judging_rows(store, cfg, saes, [*matchings, *far_pairs], record, evaluator, progress):
+    for row in judging_step.judging_rows(store, study, saes, [*matchings, *far_pairs], record, evaluator, progress):
         (rows if row.layer_to - row.layer == 1 else far).append(row)
     table = _write_tables(record, labels, rows + far, features)
-    if cfg.composition.paths:
+    if study.composition.paths:
         record.write_paths(path_table(features, saes.layers, saes.facts[saes.layers[0]].width))
         if evaluator is not None:
             record.write_top_tokens(top_tokens_table(evaluator, progress))
@@ -179,7 +179,7 @@ def _run(
         np.concatenate([pair.random_mse for pair in matchings]),
         numbers,
         labels,
-        cfg.evaluation.controls.values(),
+        study.evaluation.controls.values(),
     )
     return Result(record.directory, numbers, table, features, labels)
 

@@ -47,7 +47,7 @@ class JudgedSample:
 
 def judging_rows(
     store: Store,
-    cfg: Study,
+    study: Study,
     saes: SpanSaes,
     matchings: Sequence[PairMatching | FarPair],
     record: JobRecord,
@@ -63,24 +63,24 @@ def judging_rows(
     Raises:
         UserError: explanation files that cannot be read or belong to other SAEs.
     """
-    if not cfg.judging.enabled:
+    if not study.judging.enabled:
         return []
-    samples = list(_samples(cfg.judging, matchings))
-    descriptions = _descriptions(cfg, saes, samples, evaluator, progress)
+    samples = list(_samples(study.judging, matchings))
+    descriptions = _descriptions(study, saes, samples, evaluator, progress)
     rows: list[MetricRow] = []
     lines: list[dict[str, Any]] = []
     questions = sum(len(sample.pairs) for sample in samples)
     with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
         pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
         asked = [Question(a, b) for a, b in pairs if a is not None and b is not None]
-        judge = cfg.judging.start(asked, ResultCache(store.directory / "judge_answers", store.read))
+        judge = study.judging.start(asked, ResultCache(store.directory / "judge_answers", store.read))
         for sample in samples:
             verdicts = judge_all(judge, _described(sample, descriptions))
             lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]
             record.write_judgements(lines)
-            seed = cfg.seed + sample.layer
+            seed = study.seed + sample.layer
             layers = sample.layer, sample.layer_to
-            rows += judge_rows(verdicts, layers, sample.variant, cfg.evaluation.bootstrap_samples, seed)
+            rows += judge_rows(verdicts, layers, sample.variant, study.evaluation.bootstrap_samples, seed)
             bar.update(len(sample.pairs))
     _report(rows)
     return rows
@@ -95,7 +95,7 @@ def _samples(judging: Judging, matchings: Sequence[PairMatching | FarPair]) -> I
 
 
 def _descriptions(
-    cfg: Study, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
+    study: Study, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
 ) -> Descriptions:
     """Descriptions of the features that occur in a sample."""
     wanted: dict[int, set[int]] = {layer: set() for layer in saes.layers}
@@ -105,8 +105,8 @@ def _descriptions(
             wanted[sample.layer_to].add(partner)
     described: Descriptions = {}
     for layer in tqdm(saes.layers, desc="describing features", disable=not progress):
-        if cfg.judging.neuronpedia is not None:
-            described[layer] = _explained(cfg.judging, layer, saes.facts[layer].width, wanted[layer])
+        if study.judging.neuronpedia is not None:
+            described[layer] = _explained(study.judging, layer, saes.facts[layer].width, wanted[layer])
         elif evaluator is not None:
             described[layer] = _by_contexts(evaluator, layer, wanted[layer])
         silent = len(wanted[layer]) - len(described[layer])
@@ -120,16 +120,16 @@ def _explained(judging: Judging, layer: int, width: int, wanted: set[int]) -> di
 
 
 def _by_contexts(evaluator: Evaluator, layer: int, wanted: set[int]) -> dict[int, Description]:
-    cfg = evaluator.cfg
+    study = evaluator.study
     top = top_activations(
         evaluator.saes.load(layer),
         evaluator.streams.layer(layer),
-        cfg.judging.contexts,
-        cfg.evaluation.batch_windows,
-        cfg.model.sink_positions,
+        study.judging.contexts,
+        study.evaluation.batch_windows,
+        study.model.sink_positions,
     )
     ids = evaluator.windows.ids.tolist()
-    tokenizer, judging = evaluator.model.tokenizer, cfg.judging
+    tokenizer, judging = evaluator.model.tokenizer, study.judging
 
     def decode(tokens: Any) -> str:
         return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))

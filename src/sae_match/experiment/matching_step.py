@@ -58,7 +58,7 @@ class PairMatching:
 
 def match_span(
     store: Store,
-    cfg: Study,
+    study: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -75,12 +75,12 @@ def match_span(
         metrics: what is measured, by name.
     """
     pairs = tqdm(saes.pairs, desc="matching layer pairs", disable=not progress)
-    return [match_pair(store, cfg, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
+    return [match_pair(store, study, saes, solver, record, layers, aside or {}, fit, metrics) for layers in pairs]
 
 
 def match_pair(
     store: Store,
-    cfg: Study,
+    study: Study,
     saes: SpanSaes,
     solver: Solver,
     record: JobRecord,
@@ -95,14 +95,14 @@ def match_pair(
     """
     layer, layer_to = layers
     a, b = saes.load(layer), saes.load(layer_to)
-    matching, matched = match_and_save(store, cfg, a, b, solver, record, layers, aside, fit)
-    pair = feature_pair(cfg, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
+    matching, matched = match_and_save(store, study, a, b, solver, record, layers, aside, fit)
+    pair = feature_pair(study, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
     permutations, found = {"matched": matched}, list[MetricRow]()
 
     def match(similarity: Similarity, own: Solver) -> Matching:
         return cached_matching(store, similarity, own.on(saes.device), pair)
 
-    for control in cfg.evaluation.matchers:
+    for control in study.evaluation.matchers:
         other = control.match(pair, match)
         permutations[control.name] = other.permutation
         n = len(other.permutation.matched)
@@ -155,7 +155,7 @@ def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: i
 
 
 def feature_pair(
-    cfg: Study,
+    study: Study,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     layers: tuple[int, int],
@@ -164,14 +164,14 @@ def feature_pair(
 ) -> FeaturePair:
     """Two SAEs of the job as similarities see them."""
     return FeaturePair(
-        a, b, cfg.folding.name, excluded, layers, fit,
-        cfg.evaluation.batch_windows, cfg.model.sink_positions, cfg.seed,
+        a, b, study.folding.name, excluded, layers, fit,
+        study.evaluation.batch_windows, study.model.sink_positions, study.seed,
     )  # fmt: skip
 
 
 def match_and_save(
     store: Store,
-    cfg: Study,
+    study: Study,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     solver: Solver,
@@ -182,10 +182,10 @@ def match_and_save(
 ) -> tuple[Matching, Permutation]:
     """Match two layers as configured; their permutation is in the record, its header says what produced it."""
     layer, layer_to = layers
-    pair = feature_pair(cfg, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
-    matching = cached_matching(store, cfg.matching, solver, pair)
-    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": cfg.sae.name}
-    provenance["folding_scale"] = cfg.folding.scale.value
+    pair = feature_pair(study, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
+    matching = cached_matching(store, study.matching, solver, pair)
+    provenance = {**matching.permutation.provenance, "layer_a": layer, "layer_b": layer_to, "sae": study.sae.name}
+    provenance["folding_scale"] = study.folding.scale.value
     matched = replace(matching.permutation, provenance=provenance)
     matched.save(record.permutation_path(layer, layer_to))
     return matching, matched

@@ -31,19 +31,19 @@ class Decision:
     """What happens to a job, and where its record is or will be.
 
     Attributes:
-        cfg: the configuration to run; its paths.output_dir is `directory`.
+        study: the configuration to run; its paths.output_dir is `directory`.
         directory: the job's record.
         metrics: headline numbers of a finished record that is not run again.
     """
 
     action: Action
-    cfg: Study
+    study: Study
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def decide(cfg: Study, sweep: Path | None = None) -> Decision:
-    """Look for the job's record and decide what happens, as `cfg.rerun` says.
+def decide(study: Study, sweep: Path | None = None) -> Decision:
+    """Look for the job's record and decide what happens, as `study.rerun` says.
 
     A job is known by its key (`job_key`), not by its number: numbers shift when a sweep is extended, so a finished
     record counts wherever below the sweep's directory it lies. A job that has to run goes to its own directory; where
@@ -54,23 +54,23 @@ def decide(cfg: Study, sweep: Path | None = None) -> Decision:
     Args:
         sweep: directory of the sweep that the job belongs to; None for a single job.
     """
-    own, key = Path(cfg.paths.output_dir), job_key(cfg)
-    science = science_hash(cfg.config)
+    own, key = Path(study.paths.output_dir), job_key(study)
+    science = science_hash(study.config)
     records = _records(own, sweep)
     done = _finished(records, key)
-    if done is not None and cfg.rerun is not Rerun.all:
+    if done is not None and study.rerun is not Rerun.all:
         logger.info("done already, with the same configuration and inputs: %s (rerun=all runs it again)", done)
-        return Decision(Action.skip, cfg.at(done), done, _metrics(done) or {})
+        return Decision(Action.skip, study.at(done), done, _metrics(done) or {})
     running = None if sweep is None else _running(records, science)
     if running is not None:
-        return Decision(Action.report, cfg, running)
+        return Decision(Action.report, study, running)
     directory = done or _earlier(records, science) or _place(own, sweep, science)
-    if cfg.rerun is Rerun.none:
+    if study.rerun is Rerun.none:
         status = read_status(directory)
         state = "not there" if status is None else status.state
         logger.info("rerun=none: %s is %s, and left as it is", directory, state)
-        return Decision(Action.report, cfg, directory)
-    return Decision(Action.run, cfg.at(directory), directory)
+        return Decision(Action.report, study, directory)
+    return Decision(Action.run, study.at(directory), directory)
 
 
 def _records(own: Path, sweep: Path | None) -> list[tuple[Path, Status]]:

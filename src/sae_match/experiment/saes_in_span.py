@@ -40,7 +40,7 @@ class SpanSaes:
     """The SAEs of layers first..last, loaded on demand and kept two at a time.
 
     Args:
-        cfg: the job's configuration.
+        study: the job's configuration.
         device: where loaded SAEs are put.
 
     Attributes:
@@ -48,13 +48,13 @@ class SpanSaes:
             its weight distances are then in units of the stored weights.
     """
 
-    def __init__(self, cfg: Study, device: str) -> None:
-        self.cfg, self.device = cfg, device
-        self.layers = list(range(cfg.layers.first, cfg.layers.last + 1))
-        self.source = SaeSource(cfg.sae, tuple(self.layers))
-        self.full = cfg.evaluation.full
-        self.measured = cfg.folding.measured
-        self.unfolded = needs_no_scale(cfg)
+    def __init__(self, study: Study, device: str) -> None:
+        self.study, self.device = study, device
+        self.layers = list(range(study.layers.first, study.layers.last + 1))
+        self.source = SaeSource(study.sae, tuple(self.layers))
+        self.full = study.evaluation.full
+        self.measured = study.folding.measured
+        self.unfolded = needs_no_scale(study)
         self.facts: dict[int, SaeFacts] = {}
         self._measured_on: tuple[ResidualStreams, ActivationCache] | None = None
         self._scales: dict[str, Tensor] = {}
@@ -81,8 +81,8 @@ class SpanSaes:
             # One by one: what is wrong with the first is said before the others are downloaded.
             headers[layer] = self.source.header(layer)
             self._check_header(layer, headers, d_model)
-        for a, b in [*self.pairs, *far_pairs(self.cfg)]:
-            check_pair(self.cfg, solver, headers[a].width, headers[b].width, headers[a].d_model)
+        for a, b in [*self.pairs, *far_pairs(self.study)]:
+            check_pair(self.study, solver, headers[a].width, headers[b].width, headers[a].d_model)
         for layer in tqdm(self.layers, desc="checking SAEs", disable=not progress):
             sae = self._usable(self.source.load(layer))
             self.facts[layer] = SaeFacts(sae.d_model, sae.width, sae.content_hash)
@@ -94,7 +94,7 @@ class SpanSaes:
         Raises:
             UserError: different d_model.
         """
-        check_same_stream(self.cfg.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
+        check_same_stream(self.study.sae.name, self.facts[self.layers[0]].d_model, name, d_model)
 
     def measure_on(self, streams: ResidualStreams, passes: ActivationCache) -> None:
         """Measure folding scales that need activations on these residual streams, each when its SAE is first loaded;
@@ -104,9 +104,9 @@ class SpanSaes:
     def _check_header(self, layer: int, headers: dict[int, SaeHeader], d_model: int | None) -> None:
         first, header = headers[self.layers[0]], headers[layer]
         check_one_stream({at: known.d_model for at, known in headers.items()})
-        check_header(self.cfg, layer, header, first)
+        check_header(self.study, layer, header, first)
         if d_model is not None:
-            check_same_stream(self.cfg.sae.name, header.d_model, self.cfg.model.name, d_model)
+            check_same_stream(self.study.sae.name, header.d_model, self.study.model.name, d_model)
 
     def load(self, layer: int) -> SparseAutoencoder:
         """The SAE of one layer on the job's device."""
@@ -128,7 +128,7 @@ class SpanSaes:
         if self.full:
             refuse_encoding(sae.source, sae.site, sae.match_only)
         if self.measured:
-            check_measurable(sae, self.cfg.folding.scale, self.cfg.folding.k)
+            check_measurable(sae, self.study.folding.scale, self.study.folding.k)
         else:
             self._with_scale(sae)
         return sae
@@ -137,22 +137,22 @@ class SpanSaes:
         """The SAE with the configured scale; with 1 where nothing is folded and it has none."""
         if self.unfolded and not sae.foldable:
             return sae.replace(scale=torch.ones_like(sae.threshold))
-        return with_scale(sae, self.cfg.folding.scale)
+        return with_scale(sae, self.study.folding.scale)
 
     def _scaled(self, layer: int, sae: SparseAutoencoder) -> SparseAutoencoder:
         """The SAE with what plays theta for it; a measured scale is measured once per SAE."""
         if not self.measured:
             return self._with_scale(sae)
         if self._measured_on is None:
-            raise UserError(f"folding.scale={self.cfg.folding.scale.value}: needs evaluation=full")
+            raise UserError(f"folding.scale={self.study.folding.scale.value}: needs evaluation=full")
         if sae.content_hash not in self._scales:
             self._scales[sae.content_hash] = self._measure(layer, sae, *self._measured_on)
         return sae.replace(scale=self._scales[sae.content_hash])
 
     def _measure(self, layer: int, sae: SparseAutoencoder, streams: ResidualStreams, passes: ActivationCache) -> Tensor:
-        cfg = self.cfg
-        how = {"batch_windows": cfg.evaluation.batch_windows, "sink_positions": cfg.model.sink_positions}
-        scale, k = cfg.folding.scale, cfg.folding.k
+        study = self.study
+        how = {"batch_windows": study.evaluation.batch_windows, "sink_positions": study.model.sink_positions}
+        scale, k = study.folding.scale, study.folding.k
         facts = {"what": scale, "k": k, "streams": streams.key, "layer": layer, **how}
         measured = passes.per_feature(
             sae, facts, lambda: measure_scale(sae, scale, streams.layer(layer), k=k, **how).theta
@@ -169,4 +169,4 @@ class SpanSaes:
         if second.content_hash == own.content_hash:
             raise UserError(f"{second.source}: the same SAE as layer {layer}'s own, so it is no second seed")
         self._usable(second)
-        check_pair(self.cfg, solver, own.width, second.width, own.d_model)
+        check_pair(self.study, solver, own.width, second.width, own.d_model)

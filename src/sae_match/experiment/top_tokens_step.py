@@ -23,7 +23,7 @@ def top_tokens_table(evaluator: Evaluator, progress: bool) -> pd.DataFrame:
 
     Features that never fire have no rows. Tokens are decoded one by one and shown without surrounding white space.
     """
-    cfg, saes = evaluator.cfg, evaluator.saes
+    study, saes = evaluator.study, evaluator.saes
     ids, tokenizer = evaluator.windows.ids, evaluator.model.tokenizer
     texts: dict[int, str] = {}
 
@@ -35,7 +35,7 @@ def top_tokens_table(evaluator: Evaluator, progress: bool) -> pd.DataFrame:
 
     parts: list[pd.DataFrame] = []
     for layer in tqdm(saes.layers, desc="top tokens", disable=not progress):
-        batch, sinks = cfg.evaluation.batch_windows, cfg.model.sink_positions
+        batch, sinks = study.evaluation.batch_windows, study.model.sink_positions
         top = top_activations(saes.load(layer), evaluator.streams.layer(layer), WINDOWS, batch, sinks)
         rows = pd.DataFrame(_tokens(top, text), columns=["feature", "token"]).assign(layer=layer)
         # Layer by layer: millions of rows as Python tuples would take gigabytes at the width of Gemma Scope.

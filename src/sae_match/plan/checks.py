@@ -40,13 +40,13 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
             problems.append(str(error))
 
 
-def check_output(cfg: Study) -> None:
+def check_output(study: Study) -> None:
     """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written.
 
     Raises:
         UserError: the first of these that holds.
     """
-    directory = Path(cfg.paths.output_dir)
+    directory = Path(study.paths.output_dir)
     check_writable(directory, "paths.output_dir", create=False)
     refuse_foreign_files(directory)
     status = read_status(directory)
@@ -55,14 +55,14 @@ def check_output(cfg: Study) -> None:
             f"{directory}: process {status.pid} on {status.host} is running a job there. Wait for it, or choose "
             "another paths.output_dir."
         )
-    if status is not None and status.state == "done" and status.science != science_hash(cfg.config):
+    if status is not None and status.state == "done" and status.science != science_hash(study.config):
         raise UserError(
             f"{directory} holds the finished record of a job with another configuration. "
             "Choose another paths.output_dir, or remove that directory first."
         )
 
 
-def check_model_facts(store: Store, cfg: Study) -> int | None:
+def check_model_facts(store: Store, study: Study) -> int | None:
     """Refuse a layer span or a window that the model does not have.
 
     A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
@@ -74,52 +74,52 @@ def check_model_facts(store: Store, cfg: Study) -> int | None:
     Raises:
         UserError: an unreadable, gated or unreachable model, or one that does not fit the rest of the configuration.
     """
-    facts = cfg.model.facts(store)
+    facts = study.model.facts(store)
     if facts is None:
-        return cfg.model.d_model
+        return study.model.d_model
     logger.info(
-        "model %s: %s, %d blocks, d_model %d", cfg.model.name, facts.architecture, facts.n_layers, facts.d_model
+        "model %s: %s, %d blocks, d_model %d", study.model.name, facts.architecture, facts.n_layers, facts.d_model
     )
-    check_span(cfg, facts)
-    check_window(cfg, facts)
-    check_dtype(cfg, facts)
+    check_span(study, facts)
+    check_window(study, facts)
+    check_dtype(study, facts)
     return facts.d_model
 
 
-def check_span(cfg: Study, facts: ModelFacts) -> None:
+def check_span(study: Study, facts: ModelFacts) -> None:
     """Refuse layers that the model does not have, and SAEs of a model of another depth.
 
     Raises:
         UserError: the first of them.
     """
-    if cfg.layers.last >= facts.n_layers:
+    if study.layers.last >= facts.n_layers:
         raise UserError(
-            f"layers.last={cfg.layers.last}: {cfg.model.name} ({facts.architecture}) has blocks "
+            f"layers.last={study.layers.last}: {study.model.name} ({facts.architecture}) has blocks "
             f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
             "were trained on"
         )
-    if cfg.sae.n_layers is not None and cfg.sae.n_layers != facts.n_layers:
+    if study.sae.n_layers is not None and study.sae.n_layers != facts.n_layers:
         raise UserError(
-            f"sae.n_layers={cfg.sae.n_layers}: {cfg.model.name} ({facts.architecture}) has {facts.n_layers} blocks, so "
-            f"it is not the model that the SAEs {cfg.sae.name} were trained on. Choose it with model=..., or "
+            f"sae.n_layers={study.sae.n_layers}: {study.model.name} ({facts.architecture}) has {facts.n_layers} blocks, "
+            f"so it is not the model that the SAEs {study.sae.name} were trained on. Choose it with model=..., or "
             "evaluation=weights_only"
         )
 
 
-def check_window(cfg: Study, facts: ModelFacts) -> None:
+def check_window(study: Study, facts: ModelFacts) -> None:
     """Refuse windows longer than the model's context.
 
     Raises:
         UserError: they are.
     """
-    if facts.context is not None and cfg.dataset.window_tokens > facts.context:
+    if facts.context is not None and study.dataset.window_tokens > facts.context:
         raise UserError(
-            f"dataset.window_tokens={cfg.dataset.window_tokens}: the context of {cfg.model.name} is "
+            f"dataset.window_tokens={study.dataset.window_tokens}: the context of {study.model.name} is "
             f"{facts.context} tokens"
         )
 
 
-def check_dtype(cfg: Study, facts: ModelFacts) -> None:
+def check_dtype(study: Study, facts: ModelFacts) -> None:
     """Refuse float16 for Gemma.
 
     Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
@@ -127,25 +127,25 @@ def check_dtype(cfg: Study, facts: ModelFacts) -> None:
     Raises:
         UserError: the model is a Gemma in float16.
     """
-    if facts.architecture.startswith("Gemma") and cfg.model.dtype == "float16":
+    if facts.architecture.startswith("Gemma") and study.model.dtype == "float16":
         raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
 
 
-def captured_layers(cfg: Study) -> list[int]:
+def captured_layers(study: Study) -> list[int]:
     """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
-    first = cfg.layers.first if cfg.capture.first is None else cfg.capture.first
-    last = cfg.layers.last if cfg.capture.last is None else cfg.capture.last
+    first = study.layers.first if study.capture.first is None else study.capture.first
+    last = study.layers.last if study.capture.last is None else study.capture.last
     return list(range(first, last + 1))
 
 
-def far_pairs(cfg: Study) -> list[tuple[int, int]]:
+def far_pairs(study: Study) -> list[tuple[int, int]]:
     """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
-    starts = cfg.composition.starts or range(cfg.layers.first, cfg.layers.last + 1)
+    starts = study.composition.starts or range(study.layers.first, study.layers.last + 1)
     return [
         (start, start + distance)
         for start in sorted(starts)
-        for distance in range(2, cfg.composition.max_distance + 1)
-        if start + distance <= cfg.layers.last
+        for distance in range(2, study.composition.max_distance + 1)
+        if start + distance <= study.layers.last
     ]
 
 
@@ -180,29 +180,29 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
         )
 
 
-def check_pair(cfg: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+def check_pair(study: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
     """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
 
     Raises:
         UserError: too few features, or from the solver.
     """
-    n_pairs = cfg.matching.n_pairs
+    n_pairs = study.matching.n_pairs
     if n_pairs is not None and n_pairs > min(width_a, width_b):
         raise UserError(
             f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
         )
-    cfg.matching.check_memory(solver, width_a, width_b, d_model)
+    study.matching.check_memory(solver, width_a, width_b, d_model)
 
 
-def needs_no_scale(cfg: Study) -> bool:
+def needs_no_scale(study: Study) -> bool:
     """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
-    full = cfg.evaluation.full
-    units = resolve_units(cfg.evaluation.splice_units, cfg.folding.name) if full else SpliceUnits.raw
-    asked = (cfg.folding.name, cfg.folding.scale, units)
+    full = study.evaluation.full
+    units = resolve_units(study.evaluation.splice_units, study.folding.name) if full else SpliceUnits.raw
+    asked = (study.folding.name, study.folding.scale, units)
     return asked == (FoldingKind.none, FoldingScale.auto, SpliceUnits.raw)
 
 
-def check_header(cfg: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
+def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
     """Refuse an SAE of another site than the span's first, or that evaluation or folding cannot use.
 
     Raises:
@@ -210,14 +210,14 @@ def check_header(cfg: Study, layer: int, header: SaeHeader, first: SaeHeader) ->
     """
     if header.site is not first.site:
         raise UserError(
-            f"layer {layer} reads {header.site.value}, layer {cfg.layers.first} {first.site.value}: "
+            f"layer {layer} reads {header.site.value}, layer {study.layers.first} {first.site.value}: "
             "features of different sites are not matched"
         )
-    where = f"SAEs {cfg.sae.name}, layer {layer}"
-    if cfg.evaluation.full:
+    where = f"SAEs {study.sae.name}, layer {layer}"
+    if study.evaluation.full:
         refuse_encoding(where, header.site, header.obstacle)
-    by_threshold = cfg.folding.scale in (FoldingScale.auto, FoldingScale.threshold)
-    if header.foldable is False and by_threshold and not needs_no_scale(cfg):
+    by_threshold = study.folding.scale in (FoldingScale.auto, FoldingScale.threshold)
+    if header.foldable is False and by_threshold and not needs_no_scale(study):
         raise UserError(
             f"{where}: has no thresholds to fold by. Choose folding.scale=stored (the scalar threshold beside a TopK), "
             "estimated, mean_activation, max_activation (measured on text) or decoder_norm (needs no data), or "
@@ -225,18 +225,18 @@ def check_header(cfg: Study, layer: int, header: SaeHeader, first: SaeHeader) ->
         )
 
 
-def check_judging(cfg: Study) -> None:
+def check_judging(study: Study) -> None:
     """Find out before long work whether judging can begin.
 
     Raises:
         UserError: explanation files are missing, or what the judge itself needs.
     """
-    judging = cfg.judging
+    judging = study.judging
     if not judging.enabled:
         return
-    layers = range(cfg.layers.first, cfg.layers.last + 1)
+    layers = range(study.layers.first, study.layers.last + 1)
     if judging.neuronpedia is not None:
         for layer in layers:
             explanation_files(judging.neuronpedia, layer)
-    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(cfg)) * len(FAR_VARIANTS)
+    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(study)) * len(FAR_VARIANTS)
     judging.check(judged * judging.pairs)

@@ -15,7 +15,7 @@ from sae_match.study import Study
 
 def render(plan: Plan) -> str:
     """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
-    lines = ["== Configuration ==", yaml.safe_dump(plan.cfg.config, sort_keys=False, allow_unicode=True).rstrip()]
+    lines = ["== Configuration ==", yaml.safe_dump(plan.study.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
         for title, part in (
             (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
@@ -43,59 +43,59 @@ def duration(seconds: float | None) -> str:
 
 
 def _jobs(plan: Plan) -> Iterator[str]:
-    cfg = plan.cfg
-    how = f"matching {cfg.matching.name}, folding {cfg.folding.name.value}, solver {cfg.solver.name}"
-    yield f"{how}, evaluation {cfg.evaluation.level.value}, on {plan.device}"
+    study = plan.study
+    how = f"matching {study.matching.name}, folding {study.folding.name.value}, solver {study.solver.name}"
+    yield f"{how}, evaluation {study.evaluation.level.value}, on {plan.device}"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 
 
 def _reads(plan: Plan) -> Iterator[str]:
-    cfg = plan.cfg
+    study = plan.study
     yield from _saes(plan)
-    if not cfg.evaluation.full:
+    if not study.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
     yield from _model(plan)
     if plan.text is not None:
         windows = "unknown number of" if plan.text.windows is None else f"at most {plan.text.windows}"
-        yield f"text {cfg.dataset.name}: {windows} windows of {plan.text.tokens} tokens. {plan.text.note}"
+        yield f"text {study.dataset.name}: {windows} windows of {plan.text.tokens} tokens. {plan.text.note}"
 
 
 def _saes(plan: Plan) -> Iterator[str]:
-    cfg, saes = plan.cfg, plan.saes
+    study, saes = plan.study, plan.saes
     if saes is None:
         return
-    if cfg.sae.root is not None:
-        yield f"SAEs {cfg.sae.name}: {len(saes.shapes)} found in {cfg.sae.root}"
+    if study.sae.root is not None:
+        yield f"SAEs {study.sae.name}: {len(saes.shapes)} found in {study.sae.root}"
     else:
-        yield f"SAEs {cfg.sae.repo_id}, revision {cfg.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
+        yield f"SAEs {study.sae.repo_id}, revision {study.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
         yield from (f"  {_file(file)}" for file in saes.files)
     shapes = sorted({(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()})
     yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in shapes)
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    cfg, model = plan.cfg, plan.model
+    study, model = plan.study, plan.model
     if model is None:
-        yield f"model {cfg.model.name} ({cfg.model.origin}): unknown (see the problems)"
+        yield f"model {study.model.name} ({study.model.origin}): unknown (see the problems)"
         return
-    yield f"model {cfg.model.name} ({cfg.model.origin}): {_files(model.files)}"
+    yield f"model {study.model.name} ({study.model.origin}): {_files(model.files)}"
     yield from (f"  {_file(file)}" for file in model.files)
     if model.facts is not None and model.size is not None:
         facts, held = model.facts, model.size
         yield (
             f"  {facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}, {held.parameters:,} weights in "
-            f"{cfg.model.dtype}{_placement(cfg)}"
+            f"{study.model.dtype}{_placement(study)}"
         )
     if model.note:
         yield f"  {model.note}"
 
 
-def _placement(cfg: Study) -> str:
-    if cfg.model.device_map is None:
+def _placement(study: Study) -> str:
+    if study.model.device_map is None:
         return ""
-    most = ", ".join(f"{place} {most}" for place, most in cfg.model.max_memory.items())
-    return f", spread by accelerate ({cfg.model.device_map}{f': {most}' if most else ''})"
+    most = ", ".join(f"{place} {most}" for place, most in study.model.max_memory.items())
+    return f", spread by accelerate ({study.model.device_map}{f': {most}' if most else ''})"
 
 
 def _files(files: list[HubFile], found: bool = True) -> str:
@@ -127,7 +127,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield f"Python and its libraries hold {size(machine.ram_used)} already; {size(machine.ram_free)} are free"
     if machine.gpu is not None:
         yield f"{machine.gpu}: {size(machine.gpu_free)} free"
-    if plan.phases and plan.cfg.evaluation.full and (plan.shape is None or plan.shape.model is None):
+    if plan.phases and plan.study.evaluation.full and (plan.shape is None or plan.shape.model is None):
         yield "without the steps that need the language model: its size is not known now"
 
 
@@ -137,7 +137,7 @@ def _disk(plan: Plan) -> Iterator[str]:
 
 
 def _time(plan: Plan) -> Iterator[str]:
-    steps = list(durations(plan.shape, plan.downloads, plan.device, plan.cfg.model.dtype, plan.layers))
+    steps = list(durations(plan.shape, plan.downloads, plan.device, plan.study.model.dtype, plan.layers))
     for step in steps:
         yield f"{step.step}: {duration(step.seconds)} ({step.because})"
     known = [step.seconds for step in steps if step.seconds is not None]
