@@ -100,9 +100,9 @@ def check_span(study: Study, facts: ModelFacts) -> None:
         )
     if study.sae.n_layers is not None and study.sae.n_layers != facts.n_layers:
         raise UserError(
-            f"sae.n_layers={study.sae.n_layers}: {study.model.name} ({facts.architecture}) has {facts.n_layers} blocks, "
-            f"so it is not the model that the SAEs {study.sae.name} were trained on. Choose it with model=..., or "
-            "evaluation=weights_only"
+            f"sae.n_layers={study.sae.n_layers}: {study.model.name} ({facts.architecture}) has {facts.n_layers} "
+            f"blocks, so it is not the model that the SAEs {study.sae.name} were trained on. "
+            "Choose it with model=..., or evaluation=weights_only"
         )
 
 
