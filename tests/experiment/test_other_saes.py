@@ -93,7 +93,7 @@ def test_topk_saes_without_folding_need_no_scale(configured: Configured, topk_sa
     assert value(result, 0, "matched", "weight_mse/W_dec") == pytest.approx(raw, rel=1e-5)
     assert value(result, 0, "sae", "l0") == pytest.approx(K, abs=0.5)
     assert "mean_theta" not in set(result.pairs.metric) and {"matching_score", "delta_loss"} <= set(result.pairs.metric)
-    with pytest.raises(UserError, match="threshold must be positive to be folded"):
+    with pytest.raises(UserError, match="no thresholds to fold by"):
         run(configured(topk_saes, *SPARSIFY, *FAST, "folding=none", "evaluation.splice_units=theta", output="theta"))
 
 
@@ -138,7 +138,9 @@ def refused(cfg: Study, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_scale_of_topk_saes_is_refused_early(
     configured: Configured, topk_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(configured(topk_saes, *SPARSIFY), r"topk.*folding\.scale=stored.*decoder_norm", monkeypatch)
+    refused(
+        configured(topk_saes, *SPARSIFY), r"no thresholds to fold by.*folding\.scale=stored.*decoder_norm", monkeypatch
+    )
 
 
 def test_estimated_scale_of_relu_saes_needs_k(

@@ -131,22 +131,17 @@ def test_what_the_certified_solver_did_is_in_the_record(configured: Configured, 
         (["solver=greedy", "matching.n_pairs=3"], "solver=greedy knows no such limit; use solver=certified"),
         (["solver=dense", "matching.rejection_cost=3"], "solver=dense knows no such limit"),
         (["matching.rejection_cost=1", "matching.n_pairs=3"], "give one of them"),
-        (["matching.rejection_cost=-1"], "rejection_cost=-1.0: must be a finite number >= 0"),
-        (["matching.rejection_cost=inf"], "rejection_cost=inf: must be a finite number >= 0"),
-        (["matching.n_pairs=0"], "n_pairs=0: must be at least 1"),
-        (["solver.time_limit_s=0"], "solver.time_limit_s=0.0: must be a positive number"),
-        (["solver.block_rows=0"], "solver.block_rows=0: must be a positive number"),
-        (["solver.memory_limit_gib=-1"], "solver.memory_limit_gib=-1.0: must be a positive number"),
-        (["solver=soft", "solver.regularisation=nan"], "solver.regularisation=nan: must be a positive number"),
-        (
-            ["solver=dense", "+solver.time_limit_s=3"],
-            "time_limit_s means nothing to solver=dense; it belongs to certified",
-        ),
-        (["solver=greedy", "+solver.rounding=log_plan"], "rounding means nothing to solver=greedy; it belongs to soft"),
-        (["solver=cosine", "+solver.verify=false"], "verify means nothing to solver=cosine"),
+        (["matching.rejection_cost=-1"], "matching.rejection_cost=-1: must be greater than or equal to 0"),
+        (["matching.rejection_cost=inf"], "matching.rejection_cost=inf: must be a finite number"),
+        (["matching.n_pairs=0"], "matching.n_pairs=0: must be greater than or equal to 1"),
+        (["solver.time_limit_s=-1"], "solver.time_limit_s=-1: must be greater than or equal to 0"),
+        (["solver.block_rows=0"], "solver.block_rows=0: must be greater than or equal to 1"),
+        (["solver.memory_limit_gib=-1"], "solver.memory_limit_gib=-1: must be greater than or equal to 0"),
+        (["solver=soft", "solver.regularisation=nan"], "solver.regularisation=nan: must be a finite number"),
+        (["solver=dense", "+solver.time_limit_s=3"], "unknown configuration key: solver.time_limit_s"),
+        (["solver=greedy", "+solver.rounding=log_plan"], "unknown configuration key: solver.rounding"),
     ],
 )
 def test_rules(configured: Configured, random_saes: Path, overrides: list[str], message: str) -> None:
-    plain = [override.lstrip("+") for override in overrides]
     with pytest.raises(UserError, match=message):
-        check_config(configured(random_saes, *plain))
+        check_config(configured(random_saes, *overrides))

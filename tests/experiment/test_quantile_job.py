@@ -53,8 +53,8 @@ def test_perfect_saes_carry_everything_at_every_quantile(configured: Configured,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluation.quantiles=[0.5,1.1]"], r"evaluation\.quantiles: 1\.1 is outside 0\.\.1"),
-        (["evaluation.quantiles=[-0.1]"], "is outside"),
+        (["evaluation.quantiles=[0.5,1.1]"], r"evaluation\.quantiles\.1=1\.1: must be less than or equal to 1"),
+        (["evaluation.quantiles=[-0.1]"], "must be greater than or equal to 0"),
         (["evaluation.quantiles=[0.5,0.5]"], "each must be named once"),
         (["evaluation=weights_only", "evaluation.quantiles=[0.5]"], "need evaluation=full"),
     ],

@@ -111,6 +111,7 @@ def forget(metrics: Mapping[str, Metric]) -> None:
     sys.modules.pop(type(metrics["Both"]).__module__)
 
 
+@pytest.mark.figures
 def test_a_metric_from_elsewhere_is_in_the_record_the_mirror_and_the_report(
     configured: Configured,
     random_saes: Path,

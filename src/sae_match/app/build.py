@@ -144,7 +144,7 @@ def _recorded(value: Any, plain: Any) -> Any:
         return {"_target_": plain["_target_"], **arguments}
     if isinstance(plain, dict) and isinstance(value, dict):
         return {str(key): _recorded(value[key], item) for key, item in plain.items()}
-    return to_jsonable_python(value) if type(value) is not type(plain) else plain
+    return to_jsonable_python(value)
 
 
 def expand_pair(config: T, given: Any) -> T:

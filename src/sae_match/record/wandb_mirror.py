@@ -116,7 +116,8 @@ class WandbMirror:
         return self._run
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(environment(self._environment))
+        # Weave would trace calls of language models; W&B advertises it where the judge's client is loaded.
+        self._stack.enter_context(environment({**self._environment, "WANDB_DISABLE_WEAVE": "true"}))
         try:
             self._run = self._start()
             # summary="none": without it the last layer's number would pass for a headline number.
