@@ -123,7 +123,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 def explain_crash(error: Exception) -> str | None:
     """What to do when memory ran out or a worker process died; None for any other error."""
-    if isinstance(error, ValueError) and str(error).startswith("Study group override must be"):
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return f"{error}; a group takes the name of one of its options"
     # torch's own error is a RuntimeError; torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
