@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from sae_match.matching.certified.arrays import INFINITE, NO_POTENTIALS, Costs, Float32, Float64, Int32, Int64
+from sae_match.matching.certified.arrays import INFINITE, Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.auction_kernels import COUNTERS
 from sae_match.matching.certified.check_kernels import near_pairs, row_duals
 from sae_match.matching.certified.exact_kernels import LIMB_BITS
@@ -24,11 +24,8 @@ from sae_match.matching.certified.exact_numbers import (
     as_floats,
     as_integers,
     exact_remainders,
-    lowest_exponent,
-    squares,
     with_potentials,
 )
-from sae_match.matching.certified.grid import cost_bits, row_norms
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.long_rows import competing_potentials, long_ones
 from sae_match.matching.certified.proof import Proof, complete, prove
@@ -397,24 +394,3 @@ def _row_duals(lazy: LazyAssignment) -> Int64:
     dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
     row_duals(0, lazy.n, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
     return dual
-
-
-def exact_factors(
-    left: Float32, right: Float32, *, rejection_cost: float | None, cached: bool, block_rows: int, threads: int
-) -> ExactProblem:
-    """The problem of squared distances of rows, n <= m, in units that `rejection_cost` is a multiple of."""
-    lowest = 2 * min(lowest_exponent(left), lowest_exponent(right))
-    if rejection_cost is not None and 0 < rejection_cost < math.inf:
-        # No squared distance of float32 rows but 0 is below 2^-298.
-        lowest = min(lowest, max(-400, math.frexp(rejection_cost)[1] - 53))
-    norms = row_norms(left, threads), row_norms(right, threads)
-    bits = 2 * math.frexp(max(float(norms[0].max()), float(norms[1].max())))[1] + 8 - lowest
-    limbs = bits // LIMB_BITS + 4
-    n, m = len(left), len(right)
-    costs = Costs(
-        left=left, right=right, given=np.empty(0, np.int64), left_norm=np.ones(n), right_norm=np.ones(m, np.float32),
-        column_cost=np.zeros(m, np.int64), private_cost=np.empty(0, np.int64), unit=1.0, gamma=0.0,
-        potentials=NO_POTENTIALS._replace(lowest=lowest),
-    )  # fmt: skip
-    own = squares(left, lowest, limbs), squares(right, lowest, limbs)
-    return ExactProblem(costs, norms, *own, [], bits, cost_bits(n) - 1, block_rows, threads, cached)

@@ -16,14 +16,16 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_match.files import GIB
-from sae_match.matching.certified.arrays import Int32
+from sae_match.matching.certified.arrays import NO_POTENTIALS, Costs, Float32, Int32
 from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
+from sae_match.matching.certified.exact_kernels import LIMB_BITS
+from sae_match.matching.certified.exact_numbers import lowest_exponent, squares
 from sae_match.matching.certified.fixed_pairs import Attempt, exactly
-from sae_match.matching.certified.grid import GridProblem, grid_problem, row_classes
+from sae_match.matching.certified.grid import GridProblem, cost_bits, grid_problem, row_classes, row_norms
 from sae_match.matching.certified.kernel_cache import prepare_kernels
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
-from sae_match.matching.certified.refine import exact_factors, solve_exactly
+from sae_match.matching.certified.refine import ExactProblem, solve_exactly
 from sae_match.matching.certified.similarity import Similarity
 from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
 from sae_match.matching.permutation import UNMATCHED, Permutation
@@ -260,3 +262,24 @@ def peak_memory_gib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
+
+
+def exact_factors(
+    left: Float32, right: Float32, *, rejection_cost: float | None, cached: bool, block_rows: int, threads: int
+) -> ExactProblem:
+    """The problem of squared distances of rows, n <= m, in units that `rejection_cost` is a multiple of."""
+    lowest = 2 * min(lowest_exponent(left), lowest_exponent(right))
+    if rejection_cost is not None and 0 < rejection_cost < math.inf:
+        # No squared distance of float32 rows but 0 is below 2^-298.
+        lowest = min(lowest, max(-400, math.frexp(rejection_cost)[1] - 53))
+    norms = row_norms(left, threads), row_norms(right, threads)
+    bits = 2 * math.frexp(max(float(norms[0].max()), float(norms[1].max())))[1] + 8 - lowest
+    limbs = bits // LIMB_BITS + 4
+    n, m = len(left), len(right)
+    costs = Costs(
+        left=left, right=right, given=np.empty(0, np.int64), left_norm=np.ones(n), right_norm=np.ones(m, np.float32),
+        column_cost=np.zeros(m, np.int64), private_cost=np.empty(0, np.int64), unit=1.0, gamma=0.0,
+        potentials=NO_POTENTIALS._replace(lowest=lowest),
+    )  # fmt: skip
+    own = squares(left, lowest, limbs), squares(right, lowest, limbs)
+    return ExactProblem(costs, norms, *own, [], bits, cost_bits(n) - 1, block_rows, threads, cached)
