@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the commands import this module before they know whether th
     from sae_match.evaluation.settings import Evaluation
     from sae_match.judging.judge import Judging
     from sae_match.language_model.sources import ModelSource
-    from sae_match.matching.similarity import Similarity
+    from sae_match.matching.similarity import Comparison
     from sae_match.matching.solution import Solver
     from sae_match.metrics.metric import Metric
     from sae_match.saes.folding import Folding
@@ -78,7 +78,7 @@ class Paths:
 class Study:
     """Everything that one `sae-match` job needs, as objects."""
 
-    matching: Similarity
+    matching: Comparison
     folding: Folding
     solver: Solver
     sae: SaeFormat

@@ -367,20 +367,6 @@ def test_embeddings_of_gemma_scope_are_no_residual_stream(tmp_path: Path) -> Non
         sae.encode(x())
 
 
-@pytest.mark.parametrize("name", ["layer3.sae.pt", "trainer_0/checkpoints/ae_1000.pt", "sae.bin", "model.pkl"])
-def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(random_tensors(), path)
-    for given in (path, path.parent):
-        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
-            load_sae(given)
-    with pytest.raises(UserError, match=r"not called ae\.pt"):
-        load_sae(path, dialect="dictionary_learning")
-    with pytest.raises(UserError, match="not found"):
-        load_sae(path.with_name("absent.pt"))
-
-
 def test_activations_are_compared_on_the_residual_stream_only(tmp_path: Path) -> None:
     stream, permutation = torch.randn(3, 5, D), Permutation.identity(F, F)
     path = write_gemma_scope(tmp_path)

@@ -15,6 +15,7 @@ from sae_match.saes import SaeSource, save_native
 from sae_match.saes.formats.gemma_scope import GemmaScope, choose_l0
 from sae_match.saes.formats.native import read_metadata
 from tests.builders import random_sae
+from tests.saes.layouts import random_tensors
 
 
 def gemma_config(root: Path | None, l0: str = "canonical") -> GemmaScope:
@@ -167,3 +168,17 @@ def test_choose_l0() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             choose_l0(*arguments)
+
+
+@pytest.mark.parametrize("name", ["layer3.sae.pt", "trainer_0/checkpoints/ae_1000.pt", "sae.bin", "model.pkl"])
+def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(random_tensors(), path)
+    for given in (path, path.parent):
+        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
+            load_sae(given)
+    with pytest.raises(UserError, match=r"not called ae\.pt"):
+        load_sae(path, dialect="dictionary_learning")
+    with pytest.raises(UserError, match="not found"):
+        load_sae(path.with_name("absent.pt"))

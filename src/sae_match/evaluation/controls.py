@@ -14,7 +14,7 @@ from sae_match.evaluation.splices import Splice
 from sae_match.keys import Keyed
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.similarity import Similarity, WeightDistance
+from sae_match.matching.similarity import Comparison, Similarity
 from sae_match.matching.solution import Solver
 from sae_match.options import option
 from sae_match.style import ORANGE, VERMILION, Style
@@ -28,7 +28,7 @@ class ControlMatching:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-Match = Callable[[Similarity, Solver], Matching]
+Match = Callable[[Comparison, Solver], Matching]
 """Matches the features of one pair, or knows the answer."""
 
 
@@ -111,7 +111,7 @@ class Random(MatchingControl):
 class Matcher(MatchingControl):
     """Features paired by a similarity and a solver of its own."""
 
-    similarity: Similarity
+    similarity: Comparison
     """What features are compared by; ${matching} = as the job's own matching does."""
     solver: Solver
     """How pairs follow from it."""
@@ -146,7 +146,7 @@ class Matcher(MatchingControl):
     @property
     def all_pairs(self) -> bool:
         """Whether the similarity of every pair of features is computed."""
-        return not isinstance(self.similarity, WeightDistance)
+        return isinstance(self.similarity, Similarity)
 
 
 @option

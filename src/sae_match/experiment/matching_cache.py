@@ -16,7 +16,7 @@ from sae_match.entries import Payload
 from sae_match.matching import Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.match import match_features
-from sae_match.matching.similarity import Similarity
+from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
@@ -26,7 +26,7 @@ MATCHING_VERSION = 3
 KIND = "matchings"
 
 
-def cached_matching(store: Store, similarity: Similarity, solver: Solver, pair: FeaturePair) -> Matching:
+def cached_matching(store: Store, similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
     """The matching of a pair of SAEs from the store, or found and then committed.
 
     Of given similarities only a matching that is proved the best is kept: one that was cut short by today's memory
@@ -41,7 +41,7 @@ def cached_matching(store: Store, similarity: Similarity, solver: Solver, pair: 
     )
 
 
-def matching_key(similarity: Similarity, solver: Solver, pair: FeaturePair) -> dict[str, object]:
+def matching_key(similarity: Comparison, solver: Solver, pair: FeaturePair) -> dict[str, object]:
     """Key of a matching: everything that can change the permutation, its cost or its proof."""
     return {
         "version": MATCHING_VERSION,

@@ -21,7 +21,7 @@ from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes_in_span import SpanSaes
 from sae_match.matching import Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
-from sae_match.matching.similarity import Similarity
+from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import Metric
 from sae_match.metrics.registry import BUILT_IN
@@ -99,7 +99,7 @@ def match_pair(
     pair = feature_pair(study, a, b, layers, (aside.get(layer), aside.get(layer_to)), fit)
     permutations, found = {"matched": matched}, list[MetricRow]()
 
-    def match(similarity: Similarity, own: Solver) -> Matching:
+    def match(similarity: Comparison, own: Solver) -> Matching:
         return cached_matching(store, similarity, own.on(saes.device), pair)
 
     for control in study.evaluation.matchers:

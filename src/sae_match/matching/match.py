@@ -13,8 +13,8 @@ from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem, parse
-from sae_match.matching.similarity import Similarity
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
+from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -61,7 +61,7 @@ def match(
     n_pairs: int | None = None,
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
-    similarity: Similarity | None = None,
+    similarity: Comparison | None = None,
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
@@ -92,12 +92,10 @@ def match(
     chosen = make_solver(solver) if isinstance(solver, str) else solver
     pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:
-        kept = pair.kept()
-        whole = matching_problem(
-            *pair.to_fold(), metric=metric, folding=folding, include_bias=include_bias, weights=weights,
+        problem = weights_problem(
+            pair, metric=metric, include_bias=include_bias, weights=weights,
             rejection_cost=rejection_cost, n_pairs=n_pairs,
         )  # fmt: skip
-        problem = whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
         compared: dict[str, object] = {
             "metric": Metric(metric).value,
             "include_bias": include_bias,
@@ -109,7 +107,7 @@ def match(
     return match_features(similarity, chosen, pair)
 
 
-def match_features(similarity: Similarity, solver: Solver, pair: FeaturePair) -> Matching:
+def match_features(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
     """Match the features of a pair of SAEs as a similarity compares them and a solver assigns them.
 
     Raises:

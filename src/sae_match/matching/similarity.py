@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -29,8 +29,8 @@ class DeadFeatures(StrEnum):
 
 
 @option
-class Similarity(Keyed, ABC):
-    """What two features are compared by: a subclass gives the similarity of every pair of features.
+class Comparison(Keyed, ABC):
+    """What two features are compared by, and which of them are matched.
 
     Its key holds its code, its arguments and all that a pair offers, so that no stale matching is taken for its own;
     one that reads less says so in `reads`, and then shares its matchings with every job that agrees on that.
@@ -60,18 +60,12 @@ class Similarity(Keyed, ABC):
         return self
 
     @abstractmethod
-    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
-        """Similarity of the features that are matched (`pair.kept()`), float32, larger = more alike."""
-
     def problem(self, pair: FeaturePair) -> MatchingProblem | SimilarityProblem:
         """The assignment problem of a pair.
 
         Raises:
             UserError: SAEs that cannot be compared in this way, or limits to the pairs.
         """
-        if self.rejection_cost is not None or self.n_pairs is not None:
-            raise UserError(f"matching.rejection_cost and n_pairs are for squared distances, not for {self.name}")
-        return SimilarityProblem(self.matrix(pair))
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """All that a matching depends on beside this class, its arguments and the features that are excluded."""
@@ -82,22 +76,45 @@ class Similarity(Keyed, ABC):
         own = self.facts(("name", "dead_features"))
         return {**own, "reads": self.reads(pair), "excluded": pair.excluded_facts()}
 
+    @abstractmethod
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The least peak memory of matching SAEs of these widths."""
-        return by_similarity.required_bytes(n_a, n_b)
 
+    @abstractmethod
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """Refuse SAEs that cannot be matched in memory; nothing is allocated.
 
         Raises:
             UserError: they need more.
         """
+
+
+@option
+class Similarity(Comparison):
+    """A comparison that gives the similarity of every pair of features."""
+
+    @abstractmethod
+    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
+        """Similarity of the features that are matched (`pair.kept()`), float32, larger = more alike."""
+
+    def problem(self, pair: FeaturePair) -> SimilarityProblem:
+        """The similarities as they are; limits to the pairs are for squared distances."""
+        if self.rejection_cost is not None or self.n_pairs is not None:
+            raise UserError(f"matching.rejection_cost and n_pairs are for squared distances, not for {self.name}")
+        return SimilarityProblem(self.matrix(pair))
+
+    def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
+        """The matrix of similarities and its assignment."""
+        return by_similarity.required_bytes(n_a, n_b)
+
+    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
+        """As the matrix needs it."""
         needed = self.required_bytes(solver, n_a, n_b, d_model)
         refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), by_similarity.ADVICE)
 
 
 @option
-class WeightDistance(Similarity):
+class WeightDistance(Comparison):
     """The paper's: squared distance of the two features' parameters (Eq. 3)."""
 
     name: str = "weights"
@@ -118,18 +135,12 @@ class WeightDistance(Similarity):
             raise ValueError(f"matching.weights: {', '.join(used)} are all 0, so nothing would be compared")
         return self
 
-    def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
-        """Not made: squared distances are those of rows, which take F instead of F x F numbers."""
-        raise NotImplementedError
-
     def problem(self, pair: FeaturePair) -> MatchingProblem:
         """Rows of the chosen parameter groups, each times the root of its weight."""
-        kept = pair.kept()
-        whole = matching_problem(
-            *pair.to_fold(), metric=self.metric, folding=pair.folding, include_bias=self.include_bias,
-            weights=self.weights, rejection_cost=self.rejection_cost, n_pairs=self.n_pairs,
+        return weights_problem(
+            pair, metric=self.metric, include_bias=self.include_bias, weights=self.weights,
+            rejection_cost=self.rejection_cost, n_pairs=self.n_pairs,
         )  # fmt: skip
-        return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """The SAEs, and their folding scales where they are folded."""
@@ -149,3 +160,14 @@ class WeightDistance(Similarity):
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As the solver checks it."""
         solver.check_memory(n_a, n_b, self.numbers_per_feature(d_model))
+
+
+def weights_problem(pair: FeaturePair, **how: Any) -> MatchingProblem:
+    """`matching_problem` of the features of a pair that are matched.
+
+    Args:
+        how: its keyword arguments but `folding`, which is the pair's.
+    """
+    kept = pair.kept()
+    whole = matching_problem(*pair.to_fold(), folding=pair.folding, **how)
+    return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
