@@ -269,6 +269,27 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_another_process_makes_at_the_same_time_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def is_store(root: Path) -> bool:
+        looks.append(root)
+        if len(looks) == 1:  # the other process comes between this look and the listing
+            monkeypatch.setattr(store_module, "is_store", is_store_of_entries)
+            Store(tmp_path).put("tokens", KEY, {"x": 2})
+            monkeypatch.setattr(store_module, "is_store", is_store)
+            return False
+        return is_store_of_entries(root)
+
+    is_store_of_entries = store_module.is_store
+    monkeypatch.setattr(store_module, "is_store", is_store)
+    Store(tmp_path).put("matchings", KEY, {"x": 1})
+    assert len(looks) == 2
+    assert Store(tmp_path).get("matchings", KEY) == {"x": 1} and Store(tmp_path).get("tokens", KEY) == {"x": 2}
+
+
 def test_what_users_write_for_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SAE_MATCH_CACHE", raising=False)

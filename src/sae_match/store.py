@@ -261,7 +261,8 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not is_store(self.root):
-                if any(not item.name.startswith(".") for item in self.root.iterdir()):
+                files = [item for item in self.root.iterdir() if not item.name.startswith(".")]
+                if files and not is_store(self.root):  # another process may have marked it before the listing
                     raise UserError(
                         f"{self.root} holds files, but no {TAG} of sae_match, so it is not used. Move it, or choose "
                         "another cache with paths.cache_dir=DIR or SAE_MATCH_CACHE."
