@@ -11,7 +11,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/sae-match-report $(OUTPUT)
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check src tests conftest.py

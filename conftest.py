@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.hub_server import hub  # noqa: F401 - a fixture
+from tests import shapes
+
+REPOSITORY = Path(__file__).parent
+# Before anything imports the package: its annotated shapes are checked at every call.
+install_import_hook(shapes.modules(REPOSITORY / "src"), "tests.shapes.check")
+
+from tests.hub_server import hub  # noqa: E402, F401 - a fixture, from what imports the package
 
 hypothesis.settings.register_profile("sae_match", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("sae_match")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that no process is left alone with one of them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or "golden" in item.path.parts}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +45,26 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering takes most of a small job's time: figures are built, but their files hold one pixel.
+def _few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take half of a small job's time, so jobs draw none, and the files of other figures hold one pixel.
 
-    Tests marked `figures` get real ones.
+    Jobs of tests marked `drawn` draw theirs, with files of one pixel; tests marked `figures` get real ones.
     """
     if request.node.get_closest_marker("figures"):
         return
-
-    def write_pixel(_: Figure, path: Path, format: str = "png", **__: object) -> None:
-        if format == "svg":
-            path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
-        else:
-            Image.new("L", (1, 1)).save(path, format)
-
     monkeypatch.setattr(Figure, "savefig", write_pixel)
+    # Not imported here for that: most tests run no job.
+    job = sys.modules.get("sae_match.experiment.job")
+    if job is not None and not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(job, "draw_figures", lambda *_, **__: [])
+
+
+def write_pixel(_: Figure, path: Path, format: str = "png", **__: object) -> None:
+    """In the place of `Figure.savefig`."""
+    if format == "svg":
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>', encoding="utf-8")
+    else:
+        Image.new("L", (1, 1)).save(path, format)
 
 
 @pytest.fixture(autouse=True)
@@ -64,4 +83,4 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the source checkout."""
-    return Path(__file__).parent
+    return REPOSITORY

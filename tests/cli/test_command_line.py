@@ -40,6 +40,7 @@ def weights_only(root: Path, *more: str) -> list[str]:
     return ["sae=native", f"sae.root={root}", "layers.first=0", "layers.last=2", "evaluation=weights_only", *more]
 
 
+@pytest.mark.drawn
 def test_one_job_writes_a_complete_record(tmp_path: Path, sae_directory: Path) -> None:
     done = run_in(tmp_path, *weights_only(sae_directory, "tracking=none", "paths.output_dir=out", "matching=decoder"))
     assert done.code == 0, done.err

@@ -13,14 +13,17 @@ FIGURES = [name for name in EXPERIMENTS if name.startswith("fig")]
 
 
 def configurations(arguments: list[str]) -> list[Study]:
-    """The jobs of a command line; of more than ten (pair after pair of a model) the first and the last.
-
-    Of a bare `experiment=NAME` the first job only: test_experiment_files runs them all.
-    """
+    """Jobs of a command line that have every swept value between them; pair after pair of a model, the ends only."""
     found = jobs(arguments)
-    if len(arguments) == 1:
-        found = found[:1]
-    return [composed(*job) for job in (found if len(found) <= 10 else [found[0], found[-1]])]
+    if len({override for job in found for override in job if override.startswith("layers.pair=")}) > 1:
+        return [composed(*found[0]), composed(*found[-1])]
+    seen: set[str] = set()
+    kept = []
+    for job in found:
+        if not seen.issuperset(job):
+            seen.update(job)
+            kept.append(job)
+    return [composed(*job) for job in kept]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -29,8 +32,10 @@ def test_the_commands_in_the_comments_compose(experiment: str) -> None:
     assert named, "the file names no command"
     for arguments in named:
         assert f"experiment={experiment}" in arguments
-        for cfg in configurations(arguments):
+        found = configurations(arguments)
+        for number, cfg in enumerate(found):
             check_config(cfg)
+            assert cfg not in found[:number], "a swept value changes nothing"
 
 
 @pytest.mark.parametrize("experiment", FIGURES)

@@ -35,6 +35,7 @@ def pivot(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[table.metric == metric].pivot(index="layer", columns="variant", values="value")
 
 
+@pytest.mark.drawn
 def test_every_control_is_evaluated_like_the_matching(full: Study, random_saes: Path) -> None:
     result = run(full)
     scores = pivot(result.pairs, "matching_score")

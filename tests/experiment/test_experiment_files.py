@@ -1,23 +1,22 @@
-"""Every experiment file runs through the real command, its sweep expanded, on a miniature of the demo: SAEs under the
-demo's names, and a tiny model with as many blocks."""
+"""Every experiment file runs through the real command on a miniature of the demo: SAEs under the demo's names, and a
+tiny model with as many blocks. Of a sweep the last job runs, which is the furthest from the defaults; some run whole.
+That all jobs of all files compose is checked in `tests/config/test_experiment_commands.py`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 import transformers
+from omegaconf import OmegaConf
 
 from sae_match import app
 from sae_match.app.build import config_directory
-from sae_match.experiment import outputs
 from sae_match.report import find_records
 from sae_match.report.pair_figure import write_pair_figures
 from sae_match.report.paper_figures import write_paper_figures
@@ -30,6 +29,10 @@ from tests.tiny_setting import D_MODEL, WORDS
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
 ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""
+ALIKE = {"fig10_pruning_by_dataset": "datasets", "fig7_matching_score": "fig11_baselines"}
+"""Experiments that have the same content as another one, which runs."""
+SWEPT = {"seed_ceiling": [], "fig3_weight_mse": [], "fig14_sparsity": ["sae.l0=16,128"]}
+"""Experiments of which several jobs run, because a figure or table compares them."""
 LAYERS = range(11, 19)
 TEXT = ["dataset=local", "dataset.path={text}", "dataset.documents=6", "dataset.window_tokens=12"]
 EMBEDDED = ["dataset.documents=4", "dataset.window_tokens=12", "dataset.windows_per_document=1"]
@@ -76,7 +79,8 @@ def plain_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def arguments(experiment: str, places: dict[str, Path], judge: str) -> list[str]:
     """The experiment on the miniature: its own values stay, what it says nothing about is made small."""
     named = [f"experiment={experiment}"]
-    swept = {override.partition("=")[0] for job in jobs(named) for override in job}
+    last = [override for override in jobs(named)[-1] if override not in named]
+    swept = {override.partition("=")[0] for override in last}
     small = ["model=local", f"model.path={places['model']}", f"sae.root={places['saes']}", "model.sink_positions=2"]
     small += EMBEDDED if "dataset" in swept else [text.format(text=places["text"]) for text in TEXT]
     if not (_sets_layers(experiment) or "layers.first" in swept):
@@ -85,7 +89,7 @@ def arguments(experiment: str, places: dict[str, Path], judge: str) -> list[str]
     small += [f"judging.base_url={judge}"] if experiment == "fig4_llm_judge" else []
     fixed = ["tracking=none", "evaluation.bootstrap_samples=20", "evaluation.min_count=1", "device=cpu"]
     fixed += [f"paths.cache_dir={places['cache']}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
-    return [*named, *small, *fixed]
+    return [*named, *SWEPT.get(experiment, last), *small, *fixed]
 
 
 def _sets_layers(experiment: str) -> bool:
@@ -93,7 +97,8 @@ def _sets_layers(experiment: str) -> bool:
     return "\nlayers:" in text
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ELSEWHERE])
+@pytest.mark.drawn
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ELSEWHERE | ALIKE])
 def test_an_experiment_runs(
     experiment: str,
     miniature: dict[str, Path],
@@ -101,18 +106,17 @@ def test_an_experiment_runs(
     monkeypatch: pytest.MonkeyPatch,
     plain_process: None,
 ) -> None:
-    drawn = draw_only(monkeypatch, experiment == "fig5_pairs")
     with chat_server(lambda _, body: completion("SAME") if body else Response(200, {"data": []})) as server:
         words = arguments(experiment, miniature, server.url)
         folders = [f"hydra.sweep.dir={tmp_path / 'jobs'}", f"hydra.run.dir={tmp_path / 'jobs' / '0'}"]
         monkeypatch.setattr(sys, "argv", ["sae-match", *words, *folders])
         app.main()
-    expected = jobs([f"experiment={experiment}"])
+    expected = jobs(words)
     records = find_records([tmp_path / "jobs"])
     assert [record.state for record in records] == ["done"] * len(expected)
-    assert len(drawn) == len(expected)
     assert len({json.dumps(record.config, sort_keys=True, default=str) for record in records}) == len(expected)
     for record in records:
+        assert {"overview.png", "decoder_mse.png"} <= {path.name for path in (record.path / "figures").iterdir()}
         assert record.metrics["weight_mse/W_dec"] > 0
         assert record.metrics.get("l0/sae", 1.0) > 0.5
         full = record.factors["evaluation"] == "full"
@@ -123,17 +127,10 @@ def test_an_experiment_runs(
         assert [path.name for path in figures] == [OWN_FIGURE[experiment]]
 
 
-def draw_only(monkeypatch: pytest.MonkeyPatch, really: bool) -> list[Any]:
-    """Count the jobs that come to their figures; draw them only where asked, since drawing takes most of the time."""
-    real: Callable[..., list[Path]] = outputs.draw_figures
-    called: list[Any] = []
-
-    def draw(record: Any, pairs: pd.DataFrame, *others: Any) -> list[Path]:
-        called.append(record)
-        return real(record, pairs, *others) if really else []
-
-    monkeypatch.setattr("sae_match.experiment.job.draw_figures", draw)
-    return called
+@pytest.mark.parametrize(("experiment", "other"), ALIKE.items())
+def test_what_is_alike_is_alike(experiment: str, other: str) -> None:
+    one, two = (OmegaConf.load(config_directory() / "experiment" / f"{name}.yaml") for name in (experiment, other))
+    assert one == two
 
 
 def test_what_is_run_elsewhere_is_run_there() -> None:

@@ -24,6 +24,7 @@ def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.drawn
 def test_planted_partners_score_above_random_ones(configured: Configured, perfect_saes: Path) -> None:
     """One set of features in another order in each layer: partners differ only in what the residual streams do."""
     result = run(configured(perfect_saes, "judging=offline", *FEW))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pandas as pd
 import pytest
 
 from sae_match.matching import Permutation
+from tests.command import run_command
 from tests.experiment.gemma import save_saes
 
 GOLDEN = Path(__file__).parent
@@ -26,14 +25,19 @@ RELATIVE = 1e-6
 ABSOLUTE = 1e-9
 MEASURED = ("solver/", "solver_seconds", "tolerance")
 """Time, memory and counts of the solver, which depend on the machine."""
-SMALL = ["dataset.documents=8", "evaluation.splice_documents=2"]
+TEXT = [
+    "dataset.documents=4", "dataset.windows_per_document=2", "dataset.window_tokens=64", "evaluation.min_count=4",
+    "capture.first=12", "capture.last=15",
+]  # fmt: skip
+"""One little text for all jobs, which goes through the model once: the first job captures what any of them reads."""
+SPLICED = [*TEXT, "evaluation.splice_documents=2"]
 JOBS: dict[str, list[str]] = {
-    "demo": ["layers.pair=13", "dataset.documents=8"],
-    "ablation": ["experiment=ablation", "layers.pair=13", *SMALL],
+    "demo": ["layers.pair=13", *TEXT],
+    "ablation": ["experiment=ablation", "layers.pair=13", *SPLICED],
     "controls": [
-        "experiment=controls", "layers.pair=13", "judging=offline", "evaluation.quantiles=[0.25,0.5,1.0]", *SMALL
+        "experiment=controls", "layers.pair=13", "judging=offline", "evaluation.quantiles=[0.25,0.5,1.0]", *SPLICED
     ],
-    "composition": ["layers.first=12", "layers.last=15", "composition.max_distance=3", *SMALL],
+    "composition": ["layers.first=12", "layers.last=15", "composition.max_distance=3", *SPLICED],
     "solvers": [
         "solver=certified,dense,greedy,nearest,mutual,cosine,soft", "evaluation=weights_only", "layers.pair=13"
     ],
@@ -53,12 +57,10 @@ def run_job(name: str, directory: Path, cache: Path) -> dict[str, dict[str, Any]
     out = directory / "out"
     multirun = any("experiment=" in a or ("," in a and "[" not in a) for a in command)
     command += [f"hydra.sweep.dir={out}", "hydra.mode=MULTIRUN"] if multirun else [f"hydra.run.dir={out}"]
-    environment = os.environ | {"SAE_MATCH_CACHE": str(cache)}
-    arguments = [sys.executable, "-m", "sae_match", *command, "tracking=none"]
-    done = subprocess.run(arguments, env=environment, cwd=directory, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_command(*command, "tracking=none", cwd=directory, env={"SAE_MATCH_CACHE": str(cache)})
+    assert done.code == 0, done.out + done.err
     records = sorted(path.parent for path in out.rglob("metrics.json"))
-    assert records, done.stdout + done.stderr
+    assert records, done.out + done.err
     return {str(record.relative_to(out)): read_record(record) for record in records}
 
 

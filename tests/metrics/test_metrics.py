@@ -103,16 +103,16 @@ def test_layer_metrics_by_hand() -> None:
     norms = np.array([[4.0, 1.0], [2.0, 3.0]], dtype=np.float32)
     layer, other = (
         LayerActivity(
-            active=counts.active.numpy(), tokens=counts.tokens.numpy(), theta=np.array([1.0, 2.0, 6.0]),
-            decoder_norm=np.array([1.0, 3.0]), residual_norm=norms,
+            active=counts.active.numpy(), tokens=counts.tokens.numpy(), theta=np.array([1.0, 2.0, 6.0])[:width],
+            decoder_norm=np.array([1.0, 3.0, 2.0])[:width], residual_norm=norms,
         )
-        for counts in (a, b)
+        for counts, width in ((a, 3), (b, 2))
     )  # fmt: skip
     found = L0().measure(layer, bootstrap)
     assert (found.value, found.n) == (pytest.approx(6 / 4), 2)
     assert [DeadFeatures().measure(one, bootstrap)[:2] for one in (layer, other)] == [(1.0, 3), (0.0, 2)]
     assert MeanTheta().measure(layer, bootstrap)[:2] == (3.0, 3)
-    assert DecoderNorm().measure(layer, bootstrap)[:2] == (2.0, 2)
+    assert DecoderNorm().measure(layer, bootstrap)[:2] == (2.0, 3)
     assert ResidualNorm().measure(layer, bootstrap)[:2] == (2.0, 4)  # the lower of the two middle ones
 
 

@@ -1,0 +1,46 @@
+"""The check that every call of the package goes through under test: are arrays of the annotated shape and kind?
+
+`conftest.py` hands it to jaxtyping's import hook. Other annotations are mypy's; checked again at every call they would
+cost more time than the tests have.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+PACKAGES = ("saes", "matching", "metrics", "evaluation", "language_model", "text")
+
+VALIDATED = ("SparseAutoencoder.__init__", "evaluate_pair", "fit_linear_map")
+"""These refuse wrong shapes by themselves, in words for the user, and tests ask them to."""
+
+
+def modules(sources: Path) -> list[str]:
+    """The modules that have shapes, but for the kernels, which Numba compiles as they are."""
+    paths = sorted(path for package in PACKAGES for path in (sources / "sae_match" / package).rglob("*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in paths if path.name != "__init__.py"}
+    shaped = [path for path, text in texts.items() if "from jaxtyping" in text and "@njit" not in text]
+    return [".".join(path.relative_to(sources).with_suffix("").parts) for path in shaped]
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the shapes among its annotations checked at every call."""
+    kept = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
+    if not kept or function.__qualname__ in VALIDATED:
+        return function
+    function.__annotations__ = kept
+    # The numeric tower: an int is a float.
+    checked: Callable[..., Any] = beartype(function, conf=BeartypeConf(is_pep484_tower=True))
+    return checked
+
+
+def has_shape(hint: object) -> bool:
+    """Whether an annotation is an array's, or contains one."""
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(has_shape(inner) for inner in get_args(hint))
