@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from sae_match import SparseAutoencoder, UserError, fold, load_sae
 from sae_match.saes import Activation, ActivationKind, save_native, with_scale
 from sae_match.saes.activation import GATED, RELU
-from sae_match.saes.formats.native import FORMAT, read_metadata
+from sae_match.saes.formats.native import FORMAT
+from sae_match.saes.formats.reading import read_metadata
 from sae_match.saes.site import Site
 from tests.builders import random_sae
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sae_match import UserError, load_sae
 from sae_match.saes import SaeSource, save_native
 from sae_match.saes.formats.gemma_scope import GemmaScope, choose_l0
-from sae_match.saes.formats.native import read_metadata
+from sae_match.saes.formats.reading import read_metadata
 from tests.builders import random_sae
 from tests.saes.layouts import random_tensors
 

@@ -247,10 +247,10 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     trap = tmp_path / "executed"
     folder = write_dictionary(tmp_path / "d", "AutoEncoder")
     torch.save(dictionary_state("AutoEncoder") | {"extra": Bomb(trap)}, folder / "ae.pt")
-    with pytest.raises(UserError, match="Pickled objects are refused"):
+    with pytest.raises(UserError, match="Pickled files are refused"):
         load_sae(folder)
     (folder / "ae.pt").write_bytes(pickle.dumps(Bomb(trap)))
-    with pytest.raises(UserError, match="Pickled objects are refused"):
+    with pytest.raises(UserError, match="Pickled files are refused"):
         load_sae(folder)
     assert not trap.exists()
 

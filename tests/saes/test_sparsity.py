@@ -69,7 +69,7 @@ def test_a_second_seed_is_no_ceiling_of_another_sparsity(saes: Path) -> None:
 def test_one_l0_for_all_layers_or_one_for_each() -> None:
     assert [l0_of_layer("71/70", layer, (20, 21)) for layer in (20, 21)] == ["71", "70"]
     assert l0_of_layer("similar", 3, (3, 4)) == "similar"
-    with pytest.raises(UserError, match="names 2 L0s for the layers"):
+    with pytest.raises(UserError, match=r"names 2 L0s, but .* are 3 layers"):
         l0_of_layer("71/70", 20, (20, 21, 22))
 
 

@@ -79,7 +79,7 @@ WITHOUT = {name: t for name, t in random_tensors().items() if name != "threshold
         (WITHOUT, {"activation": "topk", "k": 3}, "rescales_by_decoder_norm=True or False"),
         (WITHOUT, {"activation": "relu", "k": 3}, "others have none"),
         (WITHOUT, {"activation": "swish"}, "activations: jumprelu, relu, gated, topk"),
-        (WITHOUT | {"b_enc": [0.0]}, {"activation": "relu"}, "b_enc must be a tensor, got list"),
+        (WITHOUT | {"b_enc": [0.0]}, {"activation": "relu"}, "b_enc must be a floating-point tensor, got list"),
         (WITHOUT | {"W_dec": torch.zeros(D, F)}, {"activation": "relu"}, r"W_dec has shape \(8, 24\)"),
     ],
 )

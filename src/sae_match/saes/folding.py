@@ -118,20 +118,24 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
         raise UserError(f"folding.scale={choice}: must be one of {', '.join(FoldingScale)}") from None
     if choice in MEASURED_SCALES:
         raise UserError(f"folding.scale={choice.value}: is measured on activations; use measure_scale")
-    if choice in (FoldingScale.auto, FoldingScale.threshold):
-        kept = choice is FoldingScale.auto or sae.scale is None
-        chosen = sae if kept else sae.replace(scale=None)
-        _ = chosen.theta  # refuses thresholds that cannot be folded
-        return chosen
-    return sae.replace(scale=_stored(sae) if choice is FoldingScale.stored else 1 / decoder_norms(sae))
+    if choice is FoldingScale.decoder_norm:
+        return sae.replace(scale=1 / _decoder_norms(sae))
+    if choice is FoldingScale.stored:
+        value = sae.activation.stored_threshold
+        if value is None:
+            raise UserError(
+                f"{sae.source}: folding.scale=stored, but the checkpoint stores no threshold beside its "
+                f"{sae.activation.kind.value} activation. Choose estimated, mean_activation, max_activation or "
+                "decoder_norm"
+            )
+        return sae.replace(scale=sae.threshold.new_full((sae.width,), value))
+    chosen = sae if choice is FoldingScale.auto or sae.scale is None else sae.replace(scale=None)
+    _ = chosen.theta  # refuses thresholds that cannot be folded
+    return chosen
 
 
-def decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
-    """Norm of each decoder row, to divide by.
-
-    Raises:
-        UserError: a row of zeros.
-    """
+def _decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
+    """Norm of each decoder row, to divide by; a row of zeros is refused."""
     norms = sae.W_dec.norm(dim=1)
     if bool((norms == 0).any()):
         raise UserError(
@@ -141,21 +145,11 @@ def decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
     return norms
 
 
-def _stored(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
-    value = sae.activation.stored_threshold
-    if value is None:
-        raise UserError(
-            f"{sae.source}: folding.scale=stored, but the checkpoint stores no threshold beside its "
-            f"{sae.activation.kind.value} activation. Choose estimated, mean_activation, max_activation or decoder_norm"
-        )
-    return sae.threshold.new_full((sae.width,), value)
-
-
 class LargestValues:
     """The n largest of a stream of numbers, kept in O(n) memory, exactly.
 
     Args:
-        n: how many.
+        n: how many, at least 1.
     """
 
     def __init__(self, n: int) -> None:
@@ -165,24 +159,19 @@ class LargestValues:
 
     def update(self, values: Float[Tensor, "*any"]) -> None:
         """Add numbers."""
+        # Those equal to the smallest of n would only replace it.
         self._kept.append(values[values > self._bound].flatten())
-        if sum(len(part) for part in self._kept) > 2 * self.n:
-            self._compact()
+        if sum(map(len, self._kept)) > 2 * self.n:
+            self.smallest()
 
     def smallest(self) -> float | None:
         """The n-th largest number seen, None if fewer were seen."""
-        self._compact()
-        kept = self._kept[0]
-        return float(kept.min()) if len(kept) == self.n else None
-
-    def _compact(self) -> None:
         kept = torch.cat(self._kept) if self._kept else torch.empty(0)
-        if len(kept) > self.n:
-            kept = kept.topk(self.n, sorted=False).values
-        if len(kept) == self.n:
-            # Equal numbers that come later would only replace this one.
-            self._bound = float(kept.min())
-        self._kept = [kept]
+        if len(kept) < self.n:
+            return None
+        kept = kept.topk(self.n, sorted=False).values
+        self._kept, self._bound = [kept], float(kept.min())
+        return self._bound
 
 
 @torch.no_grad()
@@ -195,7 +184,7 @@ def measure_scale(
     batch_windows: int = 8,
     sink_positions: int = 1,
 ) -> SparseAutoencoder:
-    """The same SAE with a `scale` measured on `x`, in the place of theta (formats: "Folding without a threshold").
+    """The same SAE with a `scale` measured on `x`, in the place of theta.
 
     estimated: the threshold that lets k features per token through, decoder norm included: tau is the (k N)-th largest
         pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
@@ -228,10 +217,22 @@ def measure_scale(
             f"{sae.source}: no feature fires on the evaluation text, so folding.scale={choice} is undefined"
         )
     values = largest if choice == FoldingScale.max_activation else total / count.clamp(min=1)
-    silent = int((~fires).sum())
-    if silent:
+    if silent := int((~fires).sum()):
         logger.warning("%s: %d features never fire and take the median scale of the others", sae.source, silent)
     return sae.replace(scale=torch.where(fires, values, values[fires].median()).to(torch.float32))
+
+
+def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
+    check_measurable(sae, FoldingScale.estimated, k)
+    norms = _decoder_norms(sae)
+    largest = LargestValues(tokens * (k or 0))
+    for batch in batches:
+        pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms
+        largest.update(pre[pre > 0])
+    tau = largest.smallest()
+    if tau is None:
+        raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
+    return tau / norms
 
 
 def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None) -> None:
@@ -244,16 +245,3 @@ def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None
         raise UserError(f"{sae.source}: folding.scale={choice.value} needs activations, but {sae.match_only}")
     if choice is FoldingScale.estimated and (k or sae.activation.k) is None:
         raise UserError(f"{sae.source}: folding.scale=estimated needs folding.k, the active features per token")
-
-
-def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
-    check_measurable(sae, FoldingScale.estimated, k)
-    norms = decoder_norms(sae)
-    largest = LargestValues(tokens * (k or 0))
-    for batch in batches:
-        pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms
-        largest.update(pre[pre > 0])
-    tau = largest.smallest()
-    if tau is None:
-        raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
-    return tau / norms

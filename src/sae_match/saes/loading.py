@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.hub_lookup import cached_path
 from sae_match.saes.formats import SaeFormat, SaeHeader, detect_format, format_named
-from sae_match.saes.locating import fill, inside_only, is_file, local_root
+from sae_match.saes.formats.base import fill, inside_only, local_root
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -74,7 +75,7 @@ class SaeSource:
         if name is None or self.format.root is None:
             return None
         path = local_root(self.format.root) / inside_only(name)
-        return path if is_file(path) else None
+        return path if os.path.isfile(path) else None
 
     def identity(self, layer: int) -> list[str]:
         """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.
@@ -124,9 +125,7 @@ def load_sae(
             "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
         )
     name = str(path)
-    if layer is not None and "{" in name:
-        name = fill(name, layer, "path")
-    file = local_root(name)
+    file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
     try:

@@ -52,15 +52,12 @@ def detect_format(path: Path) -> type[SaeFormat]:
         return Native
     if len(found) == 1:
         return found[0]
-    names = ", ".join(kind.dialect for kind in found)
-    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else []
-    if not found and (len(pickles) == 1 or not path.is_dir()):
-        raise _unread(pickles[0] if pickles else path)
-    raise UserError(
-        f"{path}: "
-        + (f"fits several dialects ({names})" if found else "fits no known dialect of SAE checkpoints")
-        + f". Say which with dialect=..., one of {', '.join(kind.dialect for kind in FORMATS)}"
-    )
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else [path]
+    if not found and len(pickles) == 1:
+        raise _unread(pickles[0])
+    fits = f"several dialects ({', '.join(kind.dialect for kind in found)})" if found else "no known dialect"
+    names = ", ".join(kind.dialect for kind in FORMATS)
+    raise UserError(f"{path}: fits {fits} of SAE checkpoints. Say which with dialect=..., one of {names}")
 
 
 def _unread(path: Path) -> UserError:
