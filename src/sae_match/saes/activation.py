@@ -94,8 +94,6 @@ _CANONICAL_NAMES = {
 """Names of torch's Linear layers and of dictionary_learning's gated class."""
 _TRANSPOSED = ("encoder.weight", "decoder.weight")
 """torch's Linear layers store [out, in]."""
-
-
 _TENSORS = {
     ActivationKind.jumprelu: ({"b_enc", "threshold"}, {"b_enc", "log_threshold"}),
     ActivationKind.gated: ({"b_gate", "b_mag", "r_mag"},),
@@ -104,11 +102,7 @@ _TENSORS = {
 
 
 def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> None:
-    """Refuse a state dict with other tensors than an SAE of this kind has.
-
-    Raises:
-        UserError: naming what is missing and what is unknown.
-    """
+    """Refuse a state dict with other tensors than an SAE of this kind has."""
     found = {_CANONICAL_NAMES.get(name, name) for name in stored}
     choices = [{"W_enc", "W_dec", "b_dec", *more} for more in _TENSORS.get(kind, ({"b_enc"},))]
     if found in choices:
@@ -123,11 +117,7 @@ def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> Non
 
 
 def as_float32(source: object, name: str, tensor: object) -> Tensor:
-    """A detached float32 tensor.
-
-    Raises:
-        UserError: it is not a floating-point tensor; `source` and `name` are for the message.
-    """
+    """A floating-point tensor in float32, detached; anything else is refused, naming source and tensor."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         what = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UserError(f"{source}: {name} must be a floating-point tensor, got {what}")
@@ -140,8 +130,7 @@ def canonical_tensors(
     """W_enc, b_enc, W_dec, b_dec and threshold (float32) that compute what the stored tensors' owner computes.
 
     - An input bias goes into the encoder's: (x - b_dec) @ W_enc + b = x @ W_enc + (b - b_dec @ W_enc).
-    - Pre-activations that are multiplied by decoder norms before they are ranked: the encoder is multiplied by them and
-      the decoder divided.
+    - Decoder norms that multiply pre-activations before they are ranked go into the encoder and out of the decoder.
     - A gated SAE with tied weights fires where x @ W_enc + b_gate > 0, with relu(x @ (W_enc * e^r_mag) + b_mag).
       Multiplied by e^r_mag, the gate reads: where the magnitude exceeds b_mag - e^r_mag * b_gate. That is the
       threshold; where it is negative, the relu acts at 0 instead (Rajamanoharan et al. 2024, "Improving Dictionary
@@ -152,9 +141,6 @@ def canonical_tensors(
         stored: W_enc, W_dec and b_dec by canonical names or by those of torch's Linear layers, with b_enc, or with
             b_gate, b_mag and r_mag; `threshold` or `log_threshold` where there is one. Shapes are as they should be.
         subtracts_b_dec: whether b_dec is subtracted from the input.
-
-    Raises:
-        UserError: something else than a floating-point tensor.
     """
     tensors = {}
     for name, tensor in stored.items():

@@ -30,11 +30,12 @@ class FoldingKind(StrEnum):
 class FoldingScale(StrEnum):
     """What theta is when features are folded; weight metrics are always in these units.
 
-    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
-    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
-    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
-    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
-    no scale.
+    auto: the threshold where every feature has a positive one, and an error where not.
+    The others are for SAEs without thresholds (ReLU, TopK), in order of closeness to one:
+    stored: the scalar threshold that a checkpoint stores beside a TopK.
+    estimated: the threshold that would let k features per token through on the evaluation text.
+    mean_activation, max_activation: of each feature on that text.
+    decoder_norm: the reciprocal of the decoder row's norm, which needs no data and carries no scale.
     """
 
     auto = "auto"
@@ -79,14 +80,11 @@ def fold(sae: SparseAutoencoder) -> SparseAutoencoder:
         W_enc' = W_enc / theta    b_enc' = b_enc / theta    W_dec' = theta[:, None] * W_dec
         threshold' = threshold / theta (= 1 where theta is the threshold)
 
-    theta is the threshold, or the SAE's `scale` (see `with_scale`). Reconstructions are unchanged: feature i's
-    activation is divided by theta_i and its decoder row multiplied by it. `b_dec` has no feature axis and stays.
-    Returns a new SAE; the argument is untouched.
-
-    Rescaling changes which features are the k largest, so the folded copy of a TopK SAE refuses to encode.
+    theta is the threshold, or the SAE's `scale` (see `with_scale`). Reconstructions are unchanged, and so is the
+    argument. Rescaling changes which features are the k largest, so the folded copy of a TopK SAE refuses to encode.
 
     Raises:
-        UserError: if any theta is not positive (such a feature has no unit to be measured in), naming them.
+        UserError: a theta that is not positive (such a feature has no unit to be measured in).
     """
     theta = sae.theta
     ranked = sae.activation.kind is ActivationKind.topk
@@ -105,9 +103,7 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
     """The same SAE with the chosen `scale` in the place of theta, for scales that need no data.
 
     Args:
-        choice: `auto` (the scale that the SAE has, else its threshold), `threshold`, `stored` (the scalar threshold
-            beside a TopK), or `decoder_norm` (1 / norm of each decoder row, so that folded rows have unit norm). The
-            measured ones (`estimated`, `mean_activation`, `max_activation`) come from `measure_scale`.
+        choice: a `FoldingScale`; `auto` keeps the scale that the SAE has. Measured ones come from `measure_scale`.
 
     Raises:
         UserError: unknown or measured choice, or nothing there to be the scale.
@@ -146,11 +142,7 @@ def _decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
 
 
 class LargestValues:
-    """The n largest of a stream of numbers, kept in O(n) memory, exactly.
-
-    Args:
-        n: how many, at least 1.
-    """
+    """The n largest (n >= 1) of a stream of numbers, kept in O(n) memory, exactly."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -186,10 +178,9 @@ def measure_scale(
 ) -> SparseAutoencoder:
     """The same SAE with a `scale` measured on `x`, in the place of theta.
 
-    estimated: the threshold that lets k features per token through, decoder norm included: tau is the (k N)-th largest
-        pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
-    mean_activation, max_activation: of each feature, where it is positive. A feature that never fires on `x` has
-        neither; it takes the median of the others, and how many did is logged.
+    estimated: tau is the (k N)-th largest pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
+    mean_activation, max_activation: of each feature, where it is positive. One that never fires on `x` takes the median
+        of the others, and how many did is logged.
 
     Args:
         x: the residual stream that the SAE reads; memory-mapped CPU tensors are fine.
@@ -236,10 +227,10 @@ def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k
 
 
 def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None) -> None:
-    """Refuse what `measure_scale` would refuse before any text is read.
+    """Refuse, before any text is read, an SAE that does not encode, and `estimated` without a k.
 
     Raises:
-        UserError: `estimated` without a k, or an SAE that does not encode.
+        UserError: as said.
     """
     if sae.match_only is not None:
         raise UserError(f"{sae.source}: folding.scale={choice.value} needs activations, but {sae.match_only}")

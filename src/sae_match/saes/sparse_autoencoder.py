@@ -38,20 +38,16 @@ class SparseAutoencoder:
 
         pre = x @ W_enc + b_enc;   f = pre * (pre > threshold);   x_hat = f @ W_dec + b_dec
 
-    (The paper's Eqs. 1-2.) Other activations have the same five parameters (`ActivationKind`); an SAE
-    that subtracts b_dec from its input has it folded into b_enc. Parameters are float32 and treated as constants;
-    inputs of any floating dtype and any batch shape are computed in float32.
-
-    A threshold below 0 counts as 0, as in the encoders of SAELens, dictionary_learning and Gemma Scope, which apply a
-    ReLU as well.
+    (The paper's Eqs. 1-2.) Other activations have the same five parameters; a b_dec that is subtracted from the input
+    is folded into b_enc. Parameters are float32 constants; inputs of any floating dtype and batch shape are computed
+    in float32. A threshold below 0 counts as 0, as in SAELens, dictionary_learning and Gemma Scope.
 
     Args:
         W_enc: encoder, [d, F].
         b_enc: encoder bias, [F].
         W_dec: decoder, [F, d].
         b_dec: decoder bias, [d].
-        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none. Needed: a state
-            dict without it belongs to another kind of SAE (`from_state_dict`).
+        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none.
         activation: how pre-activations become activations.
         site: where in the block the SAE reads.
         scale: theta of each feature in folding, in place of the threshold, [F], positive.
@@ -59,7 +55,7 @@ class SparseAutoencoder:
         source: where the parameters came from; named in errors and provenance.
 
     Raises:
-        UserError: if shapes disagree, a tensor is missing or not floating point, or a value is NaN or infinite.
+        UserError: shapes disagree, a tensor is missing or not floating point, or a value is NaN or infinite.
     """
 
     def __init__(
@@ -112,9 +108,7 @@ class SparseAutoencoder:
     ) -> SparseAutoencoder:
         """The SAE of another library's `state_dict()`, given what the tensors do not say.
 
-        Names are canonical ones, or those of torch's Linear layers (`encoder.weight`, `encoder.bias`, `decoder.weight`,
-        `bias`); a JumpReLU SAE has `threshold` (of one feature or all) or `log_threshold`, a gated one `b_gate`,
-        `b_mag` and `r_mag` for b_enc. An SAE that normalizes its inputs must have the factor folded in before.
+        Names are those of `canonical_tensors`. An SAE that normalizes its inputs must have the factor folded in before.
 
         Args:
             activation: `jumprelu`, `relu`, `gated` or `topk`. A BatchTopK SAE with its threshold is a `jumprelu` one.
@@ -122,8 +116,6 @@ class SparseAutoencoder:
             k: active features per token of a `topk`.
             rescales_by_decoder_norm: whether a `topk` multiplies its pre-activations by the decoder norms before it
                 ranks them (SAELens: `cfg.rescale_acts_by_decoder_norm`).
-            site: where in the block the SAE reads.
-            source: what to call the SAE in messages.
 
         Raises:
             UserError: missing or unknown tensors, an unknown activation, a `topk` without its k or its
@@ -150,7 +142,7 @@ class SparseAutoencoder:
 
     @property
     def d_model(self) -> int:
-        """Dimensions of the residual stream, d."""
+        """Dimensions that the SAE reads, d."""
         return self.W_enc.shape[0]
 
     @property
@@ -223,11 +215,11 @@ class SparseAutoencoder:
         """Reconstruction of the residual stream from feature activations."""
         return torch.matmul(f.to(torch.float32), self.W_dec) + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """`decode(encode(x))`."""
         return self.decode(self.encode(x))
 
-    __call__ = forward
+    forward = __call__
 
     @cached_property
     def content_hash(self) -> str:

@@ -58,7 +58,8 @@ class SaeFormat(ABC):
     """SAEs of one checkpoint dialect, one per layer: the configuration's group `sae`.
 
     A dialect is a subclass with its own options and the methods `files`, `read_header` and `read`; one whose layers are
-    folders of several files begins from `FolderFormat`. `detect` lets `load_sae` find the dialect of a path by itself.
+    folders of several files begins from `FolderFormat`. `detect` lets `load_sae` find the dialect of a path. Methods
+    raise `UserError`: options that name no file, missing, unreadable or contradictory files, unsupported variants.
     """
 
     dialect: ClassVar[str] = ""
@@ -96,33 +97,18 @@ class SaeFormat(ABC):
 
         Args:
             span: all layers of the job, for choices that depend on them.
-
-        Raises:
-            UserError: the options name no file.
         """
 
     @abstractmethod
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """What the files at `path` say of the SAE, without reading its tensors.
-
-        Raises:
-            UserError: unreadable files, or a variant that is not supported.
-        """
+        """What the files at `path` say of the SAE, without reading its tensors."""
 
     @abstractmethod
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """The canonical SAE in the file or folder that `locate` or a user names.
-
-        Raises:
-            UserError: as `header`, missing tensors, or invalid values.
-        """
+        """The canonical SAE in the file or folder that `locate` or a user names."""
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """Local path of one layer's file, or of the folder of several, downloaded where `root` is not set.
-
-        Raises:
-            UserError: neither root nor repo_id set, or a file is missing or cannot be downloaded.
-        """
+        """Local path of one layer's file, or of the folder of several, downloaded where `root` is not set."""
         (name,) = self.files(layer, span)
         return self.fetch(name, layer)
 
@@ -131,11 +117,7 @@ class SaeFormat(ABC):
         return None
 
     def check_span(self, first: int, last: int) -> None:
-        """Refuse layers that there are no SAEs for, and options that belong to another span.
-
-        Raises:
-            UserError: naming the layers or the option.
-        """
+        """Refuse layers that there are no SAEs for, and options that belong to another span."""
         if first < self.first_layer or last > self.last_layer:
             raise UserError(
                 f"layers.first={first}, layers.last={last}: the SAEs {self.name} cover layers "
@@ -146,9 +128,6 @@ class SaeFormat(ABC):
         """`read_header`, compared with the layer that was asked for and with the options `site` and `d_model`.
 
         The input of block t+1 is the output of block t: an SAE of `resid_pre` at t+1 is one of `resid_post` at t.
-
-        Raises:
-            UserError: as `read_header`, or the files name another layer, site or d_model.
         """
         header = self.read_header(path, layer)
         site, stated = header.site, header.layer
@@ -173,14 +152,10 @@ class SaeFormat(ABC):
         )
 
     def fetch(self, name: str, layer: int) -> Path:
-        """Local path of one file, downloaded (and its checksum checked) where `root` is not set.
+        """Local path of one file of a layer, downloaded (and its checksum checked) where `root` is not set.
 
         Args:
             name: path inside the repository or the root.
-            layer: for the message.
-
-        Raises:
-            UserError: neither root nor repo_id set, or the file is missing or cannot be downloaded.
         """
         inside_only(name)
         if self.root is not None:
@@ -190,11 +165,7 @@ class SaeFormat(ABC):
         return download(self.repository, name)
 
     def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
-        """Dimensions of a layer whose files are at the hub, as far as the largest file's header or size tells them.
-
-        Args:
-            d_model: what the SAE reads, where it is known, for files whose header cannot be read alone.
-        """
+        """Dimensions of a layer whose files are at the hub, as far as the largest file's header or size tells them."""
         return shape_at_hub(max(files, key=lambda file: file.size or 0), d_model)
 
 
@@ -211,33 +182,25 @@ class FolderFormat(SaeFormat):
     @classmethod
     def detect(cls, path: Path) -> bool:
         """A folder with all the files, or the weights in one."""
-        weights = Path(cls.FILES[-1]).parts
-        folder = path.parents[len(weights) - 1] if path.parts[-len(weights) :] == weights else path
+        folder = cls.folder_of(path)
         return all((folder / name).is_file() for name in cls.FILES)
 
     @classmethod
     def folder_of(cls, path: Path) -> Path:
-        """The layer's folder, also where the weights in it were named.
-
-        Raises:
-            UserError: another file was named.
-        """
-        weights = Path(cls.FILES[-1])
-        if path.name != weights.name and path.is_file():
-            raise UserError(f"{path}: not called {weights.name}; in this dialect a layer is {', '.join(cls.FILES)}")
-        return path.parents[len(weights.parts) - 1] if path.name == weights.name else path
+        """The layer's folder, also where the weights in it were named."""
+        weights = Path(cls.FILES[-1]).parts
+        return path.parents[len(weights) - 1] if path.parts[-len(weights) :] == weights else path
 
     @classmethod
     def paths(cls, path: Path) -> tuple[Path, ...]:
-        """The layer's config and weights, from its folder or from the weights in it."""
-        return tuple(cls.folder_of(path) / name for name in cls.FILES)
+        """The layer's config and weights, from its folder or from the weights in it; no other file may be named."""
+        folder = cls.folder_of(path)
+        if folder.is_file():
+            raise UserError(f"{path}: not called {cls.FILES[-1]}; in this dialect a layer is {', '.join(cls.FILES)}")
+        return tuple(folder / name for name in cls.FILES)
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """The layer's files: its folder from `folder`, with the layer filled in.
-
-        Raises:
-            UserError: `folder` is not set, or has other placeholders than {layer} and {next}.
-        """
+        """The layer's files, in the folder that `folder` names."""
         if self.folder is None:
             raise UserError("sae.folder is not set: name the folder of one layer, such as sae.folder='layer_{layer}'")
         folder = fill(self.folder, layer, "sae.folder").strip("/")
@@ -257,12 +220,9 @@ def local_root(root: str) -> Path:
 
 
 def inside_only(name: str) -> str:
-    """The name itself: a path that stays inside the directory or repository it belongs to.
+    """The name itself, of a path that stays inside the directory or repository it belongs to: no absolute one, no `..`.
 
     Links are followed: the hub client's own cache consists of them.
-
-    Raises:
-        UserError: an absolute path, `..`, or an unprintable character.
     """
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or not name.isprintable():
@@ -285,11 +245,7 @@ def _local_file(root: Path, name: str, layer: int) -> Path:
 
 
 def fill(pattern: str, layer: int, key: str) -> str:
-    """A name pattern with {layer} and {next} (= layer + 1) filled in.
-
-    Raises:
-        UserError: other placeholders, or broken braces.
-    """
+    """A name pattern with {layer} and {next} (= layer + 1) filled in."""
     # str.format would also follow attributes ({layer.x}) and allocate any width ({layer:999999999d}).
     filled = _PLACEHOLDER.sub(lambda found: format(layer + (found[1] == "next"), found[2] or "d"), pattern)
     if "{" in filled or "}" in filled:
@@ -300,11 +256,7 @@ def fill(pattern: str, layer: int, key: str) -> str:
 
 
 def l0_of_layer(l0: str | None, layer: int, span: tuple[int, ...]) -> str | None:
-    """What `sae.l0` says of one layer: `71/70` is a number per layer of the span, anything else holds for all.
-
-    Raises:
-        UserError: another number of L0s than layers, or a layer outside the span.
-    """
+    """What `sae.l0` says of one layer: `71/70` is a number per layer of the span, anything else holds for all."""
     if l0 is None or "/" not in l0:
         return l0
     numbers, span = l0.split("/"), span or (layer,)
@@ -332,9 +284,6 @@ def build_sae(
 
     Args:
         unit_norm: decoder rows of this dialect have unit norm; warn where they do not.
-
-    Raises:
-        UserError: naming file, layer, key and feature indices.
     """
     given: dict[str, Any] = dict(tensors)
     sae = SparseAutoencoder(

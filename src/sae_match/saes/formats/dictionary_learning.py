@@ -15,14 +15,7 @@ from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind, canonical_tensors
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
-from sae_match.saes.formats.reading import (
-    MAX_INTEGER,
-    need_file,
-    need_layout,
-    number,
-    read_json,
-    read_state_dict,
-)
+from sae_match.saes.formats.reading import MAX_INTEGER, need_file, need_layout, number, read_json, read_state_dict
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -41,6 +34,12 @@ CLASSES: dict[str, tuple[dict[str, str], bool, Activation | None]] = {
 }
 """Of each supported `dict_class` the tensors and their axes, whether its decoder bias is subtracted from the input, and
 its activation where that does not depend on the file."""
+
+_SITES = {
+    "resid_post": Site.resid_post, "resid_pre": Site.resid_pre, "resid_mid": Site.resid_mid, "mlp": Site.mlp_out,
+    "att(ention|n)": Site.attn_out,
+}  # fmt: skip
+"""Sites by what a submodule's name holds."""
 
 
 @option
@@ -123,9 +122,4 @@ def _site(trainer: Mapping[str, Any], buffer: object) -> Site:
     if isinstance(buffer, Mapping) and buffer.get("io", "out") != "out":
         return Site.unknown
     name = str(trainer.get("submodule_name") or "").lower()
-    for site in (Site.resid_post, Site.resid_pre, Site.resid_mid):
-        if site.value in name:
-            return site
-    if "mlp" in name:
-        return Site.mlp_out
-    return Site.attn_out if re.search(r"att(ention|n)", name) else Site.unknown
+    return next((site for pattern, site in _SITES.items() if re.search(pattern, name)), Site.unknown)

@@ -155,11 +155,10 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
     Args:
         repo_id: hub repository, such as `google/gemma-scope-2b-pt-res`.
         width: width folder without the prefix, such as `16k`.
-        layer: 0-based layer.
         l0: `canonical` (the published choice nearest 100), `paper` (Table 1), or a whole number.
 
     Raises:
-        UserError: where the release, width or layer has no such entry; the message lists what there is.
+        UserError: the release, width or layer has no such entry; the message lists what there is.
     """
     if l0.isdigit():
         return int(l0)
@@ -175,11 +174,7 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
 
 
 def published_l0s(repo_id: str | None, width: str, layer: int) -> list[int]:
-    """Every published N of `average_l0_N` for one layer, ascending.
-
-    Raises:
-        UserError: where the release, width or layer has no such entry; the message lists what there is.
-    """
+    """Every published N of `average_l0_N` for one layer, ascending; raises as `choose_l0`."""
     return sorted(_of_layer(repo_id, width, layer, "l0s"))
 
 
@@ -205,14 +200,11 @@ def choose_similar(available: Mapping[int, Sequence[int]], near: int | None = No
     The rule, exactly: among all windows [low, high] of L0s that hold at least one available L0 of every layer, take the
     one with the smallest high / low; of equals, the one whose geometric mean is nearest to 100 in ratio, then the
     sparser one. Within the window each layer takes the L0 nearest in ratio to the window's geometric mean, of equals
-    the smaller one. Ratios are compared exactly. The evenest choice may be a very sparse one: `near` asks for a level.
+    the smaller one. Ratios are compared exactly.
 
     Args:
-        available: average L0s of each layer.
+        available: average L0s of each layer; one without any is refused.
         near: each layer takes the L0 nearest in ratio to this one instead, of equals the smaller one.
-
-    Raises:
-        UserError: a layer without any L0.
     """
     empty = sorted(layer for layer, l0s in available.items() if not l0s)
     if empty or not available:

@@ -10,14 +10,7 @@ import torch
 
 from sae_match.options import option
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
-from sae_match.saes.formats.reading import (
-    expect,
-    need_layout,
-    number,
-    read_json,
-    read_safetensors,
-    safetensors_shapes,
-)
+from sae_match.saes.formats.reading import expect, need_layout, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 

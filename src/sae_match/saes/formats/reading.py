@@ -1,4 +1,7 @@
-"""Reading files that others wrote (safetensors, .npz, state dicts, JSON): headers first, no pickles, bounded sizes."""
+"""Reading files that others wrote (safetensors, .npz, state dicts, JSON): headers first, no pickles, bounded sizes.
+
+Every function raises `UserError`, which names the file: missing, damaged, hostile, or without what is wanted of it.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +33,14 @@ logger = logging.getLogger(__name__)
 MAX_INTEGER = 1 << 48
 """No dimension or count is larger; such integers also stay printable and exact as floats."""
 MAX_RATIO, ALWAYS_FINE = 64, 1 << 26
-"""Float weights hardly compress; what unpacks to more than this many times its size (and to more than 64 MiB) is
-refused."""
+"""Weights hardly compress: what unpacks to more than 64 times its size (and to more than 64 MiB) is refused."""
 MAX_MEMBERS = 1000
 REMOTE_BLOCK = 2**14
 """Bytes of an archive at the hub that are requested at a time."""
 _MEMBER = re.compile(r"[\w.-]+\.npy")
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-def need_file(path: Path) -> Path:
-    """The path itself.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if not os.path.isfile(path):  # a name that no file can have counts as no
-        raise UserError(f"SAE file not found: {str(path)[:200]}")
-    return path
+"""Shape of every tensor in a file."""
 
 
 @contextmanager
@@ -65,12 +57,15 @@ def _readable(path: Path, kind: str, *, quote: bool = True) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def need_file(path: Path) -> Path:
+    """The path itself, of a file that is there."""
+    if not os.path.isfile(path):  # a name that no file can have counts as no
+        raise UserError(f"SAE file not found: {str(path)[:200]}")
+    return path
 
-    Raises:
-        UserError: missing file, or not a JSON object.
-    """
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
     with _readable(path, "JSON file"):
         value = json.loads(need_file(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
@@ -79,11 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def number(path: Path, cfg: Mapping[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
-    """A positive number of a JSON config; dots in `key` descend.
-
-    Raises:
-        UserError: missing, of another type, or not positive.
-    """
+    """A positive number of a JSON config; dots in `key` descend."""
     value: Any = cfg
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -94,38 +85,25 @@ def number(path: Path, cfg: Mapping[str, Any], key: str, kind: type[int] | type[
 
 
 def expect(path: Path, cfg: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a JSON config with another value than expected; a missing key counts as the expected value.
-
-    Raises:
-        UserError: naming the key and both values.
-    """
+    """Refuse a JSON config with another value than expected; a missing key counts as the expected value."""
     for key, value in expected.items():
         if cfg.get(key, value) != value:
             raise UserError(f"{path}: {key}={cfg[key]!r}, but only {value!r} is supported")
 
 
 def need_names(path: Path, found: Collection[str], wanted: Collection[str]) -> None:
-    """Refuse a file without one of the `wanted` keys.
-
-    Raises:
-        UserError: listing what is missing and what there is.
-    """
+    """Refuse a file without one of the `wanted` keys."""
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(f"{path}: missing keys {', '.join(missing)}; found {', '.join(sorted(found)) or 'none'}")
 
 
-def need_layout(
-    path: Path, found: Mapping[str, tuple[int, ...]], layout: Mapping[str, str], d: int, width: int
-) -> None:
+def need_layout(path: Path, found: Shapes, layout: Mapping[str, str], d: int, width: int) -> None:
     """Refuse weights that lack one of the tensors of a layout or have it in another shape.
 
     Args:
         layout: axes of every tensor, such as {"encoder.weight": "F d"}.
         d, width: sizes of the axes d and F, as the config beside the weights states them.
-
-    Raises:
-        UserError: naming the tensor and both shapes.
     """
     need_names(path, found, layout)
     for name, axes in layout.items():
@@ -138,11 +116,7 @@ def need_layout(
 
 
 def matrix_shape(path: Path, shapes: Shapes, name: str) -> tuple[int, int]:
-    """Shape of a matrix from a file's header.
-
-    Raises:
-        UserError: missing, or not a matrix.
-    """
+    """Shape of a matrix."""
     need_names(path, shapes, [name])
     if len(shapes[name]) != 2:
         raise UserError(f"{path}: {name} must be a matrix, got shape {shapes[name]}")
@@ -150,63 +124,47 @@ def matrix_shape(path: Path, shapes: Shapes, name: str) -> tuple[int, int]:
     return rows, columns
 
 
-def safetensors_shapes(path: Path) -> Shapes:
-    """Name and shape of every tensor, from the header alone.
-
-    Raises:
-        UserError: missing or unreadable file. The format's own reader refuses headers that disagree with the file's
-            size, so absurd shapes end here.
-    """
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    # The format's own reader refuses headers that disagree with the file's size, so absurd shapes end here.
     with _readable(path, "safetensors file"), safe_open(need_file(path), framework="pt") as file:
+        yield file
+
+
+def safetensors_shapes(path: Path) -> Shapes:
+    """Shapes from the header alone."""
+    with _safetensors(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """The string metadata in the header of a safetensors file.
-
-    Raises:
-        UserError: missing or unreadable file.
-    """
-    path = Path(path)
-    with _readable(path, "safetensors file"), safe_open(need_file(path), framework="pt") as file:
+    """The string metadata in the header of a safetensors file."""
+    with _safetensors(Path(path)) as file:
         return dict(file.metadata() or {})
 
 
 def read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Those tensors as float32; others are not read.
-
-    Raises:
-        UserError: missing or unreadable file, missing tensors, or one that is not floating point.
-    """
-    with _readable(path, "safetensors file"), safe_open(need_file(path), framework="pt") as file:
+    """Those tensors as float32; others are not read."""
+    with _safetensors(path) as file:
         need_names(path, file.keys(), names)
         return {name: as_float32(path, name, file.get_tensor(name)) for name in names}
 
 
 def npz_shapes(path: Path) -> Shapes:
-    """Name and shape of every array, from the headers alone; nothing is unpickled or allocated.
-
-    Raises:
-        UserError: not an .npz, pickled or non-float content, or a shape that the archive cannot hold.
-    """
+    """Shapes from the headers alone; nothing is unpickled or allocated."""
     with _readable(path, ".npz of plain arrays"), need_file(path).open("rb") as file:
         return _archive_shapes(path, file)
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """All arrays as float32 tensors, under the names they have.
-
-    Raises:
-        UserError: as `npz_shapes`, or the data fails its checksum.
-    """
+    """All arrays as float32 tensors, under the names they have; checksums are checked."""
     npz_shapes(path)
     with _readable(path, ".npz of plain arrays"), np.load(path, allow_pickle=False) as arrays:
         return {key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)) for key in arrays.files}
 
 
 def _archive_shapes(path: Path | str, file: IO[bytes]) -> Shapes:
-    """Shapes of an archive's arrays, once its directory shows plain names, not too many, and sizes that weights have
-    (so members that share their bytes are found, too)."""
+    """Shapes of an archive's arrays, once its directory shows plain names and sizes that weights have."""
     shapes: Shapes = {}
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -234,7 +192,7 @@ def _archive_shapes(path: Path | str, file: IO[bytes]) -> Shapes:
 
 
 def _check_expansion(path: Path | str, archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive that would unpack to far more than it is, as a whole or in one member."""
+    """Refuse what would unpack to far more than it is: one member, or all (which may share their bytes)."""
     members = [(info.file_size, info.compress_size) for info in archive.infolist()]
     for unpacked, packed in [(sum(unpacked for unpacked, _ in members), size), *members]:
         if unpacked > ALWAYS_FINE and unpacked > MAX_RATIO * packed:
@@ -242,13 +200,9 @@ def _check_expansion(path: Path | str, archive: zipfile.ZipFile, size: int) -> N
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run.
-
-    Raises:
-        UserError: missing or unreadable file, other content than tensors, or tensors larger than the file.
-    """
+    """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run."""
     size = need_file(path).stat().st_size
-    # torch's own words advise to load the file without the restriction.
+    # torch's own message, not quoted, advises to load the file without the restriction.
     with _readable(path, "state dict of plain tensors", quote=False):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -274,23 +228,22 @@ def shape_at_hub(file: HubFile, d_model: int | None) -> SaeShape | None:
     """Dimensions of the SAE in a weights file at the hub: from its header, of which some kilobytes are read, else from
     its size (float32; headers are within the rounding); None where neither is known.
     """
-    try:
-        if file.filename.endswith((".safetensors", ".npz")):
+    if file.filename.endswith((".safetensors", ".npz")):
+        try:
             # Encoder and decoder are the largest, and an SAE has more features than its stream has dimensions.
-            matrices = [shape for shape in _shapes_of_hub_file(file).values() if len(shape) == 2]
-            largest = max(matrices, key=math.prod)
-            return SaeShape(min(largest), max(largest), "the file's header")
-    except Exception:
-        # Headers serve the estimates only; whatever is wrong with the file is reported when it is read.
-        logger.debug("no header of %s", file.filename, exc_info=True)
-        return None
+            largest = max((shape for shape in _shapes_at_hub(file).values() if len(shape) == 2), key=math.prod)
+        except Exception:
+            # Headers serve the estimates only; whatever is wrong with the file is reported when it is read.
+            logger.debug("no header of %s", file.filename, exc_info=True)
+            return None
+        return SaeShape(min(largest), max(largest), "the file's header")
     if file.size is None or d_model is None:
         return None
     width = max(1, round((file.size / 4 - d_model) / (2 * d_model + 2)))
     return SaeShape(d_model, width, "the model's d_model and the file's size")
 
 
-def _shapes_of_hub_file(file: HubFile) -> Shapes:
+def _shapes_at_hub(file: HubFile) -> Shapes:
     repo_id, revision, name = file.repository.repo_id, file.repository.revision, file.filename
     if file.cached is not None:
         return npz_shapes(file.cached) if name.endswith(".npz") else safetensors_shapes(file.cached)

@@ -14,13 +14,7 @@ from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import Activation, ActivationKind, canonical_tensors
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
-from sae_match.saes.formats.reading import (
-    need_layout,
-    number,
-    read_json,
-    read_safetensors,
-    safetensors_shapes,
-)
+from sae_match.saes.formats.reading import need_layout, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -82,10 +76,9 @@ class Saelens(FolderFormat):
         """Dimensions, hook point and layer from `cfg.json`, compared with the weights' header."""
         config, weights = self.paths(path)
         settings, shapes = self._settings(config, layer), safetensors_shapes(weights)
-        need_layout(weights, shapes, settings.layout(shapes), settings.d_in, settings.d_sae)
-        foldable = False if settings.activation.kind in (ActivationKind.relu, ActivationKind.topk) else None
-        obstacle = settings.obstacle or settings.activation.obstacle
-        return SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle, foldable)
+        header = settings.header
+        need_layout(weights, shapes, settings.layout(shapes), header.d_model, header.width)
+        return header
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder."""
@@ -133,39 +126,31 @@ class Saelens(FolderFormat):
         normalization = cfg.get("normalize_activations")
         normalization = SCALED if normalization is True else str(normalization or "none")  # old files hold a boolean
         factor = None if layer is None or normalization != SCALED else self.norm_scaling_factors.get(layer)
+        activation = Activation(_KINDS[architecture], k=k, normalization="none" if factor else normalization)
         site, stated = site_of_hook(cfg.get("hook_name"))
-        return _Settings(
-            d_in=number(config, cfg, "d_in"),
-            d_sae=number(config, cfg, "d_sae"),
-            activation=Activation(_KINDS[architecture], k=k, normalization="none" if factor else normalization),
-            factor=factor,
-            # The library's own default differs: SAEs true, transcoders false.
-            subtracts_b_dec=bool(cfg.get("apply_b_dec_to_input", named not in _TRANSCODERS)),
-            rescales_by_decoder_norm=architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm")),
+        header = SaeHeader(
+            d_model=number(config, cfg, "d_in"),
+            width=number(config, cfg, "d_sae"),
             site=Site.transcoder if named in _TRANSCODERS else site,
             layer=stated,
-            obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")),
+            obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")) or activation.obstacle,
+            foldable=False if architecture in ("standard", "topk") else None,
         )
+        # The library's own default differs: SAEs true, transcoders false.
+        subtracts = bool(cfg.get("apply_b_dec_to_input", named not in _TRANSCODERS))
+        rescales = architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
+        return _Settings(header, activation, factor, subtracts, rescales)
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `cfg.json` says.
+    """What `cfg.json` says; `factor` is what the inputs were multiplied by in training."""
 
-    Attributes:
-        factor: what the inputs were multiplied by in training, to be folded into the weights.
-        obstacle: why its activations on a plain model's residual stream would mean nothing, or None.
-    """
-
-    d_in: int
-    d_sae: int
+    header: SaeHeader
     activation: Activation
     factor: float | None
     subtracts_b_dec: bool
     rescales_by_decoder_norm: bool
-    site: Site
-    layer: int | None
-    obstacle: str | None
 
     def layout(self, found: Collection[str]) -> dict[str, str]:
         """The tensors and their axes."""
@@ -199,6 +184,7 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
 
 
 def _obstacle(architecture: str, model_kwargs: object) -> str | None:
+    """Why its activations on a plain model's residual stream would mean nothing, or None."""
     if "skip" in architecture:
         return "its skip connection is not part of its features"
     if isinstance(model_kwargs, Mapping) and model_kwargs.get("center_writing_weights"):
