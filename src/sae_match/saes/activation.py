@@ -125,7 +125,7 @@ def as_float32(source: object, name: str, tensor: object) -> Tensor:
 
 
 def canonical_tensors(
-    stored: Mapping[str, Tensor], *, subtracts_b_dec: bool, rescales_by_decoder_norm: bool = False, source: object
+    stored: Mapping[str, Tensor], subtracts_b_dec: bool, rescales_by_decoder_norm: bool = False, *, source: object
 ) -> dict[str, Tensor]:
     """W_enc, b_enc, W_dec, b_dec and threshold (float32) that compute what the stored tensors' owner computes.
 
@@ -141,6 +141,7 @@ def canonical_tensors(
         stored: W_enc, W_dec and b_dec by canonical names or by those of torch's Linear layers, with b_enc, or with
             b_gate, b_mag and r_mag; `threshold` or `log_threshold` where there is one. Shapes are as they should be.
         subtracts_b_dec: whether b_dec is subtracted from the input.
+        source: for the message about something else than a floating-point tensor.
     """
     tensors = {}
     for name, tensor in stored.items():

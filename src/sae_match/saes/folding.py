@@ -141,29 +141,17 @@ def _decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
     return norms
 
 
-class LargestValues:
-    """The n largest (n >= 1) of a stream of numbers, kept in O(n) memory, exactly."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._kept: list[Tensor] = []
-        self._bound = -float("inf")
-
-    def update(self, values: Float[Tensor, "*any"]) -> None:
-        """Add numbers."""
-        # Those equal to the smallest of n would only replace it.
-        self._kept.append(values[values > self._bound].flatten())
-        if sum(map(len, self._kept)) > 2 * self.n:
-            self.smallest()
-
-    def smallest(self) -> float | None:
-        """The n-th largest number seen, None if fewer were seen."""
-        kept = torch.cat(self._kept) if self._kept else torch.empty(0)
-        if len(kept) < self.n:
-            return None
-        kept = kept.topk(self.n, sorted=False).values
-        self._kept, self._bound = [kept], float(kept.min())
-        return self._bound
+def nth_largest(parts: Iterable[Float[Tensor, " any"]], n: int) -> float | None:
+    """The n-th largest number (n >= 1) of a stream, exactly, in O(n) memory; None if there are fewer."""
+    kept: list[Tensor] = []
+    bound = -float("inf")
+    for part in parts:
+        kept.append(part[part > bound])  # what equals the n-th so far would only replace it
+        if sum(map(len, kept)) > 2 * n:
+            kept = [torch.cat(kept).topk(n, sorted=False).values]
+            bound = float(kept[0].min())
+    found = torch.cat(kept) if kept else torch.empty(0)
+    return float(found.topk(n, sorted=False).values.min()) if len(found) >= n else None
 
 
 @torch.no_grad()
@@ -216,11 +204,8 @@ def measure_scale(
 def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
     check_measurable(sae, FoldingScale.estimated, k)
     norms = _decoder_norms(sae)
-    largest = LargestValues(tokens * (k or 0))
-    for batch in batches:
-        pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms
-        largest.update(pre[pre > 0])
-    tau = largest.smallest()
+    scaled = ((batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms for batch in batches)
+    tau = nth_largest((pre[pre > 0] for pre in scaled), tokens * (k or 0))
     if tau is None:
         raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
     return tau / norms

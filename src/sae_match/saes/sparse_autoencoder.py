@@ -127,17 +127,12 @@ class SparseAutoencoder:
             raise UserError(f"{source}: {error}; activations: {', '.join(ActivationKind)}") from None
         if kind is ActivationKind.topk and rescales_by_decoder_norm is None:
             raise UserError(
-                f"{source}: say with rescales_by_decoder_norm=True or False whether this TopK ranks its "
-                "pre-activations multiplied by decoder norms (SAELens: cfg.rescale_acts_by_decoder_norm; sparsify, "
-                "dictionary_learning: no)"
+                f"{source}: rescales_by_decoder_norm=True or False must say whether this TopK ranks pre-activations "
+                "times decoder norms (SAELens: cfg.rescale_acts_by_decoder_norm; sparsify, dictionary_learning: no)"
             )
         check_names(state_dict, kind, source)
-        tensors: dict[str, Any] = canonical_tensors(
-            state_dict,
-            subtracts_b_dec=subtracts_b_dec,
-            rescales_by_decoder_norm=bool(rescales_by_decoder_norm),
-            source=source,
-        )
+        rescales = bool(rescales_by_decoder_norm)
+        tensors: dict[str, Any] = canonical_tensors(state_dict, subtracts_b_dec, rescales, source=source)
         return cls(**tensors, activation=Activation(kind, k=k), site=place, source=source)
 
     @property

@@ -136,11 +136,11 @@ class SaeFormat(ABC):
         if layer is not None and stated is not None and stated != layer:
             hint = " (sae.folder with {next} names the folder of block t+1)" if site is Site.resid_pre else ""
             raise UserError(f"{path}: asked for layer {layer}, but the file is of layer {stated} ({site.value}){hint}")
-        if site is Site.unknown and self.site is not None:
-            site = self.site
-        if self.site is not None and self.site is not site:
-            raise UserError(f"{path}: sae.site={self.site.value}, but the file reads {site.value}")
-        if self.d_model is not None and self.d_model != header.d_model:
+        if site is Site.unknown:
+            site = self.site or site
+        if self.site not in (None, site):
+            raise UserError(f"{path}: sae.site={self.site}, but the file reads {site}")
+        if self.d_model not in (None, header.d_model):
             raise UserError(f"{path}: reads d_model={header.d_model}, but sae.d_model={self.d_model}")
         return replace(header, site=site, layer=stated)
 
@@ -220,10 +220,8 @@ def local_root(root: str) -> Path:
 
 
 def inside_only(name: str) -> str:
-    """The name itself, of a path that stays inside the directory or repository it belongs to: no absolute one, no `..`.
-
-    Links are followed: the hub client's own cache consists of them.
-    """
+    """The name itself, of a path that stays inside its directory or repository: neither absolute nor with `..`."""
+    # Links are followed: the hub client's own cache consists of them.
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or not name.isprintable():
         raise UserError(

@@ -34,7 +34,6 @@ CLASSES: dict[str, tuple[dict[str, str], bool, Activation | None]] = {
 }
 """Of each supported `dict_class` the tensors and their axes, whether its decoder bias is subtracted from the input, and
 its activation where that does not depend on the file."""
-
 _SITES = {
     "resid_post": Site.resid_post, "resid_pre": Site.resid_pre, "resid_mid": Site.resid_mid, "mlp": Site.mlp_out,
     "att(ention|n)": Site.attn_out,
@@ -72,9 +71,7 @@ class DictionaryLearning(FolderFormat):
         header, trainer, state = self.header(path, layer), _trainer(config), read_state_dict(weights)
         layout, subtracts_bias, _ = CLASSES[trainer["dict_class"]]
         need_layout(weights, {n: tuple(t.shape) for n, t in state.items()}, layout, header.d_model, header.width)
-        tensors = canonical_tensors(
-            {name: state[name] for name in layout}, subtracts_b_dec=subtracts_bias, source=weights
-        )
+        tensors = canonical_tensors({name: state[name] for name in layout}, subtracts_bias, source=weights)
         activation, threshold = _activation(weights, trainer, state)
         if threshold is not None:
             tensors["threshold"] = torch.full((header.width,), threshold)

@@ -25,13 +25,12 @@ _KINDS = {
     "jumprelu": ActivationKind.jumprelu,
     "topk": ActivationKind.topk,
     "gated": ActivationKind.gated,
+    "transcoder": ActivationKind.relu,
+    "skip_transcoder": ActivationKind.relu,
+    "jumprelu_transcoder": ActivationKind.jumprelu,
+    "jumprelu_skip_transcoder": ActivationKind.jumprelu,
 }
-_TRANSCODERS = {
-    "transcoder": "standard",
-    "skip_transcoder": "standard",
-    "jumprelu_transcoder": "jumprelu",
-    "jumprelu_skip_transcoder": "jumprelu",
-}
+"""Activations by architecture."""
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Training classes; SAELens itself saves their inference form as jumprelu."""
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
@@ -94,12 +93,7 @@ class Saelens(FolderFormat):
             stored["W_enc"] *= settings.factor
             stored["W_dec"] /= settings.factor
             stored["b_dec"] /= settings.factor
-        tensors = canonical_tensors(
-            stored,
-            subtracts_b_dec=settings.subtracts_b_dec,
-            rescales_by_decoder_norm=settings.rescales_by_decoder_norm,
-            source=weights,
-        )
+        tensors = canonical_tensors(stored, settings.subtracts_b_dec, settings.rescales, source=weights)
         return build_sae(self.folder_of(path), layer, header, tensors, settings.activation)
 
     def _settings(self, config: Path, layer: int | None) -> _Settings:
@@ -117,28 +111,28 @@ class Saelens(FolderFormat):
             )  # fmt: skip
         cfg |= registered or {}
         named = _architecture(config, cfg)
-        architecture = _TRANSCODERS.get(named, named)
+        kind, transcoder = _KINDS[named], "transcoder" in named
         if cfg.get("hook_head_index") is not None:
             raise UserError(f"{config}: reads a single attention head (hook_head_index), which is not supported")
         k = None
-        if architecture == "topk":
+        if kind is ActivationKind.topk:
             k = number(config, cfg, "k" if cfg.get("k") is not None else "activation_fn_kwargs.k")
         normalization = cfg.get("normalize_activations")
         normalization = SCALED if normalization is True else str(normalization or "none")  # old files hold a boolean
         factor = None if layer is None or normalization != SCALED else self.norm_scaling_factors.get(layer)
-        activation = Activation(_KINDS[architecture], k=k, normalization="none" if factor else normalization)
+        activation = Activation(kind, k=k, normalization="none" if factor else normalization)
         site, stated = site_of_hook(cfg.get("hook_name"))
         header = SaeHeader(
             d_model=number(config, cfg, "d_in"),
             width=number(config, cfg, "d_sae"),
-            site=Site.transcoder if named in _TRANSCODERS else site,
+            site=Site.transcoder if transcoder else site,
             layer=stated,
             obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")) or activation.obstacle,
-            foldable=False if architecture in ("standard", "topk") else None,
+            foldable=False if kind in (ActivationKind.relu, ActivationKind.topk) else None,
         )
         # The library's own default differs: SAEs true, transcoders false.
-        subtracts = bool(cfg.get("apply_b_dec_to_input", named not in _TRANSCODERS))
-        rescales = architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
+        subtracts = bool(cfg.get("apply_b_dec_to_input", not transcoder))
+        rescales = kind is ActivationKind.topk and bool(cfg.get("rescale_acts_by_decoder_norm"))
         return _Settings(header, activation, factor, subtracts, rescales)
 
 
@@ -150,7 +144,7 @@ class _Settings:
     activation: Activation
     factor: float | None
     subtracts_b_dec: bool
-    rescales_by_decoder_norm: bool
+    rescales: bool
 
     def layout(self, found: Collection[str]) -> dict[str, str]:
         """The tensors and their axes."""
@@ -177,9 +171,8 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
             f"{path}: architecture {named} is a training checkpoint, whose threshold is not in the weights' units; "
             "save it with SAELens' save_inference_model"
         )
-    known = (*_KINDS, *_TRANSCODERS)
-    if named not in known or activation not in ("relu", "topk"):
-        raise UserError(f"{path}: architecture {named} with activation {activation}; supported: {', '.join(known)}")
+    if named not in tuple(_KINDS) or activation not in ("relu", "topk"):
+        raise UserError(f"{path}: architecture {named} with activation {activation}; supported: {', '.join(_KINDS)}")
     return str(named)
 
 
