@@ -16,7 +16,7 @@ from beartype import BeartypeConf, beartype
 
 PACKAGES = ("saes", "matching", "metrics", "evaluation", "language_model", "text")
 
-VALIDATED = ("SparseAutoencoder.__init__", "evaluate_pair", "fit_linear_map")
+VALIDATED = ("SparseAutoencoder.__init__", "ActivationRequest.__init__", "evaluate_pair", "fit_linear_map")
 """These refuse wrong shapes by themselves, in words for the user, and tests ask them to."""
 
 
