@@ -15,9 +15,10 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 
 PACKAGES = ("saes", "matching", "metrics", "evaluation", "language_model", "text")
-
-VALIDATED = ("SparseAutoencoder.__init__", "ActivationRequest.__init__", "evaluate_pair", "fit_linear_map")
-"""These refuse wrong shapes by themselves, in words for the user, and tests ask them to."""
+RESULT = "ret0"
+"""What jaxtyping calls the parameter that a result is checked as."""
+UNCHECKED = ("ActivationRequest.__init__",)
+"""What it holds is refused by the function that it is made for, in words for the user."""
 
 
 def modules(sources: Path) -> list[str]:
@@ -29,9 +30,13 @@ def modules(sources: Path) -> list[str]:
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with the shapes among its annotations checked at every call."""
+    """The type checker for jaxtyping: the shapes among a function's annotations, and nothing else.
+
+    jaxtyping asks twice, for the parameters before a call, and for all of it with the result, which is one more
+    parameter, after the call. Only the second is checked: a function may refuse a wrong shape in words of its own.
+    """
     kept = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
-    if not kept or function.__qualname__ in VALIDATED:
+    if not kept or RESULT not in function.__annotations__ or function.__qualname__ in UNCHECKED:
         return function
     function.__annotations__ = kept
     # The numeric tower: an int is a float.
