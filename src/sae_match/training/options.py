@@ -70,7 +70,7 @@ class TrainingConfig:
             rules.append((name, getattr(self, name) > 0, "above 0"))
         rules.append(("target_l0", self.target_l0 <= self.width, "at most the width"))
         rules.append(("decay_fraction", self.decay_fraction <= 1, "at most 1"))
-        broken = [f"training.{name} must be {rule}, got {getattr(self, name)}" for name, ok, rule in rules if not ok]
+        broken = [f"training.{name}={getattr(self, name)}: must be {rule}" for name, ok, rule in rules if not ok]
         if broken:
             raise UserError("; ".join(broken))
 
