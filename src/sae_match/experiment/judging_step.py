@@ -16,17 +16,20 @@ from sae_match.experiment.composition_step import FarPair
 from sae_match.experiment.evaluation_step import Evaluator
 from sae_match.experiment.matching_step import PairMatching
 from sae_match.experiment.saes_in_span import SpanSaes
-from sae_match.judging.descriptions import (
-    Description,
-    explained,
-    from_contexts,
-    read_explanations,
+from sae_match.judging.descriptions import Description, explained, from_contexts, read_explanations
+from sae_match.judging.judge import (
+    FAILURES,
+    Judgement,
+    Judging,
+    Outcome,
+    Question,
+    judge_all,
+    judge_rows,
+    sample_pairs,
 )
-from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
-from sae_match.judging.scores import judge_rows, sample_pairs
 from sae_match.plan.checks import VARIANTS
 from sae_match.record.job import JobRecord
-from sae_match.store import ResultCache, Store
+from sae_match.store import Store
 from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
@@ -63,17 +66,18 @@ def judging_rows(
     Raises:
         UserError: explanation files that cannot be read or belong to other SAEs.
     """
-    if not study.judging.enabled:
+    judging = study.judging
+    if not judging.enabled:
         return []
-    samples = list(_samples(study.judging, matchings))
-    descriptions = _descriptions(study, saes, samples, evaluator, progress)
+    samples = list(_samples(judging, matchings))
+    descriptions = _descriptions(judging, saes, samples, evaluator, progress)
     rows: list[MetricRow] = []
     lines: list[dict[str, Any]] = []
     questions = sum(len(sample.pairs) for sample in samples)
     with tqdm(total=questions, desc="judging pairs", disable=not progress) as bar:
         pairs = [pair for sample in samples for pair in _described(sample, descriptions)]
         asked = [Question(a, b) for a, b in pairs if a is not None and b is not None]
-        judge = study.judging.start(asked, ResultCache(store.directory / "judge_answers", store.read))
+        judge = judging.start(asked, store)
         for sample in samples:
             verdicts = judge_all(judge, _described(sample, descriptions))
             lines += [_line(sample, i, verdict, descriptions) for i, verdict in enumerate(verdicts)]
@@ -95,7 +99,7 @@ def _samples(judging: Judging, matchings: Sequence[PairMatching | FarPair]) -> I
 
 
 def _descriptions(
-    study: Study, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
+    judging: Judging, saes: SpanSaes, samples: list[JudgedSample], evaluator: Evaluator | None, progress: bool
 ) -> Descriptions:
     """Descriptions of the features that occur in a sample."""
     wanted: dict[int, set[int]] = {layer: set() for layer in saes.layers}
@@ -105,31 +109,28 @@ def _descriptions(
             wanted[sample.layer_to].add(partner)
     described: Descriptions = {}
     for layer in tqdm(saes.layers, desc="describing features", disable=not progress):
-        if study.judging.neuronpedia is not None:
-            described[layer] = _explained(study.judging, layer, saes.facts[layer].width, wanted[layer])
+        if judging.neuronpedia is not None:
+            texts = read_explanations(judging.neuronpedia, layer, saes.facts[layer].width)
+            found = {f: explained(texts[f], judging.description_chars) for f in sorted(wanted[layer]) if f in texts}
+            described[layer] = found
         elif evaluator is not None:
-            described[layer] = _by_contexts(evaluator, layer, wanted[layer])
+            described[layer] = _by_contexts(judging, evaluator, layer, wanted[layer])
         silent = len(wanted[layer]) - len(described[layer])
         logger.info("layer %d: %d features described, %d without", layer, len(described[layer]), silent)
     return described
 
 
-def _explained(judging: Judging, layer: int, width: int, wanted: set[int]) -> dict[int, Description]:
-    texts = read_explanations(judging.neuronpedia or "", layer, width)
-    return {f: explained(texts[f], judging.description_chars) for f in sorted(wanted) if f in texts}
-
-
-def _by_contexts(evaluator: Evaluator, layer: int, wanted: set[int]) -> dict[int, Description]:
+def _by_contexts(judging: Judging, evaluator: Evaluator, layer: int, wanted: set[int]) -> dict[int, Description]:
     study = evaluator.study
     top = top_activations(
         evaluator.saes.load(layer),
         evaluator.streams.layer(layer),
-        study.judging.contexts,
+        judging.contexts,
         study.evaluation.batch_windows,
         study.model.sink_positions,
     )
     ids = evaluator.windows.ids.tolist()
-    tokenizer, judging = evaluator.model.tokenizer, study.judging
+    tokenizer = evaluator.model.tokenizer
 
     def decode(tokens: Any) -> str:
         return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
@@ -172,6 +173,6 @@ def _report(rows: list[MetricRow]) -> None:
         kind, _, name = row.metric.partition("/")
         if kind == "judge_count":
             counts[Outcome(name)] += int(row.value)
-    failed = sum(counts[outcome] for outcome in (Outcome.error, Outcome.refusal, Outcome.unparsable))
+    failed = sum(counts[outcome] for outcome in FAILURES if outcome is not Outcome.undescribed)
     text = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items())
     logger.log(logging.WARNING if failed else logging.INFO, "judged pairs: %s", text)
