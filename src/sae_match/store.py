@@ -243,13 +243,11 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _making(self, kind: str, key: Key) -> Iterator[None]:
-        """The lock of the process that makes an entry."""
+    def _making(self, kind: str, key: Key) -> AbstractContextManager[None]:
+        """The lock under which a process makes an entry."""
         with self._prepared(kind, key) as path:
-            pass
-        with _exclusive_lock(path.with_suffix(".lock"), f"another job makes this entry of {kind}"):
-            yield
+            lock = path.with_suffix(".lock")
+        return _exclusive_lock(lock, f"another job makes this entry of {kind}")
 
     @contextmanager
     def _prepared(self, kind: str, key: Key) -> Iterator[Path]:

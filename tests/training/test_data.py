@@ -27,7 +27,7 @@ def test_unusable_activations_are_refused(shape: tuple[int, ...]) -> None:
         drop_sink_positions(torch.zeros(shape))
 
 
-def test_normalised_tokens_have_mean_zero_and_mean_square_d() -> None:
+def test_normalized_tokens_have_mean_zero_and_mean_square_d() -> None:
     raw = 50 * torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)) + 30
     tokens = raw.clone()
     normalization = normalize_(tokens, clip_norm_factor=100.0)

@@ -71,7 +71,7 @@ def test_second_sinks_are_counted_apart(trained, planted) -> None:
     assert report["held_out_fvu_all"] != pytest.approx(report["held_out_fvu"], rel=0.1)
 
 
-def test_initialisations_of_seeds_and_layers_are_independent(small_recipe) -> None:
+def test_initializations_of_seeds_and_layers_are_independent(small_recipe) -> None:
     def initial(seed: int, layer: int) -> torch.Tensor:
         return JumpReluTraining(small_recipe(width=64), 256, 1, seed, layer).W_dec.detach()
 

@@ -100,7 +100,7 @@ def combine(answers: Sequence[Answer]) -> Judgement:
 
     Every question must have been answered; otherwise the pair has the first of error, refusal, unparsable that
     occurred. Where the two orders disagree the level is the mean score rounded down: same and different give maybe,
-    neighbouring levels the lower one.
+    neighboring levels the lower one.
     """
     replies = tuple(answers)
     for failure in FAILURES:

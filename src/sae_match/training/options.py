@@ -95,7 +95,7 @@ class TrainConfig:
     """One SAE per layer of the span."""
     paths: Paths
     seed: int = 0
-    """Seed of initialisation and data order; each layer derives its own from it."""
+    """Seed of initialization and data order; each layer derives its own from it."""
     device: str = "auto"
     """auto | cpu | cuda."""
     progress: bool | None = None

@@ -129,9 +129,10 @@ def _open_mirror(cfg: TrainConfig, layer: int, store: Store) -> Mirror:
     output, config = Path(cfg.paths.output_dir), {**cfg.config, "layer": layer}
     if cfg.tracking.mode is TrackingMode.none:
         return open_mirror(output, mode="none")
+    online = cfg.tracking.mode is TrackingMode.online
     return open_mirror(
         output,
-        mode=cfg.tracking.mode.value,
+        mode="online" if online else "offline",
         config=config,
         cache_dir=store.scratch("wandb"),
         project=cfg.tracking.project,
@@ -141,7 +142,7 @@ def _open_mirror(cfg: TrainConfig, layer: int, store: Store) -> Mirror:
         job_type="train",
         # A training goes on where it stopped, so its curves do. Offline each attempt is a run of its own: of two with
         # one id `wandb sync` would keep the later one's curves only.
-        run_id=run_id(config, output) if cfg.tracking.mode is TrackingMode.online else None,
+        run_id=run_id(config, output) if online else None,
         appends=True,
         name=f"train-{cfg.model.name}-layer-{layer}-seed-{cfg.seed}",
     )
