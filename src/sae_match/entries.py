@@ -200,21 +200,17 @@ def discard(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry.
-
-    Attributes:
-        size: bytes of its files.
-        used: seconds since the epoch when it was last written or opened.
-        key: what names it.
-        about: what it is, where the key alone would not tell.
-    """
+    """One entry, as it is listed."""
 
     kind: str
     path: Path
     size: int
+    """Bytes of its files."""
     used: float
+    """Seconds since the epoch when it was last written or opened."""
     key: Any = field(compare=False)
     about: Any = field(compare=False)
+    """What it is, where the key alone would not tell."""
 
     @property
     def name(self) -> str:

@@ -66,6 +66,8 @@ T = TypeVar("T")
 class Store:
     """The entries below one cache directory. Every method that writes raises UserError where that is not possible.
 
+    A folder that a method returns is safe from cleaning as long as this object lives.
+
     Args:
         directory: the cache directory, as `cache_directory` understands it.
         read: False computes results anew and replaces their entries. `INPUTS`, and what this object has computed
@@ -100,11 +102,9 @@ class Store:
         `decode` refuses, is reported and computed anew.
 
         Args:
-            kind: folder of the entry.
             key: JSON-compatible; everything that the content depends on.
             compute: returns arrays (NumPy, or tensors) and JSON values by name.
-            decode: from the stored arrays and values to the result; raises ValueError, KeyError, TypeError or UserError
-                where they are not what they should be.
+            decode: from these to the result; raises ValueError, KeyError, TypeError or UserError where they are wrong.
             keep: whether to store what was computed.
         """
         found = self._read(kind, key, decode)
@@ -164,12 +164,9 @@ class Store:
     # -- entries of large files ---------------------------------------------------------------------------------
 
     def folder(self, kind: str, key: Key, fill: Callable[[Path], None], about: Mapping[str, Any] | None = None) -> Path:
-        """A folder of files that `fill` writes once; readers see all of them or none.
-
-        It is safe from cleaning as long as this object lives.
+        """A folder of files that `fill` writes once, to the empty folder that it is given; readers see all or none.
 
         Args:
-            fill: writes the files to the empty folder that it is given.
             about: what the entry is, for whoever lists it.
         """
         found = self.find_folder(kind, key)
@@ -199,7 +196,7 @@ class Store:
         return self._hold(target)
 
     def find_folder(self, kind: str, key: Key) -> Path | None:
-        """The folder of an entry, held as one of `folder` is; None where it, or a file of it, is not there."""
+        """The folder of an entry; None where it, or a file of it, is not there."""
         target = self.path(kind, key).with_suffix("")
         mark = find_mark(target)
         if mark is None or not all((target / name).is_file() for name in mark["files"]):
@@ -207,13 +204,7 @@ class Store:
         return self._hold(target)
 
     def growing_folder(self, kind: str, key: Key, about: Mapping[str, Any] | None = None) -> Path:
-        """A folder to which files are added over time, each under `writing` and then named to `set_sums`.
-
-        It is safe from cleaning as long as this object lives.
-
-        Args:
-            about: what the entry is, for whoever lists it.
-        """
+        """A folder to which files are added over time, each under `writing` and then named to `set_sums`."""
         with self._prepared(kind, key) as path:
             target = path.with_suffix("")
             target.mkdir(exist_ok=True)
