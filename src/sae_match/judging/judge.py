@@ -14,9 +14,9 @@ from jaxtyping import Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sae_match.evaluation.rows import MetricRow
 from sae_match.judging.descriptions import Description
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.metric import MetricRow
 from sae_match.options import option
 
 if TYPE_CHECKING:

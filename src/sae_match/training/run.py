@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from sae_match.errors import UserError
 from sae_match.files import check_writable, write_json
 from sae_match.language_model import capture, load_language_model
 from sae_match.options import arguments
-from sae_match.record.mirror import Mirror
 from sae_match.record.run_identity import run_id
-from sae_match.record.wandb_mirror import WandbMirror, open_mirror
 from sae_match.saes import save_native
 from sae_match.store import Store
 from sae_match.terminal import wants_bars
 from sae_match.text import TokenWindows, load_windows
 from sae_match.tracking import TrackingMode
+from sae_match.tracking.wandb_mirror import WandbMirror, open_mirror
 from sae_match.training.options import TrainConfig
 from sae_match.training.train import train_sae
 
@@ -80,14 +80,15 @@ def _train(cfg: TrainConfig, layers: list[int], output: Path, store: Store, entr
                 output / "checkpoints" / f"layer_{layer:02d}",
                 device,
                 progress,
-                WandbLogger(experiment=mirror.run) if isinstance(mirror, WandbMirror) else None,
+                None if mirror is None else WandbLogger(experiment=mirror.run),
                 cfg.model.sink_positions,
             )
             facts = {"width": cfg.training.width, "model": cfg.model.name, "recipe": recipe_key(cfg)}
             entries[layer] = {**report, **facts}
             metadata = {name: str(value) for name, value in entries[layer].items()}
             save_native(sae, _sae_path(output, layer), metadata, torch.bfloat16)
-            mirror.summary({**report, "width": cfg.training.width})
+            if mirror is not None:
+                mirror.summary({**report, "width": cfg.training.width})
         write_json(output / REPORT_NAME, [entries[known] for known in sorted(entries)])
 
 
@@ -124,7 +125,7 @@ def _is_finished(output: Path, entries: Entries, layer: int, cfg: TrainConfig) -
     return True
 
 
-def _open_mirror(cfg: TrainConfig, layer: int, store: Store) -> Mirror:
+def _open_mirror(cfg: TrainConfig, layer: int, store: Store) -> AbstractContextManager[WandbMirror | None]:
     """The W&B run of one layer: its loss curves while it trains, its held-out report as the summary."""
     output, config = Path(cfg.paths.output_dir), {**cfg.config, "layer": layer}
     if cfg.tracking.mode is TrackingMode.none:
