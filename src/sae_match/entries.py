@@ -314,7 +314,6 @@ def _kind_folders(root: Path) -> list[Path]:
 def _children(folder: Path) -> list[Path]:
     """What lies in a folder, without symbolic links, by name."""
     try:
-        with os.scandir(folder) as items:
-            return sorted(Path(item.path) for item in items if not item.is_symlink())
+        return sorted(path for path in folder.iterdir() if not path.is_symlink())
     except OSError:
         return []

@@ -15,14 +15,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sae_match.judging.descriptions import Description
+from sae_match.matching import UNMATCHED
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.metric import MetricRow
 from sae_match.options import option
 
 if TYPE_CHECKING:
     from sae_match.store import Store
-
-UNMATCHED = -1
 
 
 class Level(StrEnum):
