@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.errors import UserError
-from sae_match.files import file_sha256
 from sae_match.language_model.loading import without_progress_bars
 from sae_match.store import Store
 
@@ -38,19 +37,10 @@ CONVERSION_VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def converted_gguf(gguf: Path, store: Store) -> Path:
-    """Directory of a GGUF file's model as safetensors in float32, converted on the first call.
-
-    Raises:
-        UserError: no such file, or one that transformers cannot read.
-    """
-    if not gguf.is_file():
-        raise UserError(f"model.path={gguf}: no such file")
-    return converted(file_sha256(gguf), lambda: gguf, store)
-
-
 def converted(sha256: str, find: Callable[[], Path], store: Store) -> Path:
-    """Directory with the model of the GGUF file of this content; made from what `find` returns if it is not there.
+    """Directory with the model of the GGUF file of this content as safetensors in float32.
+
+    It is made from what `find` returns if it is not there.
 
     Raises:
         UserError: from `find`, for a file that transformers cannot read, or where the result cannot be written.
@@ -113,53 +103,50 @@ class _Header:
         version, tensors, pairs = self._number("I"), self._number("Q"), self._number("Q")
         if version not in VERSIONS:
             raise ValueError(f"version {version}, expected {' or '.join(map(str, VERSIONS))}")
-        self._room(pairs * _PAIR_BYTES + tensors * _TENSOR_BYTES, f"{pairs} entries and {tensors} tensors")
+        self._require(pairs * _PAIR_BYTES + tensors * _TENSOR_BYTES, f"{pairs} entries and {tensors} tensors")
         for _ in range(pairs):
-            self._string()
-            self._value(self._number("I"), nested=False)
+            self._skip(self._number("Q"))
+            self._skip_value(self._number("I"), nested=False)
         for _ in range(tensors):
-            self._tensor()
+            self._skip_tensor()
 
-    def _tensor(self) -> None:
-        self._string()
+    def _skip_value(self, kind: int, nested: bool) -> None:
+        if kind in _SCALARS:
+            self._skip(_SCALARS[kind])
+        elif kind == _STRING:
+            self._skip(self._number("Q"))
+        elif kind == _ARRAY and not nested:
+            inner, length = self._number("I"), self._number("Q")
+            if inner in _SCALARS:
+                self._skip(length * _SCALARS[inner])
+                return
+            self._require(8 * length, f"an array of {length} strings")
+            for _ in range(length):
+                self._skip_value(inner, nested=True)
+        else:
+            raise ValueError(f"unknown type {kind} in its header")
+
+    def _skip_tensor(self) -> None:
+        self._skip(self._number("Q"))
         dimensions = self._number("I")
         if not 0 < dimensions <= _MAX_DIMENSIONS:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         elements = 1
         for _ in range(dimensions):
             elements *= self._number("Q")
-        # No quantisation packs more than eight weights into a byte.
+        # No quantization packs more than eight weights into a byte.
         if elements > 8 * self.size:
             raise ValueError(f"a tensor of {elements} weights in a file of {self.size} bytes")
-        self._skip(12)
-
-    def _value(self, kind: int, nested: bool) -> None:
-        if kind in _SCALARS:
-            self._skip(_SCALARS[kind])
-        elif kind == _STRING:
-            self._string()
-        elif kind == _ARRAY and not nested:
-            inner, length = self._number("I"), self._number("Q")
-            if inner in _SCALARS:
-                self._skip(length * _SCALARS[inner])
-                return
-            self._room(8 * length, f"an array of {length} strings")
-            for _ in range(length):
-                self._value(inner, nested=True)
-        else:
-            raise ValueError(f"unknown type {kind} in its header")
-
-    def _string(self) -> None:
-        self._skip(self._number("Q"))
+        self._skip(12)  # its type and offset
 
     def _number(self, kind: str) -> int:
         layout = f"<{kind}"
         return int(struct.unpack(layout, self.file.read(struct.calcsize(layout)))[0])
 
     def _skip(self, n: int) -> None:
-        self._room(n, f"{n} more bytes")
+        self._require(n, f"{n} more bytes")
         self.file.seek(n, 1)
 
-    def _room(self, n: int, what: str) -> None:
+    def _require(self, n: int, what: str) -> None:
         if n > self.size - self.file.tell():
             raise ValueError(f"its header claims {what}, and the file ends after {self.size} bytes")

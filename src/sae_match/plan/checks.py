@@ -13,7 +13,7 @@ from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
-from sae_match.language_model.facts import ModelFacts
+from sae_match.language_model.loading import ModelFacts
 from sae_match.matching.solution import Solver
 from sae_match.record.contents import refuse_foreign_files
 from sae_match.record.science import science_hash
