@@ -17,7 +17,7 @@ from sae_match.language_model.sources import LocalModel
 from sae_match.store import Store
 from tests.language_model.conftest import CONFIGS
 
-BLOCKS_RETURN = {"gptj": (tuple, 2), "gpt_neo": (tuple, 2), "gpt1": (list, 1), "bamba": (tuple, 2)}
+BLOCKS_RETURN = {"gptj": (tuple, 2), "gpt_neo": (tuple, 2), "gpt1": (list, 1), "bamba": (tuple, 2), "mpt": (tuple, 2)}
 
 
 def test_resid_post_is_the_hidden_state_after_the_block(model: LanguageModel, ids: Tensor) -> None:

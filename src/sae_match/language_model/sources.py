@@ -147,9 +147,7 @@ class ModelSource(ABC):
             UserError: the model is missing, gated or unreachable, or its config.json cannot be used.
         """
 
-    def described(
-        self, directory: Path, files: list[HubFile] | None = None, where: str | None = None
-    ) -> PlannedModel:
+    def described(self, directory: Path, files: list[HubFile] | None = None, where: str | None = None) -> PlannedModel:
         """The plan of a model whose config.json is in `directory`; messages call that file `where`.
 
         Raises:
