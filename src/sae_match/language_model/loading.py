@@ -165,12 +165,9 @@ def load_language_model(source: ModelSource, device: str, store: Store) -> Langu
             there is no such device or too little memory on it.
     """
     target = resolve_device(device)
-    directory = source.files(store)
-    placement = _placement(source, store)
-    with without_progress_bars():
-        hf, tokenizer = _load(source, directory, placement)
+    hf, tokenizer = _load(source, source.files(store), store)
     try:
-        model = LanguageModel(hf if placement else hf.to(target), tokenizer, source.name)
+        model = LanguageModel(hf if source.device_map else hf.to(target), tokenizer, source.name)
         model.check_architecture()
     except torch.OutOfMemoryError as error:
         raise UserError(f"model {source.name} does not fit on {target}: {error}\nTry model.dtype=bfloat16") from error
@@ -194,19 +191,6 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _placement(source: ModelSource, store: Store) -> dict[str, Any]:
-    """What `from_pretrained` needs to spread a model with accelerate; nothing where `device_map` is null."""
-    if source.device_map is None:
-        return {}
-    # accelerate numbers accelerators.
-    most = {int(place) if place.isdigit() else place: size for place, size in source.max_memory.items()}
-    return {
-        "device_map": source.device_map,
-        "max_memory": most or None,
-        "offload_folder": str(store.scratch("offload")),
-    }
-
-
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Disables transformers' progress bars inside the block and restores the previous state after it."""
@@ -219,23 +203,25 @@ def without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load(source: ModelSource, directory: Path, placement: dict[str, Any]) -> tuple[Any, Any]:
+def _load(source: ModelSource, directory: Path, store: Store) -> tuple[Any, Any]:
     """The transformers model (typed loosely: its `to` is wrapped beyond type checkers) and the tokenizer."""
+    options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attn_implementation}
+    if source.device_map is not None:  # spread by accelerate, which numbers accelerators
+        most = {int(place) if place.isdigit() else place: size for place, size in source.max_memory.items()}
+        options |= {
+            "device_map": source.device_map,
+            "max_memory": most or None,
+            "offload_folder": str(store.scratch("offload")),
+        }
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=getattr(torch, source.dtype),
-            attn_implementation=source.attn_implementation,
-            output_loading_info=True,
-            **placement,
-            **_LOCAL,
-        )
-        hf, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
+        with without_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **options, **_LOCAL)
+            tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
     except _LOAD_ERRORS as error:
         raise UserError(
             f"model {source.name}: cannot load {source.origin} ({directory}).\n{error}\n{source.advice}"
         ) from error
+    hf, info = loaded
     # transformers fills absent weights with random numbers and only logs it.
     if info["missing_keys"]:
         absent = sorted(info["missing_keys"])

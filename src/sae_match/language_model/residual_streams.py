@@ -1,8 +1,7 @@
 """Residual streams: captured in one pass of text through a model, kept in the store, read memory-mapped.
 
 Each layer is one safetensors file. A capture that is killed leaves `layer_XX.safetensors.partial` files and
-`progress.json`; the next call goes on from there. A lock makes a second process wait
-for the first and reuse its result.
+`progress.json`; the next call goes on from there. A second process waits for the first and reuses its result.
 """
 
 from __future__ import annotations
@@ -85,11 +84,9 @@ def layer_path(directory: Path, layer: int) -> Path:
 class ResidualStreams:
     """Residual streams of all windows, per layer, read from disk as they are touched.
 
-    Position 0 of every window is stored too; leaving it out is the readers' duty.
-
     Attributes:
         key: content hash of model and windows.
-        n_windows, window_tokens, d_model: shape of each layer; position 0 is included.
+        n_windows, window_tokens, d_model: shape of each layer. Sink positions are included; readers leave them out.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -176,42 +173,29 @@ def capture(
         entry_hash(KIND, key), model.key, model.name, windows.key, n_windows, window_tokens, model.d_model
     )
     streams = ResidualStreams(store.growing_folder(KIND, key, asdict(manifest)))
-    _drop_damaged(streams, layers, store)
-    if _missing(streams.directory, layers):
+    if not all(_is_whole(streams, layer) for layer in layers):
         with store.writing(streams.directory):
-            missing = _missing(streams.directory, layers)  # another process may have captured them meanwhile
+            # Asked again: another process may have captured them while this one waited.
+            missing = [layer for layer in sorted(set(layers)) if not _is_whole(streams, layer, drop=True)]
             if missing:
                 _PartialCapture(streams.directory, manifest, missing).run(model, windows.ids, batch_windows, progress)
     return streams
 
 
-def _missing(directory: Path, layers: Sequence[int]) -> list[int]:
-    return sorted(layer for layer in set(layers) if not layer_path(directory, layer).is_file())
+def _is_whole(streams: ResidualStreams, layer: int, drop: bool = False) -> bool:
+    """Whether a layer's file is there and what was captured (not changed, cut off or another layer's).
 
-
-def _drop_damaged(streams: ResidualStreams, layers: Sequence[int], store: Store) -> None:
-    """Removes layers whose file is not what was captured (bytes changed, missing, or another layer's), with a warning.
-
-    Jobs that read such a file at this moment keep what they have mapped.
+    With `drop` a damaged one is removed, with a warning. Jobs that read it at this moment keep what they have mapped.
     """
-
-    def problem(layer: int) -> str | None:
-        path = layer_path(streams.directory, layer)
-        if not path.is_file():
-            return None
-        return streams.find_corruption(layer) or find_corruption(streams.directory, [path.name])
-
-    damaged = [layer for layer in sorted(set(layers)) if problem(layer) is not None]
-    if not damaged:
-        return
-    with store.writing(streams.directory):
-        for layer in damaged:
-            # Asked again: another process may have captured it anew while this one waited.
-            if (what := problem(layer)) is not None:
-                path = layer_path(streams.directory, layer)
-                logger.warning("%s is damaged (%s) and will be captured anew", path, what)
-                path.unlink(missing_ok=True)
-                set_sums(streams.directory, {path.name: None})
+    path = layer_path(streams.directory, layer)
+    if not path.is_file():
+        return False
+    damage = streams.find_corruption(layer) or find_corruption(streams.directory, [path.name])
+    if damage is not None and drop:
+        logger.warning("%s is damaged (%s) and will be captured anew", path, damage)
+        path.unlink(missing_ok=True)
+        set_sums(streams.directory, {path.name: None})
+    return damage is None
 
 
 class _PartialCapture:

@@ -148,12 +148,7 @@ def find_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "a
 
 
 def load_fit_windows(
-    source: TextSource,
-    evaluated: TokenWindows,
-    documents: int | None,
-    tokenizer: Any,
-    store: Store,
-    bos: Bos = "auto",
+    source: TextSource, evaluated: TokenWindows, documents: int | None, tokenizer: Any, store: Store, bos: Bos = "auto"
 ) -> TokenWindows:
     """Windows of documents of the same source, none of which is evaluated: what data-driven controls are fitted on.
 

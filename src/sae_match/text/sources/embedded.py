@@ -1,4 +1,7 @@
-"""The embedded texts: Wikipedia articles and news inside the gensim wheel, and Python's own standard library."""
+"""The embedded texts: Wikipedia articles and news inside the gensim wheel, and Python's own standard library.
+
+Their labels and ids never change: SAEs were trained on one part of each.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,7 @@ MIN_CODE_BYTES = 4_000
 class EmbeddedWiki(TextSource):
     """Excerpt of the English Wikipedia inside the gensim wheel: articles as prose."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_wiki"
+    label = "embedded_wiki"
 
     def identity(self) -> dict[str, str]:
         """The dump's hash, and the version of what strips its markup."""
@@ -53,10 +53,7 @@ class EmbeddedWiki(TextSource):
 class EmbeddedNews(TextSource):
     """The Lee background corpus inside the gensim wheel: short news texts."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_news"
+    label = "embedded_news"
 
     def identity(self) -> dict[str, str]:
         path, version = _gensim_file(NEWS_FILE)
@@ -77,10 +74,7 @@ class EmbeddedNews(TextSource):
 class EmbeddedCode(TextSource):
     """The Python standard library's own sources; the documents depend on the Python version."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_code"
+    label = "embedded_code"
 
     def identity(self) -> dict[str, str]:
         digest = hashlib.sha256()

@@ -31,6 +31,7 @@ class LocalText(TextSource):
     """A .txt file (one document), a directory of .txt files (one document each, sorted by relative path), or a .jsonl
     or .parquet file (one document per row)."""
 
+    label = "local"
     location: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Annotated[str, Field(min_length=1)]
@@ -39,11 +40,6 @@ class LocalText(TextSource):
     """Text column of a .jsonl or .parquet file; null = the first of text, content, code that exists."""
     join_articles: bool = False
     """WikiText: rows, or the lines of a .txt file, are joined into articles at ` = Title = ` headings."""
-
-    @property
-    def label(self) -> str:
-        """Fixed: the same file anywhere gives the same sample."""
-        return "local"
 
     def identity(self) -> dict[str, str]:
         """The files' content, and how it is read."""
