@@ -17,8 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
 from sae_match.app.build import build, config_directory, register_schemas
-from sae_match.experiment import job as job_module
-from sae_match.experiment import run
+from sae_match.experiment import run, steps
 from sae_match.record.factors import COLUMN_PATHS
 from sae_match.saes import save_native
 from sae_match.study import Study
@@ -58,7 +57,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, text_
             patch.setenv(name, value)
         run(job("0", JOBS["0"]), group="sweep")
         with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
-            broken.setattr(job_module, "match_span", interrupted)
+            broken.setattr(steps, "match_neighbors", interrupted)
             run(job("1", JOBS["1"]), group="sweep")
         run(job("1", JOBS["1"]), group="sweep")
         with pytest.raises(UserError):
