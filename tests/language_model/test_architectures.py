@@ -107,7 +107,7 @@ def test_an_architecture_without_one_residual_stream_is_refused_on_loading(
     transformers.AutoModelForCausalLM.from_config(gemma3n()).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     source = LocalModel(name="mine", path=str(tmp_path / "model"))
-    with pytest.raises(UserError, match="mine: .*Gemma3nForCausalLM.*evaluation=weights_only"):
+    with pytest.raises(UserError, match=r"mine: .*Gemma3nForCausalLM.*evaluation=weights_only"):
         load_language_model(source, "cpu", Store(tmp_path / "cache"))
 
 
@@ -117,5 +117,5 @@ def test_blocks_that_hand_on_more_than_their_output_are_refused(llama: LanguageM
     handed: list[Tensor] = []
     llama.blocks[0].input_layernorm.register_forward_hook(lambda _m, _a, output: handed.append(output))
     llama.blocks[2].register_forward_pre_hook(lambda _m, args: (args[0] + (handed.pop() if handed else 0), *args[1:]))
-    with pytest.raises(UserError, match="cannot be resumed .*other losses"):
+    with pytest.raises(UserError, match=r"cannot be resumed .*other losses"):
         llama.check_architecture()

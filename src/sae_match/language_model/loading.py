@@ -75,10 +75,7 @@ class ModelSize:
 
 
 def read_facts(source: ModelSource, directory: Path, where: str | None = None) -> ModelFacts:
-    """The facts in a directory that holds at least the model's config.json.
-
-    Args:
-        where: how messages name that file; its path if None.
+    """The facts in a directory that holds at least the model's config.json, which messages call `where`.
 
     Raises:
         UserError: config.json is unreadable or describes no language model, or the configuration states another
@@ -114,9 +111,6 @@ def read_facts(source: ModelSource, directory: Path, where: str | None = None) -
 def model_size(source: ModelSource, directory: Path, where: str | None = None) -> ModelSize:
     """The size of the model whose config.json lies in `directory`, counted on a model without memory behind it.
 
-    Args:
-        where: how messages name that file; its path if None.
-
     Raises:
         UserError: config.json describes no causal language model that can be built, or one without a list of blocks.
     """
@@ -151,14 +145,9 @@ def _count(module: nn.Module) -> int:
 
 
 def load_language_model(source: ModelSource, device: str, store: Store) -> LanguageModel:
-    """Loads a model and its tokenizer.
+    """Loads a model and its tokenizer on `device` (see `resolve_device`). Code in a checkpoint is never run.
 
-    Code that comes with a checkpoint is never run.
-
-    Args:
-        source: which model, dtype and attention implementation.
-        device: auto | cpu | cuda (auto: cuda where there is one).
-        store: a GGUF model is converted into it once.
+    A GGUF model is converted into `store` once.
 
     Raises:
         UserError: the source is missing, gated, unreachable, incomplete or not a supported causal language model, or
@@ -175,7 +164,7 @@ def load_language_model(source: ModelSource, device: str, store: Store) -> Langu
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device for auto | cpu | cuda (or cuda:N).
+    """The torch device for auto (cuda where there is one) | cpu | cuda (or cuda:N).
 
     Raises:
         UserError: the name is unknown, or CUDA is asked for and there is none.

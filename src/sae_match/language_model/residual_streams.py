@@ -148,17 +148,10 @@ def capture(
     batch_windows: int = 8,
     progress: bool = False,
 ) -> ResidualStreams:
-    """Residual streams after the blocks `layers` for all windows, captured in one pass where not stored yet.
+    """Residual streams after the 0-based blocks `layers` for all windows, captured in one pass where not stored yet.
 
-    Args:
-        model: the language model.
-        windows: token windows; their `key` and the model's make the entry's key.
-        layers: 0-based blocks; those already in the entry are not captured again.
-        batch_windows: windows per forward pass.
-        progress: show a progress bar.
-
-    Returns:
-        All layers of the entry (those asked for and any captured before).
+    The keys of model and windows make the entry's key. What is returned has the layers captured before, too.
+    `batch_windows` windows go through a forward pass together.
 
     Raises:
         UserError: a layer or a token does not exist, there are no windows, or the disk is too full.

@@ -62,9 +62,9 @@ def token_ids(tokenizer: Any, text: str | Iterable[str]) -> Iterator[list[int]]:
         rest += piece
         while len(rest) > PIECE + _CONTEXT:
             place = _cut_place(tokenizer, rest)
-            yield _encode(tokenizer, context + rest[:place])[len(_encode(tokenizer, context)) :]
+            yield _encode_after(tokenizer, context, rest[:place])
             context, rest = rest[place - _CONTEXT : place], rest[place:]
-    yield _encode(tokenizer, context + rest)[len(_encode(tokenizer, context)) :]
+    yield _encode_after(tokenizer, context, rest)
 
 
 def _cut_place(tokenizer: Any, text: str) -> int:
@@ -79,6 +79,11 @@ def _cut_place(tokenizer: Any, text: str) -> int:
         f"a document of more than {PIECE} characters cannot be cut without changing its tokens (after "
         f"{text[PIECE - 20 : PIECE]!r}): split it into several"
     )
+
+
+def _encode_after(tokenizer: Any, context: str, text: str) -> list[int]:
+    known = len(_encode(tokenizer, context)) if context else 0
+    return _encode(tokenizer, context + text)[known:]
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
