@@ -15,10 +15,9 @@ from sae_match.experiment.steps import prepare_steps
 from sae_match.files import check_writable
 from sae_match.metrics.registry import with_built_in
 from sae_match.plan.plan import make_plan
+from sae_match.record.configuration import run_id, science_hash, science_of
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
-from sae_match.record.run_identity import run_id
-from sae_match.record.science import science_hash
 from sae_match.store import Store
 from sae_match.study import Rerun, Study
 from sae_match.tracking.wandb_mirror import open_mirror
@@ -69,7 +68,7 @@ def run(study: Study, *, group: str | None = None) -> Result:
             results = prepare_steps(study, store, record, with_built_in(study.metrics)).run()
             draw_figures(results, study.evaluation.controls.values())
             if mirror is not None:
-                mirror_results(mirror, results, study.evaluation.min_count)
+                mirror_results(mirror, results, study.evaluation.min_count, study.tracking.detail.value == "full")
         record.key = record.key or job_key(study)  # what had to be downloaded is here now
     store.forget(passes.KIND)
     return Result(record.directory, results.numbers, results.pairs, results.features, results.labels)
@@ -80,7 +79,7 @@ def _mirror_options(study: Study, store: Store, group: str | None) -> dict[str, 
         return {}
     directory = Path(study.paths.output_dir)
     return {
-        "config": study.config,
+        "config": study.config if study.tracking.detail.value == "full" else science_of(study.config),
         "run_id": run_id(study.config, directory if group is None else directory.parent),
         "cache_dir": store.scratch("wandb"),
         "project": study.tracking.project,

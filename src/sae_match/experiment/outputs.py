@@ -14,8 +14,8 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
-from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
-from sae_match.record.pairs import read_pairs
+from sae_match.record.labels import Labels
+from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
 from sae_match.report import (
     plot_composition,
@@ -84,7 +84,7 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
     return {**VARIANTS, **own}
 
 
-def mirror_results(mirror: WandbMirror, results: Results, min_count: int) -> None:
+def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: bool = False) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker.
 
     The record on disk is complete: a tracker's trouble is a warning, since it must not turn hours of work into a
@@ -92,22 +92,30 @@ def mirror_results(mirror: WandbMirror, results: Results, min_count: int) -> Non
 
     Args:
         min_count: features that fire less often have no score of their own in the histogram of scores.
+        full: every number and curve, not only what jobs are compared by.
     """
     try:
-        _mirror(mirror, results, min_count)
+        _mirror(mirror, results, min_count, full)
     except Exception:
         directory = results.record.directory
         logger.warning("the W&B run is incomplete; the record in %s is not", directory, exc_info=True)
 
 
-def _mirror(mirror: WandbMirror, results: Results, min_count: int) -> None:
-    record, features, numbers = results.record, results.features, results.numbers
+def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -> None:
+    record, features, numbers, labels = results.record, results.features, results.numbers, results.known_labels
     stored = read_pairs(record.directory / "pairs.csv")
     for axis, curves in ((LAYER, layer_curves), (DISTANCE, distance_curves), (QUANTILE, quantile_curves)):
-        mirror.log_curves(axis, curves(stored))
+        rows = curves(stored)
+        if not full:  # of curves over distance and quantiles the mean over starts
+            mean = "" if axis == LAYER else "/mean"
+            rows = [
+                {name: value for name, value in row.items() if name == axis or _is_main(labels, name, mean)}
+                for row in rows
+            ]
+        mirror.log_curves(axis, rows)
     mirror.log_pair_table(stored)
     mirror.log_comparison(numbers)
-    mirror.log_labels(results.known_labels)
+    mirror.log_labels(labels)
     histograms: Mapping[str, pd.Series[float]] = {name: features[name] for name in ("mse_W_dec", "decoder_cosine")}
     if "matching_score" in features:
         # The features that matching_score_per_feature averages.
@@ -115,5 +123,9 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int) -> None:
         histograms = {**histograms, "matching_score": counted}
     mirror.log_histograms({name: values.to_numpy() for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
-    mirror.summary(numbers)
+    mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
     mirror.log_permutations(record.permutations)
+
+
+def _is_main(labels: Labels, curve: str, end: str) -> bool:
+    return curve.endswith(end) and labels.is_main(curve.removesuffix(end))
