@@ -88,12 +88,8 @@ def ranking_note(rankings: Mapping[str, Ranking]) -> str:
 
 
 def ablation_frame(records: Sequence[Record], rankings: Mapping[str, Ranking]) -> pd.DataFrame:
-    """One row per job: its name and state, the settings that vary, and per metric the value, the ends of its 95 %
-    interval and its rank (empty where the job has none).
-
-    Args:
-        rankings: the metrics, in column order, with their ranks.
-    """
+    """One row per job: its name and state, the settings that vary, and per metric (a key of `rankings`) the value, the
+    ends of its 95 % interval and its rank, empty where the job has none."""
     keys = comparison_keys(records)
     rows: list[dict[str, Any]] = []
     for place, record in enumerate(records):

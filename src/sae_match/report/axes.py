@@ -40,11 +40,8 @@ def plot_composition(
     pairs: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS
 ) -> Path:
     """The main metrics, agreement and judge score over distance, as far as they were measured: the composed
-    permutations of every start thin, means over starts thick, with the exact ones and the random control.
-
-    Raises:
-        ValueError: the table compares neighbors only.
-    """
+    permutations of every start thin, means over starts thick, with the exact ones and the random control. ValueError
+    where the table compares neighbors only."""
     rows = distance_rows(pairs.dropna(subset="value"))
     shown = [name for name, about in labels.metrics.items() if about.against_controls or about.distance]
     metrics = [name for name in shown if name in set(rows["metric"])]
@@ -107,10 +104,7 @@ def quantile_rows(pairs: pd.DataFrame) -> pd.DataFrame:
 def plot_quantiles(pairs: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of splices (explained variance, delta loss) against the share q of pairs that are carried to the
     next layer: every layer pair thin, the mean thick, and the mean of two splices without a quantile as levels.
-
-    Raises:
-        ValueError: no quantile splices in the table.
-    """
+    ValueError where the table has no quantile splices."""
     rows, near = quantile_rows(pairs), near_rows(pairs)
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
     if not metrics:
@@ -148,12 +142,9 @@ def _over_sparsity(about: Description) -> tuple[str, ...]:
 def sparsity_rows(
     jobs: Mapping[str, tuple[str, pd.DataFrame]], labels: Labels = BUILT_IN_LABELS
 ) -> pd.DataFrame | None:
-    """The drawn rows of jobs that differ in `sae.l0`, with a column `mean_l0`: the measured L0, averaged over the two
-    layers of the pair; sorted by it. None unless every job has the same single pair, of layers of about one sparsity.
-
-    Args:
-        jobs: setting `sae.l0` and pair table, by label.
-    """
+    """The drawn rows of jobs (`sae.l0` and pair table, by label) that differ in `sae.l0`, with a column `mean_l0`: the
+    measured L0, averaged over the two layers of the pair; sorted by it. None unless every job has the same single pair,
+    of layers of about one sparsity."""
     pairs = {pair for _, table in jobs.values() for pair in zip(table["layer"], table["layer_to"], strict=True)}
     if len({l0 for l0, _ in jobs.values()}) < 2 or sum(a != b for a, b in pairs) != 1:
         return None
@@ -171,11 +162,7 @@ def sparsity_rows(
 
 
 def plot_sparsity(rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
-    """The main metrics against mean L0, one curve per splice or permutation.
-
-    Args:
-        rows: as from `sparsity_rows`.
-    """
+    """The main metrics of `sparsity_rows` against mean L0, one curve per splice or permutation."""
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
     with drawing(path, (COLUMN_INCHES[0] * 0.95 * len(metrics), COLUMN_INCHES[1] + 0.4), title) as figure:
         parts = np.asarray(figure.subfigures(1, len(metrics), squeeze=False)).ravel()

@@ -32,46 +32,39 @@ def controls_frame(records: Sequence[Record]) -> pd.DataFrame:
     Columns: job, control (`matched` first, then as in `CONTROLS`), metric, value, low, high, and the matching's value
     less the control's with its interval (missing for the matching itself). Means over layer pairs as in metrics.json.
     """
-    done = [record for record in records if record.state == "done"]
-    return _framed([row for record in done for row in _rows(record.name, record.metrics, record.labels)])
-
-
-def control_frame(job: str, metrics: Mapping[str, Any], labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
-    """`controls_frame` of one job.
-
-    Args:
-        metrics: as in its metrics.json.
-    """
-    return _framed(_rows(job, metrics, labels))
-
-
-def _framed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = [row for record in records if record.state == "done" for row in _rows(record)]
     frame = pd.DataFrame(rows, columns=["job", "control", "metric", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
-def _rows(job: str, metrics: Mapping[str, Any], labels: Labels) -> list[dict[str, Any]]:
+def control_frame(job: str, metrics: Mapping[str, Any], labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
+    """`controls_frame` of one job, from the content of its metrics.json."""
+    return controls_frame([Record(job, Path(), "done", metrics=metrics, labels=labels)])
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
     """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
     has no matching score."""
-    shown = [labels.metrics[name] for name in labels.against_controls]
+    metrics = record.metrics
+    shown = [record.labels.metrics[name] for name in record.labels.against_controls]
     # Further controls that pair features are the other variants with a score of their own.
     paired = {about.name for about in shown if about.reference == MATCHED}
     parts = (name.rpartition("/") for name in metrics if not name.endswith(("_low", "_high")))
     added = sorted({variant for metric, _, variant in parts if metric in paired} - {*CONTROLS, CEILING})
-    every = {
-        control: {about.name: _number_name(about, control, metrics) for about in shown}
+    every = [
+        (control, about.name, _number_name(about, control, metrics))
         for control in (MATCHED, *CONTROLS, *added)
-    }
-    measured = [control for control, names in every.items() if any(metrics.get(n) is not None for n in names.values())]
-    if {*measured} <= {MATCHED, *USUAL}:
+        for about in shown
+    ]
+    measured = {control for control, _, name in every if metrics.get(name) is not None}
+    if measured <= {MATCHED, *USUAL}:
         return []
     rows = []
-    for control in measured:
-        for metric, name in every[control].items():
-            less = name.replace(metric, metric + DIFFERENCE, 1)
-            keys = (name, f"{name}_low", f"{name}_high", less, f"{less}_low", f"{less}_high")
-            numbers = dict(zip(NUMBERS, map(metrics.get, keys), strict=True))
-            rows.append({"job": job, "control": control, "metric": metric, **numbers})
+    for control, metric, name in every:
+        less = name.replace(metric, metric + DIFFERENCE, 1)
+        keys = (name, f"{name}_low", f"{name}_high", less, f"{less}_low", f"{less}_high")
+        numbers = dict(zip(NUMBERS, map(metrics.get, keys), strict=True))
+        rows += [{"job": record.name, "control": control, "metric": metric, **numbers}] if control in measured else []
     return rows
 
 
@@ -94,11 +87,7 @@ def drawn_rows(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> pd.Data
 
 def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of the matching (a line through all rows) and every control as dots with intervals: a row per
-    control, a panel per metric.
-
-    Args:
-        frame: one job's rows of `controls_frame`.
-    """
+    control, a panel per metric. `frame`: one job's rows of `controls_frame`."""
     rows = drawn_rows(frame, labels)
     names = list(dict.fromkeys(rows["control"]))
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]

@@ -107,8 +107,7 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
 
 def _judged_neighbors(path: Path) -> list[dict[str, Any]]:
     """The lines of judgements.jsonl on matched neighbors."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    entries = [json.loads(line) for line in lines]
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
     return [e for e in entries if e["variant"] == "matched" and e["layer_to"] - e["layer"] == 1]
 
 
@@ -126,12 +125,10 @@ def top_tokens(path: Path) -> dict[tuple[int, int], str]:
     """The first tokens of every feature as one text, by layer and feature; empty where the record has no such table."""
     if not path.is_file():
         return {}
-    table = read_table(path, ["layer", "feature", "token"])
-    first = table.groupby(["layer", "feature"], sort=False).head(SHOWN_TOKENS)
     found: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for layer, feature, token in zip(first["layer"], first["feature"], first["token"], strict=True):
+    for layer, feature, token in read_table(path, ["layer", "feature", "token"]).to_numpy(dtype=object):
         found[int(layer), int(feature)].append(str(token))
-    return {place: " · ".join(texts) for place, texts in found.items()}
+    return {place: " · ".join(texts[:SHOWN_TOKENS]) for place, texts in found.items()}
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -147,9 +144,8 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str], count: int = EXAMPLES) -> pd.DataFrame:
-    """Pairs evenly spaced in the ranking by decoder MSE, the lowest first, marked A, B, ...
-
-    Only pairs whose two features both have tokens are chosen (all, where no tokens are known).
+    """Pairs evenly spaced in the ranking by decoder MSE, the lowest first, marked A, B, ... Only pairs whose two
+    features both have tokens are chosen (all, where no tokens are known).
 
     Args:
         features: rows of one layer pair, as in features.parquet, with `judge`.
@@ -169,12 +165,7 @@ def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str],
 
 def plot_pair_examples(features: pd.DataFrame, examples: pd.DataFrame, path: Path) -> Path:
     """Histogram of the decoder MSE with the examples marked, their top tokens below; where pairs were judged, the MSE
-    by the judge's answer.
-
-    Args:
-        features: rows of one layer pair, as in features.parquet, with `judge`.
-        examples: as from `pair_examples`.
-    """
+    by the judge's answer. Features and examples as from `pair_examples_of`."""
     judged = features.dropna(subset="judge")
     layer, lines = int(features["layer"].iloc[0]), 0.2 * len(examples)
     with drawing(path, (PAGE_INCHES[0], 3.1 + lines), f"layers {layer} → {layer + 1}") as figure:
@@ -220,8 +211,8 @@ def _write_examples(ax: Axes, examples: pd.DataFrame) -> None:
     head = ("", "MSE", "score", "features", "top tokens or explanation", "the partner's")
     lines = [head, *(_line(row) for row in examples.to_dict("records"))]
     for i, line in enumerate(lines):
+        y = 1 - (i + 0.5) / len(lines)
         for x, text in zip(columns, line, strict=True):
-            y = 1 - (i + 0.5) / len(lines)
             ax.text(x, y, text, transform=ax.transAxes, va="center", fontsize=6.2, parse_math=False)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from .axes import (
     sparsity_rows,
 )
 from .canvas import OVERLAY_INCHES, factor_styles, one_panel
-from .controls import control_frame, drawn_rows, plot_controls
+from .controls import controls_frame, drawn_rows, plot_controls
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
 from .features import write_pair_figures
 from .records import Record, comparison_keys, job_labels, setting
@@ -47,8 +47,7 @@ Tables = Mapping[str, pd.DataFrame]
 Plot = Callable[[pd.DataFrame, Path, str | None, Labels], Path]
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A figure as written: the PNG's path (the same name with .csv beside it holds what is plotted), what it shows, and
     what was left out of it."""
 
@@ -57,10 +56,8 @@ class Drawn:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Jobs:
-    """What every figure needs to know of the jobs: records by label, where to write, how many, and how metrics and
-    variants are called."""
+class _Jobs(NamedTuple):
+    """What every figure needs: records by label, where to write, how many, names of metrics and variants."""
 
     named: Mapping[str, Record]
     directory: Path
@@ -77,14 +74,11 @@ def write_overlays(
 ) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance, one over quantiles and one of controls, where it has them; those in
-    the paper's form.
-
-    File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
+    the paper's form. File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
 
     Args:
         most: jobs in one figure, and figures of one job's own kind; the note names what was left out.
         only: names of the figures to draw, without suffix or number; empty: all.
-        labels: those of the records, joined.
 
     Raises:
         UserError: `only` names a figure that these records do not give.
@@ -101,11 +95,7 @@ def write_overlays(
                 by_metric.setdefault(str(metric), {})[label] = rows
     composed = {label: table for label, table in whole.items() if has_distances(table)}
     quantiles = {label: table for label, table in whole.items() if has_quantiles(table)}
-    controls = {
-        label: frame
-        for label, record in named.items()
-        if record.state == "done" and len(frame := control_frame(record.name, record.metrics, record.labels))
-    }
+    controls = {label: frame for label, record in named.items() if len(frame := controls_frame([record]))}
     makers: dict[str, Callable[[], list[Drawn]]] = {
         metric.replace("/", "_"): partial(_overlay, by_metric[metric], metric, jobs) for metric in sorted(by_metric)
     }

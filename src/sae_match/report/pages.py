@@ -80,14 +80,8 @@ def breakable(title: str) -> Markup:
 
 
 def write_path_pages(records: Sequence[Record], directory: Path, features: Sequence[int] = ()) -> list[Path]:
-    """One page per record that holds paths: paths.html, or paths_N.html where there are several.
-
-    Args:
-        features: as in `path_page`.
-
-    Raises:
-        UserError: a table of a record cannot be read, or a path is asked for that does not exist.
-    """
+    """One page per record that holds paths: paths.html, or paths_N.html where there are several. `features` and errors
+    are those of `path_page`; a table that cannot be read is a UserError, too."""
     chosen = [record for record in records if (record.path / PATHS).is_file()]
     written = []
     for number, record in enumerate(chosen):

@@ -52,25 +52,22 @@ IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass(frozen=True)
 class Options:
-    """What a report holds.
-
-    Attributes:
-        metrics: columns of the tables, names in metrics.json; None for the usual ones.
-        figures: whether figures and pages of paths are drawn.
-        only: names of the figures to draw (`write_overlays`); empty: all.
-        formats: vector formats beside each PNG.
-        features: paths to show, as in `path_page`.
-        merge: whether jobs that split one span of layers become one row.
-        most: jobs in one figure, and figures or pages that every job has one of.
-    """
+    """What a report holds."""
 
     metrics: Sequence[str] | None = None
+    """Columns of the tables, names in metrics.json; None for the usual ones."""
     figures: bool = True
+    """Whether figures and pages of paths are drawn."""
     only: Sequence[str] = ()
+    """Names of the figures to draw (`write_overlays`); empty: all."""
     formats: Sequence[str] = ("svg",)
+    """Vector formats beside each PNG."""
     features: Sequence[int] = ()
+    """Paths to show, as in `path_page`."""
     merge: bool = True
+    """Whether jobs that split one span of layers become one row."""
     most: int = MAX_CURVES
+    """Jobs in one figure, and figures or pages that every job has one of."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +90,12 @@ class Report:
 
 
 def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path()) -> Report:
-    """Merge what belongs together, and compare.
-
-    Args:
-        folder: where the report will stand; links are relative to it.
-    """
+    """Merge what belongs together, and compare. Links are relative to `folder`, where the report will stand."""
     records, notes = merge_spans(jobs) if options.merge else (jobs, [])
     labels = joined(record.labels for record in records)
     names = headline_names(records, labels, options.metrics)
     frames = {"comparison": comparison_frame(records)}
-    tables = {
-        "jobs": jobs_table(jobs, folder),
-        "comparison": comparison_table(records, names, labels, folder),
-    }
+    tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
     if compared := compared_metrics(records, options.metrics, labels):
         resampled = resample(records, compared, labels)
         rankings = {name: rank(records, name, resampled, labels) for name in compared}
@@ -180,14 +170,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
 
 def dashboard(report: Report, figures: Sequence[Drawn], files: Sequence[str]) -> str:
     """The report as one HTML file that opens offline: states, tables that sort and filter, figures, links to the
-    records.
-
-    A pure function of the records, the tables made from them and the figures' bytes: no time, no machine, no network.
-
-    Args:
-        figures: as written beside the page.
-        files: names of the other files there.
-    """
+    records and to the other `files` beside it. A pure function of the records and the figures' bytes."""
     shown = {*report.tables, "files"} | ({"figures"} if figures else set())
     notes = [settings_of_all(report.records), *report.notes]
     drawn = [{"title": figure.title, "note": figure.note, **_embedded(figure.path)} for figure in figures]

@@ -66,11 +66,7 @@ def paired_difference(
 
 
 def estimates(directory: Path, metric: str, variant: str = MATCHED, samples: int = SAMPLES) -> dict[SumsKey, Estimate]:
-    """A metric's estimate per layer pair of one record, on the resamples that `paired_difference` uses.
-
-    Raises:
-        UserError: as `paired_difference`.
-    """
+    """A metric's estimate per layer pair of one record, on the resamples and with the errors of `paired_difference`."""
     path = directory / DOCUMENTS
     try:
         labels = read_labels(directory / LABELS)

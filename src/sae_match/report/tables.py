@@ -15,6 +15,7 @@ from sae_match.files import atomic_path
 
 from ..record.contents import METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, Labels
+from .controls import NUMBERS
 from .records import BAD_STATES, Record, comparison_keys, setting, shared
 
 ABSENT = "–"
@@ -22,14 +23,8 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: plain text, escaped where it is rendered.
-
-    Attributes:
-        sort: in HTML, the number to sort by, where the text is not enough.
-        title: in HTML, where the number comes from, shown by the browser on hovering.
-        href: in HTML, a relative path that the text links to.
-        kind: in HTML, the CSS class.
-    """
+    """A table cell: plain text, escaped where it is rendered. The rest is for HTML: the number to sort by, where the
+    number comes from (shown on hovering), a relative path that the text links to, and the CSS class."""
 
     text: str
     sort: float | None = None
@@ -40,12 +35,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a note on how it is to be read.
-
-    Attributes:
-        numbers: names of the columns that align right.
-        filters: in HTML, names of the columns with a choice of their values.
-    """
+    """A table with a note on how it is to be read; `numbers` names the columns that align right, `filters` those that
+    have a choice of their values in HTML."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -132,12 +123,14 @@ def _job(record: Record, folder: Path) -> Cell:
     return Cell(record.name, href=relative(record.sources[0], folder))
 
 
-def _state(record: Record) -> Cell:
-    return Cell(record.state, kind="bad" if record.state in BAD_STATES else "")
-
-
 def _settings(record: Record, keys: Sequence[str]) -> list[Cell]:
     return [Cell(str(setting(record, key)) if record.config else ABSENT) for key in keys]
+
+
+def _begin(record: Record, keys: Sequence[str], folder: Path) -> list[Cell]:
+    """The first cells of a row: job, state, settings."""
+    state = Cell(record.state, kind="bad" if record.state in BAD_STATES else "")
+    return [_job(record, folder), state, *_settings(record, keys)]
 
 
 def _seconds(record: Record) -> Cell:
@@ -148,7 +141,7 @@ def _number(record: Record, name: str, folder: Path, place: str | None = None) -
     """A headline number with its interval (and rank); the state where the job has not finished and has none."""
     value = record.metrics.get(name) if place is None else record.number(name)
     if value is None and record.state != "done":
-        return Cell(record.state, title=record.reason, kind=_state(record).kind)
+        return Cell(record.state, title=record.reason, kind="bad" if record.state in BAD_STATES else "")
     text = format_value(value, record.metrics.get(f"{name}_low"), record.metrics.get(f"{name}_high"))
     if value is None:
         return Cell(text)
@@ -169,12 +162,9 @@ def jobs_table(jobs: Sequence[Record], folder: Path) -> Table:
     for job in jobs:
         unknown = "no reason recorded" if job.state in BAD_STATES else ""
         reason = Cell(job.reason or unknown, title=job.error or "", kind="error")
-        place = relative(job, folder)
-        files = [
-            Cell(name, href=f"{place}/{name}") if (job.path / name).is_file() else Cell(ABSENT)
-            for name in (METRICS, PAIRS)
-        ]
-        rows.append([_job(job, folder), _state(job), *_settings(job, keys), _seconds(job), reason, *files])
+        there = {name: (job.path / name).is_file() for name in (METRICS, PAIRS)}
+        files = [Cell(name, href=f"{relative(job, folder)}/{name}") if there[name] else Cell(ABSENT) for name in there]
+        rows.append([*_begin(job, keys, folder), _seconds(job), reason, *files])
     states = pd.Series([job.state for job in jobs]).value_counts().sort_index()
     note = ", ".join(f"{count} {state}" for state, count in states.items()) + "."
     header = ["job", "state", *keys, "seconds", "error", "metrics", "pairs"]
@@ -185,13 +175,7 @@ def comparison_table(records: Sequence[Record], names: Sequence[str], labels: La
     """One row per job with the settings that vary and headline numbers."""
     keys = comparison_keys(records)
     rows = [
-        [
-            _job(record, folder),
-            _state(record),
-            *_settings(record, keys),
-            *(_number(record, name, folder) for name in names),
-            _seconds(record),
-        ]
+        [*_begin(record, keys, folder), *(_number(record, name, folder) for name in names), _seconds(record)]
         for record in records
     ]
     header = ["job", "state", *keys, *names, "seconds"]
@@ -201,14 +185,9 @@ def comparison_table(records: Sequence[Record], names: Sequence[str], labels: La
 def summary_table(
     records: Sequence[Record], metrics: Sequence[str] | None = None, labels: Labels = BUILT_IN_LABELS
 ) -> str:
-    """Markdown: one row per job with the settings that vary and the headline metrics as `value [low, high]`.
-
-    What is the same in every job (settings, and metrics of every finished job) stands once, above the table. Jobs that
-    did not finish keep their row, with their state in bold and in place of every number.
-
-    Args:
-        metrics: names from metrics.json, in column order; by default the headline numbers.
-    """
+    """Markdown: one row per job with the settings that vary and the headline metrics (or those named) as
+    `value [low, high]`. What is the same in every job stands once, above the table. Jobs that did not finish keep their
+    row, with their state in bold and in place of every number."""
     names = headline_names(records, labels, metrics)
     finished = [record for record in records if record.state == "done"]
     texts = [{name: _number(record, name, Path()).text for name in names} for record in finished]
@@ -230,16 +209,11 @@ def summary_table(
 
 def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Everything as one wide table: job, state, error, seconds, the factors, every metric (sorted by name)."""
-    rows = [
-        {
-            "job": record.name,
-            "state": record.state,
-            "error": record.error,
-            "seconds": record.seconds,
-            **{key: setting(record, key) for key in [*record.factors, *comparison_keys(records)]},
-        }
-        for record in records
-    ]
+    keys = comparison_keys(records)
+    rows = []
+    for record in records:
+        row = {"job": record.name, "state": record.state, "error": record.error, "seconds": record.seconds}
+        rows.append(row | {key: setting(record, key) for key in [*record.factors, *keys]})
     metrics = sorted({name for record in records for name in record.metrics})
     numbers = pd.DataFrame([{name: record.metrics.get(name) for name in metrics} for record in records])
     return pd.concat([pd.DataFrame(rows), numbers.reindex(columns=metrics)], axis=1)
@@ -297,9 +271,10 @@ def controls_table(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS, note: 
         by_metric = {entry["metric"]: entry for entry in group.to_dict("records")}
         cells = [Cell(str(job)), Cell(str(control))]
         for name in metrics:
-            for ends in (("value", "low", "high"), ("difference", "difference_low", "difference_high")):
-                entry = by_metric.get(name)
-                text = ABSENT if entry is None else format_row(entry, *ends)
-                cells.append(Cell(text, sort=None if text == ABSENT or entry is None else float(entry[ends[0]])))
+            for value in ("value", "difference"):
+                ends = ("low", "high") if value == "value" else ("difference_low", "difference_high")
+                entry = by_metric.get(name, dict.fromkeys(NUMBERS))
+                text = format_row(entry, value, *ends)
+                cells.append(Cell(text, None if text == ABSENT else float(entry[value])))
         rows.append(cells)
     return Table(header, rows, header[2:], header[:2], note)
