@@ -136,7 +136,7 @@ def draw_quantiles(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = B
 def _over_sparsity(about: Description) -> tuple[str, ...]:
     """Variants of one metric that are drawn against sparsity. Splices along random and vanilla permutations explain so
     much less than nothing that they would flatten the others."""
-    return (about.reference, *about.beside, CEILING)
+    return tuple(dict.fromkeys((about.reference, *about.beside, CEILING)))
 
 
 def sparsity_rows(

@@ -116,10 +116,10 @@ def plot_panels(
     rows = -(-len(metrics) // columns)
     with drawing(path, (width * columns, COLUMN_INCHES[1] * rows), title) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flat
-        for ax, metric in zip(axes, metrics, strict=False):
-            draw(ax, metric)
         for ax in axes[len(metrics) :]:
             ax.set_axis_off()
+        for ax, metric in zip(axes, metrics, strict=False):
+            draw(ax, metric)
         legend_below(figure, axes[0], wide)
     return path
 
