@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ..metrics.weights import WEIGHT_MSE
+from ..metrics.built_in import WEIGHT_MSE
 from ..record.curves import is_quantile, near_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..style import BLUE, GREY, VERMILION
