@@ -104,8 +104,8 @@ def write_overlays(
         "composition": partial(_per_job, composed, "composition", plot_composition, distance_rows, jobs),
         "quantiles": partial(_per_job, quantiles, "quantiles", plot_quantiles, quantile_rows, jobs),
         "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
-        "paper": lambda: _titled(write_paper_figures(records, directory, labels)),
-        "pairs": lambda: _titled(write_pair_figures(records, directory)),
+        "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
+        "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
     }
     figures: list[Drawn] = []
     for name in only or makers:
@@ -119,8 +119,8 @@ def write_overlays(
     return figures
 
 
-def _titled(paths: Sequence[Path]) -> list[Drawn]:
-    return [Drawn(path, TITLES.get(path.stem, path.stem.replace("_", " "))) for path in paths]
+def _titled(path: Path) -> Drawn:
+    return Drawn(path, TITLES.get(path.stem, path.stem.replace("_", " ")))
 
 
 def _overlay(tables: Tables, metric: str, jobs: _Jobs) -> list[Drawn]:
@@ -203,21 +203,16 @@ def write_paper_figures(records: Sequence[Record], directory: Path, labels: Labe
     """Weight MSE by folding and splices against sparsity, where the records vary what these show."""
     with_pairs = [record for record in records if record.pairs is not None]
     found = dict(zip(job_labels(with_pairs), with_pairs, strict=True))
-    tables = {
-        label: per_layer_rows(record.pairs.dropna(subset="value"))
-        for label, record in found.items()
-        if record.pairs is not None
-    }
+    tables = {k: per_layer_rows(r.pairs.dropna(subset="value")) for k, r in found.items() if r.pairs is not None}
     foldings = {label: str(record.factors.get("folding")) for label, record in found.items()}
     sparse = {label: (str(r.config.get("sae", {}).get("l0")), tables[label]) for label, r in found.items()}
     written = []
-    for name, plot, rows in (
-        ("weight_mse.png", plot_weight_mse, weight_mse_rows(foldings, tables)),
-        ("sparsity.png", plot_sparsity, sparsity_rows(sparse, labels)),
-    ):
-        if rows is not None:
-            written.append(plot(rows, directory / name, labels=labels))
-            write_csv(written[-1].with_suffix(".csv"), rows)
+    if (mse := weight_mse_rows(foldings, tables)) is not None:
+        written.append(plot_weight_mse(mse, directory / "weight_mse.png", labels))
+        write_csv(directory / "weight_mse.csv", mse)
+    if (rows := sparsity_rows(sparse, labels)) is not None:
+        written.append(plot_sparsity(rows, directory / "sparsity.png", labels=labels))
+        write_csv(directory / "sparsity.csv", rows)
     return written
 
 

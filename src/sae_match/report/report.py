@@ -46,8 +46,6 @@ HEADINGS = {
     "files": "Files",
 }
 """Sections of report.html. The tables of report.md have the same headings."""
-CSV_NAMES = {"comparison": "report.csv", "controls": "controls_table.csv"}
-IMAGE_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """The jobs, their records as rows (those of one span merged), notes on them, and the tables made from them, by
-    section: as frames for CSV files, and as they are shown."""
+    """The jobs, their records as rows (those of one span merged), notes on them, and what was made from them: frames by
+    the name of their CSV file, tables by section, and the summary in Markdown."""
 
     jobs: Sequence[Record]
     records: Sequence[Record]
@@ -94,19 +92,18 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     records, notes = merge_spans(jobs) if options.merge else (jobs, [])
     labels = joined(record.labels for record in records)
     names = headline_names(records, labels, options.metrics)
-    frames = {"comparison": comparison_frame(records)}
+    frames = {"report.csv": comparison_frame(records)}
     tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
     if compared := compared_metrics(records, options.metrics, labels):
         resampled = resample(records, compared, labels)
         rankings = {name: rank(records, name, resampled, labels) for name in compared}
-        frames["ablation"] = frame = ablation_frame(records, rankings)
+        frames["ablation.csv"] = frame = ablation_frame(records, rankings)
         tables["ablation"] = ablation_table(records, frame, compared, labels, folder, ranking_note(rankings))
-        effects = effects_frame(records, compared, resampled)
-        if len(effects):
-            frames["effects"] = effects
+        if len(effects := effects_frame(records, compared, resampled)):
+            frames["effects.csv"] = effects
             tables["effects"] = effects_table(effects, compared, labels, effects_note(effects))
     if len(controls := controls_frame(records)):
-        frames["controls"] = controls
+        frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
     summary = summary_table(records, options.metrics, labels)
     return Report(jobs, records, notes, labels, frames, tables, summary)
@@ -123,10 +120,9 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
         figures, pages = _draw(report, output, options) if options.figures else ([], [])
         text = report_text(report, figures, pages)
         write_text(output / "report.md", text)
-        names = {section: CSV_NAMES.get(section, f"{section}.csv") for section in report.frames}
-        for section, frame in report.frames.items():
-            write_csv(output / names[section], frame)
-        write_text(output / "report.html", dashboard(report, figures, ["report.md", *names.values(), *pages]))
+        for name, frame in report.frames.items():
+            write_csv(output / name, frame)
+        write_text(output / "report.html", dashboard(report, figures, ["report.md", *report.frames, *pages]))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}. Give another --output.") from error
     return text
@@ -190,5 +186,6 @@ def _embedded(png: Path) -> dict[str, str | list[str]]:
     """The drawing as an address that needs no file, the vector one where there is one, and the files beside it."""
     there = [path for kind in (".png", ".svg", ".pdf", ".csv") if (path := png.with_suffix(kind)).is_file()]
     drawing = next((path for path in there if path.suffix == ".svg"), png)
+    kind = {".svg": "svg+xml", ".png": "png"}[drawing.suffix]
     content = base64.b64encode(drawing.read_bytes()).decode()
-    return {"source": f"data:{IMAGE_TYPES[drawing.suffix]};base64,{content}", "files": [path.name for path in there]}
+    return {"source": f"data:image/{kind};base64,{content}", "files": [path.name for path in there]}
