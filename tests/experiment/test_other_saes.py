@@ -161,7 +161,7 @@ def test_estimated_scale_of_relu_saes_needs_k(
         ({"metadata": {}}, r"do not say what the SAE reads.*sae\.site=resid_post"),
         (
             {"metadata": {"hook_name": "blocks.LAYER.hook_resid_post"}, "normalize_activations": "layer_norm"},
-            "cannot encode, because its inputs are normalised",
+            "cannot encode, because its inputs are normalized",
         ),
     ],
     ids=["site", "unknown", "normalised"],

@@ -31,7 +31,7 @@ from sae_match.plan.machine import Machine, probe_machine
 from sae_match.plan.resources import DiskNeed, JobShape, Phase, TextSize
 from sae_match.rules import check_config
 from sae_match.saes import SaeHeader, SaeSource
-from sae_match.saes.locating import SaeShape
+from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import TokenWindows
