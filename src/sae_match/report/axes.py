@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from ..metrics.description import CEILING, MATCHED, Description
-from ..record.curves import QUANTILE_SPLICE, distance_rows, is_quantile, near_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_quantile, near_rows
 from ..style import BLUE, GREEN, ORANGE
 from ..variants import Look
 from .canvas import COLUMN_INCHES, drawing, legend_below, plot_panels, references, styles

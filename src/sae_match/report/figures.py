@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 
 from ..errors import UserError
 from ..metrics.description import CEILING, SPLICED
-from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..record.pairs import distance_rows
 from ..style import BLUE, GREY
 from .axes import (
     has_distances,

@@ -15,12 +15,11 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
+from ..record.configuration import FACTOR_PATHS, RUNTIME_KEYS, factors_of, flatten
 from ..record.contents import CONFIG, METRICS, PAIRS
-from ..record.factors import FACTOR_PATHS, factors_of, flatten
 from ..record.heartbeat import silence
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
-from ..record.science import RUNTIME_KEYS
 from ..record.state import STATUS, interpret
 
 BAD_STATES = ("failed", "killed", "unreadable")
@@ -52,7 +51,7 @@ class Record:
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        """The factors of the job's configuration (`record.factors.FACTOR_PATHS`)."""
+        """The factors of the job's configuration (`record.configuration.FACTOR_PATHS`)."""
         return factors_of(self.config)
 
     @cached_property
