@@ -14,9 +14,8 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
-from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.labels import Labels
-from sae_match.record.pairs import read_pairs
+from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
 from sae_match.report import (
     plot_composition,
@@ -26,14 +25,12 @@ from sae_match.report import (
     plot_quantiles,
     plot_theta,
 )
-from sae_match.report.controls import control_frame
-from sae_match.report.controls_figure import plot_controls
-from sae_match.report.distance_figures import has_distances
-from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
-from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
-from sae_match.style import GREY, PURPLE, SKY, Style
+from sae_match.report.axes import has_distances, has_quantiles
+from sae_match.report.controls import control_frame, plot_controls
+from sae_match.report.curves import per_layer_rows
+from sae_match.report.features import pair_examples_of, plot_pair_examples
+from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
-from sae_match.variants import VARIANTS, Look
 
 logger = logging.getLogger(__name__)
 

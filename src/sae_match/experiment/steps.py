@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
+from sae_match.evaluation.pair import add_activations
 from sae_match.experiment.evaluation import (
     Evaluator,
-    add_activation_columns,
     document_sums,
     excluded_rows,
     log_ceiling_gaps,
@@ -39,6 +38,7 @@ from sae_match.record.results import Results
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.terminal import wants_bars
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Steps:
     def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> None:
         a, b = self.saes.pair(matched.pair)
         rows, counts = evaluator.evaluate(matched, a, b)
-        self.results.add(rows, matched.pair.layers, add_activation_columns(matched.features, counts))
+        self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
             rows = evaluator.layer_rows(site.layer, sae, active.active, active.tokens)
             self.results.add(rows + self._seed_rows(evaluator, seed_pair(site.layer)))
@@ -171,7 +171,7 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
     Raises:
         UserError: an input that cannot work.
     """
-    progress = sys.stderr.isatty() if study.progress is None else study.progress
+    progress = wants_bars(study.progress)
     device = resolve_device(study.device).type
     torch.manual_seed(study.seed)
     solver, layers, source = study.solver.on(device, progress), span(study), SaeSource(study.sae, tuple(span(study)))

@@ -12,11 +12,11 @@ from sae_match.errors import UserError
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
-from sae_match.language_model.facts import ModelFacts
+from sae_match.language_model.loading import ModelFacts
 from sae_match.matching.solution import Solver
 from sae_match.pairs import Role, distant_pairs
+from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
-from sae_match.record.science import science_hash
 from sae_match.record.state import read_status
 from sae_match.saes import SaeHeader
 from sae_match.saes.folding import FoldingKind, FoldingScale

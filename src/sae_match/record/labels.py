@@ -14,7 +14,7 @@ from typing import Any
 from sae_match.metrics.description import DIFFERENCE, MATCHED, TO_CEILING, Description
 from sae_match.metrics.registry import DESCRIPTIONS
 from sae_match.options import option
-from sae_match.variants import VARIANTS, Look
+from sae_match.style import VARIANTS, Look
 
 LABELS = "labels.json"
 MAX_BYTES = 4 * 2**20
