@@ -12,8 +12,8 @@ from torch import Tensor
 from sae_match import Permutation, UserError, match
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
-from sae_match.matching.baselines.cosine import unit_rows
-from sae_match.matching.baselines.greedy import LIST_LENGTH
+from sae_match.matching.baselines.controls import unit_rows
+from sae_match.matching.baselines.nearest import LIST_LENGTH
 from sae_match.matching.baselines.neighbours import Neighbours
 from sae_match.matching.solution import Solution
 from tests.builders import permuted, random_sae

@@ -1,23 +1,48 @@
-"""`match`: from two SAEs to the optimal permutation, its cost and its certificate."""
+"""`match`: from two SAEs and a solver's name to the permutation, its cost and its certificate."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from jaxtyping import Bool
+from pydantic import ValidationError
 from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import arguments
+from sae_match.matching.baselines import (
+    CosineSolver,
+    GreedySolver,
+    MutualSolver,
+    NearestSolver,
+    RandomSolver,
+    SoftSolver,
+    VanillaSolver,
+)
+from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.dense import DenseSolver
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.make_solver import make_solver
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
+
+SOLVERS: dict[str, type[Solver]] = {
+    "certified": CertifiedSolver,
+    "dense": DenseSolver,
+    "vanilla": VanillaSolver,
+    "random": RandomSolver,
+    "greedy": GreedySolver,
+    "nearest": NearestSolver,
+    "mutual": MutualSolver,
+    "cosine": CosineSolver,
+    "soft": SoftSolver,
+}
+"""The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,23 @@ class Matching:
     def __repr__(self) -> str:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
         return f"Matching({self.permutation!r}, objective {self.objective:.6g}, {gap}, {self.seconds:.2f} s)"
+
+
+def make_solver(name: str = "certified", **options: Any) -> Solver:
+    """The solver of that name.
+
+    Args:
+        options: fields of its class.
+
+    Raises:
+        UserError: unknown name (the message lists the valid ones), or options that it does not take.
+    """
+    if name not in SOLVERS:
+        raise UserError(f"solver={name}: must be one of {', '.join(SOLVERS)}")
+    try:
+        return SOLVERS[name](**options)
+    except ValidationError as error:
+        raise UserError(f"solver={name}: {error}") from error
 
 
 def match(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -84,6 +86,20 @@ class Permutation:
         # Its own generator on the CPU: the same draw on every device and whatever ran before.
         order = torch.randperm(max(n_a, n_b), generator=torch.Generator().manual_seed(seed))[:n_a]
         return cls(torch.where(order < n_b, order, UNMATCHED), n_b, {"solver": "random", "seed": seed})
+
+    @classmethod
+    def of_pairs(cls, rows: npt.ArrayLike, columns: npt.ArrayLike, n_a: int, n_b: int) -> Permutation:
+        """Feature rows[k] of A to feature columns[k] of B; the others stay unmatched."""
+        indices = np.full(n_a, UNMATCHED, np.int64)
+        indices[rows] = columns
+        return cls(torch.from_numpy(indices), n_b)
+
+    @classmethod
+    def of_narrower(cls, partner: npt.NDArray[np.signedinteger[Any]], n_a: int, n_b: int) -> Permutation:
+        """The matching from the partner of every feature of the narrower side (A's, if both are equally wide)."""
+        matched = np.flatnonzero(partner != UNMATCHED)
+        pairs = (matched, partner[matched]) if n_a <= n_b else (partner[matched], matched)
+        return cls.of_pairs(*pairs, n_a, n_b)
 
     def compose(self, after: Permutation) -> Permutation:
         """This A -> B followed by `after`: B -> C, as one A -> C (method section 4). Unmatched stays unmatched.

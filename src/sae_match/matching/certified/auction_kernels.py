@@ -22,13 +22,21 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.matching.certified.list_kernels import exact_cost, extend, make_list, move_list
+from sae_match.matching.certified.list_kernels import (
+    BIDS,
+    DEFERRED,
+    EXACT,
+    PENDING,
+    QUEUE,
+    REMADE,
+    SPARES_LOST,
+    exact_cost,
+    extend,
+    make_list,
+    move_list,
+)
 from sae_match.matching.compiled import njit
 
-QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
-"""Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
-spare rows lost, exact costs computed, lists remade."""
-COUNTERS = 8
 DOUBTS = 8
 """Costs that a bid makes exact one after another, each after a look at the whole list."""
 
@@ -54,13 +62,13 @@ def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64
             doubtful = second_at
         if doubtful < 0:
             return best_at, best, second_at, second
-        lists.cost[doubtful] = exact_cost(costs, i, lists.column[doubtful])
+        lists.cost[doubtful] = exact_cost(costs, i, np.int64(lists.column[doubtful]))
         lists.exact[doubtful] = True
         counters[EXACT] += 1
     # Many columns are almost as good: one pass over the list computes a few costs more than are needed.
     best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
     for t in range(first, first + lists.length[i]):
-        j = lists.column[t]
+        j = np.int64(lists.column[t])
         value = lists.cost[t] - prices.price[j]
         if value < second and value < lists.bound[i] and not lists.exact[t]:
             lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
@@ -83,19 +91,6 @@ def set_price(j: int, price: int, costs: Costs, prices: Prices) -> None:
 
 
 @njit(cache=True, nogil=True)
-def renew(
-    i: int, quantised: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
-) -> bool:
-    """Remake row i's list in place at today's prices; False where the pool is full."""
-    while True:
-        needed = make_list(i, quantised[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
-        if needed == 0:
-            return True
-        if not move_list(i, 2 * needed, lists):
-            return False
-
-
-@njit(cache=True, nogil=True)
 def stale(
     i: int, best: int, counters: Int64, few: int, quantised: Int16, scale: Float32,
     costs: Costs, prices: Prices, lists: Lists, scratch: Scratch,
@@ -105,8 +100,11 @@ def stale(
         return False
     counters[REMADE] += 1
     before = lists.bound[i]
-    if not renew(i, quantised, scale, costs, prices, lists, scratch):
-        return False
+    needed = 1
+    while needed > 0:
+        needed = make_list(i, quantised[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
+        if needed > 0 and not move_list(i, 2 * needed, lists):
+            return False
     # Prices that did not move since the list was made leave it as it was: only a longer one helps.
     if lists.bound[i] <= before and lists.bound[i] <= best:
         return extend(i, quantised[i], scale[i], costs, prices, lists, scratch)
@@ -126,7 +124,7 @@ def auction(
     # A row whose list is exhausted makes no bid, but work.
     stop = counters[BIDS] + counters[PENDING] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0] and counters[BIDS] + counters[PENDING] < stop:
-        i = queue[head]
+        i = np.int64(queue[head])
         head = (head + 1) % ring
         counters[QUEUE] -= 1
         best_at, best, _, second = two_best(i, costs, prices, lists, counters)
@@ -139,10 +137,10 @@ def auction(
         counters[BIDS] += 1
         # What lies outside the list is no better than its bound, so the bound can stand in for the second choice.
         second = min(second, lists.bound[i])
-        j = lists.column[best_at]
+        j = np.int64(lists.column[best_at])
         drop = epsilon if second == INFINITE else second - best + epsilon
         set_price(j, prices.price[j] - drop, costs, prices)
-        loser = held.owner[j]
+        loser = np.int64(held.owner[j])
         held.owner[j], held.partner[i] = i, j
         if loser >= 0:
             held.partner[loser] = UNOWNED
@@ -189,7 +187,7 @@ def reduce_rows(
     stop = counters[BIDS] + counters[PENDING] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0]:
         counters[QUEUE] -= 1
-        i = queue[counters[QUEUE]]
+        i = np.int64(queue[counters[QUEUE]])
         while i >= 0:
             if counters[BIDS] + counters[PENDING] >= stop:
                 queue[counters[QUEUE]] = i
@@ -215,14 +213,14 @@ def take(
 ) -> int:  # fmt: skip
     """Give row i its best column at a price that leaves it indifferent; returns the row to go on with, or -1."""
     limit = min(second, lists.bound[i])
-    j = lists.column[best_at]
+    j = np.int64(lists.column[best_at])
     counters[BIDS] += 1
     if best < limit:
         if limit < INFINITE:
             set_price(j, prices.price[j] - (limit - best), costs, prices)
     elif held.owner[j] != UNOWNED and second_at >= 0 and second == best:
-        j = lists.column[second_at]
-    loser = held.owner[j]
+        j = np.int64(lists.column[second_at])
+    loser = np.int64(held.owner[j])
     held.owner[j], held.partner[i] = i, j
     if loser == SPARE:
         counters[SPARES_LOST] += 1

@@ -16,33 +16,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from sae_match.matching.certified.arrays import Int32
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import Proof
+from sae_match.matching.certified.proof import Attempt
 
 BELOW_ALL_COSTS = -4
 """Steps: a rejection cost at which no pair is matched, as a squared distance is rounded by at most three steps."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The solution of one problem, and what the costs of other assignments are in it.
-
-    Attributes:
-        proof: its solution.
-        lazy: the search that led to it.
-        costs_of: cost of every row in its column, in the units of the proof's deficit.
-        deficit_of: cost of an assignment less the bound; None = no bound is known.
-    """
-
-    proof: Proof
-    lazy: LazyAssignment
-    costs_of: Callable[[Int32], list[int]]
-    deficit_of: Callable[[Int32], int | None]
-
-    @property
-    def n_pairs(self) -> int:
-        """Rows that have a column of the other SAE."""
-        return int((self.proof.partner < self.lazy.m).sum())
 
 
 @dataclass

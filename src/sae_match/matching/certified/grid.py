@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.list_kernels import squared_norms
-from sae_match.matching.certified.similarity import split
+from sae_match.matching.certified.rows import split
 
 COST_BITS = 46
 """Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less from 2^15 rows on, so that the

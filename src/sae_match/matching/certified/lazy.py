@@ -16,16 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_match.matching.certified.arrays import INFINITE, SPARE, UNOWNED, Int32, Int64
-from sae_match.matching.certified.auction_kernels import (
-    BIDS,
-    DEFERRED,
-    PENDING,
-    QUEUE,
-    SPARES_LOST,
-    auction,
-    reduce_rows,
-    release,
-)
+from sae_match.matching.certified.auction_kernels import auction, reduce_rows, release
+from sae_match.matching.certified.list_kernels import BIDS, DEFERRED, PENDING, QUEUE, SPARES_LOST
 from sae_match.matching.certified.path_kernels import (
     HEAP,
     HEAP_FULL,

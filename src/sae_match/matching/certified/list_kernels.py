@@ -17,7 +17,7 @@ from sae_match.matching.certified.arrays import (
     Real,
     Scratch,
 )
-from sae_match.matching.certified.exact_kernels import remainder, steps_of
+from sae_match.matching.certified.exact_numbers import remainder, steps_of
 from sae_match.matching.compiled import njit
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
@@ -26,10 +26,14 @@ SCAN_SLACK = 1e-6
 """Relative slack for the float32 arithmetic of a scan: 2^-20 of the largest quantity that enters it."""
 QUANTISATION = 1.01
 """Error of a cost from quantisation, in steps of the row: twice half a step, and the rounding's own rounding."""
-
-
 LANES = 128
 """Partial sums of an inner product."""
+CHUNK = 64
+"""Columns that a scan passes over together, at most."""
+QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
+"""Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
+spare rows lost, exact costs computed, lists remade."""
+COUNTERS = 8
 
 
 @njit(cache=True, nogil=True)
@@ -55,21 +59,34 @@ def dot(a: Float32, b: Float32) -> float:
 
 
 @njit(cache=True, nogil=True)
-def product(costs: Costs, i: int, j: int) -> float:
-    """Inner product of row i and column j in float64: as given, or from the factors."""
-    if costs.given.shape[0] > 0:
-        return np.float64(costs.left[costs.given[i], j])
-    return dot(costs.left[i], costs.right[j])
-
-
-@njit(cache=True, nogil=True)
 def exact_cost(costs: Costs, i: int, j: int) -> int:
     """Cost of row i in column j in grid steps."""
     if j >= costs.right.shape[0]:
         return costs.private_cost[i]
     if costs.potentials.row.shape[0] > 0:
         return costs.column_cost[j] + steps_of(remainder(costs, i, j), costs.potentials)
-    return costs.column_cost[j] - np.int64(np.rint(2.0 * product(costs, i, j) * costs.unit))
+    if costs.given.shape[0] > 0:
+        product = np.float64(costs.left[costs.given[i], j])
+    else:
+        product = dot(costs.left[i], costs.right[j])
+    return costs.column_cost[j] - np.int64(np.rint(2.0 * product * costs.unit))
+
+
+@njit(cache=True, nogil=True)
+def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
+    """Exact cost of a pair, remembered where the pair is listed."""
+    slot = -1
+    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+        if lists.column[t] == j:
+            slot = t
+            break
+    if slot >= 0 and lists.exact[slot]:
+        return lists.cost[slot]
+    counters[EXACT] += 1
+    cost = exact_cost(costs, i, j)
+    if slot >= 0:
+        lists.cost[slot], lists.exact[slot] = cost, True
+    return cost
 
 
 @njit(cache=True, nogil=True)
@@ -140,7 +157,7 @@ def select(
     values lie below it, so one pass for the minima and one over a few chunks are enough.
     """
     m = row.shape[0]
-    chunk = 64
+    chunk = CHUNK
     while chunk > 8 and m < 8 * wanted * chunk:
         chunk //= 2
     n_chunks = (m + chunk - 1) // chunk
@@ -152,25 +169,16 @@ def select(
     for c in range(n_chunks):
         minima[c] = scan_minimum(row, offset, norm, twice, beta, c * chunk, min(m, (c + 1) * chunk))
     threshold = kth_least(minima.copy(), wanted - 1)
-    return collect(row, offset, norm, twice, beta, chunk, minima, threshold, chosen), threshold
-
-
-@njit(cache=True, nogil=True)
-def collect(
-    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real,
-    chunk: int, minima: Float32, threshold: Real, chosen: Int32,
-) -> int:  # fmt: skip
-    """The columns whose lower bound is at most `threshold`; returns their number."""
     count = 0
     # The two passes may round differently (fused or not): the slack keeps what the first pass saw.
     reach = threshold + np.float32(1e-6) * (abs(threshold) + twice * np.float32(32767))
     for c in range(minima.shape[0]):
         if minima[c] <= threshold:
-            for j in range(c * chunk, min(row.shape[0], (c + 1) * chunk)):
+            for j in range(c * chunk, min(m, (c + 1) * chunk)):
                 if -twice * np.float32(row[j]) - offset[j] - beta * norm[j] <= reach:
                     chosen[count] = j
                     count += 1
-    return count
+    return count, threshold
 
 
 @njit(cache=True, nogil=True)
@@ -200,11 +208,12 @@ def make_list(
             scratch.known[lists.column[t]] = lists.cost[t]
     before = lists.column[first : first + lists.length[i]].copy()
     for e in range(count):
-        j, t = scratch.chosen[e], first + e
+        j, t = np.int64(scratch.chosen[e]), first + e
         lists.column[t] = j
         lists.exact[t] = scratch.known[j] != INFINITE
         lists.cost[t] = scratch.known[j] if lists.exact[t] else lower_cost(costs, i, j, scale, row[j])
-    scratch.known[before] = INFINITE
+    for e in range(before.shape[0]):
+        scratch.known[before[e]] = INFINITE
     if private:
         t = first + count
         lists.column[t], lists.cost[t], lists.exact[t] = row.shape[0] + i, costs.private_cost[i], True

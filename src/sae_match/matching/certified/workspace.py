@@ -25,9 +25,8 @@ from sae_match.matching.certified.arrays import (
     new_lists,
     new_scratch,
 )
-from sae_match.matching.certified.auction_kernels import COUNTERS, PENDING, REMADE
-from sae_match.matching.certified.list_kernels import make_lists, move_list
-from sae_match.matching.certified.similarity import QuantisedRows, split
+from sae_match.matching.certified.list_kernels import COUNTERS, PENDING, REMADE, make_lists, move_list
+from sae_match.matching.certified.rows import QuantisedRows, split
 
 LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
 """Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that
@@ -52,6 +51,16 @@ def list_length(cached: bool) -> int:
 def slots_per_row(cached: bool) -> int:
     """Room for one row's list."""
     return 2 * list_length(cached)
+
+
+def lists_bytes(n: int, m: int, cached: bool) -> int:
+    """Candidate lists with their room to grow, and what every row and column has beside them."""
+    return 4 * n * slots_per_row(cached) * SLOT_BYTES + 120 * (n + m)
+
+
+def most_slots(n: int, m: int, cached: bool, room: float) -> int:
+    """List entries in `room` bytes beside what is required, and the first lists in any case."""
+    return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
 
 
 class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved

@@ -13,11 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.matching.certified.arrays import Float32, Int16, Int64
+from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int16, Int64
 from sae_match.matching.certified.list_kernels import dot, quantise
 
 SPOT_CHECKS = 16
 """Entries of every block of the product that are compared with float64."""
+CLIP = 4.0
+"""Largest quantised cost of a row in units of its median: a few huge ones must not spoil the resolution of all."""
+COLUMN_CHUNK = 1024
+"""Columns that are converted to float64 together."""
 
 
 class QuantisedRows(ABC):
@@ -39,11 +43,14 @@ class QuantisedRows(ABC):
 
     @abstractmethod
     def block(self, rows: Int64 | slice) -> Float32:
-        """[r, m] inner products of some rows."""
+        """[r, m] inner products of some rows, as a new array."""
 
-    @abstractmethod
     def products(self, rows: Int64) -> Float32:
         """[r, m] inner products of some rows, at most as inexact as the quantised ones."""
+        if self.cached:
+            return self.quantised[rows] * self.scale[rows, None]
+        self.rows_computed += len(rows)
+        return self.block(rows)
 
     @property
     def complete(self) -> bool:
@@ -77,7 +84,7 @@ class QuantisedRows(ABC):
         split(self.threads, len(block), lambda low, high: quantise(block[low:high], out[low:high], scale[low:high]))
 
 
-class Similarity(QuantisedRows):
+class FactorRows(QuantisedRows):
     """Inner products <left_i, right_j> of factors.
 
     Args:
@@ -99,10 +106,8 @@ class Similarity(QuantisedRows):
         gamma: float,
     ) -> None:
         super().__init__(len(left), len(right), cached, block_rows, threads)
-        self.left, self.right, self.device, self.gamma = left, right, device, gamma
+        self.left, self.right, self.device, self.gamma = left, right.numpy(), device, gamma
         self._columns = right.to(device).T
-        self._right = right.numpy()
-        self._spots = np.linspace(0, self.m - 1, SPOT_CHECKS).astype(np.int64)
 
     def block(self, rows: Int64 | slice) -> Float32:
         """[r, m] inner products of some rows, spot-checked."""
@@ -111,26 +116,95 @@ class Similarity(QuantisedRows):
         self._spot_check(left.numpy(), block)
         return block
 
-    def products(self, rows: Int64) -> Float32:
-        """[r, m] inner products of some rows: from the cache, or computed."""
-        if self.cached:
-            return self.quantised[rows] * self.scale[rows, None]
-        block: Float32 = torch.mm(self.left[torch.from_numpy(rows)].to(self.device), self._columns).cpu().numpy()
-        self.rows_computed += len(rows)
-        return block
-
     def _spot_check(self, left: Float32, block: Float32) -> None:
         """The error bound holds for IEEE float32 only: a reduced-precision product must not pass unnoticed."""
-        for at, j in zip(np.linspace(0, len(left) - 1, SPOT_CHECKS).astype(np.int64), self._spots, strict=True):
-            a, b = left[at], self._right[j]
+        spots = (np.linspace(0, last, SPOT_CHECKS).astype(np.int64) for last in (len(left) - 1, self.m - 1))
+        for i, j in zip(*spots, strict=True):
+            a, b = left[i], self.right[j]
             allowed = self.gamma * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-            if not abs(float(block[at, j]) - dot(a, b)) <= allowed:
-                off = abs(float(block[at, j]) - dot(a, b))
+            off = abs(float(block[i, j]) - dot(a, b))
+            if not off <= allowed:
                 raise UserError(
                     f"the float32 matrix product on {self.device} is off by {off:.1e}, more than float32 allows "
                     f"({allowed:.1e}): a reduced-precision mode is on, or values overflow. "
                     "Switch it off (torch.set_float32_matmul_precision('highest')) or set device=cpu."
                 )
+
+
+class GivenRows(QuantisedRows):
+    """Rows of given inner products; a cache of them, half as large as the matrix, would make the search no faster.
+
+    Args:
+        matrix: [N, m] inner products.
+        rows: [n] which of its rows take part.
+        block_rows, threads: as in `QuantisedRows`.
+    """
+
+    def __init__(self, matrix: Float32, rows: Int64, block_rows: int, threads: int) -> None:
+        super().__init__(len(rows), matrix.shape[1], False, block_rows, threads)
+        self.matrix, self.rows = matrix, rows
+
+    def block(self, rows: Int64 | slice) -> Float32:
+        """[r, m] a copy of some rows."""
+        return self.matrix[self.rows[rows]]
+
+
+class RemainderRows(QuantisedRows):
+    """Lower bounds of costs less potentials, as inner products: minus half of them, in units of the cap.
+
+    Args:
+        costs: the factors, or given inner products.
+        norms: Euclidean norms of rows and columns; of given inner products, their largest magnitudes and 1.
+        potentials: of rows and columns, in float64.
+        cap: where the grid ends, in cost units.
+        cached, block_rows, threads: as in `QuantisedRows`.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        norms: tuple[Float64, Float64],
+        potentials: tuple[Float64, Float64],
+        cap: float,
+        cached: bool,
+        block_rows: int,
+        threads: int,
+    ) -> None:
+        (row, column), (self.left_norm, self.right_norm) = potentials, norms
+        super().__init__(len(row), len(column), cached, block_rows, threads)
+        self.costs, self.row, self.column, self.cap = costs, row, column, cap
+
+    def bounds(self, rows: Int64 | slice) -> Float64:
+        """[r, m] float64 numbers that no remainder is below."""
+        if len(self.costs.given):
+            out: Float64 = -2.0 * self.costs.left[self.costs.given[rows]].astype(np.float64)
+            relative = 0.0
+        else:
+            left = self.costs.left[rows].astype(np.float64)
+            out = np.empty((len(left), self.m), np.float64)
+            for start in range(0, self.m, COLUMN_CHUNK):
+                part = slice(start, start + COLUMN_CHUNK)
+                right = torch.from_numpy(self.costs.right[part]).to(torch.float64)
+                out[:, part] = torch.mm(torch.from_numpy(left), right.T).numpy()
+            out *= -2.0
+            relative = 2.002 * self.costs.left.shape[1] * 2.0**-53
+        row = self.row[rows]
+        out -= row[:, None]
+        out -= self.column[None, :]
+        out -= (2.0**-50 * np.abs(row))[:, None]
+        out -= (2.0**-50 * np.abs(self.column))[None, :]
+        out -= ((relative + 2.0**-50) * self.left_norm[rows])[:, None] * self.right_norm[None, :]
+        return out
+
+    def block(self, rows: Int64 | slice) -> Float32:
+        """[r, m] minus half the bounds; a bound far above the row's median is lowered."""
+        bounds = self.bounds(rows)
+        middle = np.partition(bounds, self.m // 2, axis=1)[:, self.m // 2]
+        top = np.where(middle > 0, np.minimum(self.cap, CLIP * middle), self.cap)
+        # Remainders are never negative: a negative bound only shows that float64 does not resolve the pair.
+        np.clip(bounds, 0.0, top[:, None], out=bounds)
+        bounds *= -0.5 / self.cap
+        return bounds.astype(np.float32)
 
 
 def split(threads: int, n: int, work: Callable[[int, int], None]) -> None:
