@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.errors import UserError
+from sae_match.matching.certified.grid import comfortable
 from sae_match.matching.certified.rows import split
 from sae_match.matching.compiled import njit
 
@@ -21,8 +21,6 @@ Ints = npt.NDArray[np.int64]
 
 FREE = -1
 """A row or column without a partner, and an entry of a list that is not used."""
-COMFORTABLE = (2.0**-40, 2.0**40)
-"""Largest entries that are used as they are; others are rescaled by a power of two, which loses nothing."""
 
 
 class NearestLists(NamedTuple):
@@ -53,7 +51,7 @@ class Neighbours:
     def __init__(
         self, left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], device: str = "cpu", block_rows: int = 1024
     ) -> None:
-        left, right = _comfortable(left.contiguous(), right.contiguous())
+        left, right, _ = comfortable(left.contiguous(), right.contiguous())
         self.left, self.right = left.numpy(), right.numpy()
         self.device, self.block_rows = device, block_rows
         self.left_square, self.right_square = _squares(left), _squares(right)
@@ -133,19 +131,6 @@ def _cut(lists: NearestLists, length: int) -> NearestLists:
 
 def _squares(rows: Float[Tensor, "n D"]) -> Floats:
     return np.asarray(torch.cat([part.to(torch.float64).square().sum(dim=1) for part in rows.split(4096)]).numpy())
-
-
-def _comfortable(
-    left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
-) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"]]:
-    """Both sides times a power of two where their products would leave float32's range; the order stays."""
-    largest = max(float(torch.linalg.vector_norm(side, ord=math.inf)) for side in (left, right))
-    if largest == 0 or COMFORTABLE[0] <= largest <= COMFORTABLE[1]:
-        return left, right
-    exponent = -math.floor(math.log2(largest))
-    # In two steps: the factor itself may lie outside float32's range.
-    half = exponent // 2
-    return left * 2.0**half * 2.0 ** (exponent - half), right * 2.0**half * 2.0 ** (exponent - half)
 
 
 @njit(cache=True, nogil=True)

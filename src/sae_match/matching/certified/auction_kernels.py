@@ -220,6 +220,12 @@ def take(
             set_price(j, prices.price[j] - (limit - best), costs, prices)
     elif held.owner[j] != UNOWNED and second_at >= 0 and second == best:
         j = np.int64(lists.column[second_at])
+        if held.owner[j] != UNOWNED:  # where many columns tie, one that is free ends the row's search
+            for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+                k = np.int64(lists.column[t])
+                if lists.exact[t] and lists.cost[t] - prices.price[k] == best and held.owner[k] == UNOWNED:
+                    j = k
+                    break
     loser = np.int64(held.owner[j])
     held.owner[j], held.partner[i] = i, j
     if loser == SPARE:

@@ -170,7 +170,7 @@ class LazyAssignment(Workspace):
         price = self.prices.price.copy()
         following = price[candidates[order[lost]]] if lost < len(candidates) else price[taken].min()
         price[taken] = np.minimum(price[taken], following) - epsilon
-        self.lower(price)
+        self.set_prices(price)
         losers = self.held.owner[taken]
         losers = losers[losers >= 0]
         self.held.partner[losers] = UNOWNED
@@ -188,7 +188,7 @@ class LazyAssignment(Workspace):
         if self.spares:
             held = self.held.owner == SPARE
             if held.any():
-                self.lower(np.minimum(self.prices.price, self.prices.price[held].min()))
+                self.set_prices(np.minimum(self.prices.price, self.prices.price[held].min()))
         self.release(0)
         rows = self.queue[: self.counters[QUEUE]].copy()
         for _ in range(2):

@@ -171,15 +171,14 @@ class Workspace:
         split(self.similarity.threads, self.m, quantiles)
         real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
         private = self.costs.private_cost + self.row_cost[: len(self.costs.private_cost)]
-        self.lower(np.concatenate([real, private]), first=True)
+        self.set_prices(np.concatenate([real, private]))
         if self.spares:
             # The columns that will stay unmatched all share the highest price.
             ceiling = np.partition(self.prices.price, self.n)[self.n]
-            self.lower(np.minimum(self.prices.price, ceiling))
+            self.set_prices(np.minimum(self.prices.price, ceiling))
 
-    def lower(self, price: Int64, first: bool = False) -> None:
-        """Set all prices; only the first time may one rise."""
-        assert first or bool((price <= self.prices.price).all())
+    def set_prices(self, price: Int64) -> None:
+        """Set all prices; after the first ones they may only fall, as every list's bound relies on it."""
         self.prices.price[:] = price
         self.prices.offset[:] = (price[: self.m] - self.costs.column_cost[: self.m]) / self.costs.unit
 
