@@ -155,7 +155,7 @@ def solve_given(matrix: Float32, block_rows: int, threads: int, slots: int) -> G
 
     Args:
         matrix: [N, m] finite inner products, N <= m, C-contiguous.
-        block_rows, threads: as in `QuantisedRows`; neither changes the answer.
+        block_rows, threads: as in `QuantizedRows`; neither changes the answer.
         slots: list entries (13 bytes each) at which the search gives up with a complete assignment.
     """
     largest, smallest = matrix.max(axis=1), matrix.min(axis=1)

@@ -18,6 +18,8 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
 
+Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
 UNMATCHED = -1
 """Index that marks a feature without a partner."""
 
@@ -88,18 +90,18 @@ class Permutation:
         return cls(torch.where(order < n_b, order, UNMATCHED), n_b, {"solver": "random", "seed": seed})
 
     @classmethod
-    def of_pairs(cls, rows: npt.ArrayLike, columns: npt.ArrayLike, n_a: int, n_b: int) -> Permutation:
+    def of_pairs(cls, rows: Ints, columns: Ints, n_a: int, n_b: int) -> Permutation:
         """Feature rows[k] of A to feature columns[k] of B; the others stay unmatched."""
         indices = np.full(n_a, UNMATCHED, np.int64)
         indices[rows] = columns
         return cls(torch.from_numpy(indices), n_b)
 
     @classmethod
-    def of_narrower(cls, partner: npt.NDArray[np.signedinteger[Any]], n_a: int, n_b: int) -> Permutation:
+    def of_narrower(cls, partner: Ints, n_a: int, n_b: int) -> Permutation:
         """The matching from the partner of every feature of the narrower side (A's, if both are equally wide)."""
         matched = np.flatnonzero(partner != UNMATCHED)
-        pairs = (matched, partner[matched]) if n_a <= n_b else (partner[matched], matched)
-        return cls.of_pairs(*pairs, n_a, n_b)
+        rows, columns = (matched, partner[matched]) if n_a <= n_b else (partner[matched], matched)
+        return cls.of_pairs(rows, columns, n_a, n_b)
 
     def compose(self, after: Permutation) -> Permutation:
         """This A -> B followed by `after`: B -> C, as one A -> C (method section 4). Unmatched stays unmatched.
@@ -161,7 +163,7 @@ class Permutation:
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(_serialised(self.indices, metadata))
+            temporary.write_bytes(_serialized(self.indices, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Permutation:
@@ -183,7 +185,7 @@ class Permutation:
         return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")), many_to_one)
 
 
-def _serialised(indices: Int[Tensor, " F_a"], metadata: dict[str, str]) -> bytes:
+def _serialized(indices: Int[Tensor, " F_a"], metadata: dict[str, str]) -> bytes:
     """A safetensors file; the library's own writer orders metadata anew each time."""
     data = indices.cpu().contiguous().numpy().astype("<i8").tobytes()
     tensor = {"dtype": "I64", "shape": list(indices.shape), "data_offsets": [0, len(data)]}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sae_match.matching.baselines.neighbours import FREE, Bools, Ints, NearestLists, Neighbours
+from sae_match.matching.baselines.neighbors import FREE, Bools, Ints, NearestLists, Neighbors
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, problem_bytes
@@ -69,8 +69,8 @@ class NearestSolver(Solver):
         return Solution(permutation, problem.objective(permutation))
 
     def _nearest(self, problem: MatchingProblem) -> Ints:
-        neighbours = Neighbours(problem.left, problem.right, self.device, self.block_rows)
-        return neighbours.nearest(np.arange(problem.shape[0]), FIRST_LENGTH).columns[:, 0]
+        neighbors = Neighbors(problem.left, problem.right, self.device, self.block_rows)
+        return neighbors.nearest(np.arange(problem.shape[0]), FIRST_LENGTH).columns[:, 0]
 
 
 @option
@@ -134,7 +134,7 @@ class GreedySolver(NearestSolver):
         started = time.monotonic()
         self.check_complete(problem)
         n_a, n_b = problem.shape
-        search = _Search(Neighbours(problem.left, problem.right, self.device, self.block_rows), n_a, n_b)
+        search = _Search(Neighbors(problem.left, problem.right, self.device, self.block_rows), n_a, n_b)
         search.run()
         permutation = Permutation(torch.from_numpy(search.partner), n_b)
         statistics = {
@@ -166,10 +166,10 @@ class GreedySolver(NearestSolver):
 class _Search:
     """The state of a greedy matching: who has whom, and each row's list of nearest free columns."""
 
-    def __init__(self, neighbours: Neighbours, n: int, m: int) -> None:
-        self.neighbours, self.wanted = neighbours, min(n, m)
+    def __init__(self, neighbors: Neighbors, n: int, m: int) -> None:
+        self.neighbors, self.wanted = neighbors, min(n, m)
         self.partner, self.taken = np.full(n, UNMATCHED, np.int64), np.zeros(m, np.bool_)
-        self.lists: NearestLists = neighbours.nearest(np.arange(n), min(LIST_LENGTH, m))
+        self.lists: NearestLists = neighbors.nearest(np.arange(n), min(LIST_LENGTH, m))
         self.matched = self.remade = self.rounds = 0
 
     def run(self) -> None:
@@ -211,12 +211,12 @@ class _Search:
 
     def _remake(self) -> None:
         """New lists for the free rows whose lists are used up or nearly so."""
-        gone = self.taken[self.neighbours.columns]
+        gone = self.taken[self.neighbors.columns]
         if gone.sum() > len(gone) // 2:
-            self.neighbours.drop(self.taken)
+            self.neighbors.drop(self.taken)
         left = self._free_entries().sum(axis=1)
         rows: Ints = np.flatnonzero((self.partner == UNMATCHED) & (left <= SHORT) & (self.lists.bound < np.inf))
-        renewed = self.neighbours.nearest(rows, self.lists.columns.shape[1], self.taken)
+        renewed = self.neighbors.nearest(rows, self.lists.columns.shape[1], self.taken)
         for mine, other in zip(self.lists, renewed, strict=True):
             mine[rows] = other
         self.remade += len(rows)

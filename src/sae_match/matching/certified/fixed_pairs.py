@@ -2,7 +2,7 @@
 
 The least cost of K pairs is a convex function of K (it is a minimum-cost flow), so for every K there is a rejection
 cost R at which a best matching with rejection has K pairs; cost(K) = best(R) - (n - K) R. Where costs tie, the optimum
-may pass over K between two neighbouring integers R: then it is put together from the two optima.
+may pass over K between two neighboring integers R: then it is put together from the two optima.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def between(
 ) -> Int32:  # fmt: skip
     """An assignment of `n_pairs` pairs from one with fewer and one with more.
 
-    Their difference consists of disjoint alternating paths and cycles. If both are optimal at neighbouring rejection
+    Their difference consists of disjoint alternating paths and cycles. If both are optimal at neighboring rejection
     costs, each path adds one pair at one of these two costs; the cheaper ones come first.
     """
     n = len(fewer)

@@ -138,7 +138,7 @@ class LazyAssignment(Workspace):
             with size.timed():
                 head = auction(
                     epsilon, min(size.now, int(stop - self.counters[BIDS])), FEW, self.queue, head, self.pending,
-                    self.counters, self.similarity.quantised, self.similarity.scale, self.costs, self.prices,
+                    self.counters, self.similarity.quantized, self.similarity.scale, self.costs, self.prices,
                     self.lists, self.held, self.scratch[0],
                 )  # fmt: skip
             self.make_room()
@@ -225,7 +225,7 @@ class LazyAssignment(Workspace):
             while len(sources):
                 with size.timed():
                     done, outcome = augment(
-                        sources, size.now, self.similarity.quantised, self.similarity.scale, heap, search, self.costs,
+                        sources, size.now, self.similarity.quantized, self.similarity.scale, heap, search, self.costs,
                         self.prices, self.lists, self.held, self.scratch[0], self.counters,
                     )  # fmt: skip
                 self.augmentations += done

@@ -27,7 +27,7 @@ from sae_match.matching.certified.arrays import (
     Scratch,
 )
 from sae_match.matching.certified.auction_kernels import set_price
-from sae_match.matching.certified.list_kernels import REMADE, certain_cost, extend
+from sae_match.matching.certified.list_kernels import REMADE, certain_cost, extend, index
 from sae_match.matching.compiled import njit
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
@@ -145,7 +145,7 @@ def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, h
         return False
     origin = search.origin[i]
     for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-        j = np.int64(lists.column[t])
+        j = index(lists.column[t])
         key = origin + lists.cost[t] - prices.price[j]
         if search.done[j]:
             continue
@@ -181,7 +181,7 @@ def settle_column(
     search.done[j], search.predecessor[j] = True, row
     search.reached[state[REACHED]] = j
     state[REACHED] += 1
-    owner = np.int64(held.owner[j])
+    owner = index(held.owner[j])
     if owner == UNOWNED:
         state[END] = j
     elif owner >= 0:
@@ -195,7 +195,7 @@ def settle_column(
         if not scan_row(owner, heap, search, prices, lists, held):
             return HEAP_FULL
     elif state[GATE] < 0:
-        # All spare rows share one dual: the first of their columns to be reached speaks for them all.
+        # All spare rows share one dual: the first of their columns to be reached stands for them all.
         state[GATE] = j
         search.origin[search.origin.shape[0] - 1] = key + prices.price[j]
         if not scan_spares(heap, search, prices, held):
@@ -205,7 +205,7 @@ def settle_column(
 
 @njit(cache=True, nogil=True)
 def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the order of events
-    source: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
+    source: int, quantized: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
     lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> int:  # fmt: skip
     """Shortest path from `source` (a row or SPARE_ROW) to an unowned column, left in the search's arrays."""
@@ -224,7 +224,7 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
     if not fits:
         return HEAP_FULL
     while state[HEAP] > 0:
-        key, i, column = heap.key[0], np.int64(heap.row[0]), np.int64(heap.column[0])
+        key, i, column = heap.key[0], index(heap.row[0]), index(heap.column[0])
         if key >= state[UPPER]:
             # Nothing left can be nearer, and among equals the search need not go on: many may be equal.
             j, i = state[NEAREST], state[NEAREST_ROW]
@@ -232,11 +232,11 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
         pop(heap, state)
         j = -2 - column if column < -1 else column
         if column == -1:
-            if quantised.shape[0] == 0:
+            if quantized.shape[0] == 0:
                 state[ROW] = i
                 return NEEDS_ROW
             counters[REMADE] += 1
-            if not extend(i, quantised[i], scale[i], costs, prices, lists, scratch):
+            if not extend(i, quantized[i], scale[i], costs, prices, lists, scratch):
                 return POOL_FULL
             if not scan_row(i, heap, search, prices, lists, held):
                 return HEAP_FULL
@@ -290,13 +290,13 @@ def clear_search(heap: Heap, search: Search) -> None:
 
 @njit(cache=True, nogil=True)
 def augment(
-    sources: Int32, most: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs,
+    sources: Int32, most: int, quantized: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs,
     prices: Prices, lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> tuple[int, int]:  # fmt: skip
     """Augment from up to `most` of the `sources` in turn: how many were finished, and why it stopped."""
     for s in range(min(most, sources.shape[0])):
-        source = np.int64(sources[s])
-        outcome = find_path(source, quantised, scale, heap, search, costs, prices, lists, held, scratch, counters)
+        source = index(sources[s])
+        outcome = find_path(source, quantized, scale, heap, search, costs, prices, lists, held, scratch, counters)
         if outcome == DONE:
             apply_path(source, search, costs, prices, held)
         clear_search(heap, search)

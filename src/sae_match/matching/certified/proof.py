@@ -31,10 +31,11 @@ from sae_match.matching.certified.list_kernels import (
     COUNTERS,
     EXACT,
     FAST,
-    QUANTISATION,
+    QUANTIZATION,
     SCAN_SLACK,
     certain_cost,
     exact_cost,
+    index,
     lower_cost,
     scan_minimum,
 )
@@ -216,11 +217,11 @@ def pairs_within(
     """Pairs of some rows whose cost - price exceeds the dual by at most `slack`; None where there are `most` or more.
 
     Args:
-        source: the quantised rows, as `QuantisedRows.get` returns them.
+        source: the quantized rows, as `QuantizedRows.get` returns them.
     """
     out, chosen = np.empty((2, most), np.int32), np.empty(lazy.m, np.int32)
-    quantised, scale, local = source
-    count = near_pairs(rows, local, quantised, scale, dual, slack, out, chosen, lazy.costs, lazy.prices)
+    quantized, scale, local = source
+    count = near_pairs(rows, local, quantized, scale, dual, slack, out, chosen, lazy.costs, lazy.prices)
     if count == most:
         return None
     return out[0, :count].astype(np.int64), out[1, :count].astype(np.int64)
@@ -292,11 +293,11 @@ def row_duals(
     for i in range(low, high):
         own = INFINITE
         if held.partner[i] >= 0:
-            j = np.int64(held.partner[i])
+            j = index(held.partner[i])
             own = certain_cost(i, j, costs, lists, counters) - prices.price[j]
         least = own
         for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-            j = np.int64(lists.column[t])
+            j = index(lists.column[t])
             # An inexact entry is a lower bound: only one that reaches down to the row's own value matters.
             if lists.cost[t] - prices.price[j] <= least and not lists.exact[t]:
                 lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
@@ -339,7 +340,7 @@ def scan_below(
 
 @njit(cache=True, nogil=True)
 def near_pairs(
-    rows: Int64, local: Int64, quantised: Int16, scale: Float32, dual: Int64, slack: int, out: Int32, chosen: Int32,
+    rows: Int64, local: Int64, quantized: Int16, scale: Float32, dual: Int64, slack: int, out: Int32, chosen: Int32,
     costs: Costs, prices: Prices,
 ) -> int:  # fmt: skip
     """Pairs whose cost - price exceeds the dual by at most `slack`, as rows and columns in out[0] and out[1].
@@ -354,11 +355,11 @@ def near_pairs(
         beta, twice = np.float32(2.0 * costs.gamma * costs.left_norm[i]), np.float32(2) * s
         limit = dual[i] + slack
         level = limit / costs.unit
-        error = QUANTISATION * s + SCAN_SLACK * (2.0 * 32767.0 * s + abs(level)) + 4.0 / costs.unit
+        error = QUANTIZATION * s + SCAN_SLACK * (2.0 * 32767.0 * s + abs(level)) + 4.0 / costs.unit
         threshold = np.float32(level + 2.0 * error)
-        for c in range(scan_below(quantised[at], prices.offset, costs.right_norm, twice, beta, threshold, chosen)):
-            j = np.int64(chosen[c])
-            if lower_cost(costs, i, j, s, quantised[at][j]) - prices.price[j] > limit:
+        for c in range(scan_below(quantized[at], prices.offset, costs.right_norm, twice, beta, threshold, chosen)):
+            j = index(chosen[c])
+            if lower_cost(costs, i, j, s, quantized[at][j]) - prices.price[j] > limit:
                 continue
             if exact_cost(costs, i, j) - prices.price[j] <= limit:
                 if count == out.shape[1]:

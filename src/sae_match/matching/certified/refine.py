@@ -64,7 +64,7 @@ class ExactProblem:
         private: [n] cost of leaving a row out; empty where every row must be matched.
         bits: bits that hold every cost and potential.
         cap_bits: bits of the largest cost of a level.
-        block_rows, threads, cached: as in `QuantisedRows`.
+        block_rows, threads, cached: as in `QuantizedRows`.
         indifferent: as in `Workspace`.
     """
 
@@ -268,8 +268,9 @@ def exact_factors(left: Float32, right: Float32, *, rejection_cost: float | None
         column_cost=np.zeros(m, np.int64), private_cost=np.empty(0, np.int64), unit=1.0, gamma=0.0,
         potentials=NO_POTENTIALS._replace(lowest=lowest),
     )  # fmt: skip
-    own = (squares(side, lowest, bits // LIMB_BITS + 4) for side in (left, right))
-    return ExactProblem(costs, norms, *own, [], bits, cost_bits(n) - 1, **options)
+    limbs = bits // LIMB_BITS + 4
+    row_squares, column_squares = squares(left, lowest, limbs), squares(right, lowest, limbs)
+    return ExactProblem(costs, norms, row_squares, column_squares, [], bits, cost_bits(n) - 1, **options)
 
 
 def exact_similarities(costs: Costs, **options: Any) -> ExactProblem:
@@ -338,7 +339,8 @@ def _one_level(problem: ExactProblem, lazy: LazyAssignment) -> Proof | int:
         found = finish(Remainders.collect(problem, lazy, near, deficit), MOST_STEPS)
     if found is None:
         return deficit
-    return Proof(found.partner, 0, found.ties, None)
+    partner, ties = found
+    return Proof(partner, 0, ties, None)
 
 
 # Among rows and columns that are far longer than the others, a pair costs orders of magnitude more or less than any

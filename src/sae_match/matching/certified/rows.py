@@ -14,30 +14,30 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int16, Int64
-from sae_match.matching.certified.list_kernels import dot, quantise
+from sae_match.matching.certified.list_kernels import dot, quantize
 
 SPOT_CHECKS = 16
 """Entries of every block of the product that are compared with float64."""
 CLIP = 4.0
-"""Largest quantised cost of a row in units of its median: a few huge ones must not spoil the resolution of all."""
+"""Largest quantized cost of a row in units of its median: a few huge ones must not spoil the resolution of all."""
 COLUMN_CHUNK = 1024
 """Columns that are converted to float64 together."""
 
 
-class QuantisedRows(ABC):
+class QuantizedRows(ABC):
     """Inner products of n rows with m columns as int16 multiples of a step per row.
 
     Args:
         n, m: numbers of rows and columns.
         cached: hold all n x m of them (2 bytes each), or make rows anew whenever they are asked for.
         block_rows: rows made at a time; changes memory use, not the result.
-        threads: threads of the quantisation.
+        threads: threads of the quantization.
     """
 
     def __init__(self, n: int, m: int, cached: bool, block_rows: int, threads: int) -> None:
         self.n, self.m = n, m
         self.cached, self.block_rows, self.threads = cached, block_rows, threads
-        self.quantised: Int16 = np.empty((n if cached else 0, m), np.int16)
+        self.quantized: Int16 = np.empty((n if cached else 0, m), np.int16)
         self.scale: Float32 = np.zeros(n if cached else 0, np.float32)
         self.rows_computed = 0
 
@@ -46,9 +46,9 @@ class QuantisedRows(ABC):
         """[r, m] inner products of some rows, as a new array."""
 
     def products(self, rows: Int64) -> Float32:
-        """[r, m] inner products of some rows, at most as inexact as the quantised ones."""
+        """[r, m] inner products of some rows, at most as inexact as the quantized ones."""
         if self.cached:
-            return self.quantised[rows] * self.scale[rows, None]
+            return self.quantized[rows] * self.scale[rows, None]
         self.rows_computed += len(rows)
         return self.block(rows)
 
@@ -65,33 +65,33 @@ class QuantisedRows(ABC):
     def compute(self, rows: Int64) -> None:
         """Fill the cache for consecutive `rows`."""
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        self._quantise(part, self.quantised[part], self.scale[part])
+        self._quantize(part, self.quantized[part], self.scale[part])
 
     def get(self, rows: Int64) -> tuple[Int16, Float32, Int64]:
-        """Quantised rows, their steps, and where each of `rows` is among them."""
+        """Quantized rows, their steps, and where each of `rows` is among them."""
         if self.cached:
-            return self.quantised, self.scale, rows
-        quantised = np.empty((len(rows), self.m), np.int16)
+            return self.quantized, self.scale, rows
+        quantized = np.empty((len(rows), self.m), np.int16)
         scale = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), self.block_rows):
             part = slice(start, start + self.block_rows)
-            self._quantise(rows[part], quantised[part], scale[part])
-        return quantised, scale, np.arange(len(rows))
+            self._quantize(rows[part], quantized[part], scale[part])
+        return quantized, scale, np.arange(len(rows))
 
-    def _quantise(self, rows: Int64 | slice, out: Int16, scale: Float32) -> None:
+    def _quantize(self, rows: Int64 | slice, out: Int16, scale: Float32) -> None:
         block = self.block(rows)
         self.rows_computed += len(block)
-        split(self.threads, len(block), lambda low, high: quantise(block[low:high], out[low:high], scale[low:high]))
+        split(self.threads, len(block), lambda low, high: quantize(block[low:high], out[low:high], scale[low:high]))
 
 
-class FactorRows(QuantisedRows):
+class FactorRows(QuantizedRows):
     """Inner products <left_i, right_j> of factors.
 
     Args:
         left: [n, D] float32 on the CPU.
         right: [m, D] float32 on the CPU.
         device: where the products are computed.
-        cached, block_rows, threads: as in `QuantisedRows`.
+        cached, block_rows, threads: as in `QuantizedRows`.
         gamma: relative error that a float32 inner product may have.
     """
 
@@ -131,13 +131,13 @@ class FactorRows(QuantisedRows):
                 )
 
 
-class GivenRows(QuantisedRows):
+class GivenRows(QuantizedRows):
     """Rows of given inner products; a cache of them, half as large as the matrix, would make the search no faster.
 
     Args:
         matrix: [N, m] inner products.
         rows: [n] which of its rows take part.
-        block_rows, threads: as in `QuantisedRows`.
+        block_rows, threads: as in `QuantizedRows`.
     """
 
     def __init__(self, matrix: Float32, rows: Int64, block_rows: int, threads: int) -> None:
@@ -149,7 +149,7 @@ class GivenRows(QuantisedRows):
         return self.matrix[self.rows[rows]]
 
 
-class RemainderRows(QuantisedRows):
+class RemainderRows(QuantizedRows):
     """Lower bounds of costs less potentials, as inner products: minus half of them, in units of the cap.
 
     Args:
@@ -157,7 +157,7 @@ class RemainderRows(QuantisedRows):
         norms: Euclidean norms of rows and columns; of given inner products, their largest magnitudes and 1.
         potentials: of rows and columns, in float64.
         cap: where the grid ends, in cost units.
-        cached, block_rows, threads: as in `QuantisedRows`.
+        cached, block_rows, threads: as in `QuantizedRows`.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ from sae_match.matching.certified.arrays import (
     new_scratch,
 )
 from sae_match.matching.certified.list_kernels import COUNTERS, PENDING, REMADE, make_lists, move_list
-from sae_match.matching.certified.rows import QuantisedRows, split
+from sae_match.matching.certified.rows import QuantizedRows, split
 
 LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
 """Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that
@@ -87,7 +87,7 @@ class Workspace:
 
     costs: Costs
     row_cost: Int64
-    similarity: QuantisedRows
+    similarity: QuantizedRows
     deadline: float | None = None
     most_slots: int = 1 << 40
     progress: bool = False
@@ -198,7 +198,7 @@ class Workspace:
 
     def _make(self, rows: Int64, wanted: Int64, source: tuple[Int16, Float32, Int64]) -> Int64:
         """`make_lists` in threads; returns the slots that the lists which did not fit would need."""
-        quantised, scale, local = source
+        quantized, scale, local = source
         needed = np.zeros(len(rows), np.int64)
         free: SimpleQueue[Scratch] = SimpleQueue()
         for scratch in self.scratch:
@@ -207,7 +207,7 @@ class Workspace:
         def work(low: int, high: int) -> None:
             part, scratch = slice(low, high), free.get()
             make_lists(
-                rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
+                rows[part], local[part], quantized, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
                 needed[part],
             )  # fmt: skip
             free.put(scratch)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in memory that grows with the width: float32 products, confirmed in float64."""
+"""Exact nearest neighbors in memory that grows with the width: float32 products, confirmed in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NearestLists(NamedTuple):
 
     Attributes:
         columns: [rows, length]; FREE where there are no more.
-        costs: [rows, length] exact squared distances, up to the scale of `Neighbours`.
+        costs: [rows, length] exact squared distances, up to the scale of `Neighbors`.
         settled: [rows] number of entries before which nothing comes.
         bound: [rows] every other column costs at least this; infinity = there is none.
     """
@@ -39,7 +39,7 @@ class NearestLists(NamedTuple):
     bound: Floats
 
 
-class Neighbours:
+class Neighbors:
     """Nearest columns of rows on demand.
 
     Args:
@@ -113,7 +113,7 @@ class Neighbours:
                 "(torch.set_float32_matmul_precision('highest')) or set device=cpu."
             )
         order = np.lexsort((columns, costs), axis=1)
-        columns, costs = (np.take_along_axis(side, order, axis=1) for side in (columns, costs))
+        columns, costs = np.take_along_axis(columns, order, axis=1), np.take_along_axis(costs, order, axis=1)
         known = columns != FREE
         columns[known] = self.columns[columns[known]]
         return NearestLists(columns, costs, (costs < bound[:, None]).sum(axis=1), bound)
