@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_match.errors import UserError
-from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
-from sae_match.language_model.facts import ModelFacts
+from sae_match.language_model.loading import ModelFacts
 from sae_match.matching.solution import Solver
+from sae_match.pairs import Role, distant_pairs
+from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
-from sae_match.record.science import science_hash
 from sae_match.record.state import read_status
 from sae_match.saes import SaeHeader
 from sae_match.saes.folding import FoldingKind, FoldingScale
@@ -25,9 +25,6 @@ from sae_match.store import Store
 from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
-
-VARIANTS = ("matched", "random", "vanilla")
-"""Permutations of neighbours whose pairs are judged; of layers further apart all three are."""
 
 
 @contextmanager
@@ -131,24 +128,6 @@ def check_dtype(study: Study, facts: ModelFacts) -> None:
         raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
 
 
-def captured_layers(study: Study) -> list[int]:
-    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
-    first = study.layers.first if study.capture.first is None else study.capture.first
-    last = study.layers.last if study.capture.last is None else study.capture.last
-    return list(range(first, last + 1))
-
-
-def far_pairs(study: Study) -> list[tuple[int, int]]:
-    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
-    starts = study.composition.starts or range(study.layers.first, study.layers.last + 1)
-    return [
-        (start, start + distance)
-        for start in sorted(starts)
-        for distance in range(2, study.composition.max_distance + 1)
-        if start + distance <= study.layers.last
-    ]
-
-
 def check_one_stream(d_models: dict[int, int]) -> None:
     """Refuse SAEs of different models in one span.
 
@@ -238,5 +217,5 @@ def check_judging(study: Study) -> None:
     if judging.neuronpedia is not None:
         for layer in layers:
             explanation_files(judging.neuronpedia, layer)
-    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(study)) * len(FAR_VARIANTS)
+    judged = (len(layers) - 1) * len(Role.adjacent.judged) + len(distant_pairs(study)) * len(Role.distant.judged)
     judging.check(judged * judging.pairs)

@@ -21,16 +21,16 @@ from sae_match.evaluation.controls import Matcher
 from sae_match.files import check_writable
 from sae_match.hub_lookup import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
-from sae_match.language_model.capturing import KIND
-from sae_match.language_model.residual_streams import layer_bytes, layer_path
+from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
+from sae_match.pairs import captured_layers, distant_pairs
 from sae_match.plan import checks, resources
-from sae_match.plan.checks import captured_layers, collect_errors, far_pairs
+from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import Machine, probe_machine
 from sae_match.plan.resources import DiskNeed, JobShape, Phase, TextSize
 from sae_match.rules import check_config
 from sae_match.saes import SaeHeader, SaeSource
-from sae_match.saes.locating import SaeShape
+from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import TokenWindows
@@ -294,7 +294,7 @@ def _check_shapes(study: Study, saes: PlannedSaes, model: PlannedModel | None, p
     # Each pair of widths once: a span of equal SAEs has one answer.
     pairs = {
         (shapes[a].width, shapes[b].width, shapes[a].d_model)
-        for a, b in [*pairwise(_span(study)), *far_pairs(study)]
+        for a, b in [*pairwise(_span(study)), *(pair.layers for pair in distant_pairs(study))]
         if a in shapes and b in shapes
     }
     for pair in sorted(pairs):
@@ -325,7 +325,7 @@ def _job_shape(study: Study, saes: PlannedSaes, model: PlannedModel | None, text
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in study.evaluation.all_splices),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
-        far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(study)),
+        far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
 

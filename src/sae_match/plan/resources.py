@@ -16,7 +16,7 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.files import GIB
-from sae_match.language_model.facts import ModelSize
+from sae_match.language_model.loading import ModelSize
 from sae_match.language_model.residual_streams import layer_bytes
 from sae_match.matching.by_similarity import required_bytes
 from sae_match.plan.machine import Machine, free_disk, matmul_flops

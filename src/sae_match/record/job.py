@@ -20,6 +20,7 @@ from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums
+from .configuration import science_hash, science_of
 from .contents import (
     CONFIG,
     FEATURES,
@@ -30,18 +31,19 @@ from .contents import (
     PATHS,
     PERMUTATIONS,
     RESULTS,
+    TEXT,
     TOP_TOKENS,
     TRACEBACK,
+    plain_metrics,
     refuse_foreign_files,
+    undefined,
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .heartbeat import SILENT_S, beating, claim, release, silence
 from .labels import LABELS, Labels
-from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .process import this_process
 from .provenance import git_state, versions
-from .science import science_hash, science_of
 from .state import STATUS, Status, read_status
 from .termination import sigterm_raises
 
@@ -249,6 +251,10 @@ class JobRecord:
     def write_labels(self, labels: Labels) -> None:
         """Write labels.json: what metrics and variants are called and how they are shown."""
         write_json(self.directory / LABELS, labels.as_json())
+
+    def write_text(self, facts: Mapping[str, object]) -> None:
+        """Write text.json: which documents and windows were evaluated."""
+        write_json(self.directory / TEXT, facts)
 
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""

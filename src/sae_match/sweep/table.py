@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_match.files import write_json, write_text
 from sae_match.record.labels import joined
-from sae_match.report.compare import comparison_keys, setting
+from sae_match.report.records import comparison_keys, setting
 from sae_match.report.tables import format_value, markdown_table
 from sae_match.sweep.notes import NOT_STARTED, SweepJob, jobs_of
 
