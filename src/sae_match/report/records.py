@@ -17,7 +17,6 @@ import yaml
 from ..errors import UserError
 from ..record.contents import CONFIG, METRICS, PAIRS
 from ..record.factors import factors_of, flatten
-from ..record.heartbeat import silence
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
@@ -75,7 +74,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
     name = path.name if name is None else name
     try:
         status = _mapping(path / STATUS, json.loads)
-        now = interpret(status, lambda: silence(path, probe=False))
+        now = interpret(status, path, probe=False)
         error = now.error
         return Record(
             name=name,

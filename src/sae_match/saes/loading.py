@@ -8,8 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
-from sae_match.hub import content_hash
-from sae_match.hub_lookup import cached_path
+from sae_match.hub import cached_path, content_hash
 from sae_match.saes.formats import SaeFormat, SaeHeader, detect_format, format_named
 from sae_match.saes.locating import fill, inside_only, is_file, local_root
 from sae_match.saes.site import Site

@@ -16,8 +16,7 @@ from huggingface_hub import HfApi, HfFileSystem, constants
 from safetensors import safe_open
 
 from sae_match.errors import UserError
-from sae_match.hub import download
-from sae_match.hub_lookup import HubFile
+from sae_match.hub import HubFile, download
 
 if TYPE_CHECKING:
     from sae_match.saes.formats.base import SaeFormat

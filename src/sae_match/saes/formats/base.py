@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_match.errors import UserError
+from sae_match.hub import HubFile
 from sae_match.hub_errors import Repository
-from sae_match.hub_lookup import HubFile
 from sae_match.options import option
 from sae_match.saes.locating import ELSEWHERE, SaeShape, fetch, fill, shape_at_hub
 from sae_match.saes.site import Site
