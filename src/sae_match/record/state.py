@@ -100,7 +100,7 @@ def interpret(status: Mapping[str, Any], directory: Path, probe: bool = True) ->
         **{name: status.get(name) for name in ("seconds", "key", "science")},
         alive=alive is True,
         **{name: process.get(name) for name in ("pid", "host")},
-        own=state == "running" and _absolute(directory) in _held,
+        own=state == "running" and directory.absolute() in _held,
     )
 
 
@@ -129,16 +129,15 @@ def is_alive(process: Mapping[str, Any], directory: Path, probe: bool = True) ->
     return None if age is None else age <= STALE_S
 
 
-def _is_earlier_attempt(slurm: object, mine: Mapping[str, Any] | None) -> bool:
-    """Slurm starts a job again when the earlier attempt is gone."""
-    if not isinstance(slurm, Mapping) or mine is None:
+def _is_earlier_attempt(slurm: object, mine: object) -> bool:
+    """Slurm starts a job again, with another RESTART_COUNT, when the earlier attempt is gone."""
+    if not isinstance(slurm, Mapping) or not isinstance(mine, Mapping):
         return False
-    same = all(slurm.get(name) == mine[name] for name in ("JOB_ID", "PROCID"))
-    return same and slurm.get("RESTART_COUNT") != mine["RESTART_COUNT"]
+    return slurm != mine and {**slurm, "RESTART_COUNT": None} == {**mine, "RESTART_COUNT": None}
 
 
 def _is_locked(directory: Path) -> bool:
-    if _absolute(directory) in _held:
+    if directory.absolute() in _held:
         return True
     if not (directory / LOCK).exists():
         return False
@@ -157,7 +156,7 @@ def claim(directory: Path) -> Mapping[str, Any] | None:
     Raises:
         OSError: lock or heartbeat cannot be written.
     """
-    place = _absolute(directory)
+    place = directory.absolute()
     holder: Mapping[str, Any] = {}
     for _ in range(2):
         if place in _held or _take(place):
@@ -197,7 +196,7 @@ def _take(place: Path) -> bool:
 
 def release(directory: Path) -> None:
     """Let go of a record, if it is this process's."""
-    lock = _held.pop(_absolute(directory), None)
+    lock = _held.pop(directory.absolute(), None)
     if lock is not None:
         for name in (HEARTBEAT, LOCK):  # while it is locked: a process that waits for the lock file makes a new one
             with suppress(OSError):
@@ -211,10 +210,6 @@ def _holder(directory: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _absolute(directory: Path) -> Path:
-    return Path(os.path.abspath(directory))
 
 
 @contextmanager
