@@ -134,7 +134,7 @@ class HubFile:
     """A file on the hub.
 
     Attributes:
-        size: bytes, or None where the hub does not say.
+        size: bytes, or None where the hub does not state them.
         cached: its path in the local cache, or None where it would be downloaded.
     """
 

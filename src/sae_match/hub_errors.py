@@ -37,10 +37,10 @@ _UNKNOWN = (
     "an account that may read it."
 )
 _EXPLANATIONS = {
-    "gated, no token": "the repository is gated, and HF_TOKEN is not set. Log in to the hub, accept its licence at "
+    "gated, no token": "the repository is gated, and HF_TOKEN is not set. Log in to the hub, accept its license at "
     "{page}, make an access token there (read permission is enough) and set HF_TOKEN to it in the environment.",
     "gated": "the repository is gated, and the account of HF_TOKEN has no access. With that account, accept its "
-    "licence at {page}; a fine-grained token also needs the permission to read public gated repositories.",
+    "license at {page}; a fine-grained token also needs the permission to read public gated repositories.",
     "revision": "the repository has no such revision. Set {group}.revision to a branch, tag or commit of {page}, or to "
     "null.",
     "repository": _UNKNOWN,
@@ -101,7 +101,7 @@ class Repository:
 
     @property
     def page(self) -> str:
-        """Where a person finds it, and its licence."""
+        """Where a person finds it, and its license."""
         return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.repo_id}"
 
     @property

@@ -147,7 +147,7 @@ def test_shapes_of_safetensors_come_from_their_headers(
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
     plan = planned(config(tmp_path, "evaluation=weights_only"))
     assert plan.problems == [] and plan.model is None
-    assert "evaluation=weights_only needs no language model, and so no licence and no token" in render(plan)
+    assert "evaluation=weights_only needs no language model, and so no license and no token" in render(plan)
     assert not any("gemma-2-2b" in path or "openwebtext" in path for _, path in published.requests)
 
 
@@ -158,7 +158,7 @@ def test_a_gated_model(
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     (problem,) = refused(config(tmp_path))
-    assert f"accept its licence at https://huggingface.co/{MODEL}" in problem and words in problem
+    assert f"accept its license at https://huggingface.co/{MODEL}" in problem and words in problem
     assert "evaluation=weights_only needs no language model" in problem
     assert published.asked(r"npz$") <= 20 and not list((tmp_path / "hub_cache").rglob("*.npz")), "no SAE was fetched"
 
@@ -178,7 +178,7 @@ def test_every_problem_at_once(
     problems = refused(cfg)
     assert len(problems) == 5
     for words, problem in zip(
-        (f"licence at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
+        (f"license at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
          "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=certified needs", "the disk needs"),
         problems, strict=True,
     ):  # fmt: skip

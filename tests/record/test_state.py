@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -217,6 +218,23 @@ def test_a_lock_that_a_dead_host_left_on_a_network_file_system_is_removed(
     aged(tmp_path / "record", STALE_S + 60)
     assert claim(tmp_path / "record") is None
     release(tmp_path / "record")
+
+
+def test_without_locks_heartbeats_decide_on_this_host_too(
+    other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    directory = tmp_path / "record"
+    held = claim(directory)
+    assert held is not None and held["pid"] == other.pid and status(directory).alive
+    aged(directory, STALE_S + 60)
+    assert status(directory).state == "killed"
+    assert claim(directory) is None and status(directory).own
+    release(directory)
+    assert [path.name for path in directory.iterdir()] == ["status.json"]
 
 
 def no_room(*_: object) -> None:

@@ -147,7 +147,7 @@ def durations(
 ) -> Iterator[Duration]:
     """Time of the steps whose work can be counted, at a rate measured on this machine in about a second.
 
-    Good enough to tell minutes from days. An assignment takes as long as its costs make it; it is not predicted.
+    Good enough to distinguish minutes from days. An assignment takes as long as its costs make it; it is not predicted.
 
     Args:
         downloads: bytes.

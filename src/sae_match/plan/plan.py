@@ -36,7 +36,7 @@ from sae_match.study import Study
 from sae_match.text import TokenWindows
 from sae_match.text.windows import find_windows
 
-NO_MODEL_NEEDED = "evaluation=weights_only needs no language model, and so no licence and no token."
+NO_MODEL_NEEDED = "evaluation=weights_only needs no language model, and so no license and no token."
 FEATURE_ROW_BYTES = 96
 """A feature's row in features.parquet and its entry in a permutation, uncompressed."""
 RECORD_BYTES = 20 * 2**20

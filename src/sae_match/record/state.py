@@ -1,11 +1,12 @@
 """The state of a job as its directory shows it, and whether the process that writes there still runs.
 
-A job killed by SIGKILL cannot record it. On its own host its lock is then free; other hosts, which may not see locks on
-a network file system, go by its heartbeat: a file with the process in it, which a thread touches.
+A job killed by SIGKILL cannot record it. On its own host its lock is then free. Other hosts, which may not see locks,
+go by its heartbeat, a file with the process in it, which a thread touches; so does a file system without locks.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -28,6 +29,8 @@ STALE_S = 180.0
 minute late."""
 TAKE_S = 1.0
 """How long to wait for a lock that another process may only be testing."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that have no locks, or no lock service."""
 
 _held: dict[Path, FileLock] = {}
 """Locks of the records that this process writes."""
@@ -123,7 +126,7 @@ def is_alive(process: Mapping[str, Any], directory: Path, probe: bool = True) ->
     if _is_earlier_attempt(process.get("slurm"), me["slurm"]):
         return False
     if process.get("host") == me["host"]:
-        with suppress(OSError):  # a lock that may not be opened, of a colleague's job
+        with suppress(OSError):  # of a file system without locks, or a lock of a colleague's job that may not be opened
             return _is_locked(directory)
     age = heartbeat_age(directory, probe)
     return None if age is None else age <= STALE_S
@@ -176,10 +179,13 @@ def _take(place: Path) -> bool:
         lock.acquire(timeout=TAKE_S)
     except Timeout:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         holder = _holder(place)
-        # With its lock free, a process of this host is dead.
-        if holder.get("host") == socket.gethostname() or is_alive(holder, place) is False:
+        # Whose lock this process has just taken, on this host, is dead.
+        if (lock.is_locked and holder.get("host") == socket.gethostname()) or is_alive(holder, place) is False:
             beat.unlink(missing_ok=True)
         with suppress(FileExistsError), beat.open("x", encoding="utf-8") as file:
             _held[place] = lock

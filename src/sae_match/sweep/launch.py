@@ -49,7 +49,7 @@ _launch: ContextVar[_Launch | None] = ContextVar("launch", default=None)
 
 
 class SweepCallback(Callback):
-    """Hydra tells the launching process where a sweep goes, and which jobs it has."""
+    """Called by Hydra in the launching process, with the place of the sweep and its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin the notes of a launch; those of an earlier one in the same directory go, its jobs' records stay."""
@@ -124,7 +124,7 @@ def current_job() -> Iterator[CurrentJob]:
 
 
 def _log_to_file(text: str) -> None:
-    """Write to the job's log file and not to the terminal, where a short message says enough."""
+    """Write to the job's log file and not to the terminal, where a short message is enough."""
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

@@ -76,7 +76,7 @@ def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
 
 
 def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
-    """Whether a noted job is over: found finished, failed, or its record says so."""
+    """Whether a noted job is over: found finished, failed, or so by its record."""
     if note.get("action") != "run" or note.get("error") is not None:
         return True
     status = read_note(sweep / str(note["record"]) / "status.json") if note.get("record") else None

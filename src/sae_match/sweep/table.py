@@ -24,7 +24,7 @@ class SweepJob:
 
     Attributes:
         number: its place in the sweep, from 0.
-        overrides: what its command line says.
+        overrides: what its command line sets.
         action: run, skip (was finished), report (rerun=none), or None where it never began.
         record: what its directory holds; None where there is no record.
         error: what ended it, also where it could not write a record, or was refused the place of another job's.
