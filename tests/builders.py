@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sae_match import Permutation, SparseAutoencoder
-from sae_match.evaluation.quantile_splice import Quantiles
 from sae_match.evaluation.splices import BoundSplice, SplicePair, SpliceUnits, bind_all
-from sae_match.evaluation.standard_splices import STANDARD
+from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 
 
 def random_sae(width: int = 24, d: int = 8, seed: int = 0) -> SparseAutoencoder:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the commands import this module before they know whether th
     from sae_match.matching.solution import Solver
     from sae_match.metrics.metric import Metric
     from sae_match.saes.folding import Folding
-    from sae_match.saes.formats import SaeFormat
+    from sae_match.saes.formats.base import SaeFormat
     from sae_match.text.source import TextSource
     from sae_match.tracking import Tracking
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
-from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Bootstrap, Estimate
+from sae_match.metrics.metric import MetricRow
 
 TOGETHER = {"matched": [4, 2, 5, 3], "greedy": [3, 2, 4, 3], "seeds": [5, 4, 5, 6]}
 ACTIVE = [8, 5, 9, 7]

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 
 from sae_match import Permutation, SparseAutoencoder, UserError, match
 from sae_match.evaluation import PairSettings, evaluate_pair
-from sae_match.evaluation.quantile_splice import CarriedShare, Quantiles, carried_features
 from sae_match.evaluation.splices import BoundSplice, PairActivations, SplicePair, SpliceUnits
-from sae_match.evaluation.standard_splices import STANDARD, permuted_splice
+from sae_match.evaluation.standard_splices import STANDARD, CarriedShare, Quantiles, carried_features, permuted_splice
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.saes import fold
 from tests.builders import identity_sae, random_sae, splices_of_pair

@@ -10,7 +10,6 @@ import torch
 
 from sae_match import Permutation, UserError
 from sae_match.evaluation.linear_map import LinearMapSplice
-from sae_match.evaluation.quantile_splice import Quantiles
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, first_equals
 from sae_match.evaluation.standard_splices import (
     STANDARD,
@@ -18,6 +17,7 @@ from sae_match.evaluation.standard_splices import (
     EncodeDecodePrevious,
     EncodePermuteDecode,
     LayerDrop,
+    Quantiles,
 )
 from sae_match.options import option
 from tests.builders import random_sae

@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from sae_match import Permutation
-from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
-from sae_match.evaluation.pair import reconstruction_rows, score_rows
+from sae_match.evaluation.activations import (
+    ActivationRequest,
+    ActivationStatistics,
+    compute_activations,
+    from_arrays,
+    to_arrays,
+)
+from sae_match.evaluation.pair import activation_rows
 from sae_match.evaluation.splices import SpliceUnits
-from sae_match.evaluation.stored_activations import from_arrays, to_arrays
 from sae_match.matching import UNMATCHED
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.registry import BUILT_IN
 from tests.builders import random_sae, splices_of_pair
 
 A, B = random_sae(width=24, seed=1), random_sae(width=30, seed=2)
@@ -61,8 +67,8 @@ def test_metrics_are_the_same_numbers() -> None:
     found = from_arrays(to_arrays(statistics), request)
     bootstrap = Bootstrap(5, 20)
     for one, other in zip(
-        score_rows(statistics, bootstrap, (0, 1), 2) + reconstruction_rows(statistics, bootstrap, (0, 1)),
-        score_rows(found, bootstrap, (0, 1), 2) + reconstruction_rows(found, bootstrap, (0, 1)),
+        activation_rows(BUILT_IN, statistics, bootstrap, (0, 1), 2),
+        activation_rows(BUILT_IN, found, bootstrap, (0, 1), 2),
         strict=True,
     ):
         assert one.as_dict() == other.as_dict()

@@ -17,8 +17,10 @@ from sae_match.entries import list_entries, read_mark
 from sae_match.evaluation import linear_map
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics
 from sae_match.evaluation.splices import SpliceUnits
-from sae_match.experiment import activation_cache, evaluation_step, run, saes_in_span
-from sae_match.experiment.activation_cache import ActivationCache, pass_key
+from sae_match.experiment import evaluation, run
+from sae_match.experiment import passes as passes_module
+from sae_match.experiment import saes as saes_module
+from sae_match.experiment.passes import activations, pass_key
 from sae_match.matching import by_similarity
 from sae_match.store import Store
 from sae_match.study import Study
@@ -40,8 +42,8 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made, self.dies_at = 0, -1
-        self.inner = activation_cache.compute_activations
-        monkeypatch.setattr(activation_cache, "compute_activations", self)
+        self.inner = passes_module.compute_activations
+        monkeypatch.setattr(passes_module, "compute_activations", self)
 
     def __call__(self, *arguments: Any) -> ActivationStatistics:
         if self.made == self.dies_at:
@@ -158,20 +160,19 @@ def test_a_damaged_entry_is_collected_anew(
     configured: Configured, random_saes: Path, passes: Passes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = configured(random_saes, "layers.last=1", "sae.ceiling_filename=null")
-    compute = ActivationCache(Store(cfg.paths.cache_dir)).computing()
     known = {"matched": Permutation.random(24, 24, seed=0)}
     splices = splices_of_pair(A, B, known, SpliceUnits.raw)
     x, document = torch.randn(4, 5, 8), torch.tensor([0, 1, 2, 3])
     request = ActivationRequest(A, B, x, x, document, known, splices)
-    first = compute(request)
+    first = activations(Store(cfg.paths.cache_dir), request, {})
     (entry,) = entries(cfg)
     mark = read_mark(entry)
     Store(cfg.paths.cache_dir).put(mark["kind"], mark["key"], {"tokens": first.a.tokens})
     with caplog.at_level(logging.WARNING):
-        again = compute(request)
+        again = activations(Store(cfg.paths.cache_dir), request, {})
     assert "damaged" in caplog.text and passes.made == 2
     assert torch.equal(first.a.active, again.a.active)
-    compute(request)
+    activations(Store(cfg.paths.cache_dir), request, {})
     assert passes.made == 2
 
 
@@ -255,8 +256,8 @@ def test_dead_features_and_measured_scales_are_found_once(
 
         monkeypatch.setattr(module, name, counting)
 
-    counted(evaluation_step, "never_active")
-    counted(saes_in_span, "measure_scale")
+    counted(evaluation, "never_active")
+    counted(saes_module, "measure_scale")
     more = ("matching.dead_features=exclude", "folding.scale=mean_activation", "sae.ceiling_filename=null")
     run(configured(random_saes, *more, f"paths.cache_dir={tmp_path / 'other_cache'}", output="undisturbed"))
     assert (calls.count("never_active"), calls.count("measure_scale")) == (4, 4)

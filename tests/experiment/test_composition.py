@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from sae_match import Permutation, UserError, load_sae, match
 from sae_match.evaluation import evaluate_pair
-from sae_match.evaluation.far_pair import agreement_rows
-from sae_match.experiment import Result, evaluation_step, run
-from sae_match.experiment.composition_headline import composition_headline, reach
-from sae_match.experiment.feature_paths import path_table
+from sae_match.experiment import Result, inputs, run
+from sae_match.experiment.headline import composition_headline, reach
+from sae_match.experiment.matching import agreement_rows
+from sae_match.experiment.paths import path_table
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
-from sae_match.plan.checks import far_pairs
+from sae_match.pairs import Pair, Role, Site, distant_pairs
 from sae_match.record.curves import distance_rows
 from sae_match.rules import check_config
 from sae_match.saes import save_native
@@ -89,7 +89,7 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     assert same < 24
     assert value(result, (1, 3), "composed", "agreement") == same / 24
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [1, 3])
     for variant, permutation in (("composed", composed), ("exact", exact)):
         expected = evaluate_pair(a, b, permutation, x[1], x[3], windows.document).rows
@@ -195,7 +195,9 @@ def test_the_table_by_distance_begins_with_the_neighbours(configured: Configured
 
 def test_agreement_counts_what_the_exact_matching_pairs() -> None:
     exact, composed = torch.tensor([2, -1, 0, 1]), torch.tensor([2, 3, 1, 0])
-    rows = agreement_rows({"composed": Permutation(composed), "exact": Permutation(exact)}, (0, 2))
+    rows = agreement_rows(
+        {"composed": Permutation(composed), "exact": Permutation(exact)}, Pair(Site(0), Site(2), Role.distant)
+    )
     assert [(row.variant, row.n) for row in rows] == [("composed", 3)]
     assert rows[0].value == pytest.approx(1 / 3)
 
@@ -216,11 +218,15 @@ def test_the_headline_of_nothing_is_empty() -> None:
     assert composition_headline([]) == {}
 
 
-def test_far_pairs_follow_starts_and_span(configured: Configured, random_saes: Path) -> None:
-    assert far_pairs(configured(random_saes)) == []
-    assert far_pairs(configured(random_saes, "composition.max_distance=9")) == FAR
-    assert far_pairs(configured(random_saes, "composition.max_distance=2")) == [(0, 2), (1, 3)]
-    assert far_pairs(configured(random_saes, "composition.max_distance=3", "composition.starts=[1]")) == [(1, 3)]
+def distant(study: Study) -> list[tuple[int, int]]:
+    return [pair.layers for pair in distant_pairs(study)]
+
+
+def test_distant_pairs_follow_starts_and_span(configured: Configured, random_saes: Path) -> None:
+    assert distant(configured(random_saes)) == []
+    assert distant(configured(random_saes, "composition.max_distance=9")) == FAR
+    assert distant(configured(random_saes, "composition.max_distance=2")) == [(0, 2), (1, 3)]
+    assert distant(configured(random_saes, "composition.max_distance=3", "composition.starts=[1]")) == [(1, 3)]
 
 
 @pytest.mark.parametrize(

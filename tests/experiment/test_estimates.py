@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_match.evaluation.activations import ActivationRequest, compute_activations
+from sae_match.evaluation.activations import ActivationRequest, compute_activations, to_arrays
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
-from sae_match.evaluation.stored_activations import to_arrays
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.facts import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 import transformers
@@ -128,9 +127,9 @@ def draw_only(monkeypatch: pytest.MonkeyPatch, really: bool) -> list[Any]:
     real: Callable[..., list[Path]] = outputs.draw_figures
     called: list[Any] = []
 
-    def draw(record: Any, pairs: pd.DataFrame, *others: Any) -> list[Path]:
-        called.append(record)
-        return real(record, pairs, *others) if really else []
+    def draw(results: Any, *others: Any) -> list[Path]:
+        called.append(results)
+        return real(results, *others) if really else []
 
     monkeypatch.setattr("sae_match.experiment.job.draw_figures", draw)
     return called

@@ -143,7 +143,7 @@ def test_what_cannot_begin_is_refused_before_matching(
     def no_matching(*_: object) -> None:
         raise AssertionError("matching began")
 
-    monkeypatch.setattr("sae_match.experiment.job.match_span", no_matching)
+    monkeypatch.setattr("sae_match.experiment.steps.match_neighbors", no_matching)
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     folder = neuronpedia(tmp_path, range(3), skip=5)
     endpoint = ["judging=endpoint", "judging.base_url=http://127.0.0.1:9/v1"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sae_match.content import content_key
-from sae_match.experiment import matching_cache, matching_step, run
+from sae_match.experiment import matching_cache, run
 from sae_match.experiment.matching_cache import cached_matching, matching_key
 from sae_match.matching import Matching, make_solver
 from sae_match.matching.feature_pair import FeaturePair
@@ -55,7 +55,7 @@ def pair_of(
     exclude_a: torch.Tensor | None = None,
     exclude_b: torch.Tensor | None = None,
 ) -> FeaturePair:
-    return matching_step.feature_pair(cfg, a, b, (0, 1), (exclude_a, exclude_b))
+    return FeaturePair(a, b, cfg.folding.name, (exclude_a, exclude_b))
 
 
 def store(cfg: Study) -> Store:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.experiment import Result, evaluation_step, run
+from sae_match.experiment import Result, inputs, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
 from sae_match.saes.formats.native import load_native
@@ -62,7 +62,7 @@ def test_topk_saes_through_the_full_evaluation(configured: Configured, topk_saes
     # The same by hand: scale measured on the job's own residual streams, folded, matched.
     if scale != "decoder_norm":
         model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-        windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+        windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
         x = model.resid_post(windows.ids, [1, 2])
         a, b = (measure_scale(load_sae(topk_saes / f"layers.{i}", i), scale, x[i]) for i in (1, 2))
         assert value(result, 1, "sae", "mean_theta") == pytest.approx(float(a.theta.mean()), rel=1e-5)
@@ -127,8 +127,8 @@ def refused(cfg: Study, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("went too far")
 
-    monkeypatch.setattr("sae_match.experiment.evaluation_step.prepare", too_late)
-    monkeypatch.setattr("sae_match.experiment.job.match_span", too_late)
+    monkeypatch.setattr("sae_match.experiment.steps.prepare", too_late)
+    monkeypatch.setattr("sae_match.experiment.steps.match_neighbors", too_late)
     with pytest.raises(UserError, match=message):
         run(cfg)
     status = json.loads((Path(cfg.paths.output_dir) / "status.json").read_text())
@@ -161,7 +161,7 @@ def test_estimated_scale_of_relu_saes_needs_k(
         ({"metadata": {}}, r"do not say what the SAE reads.*sae\.site=resid_post"),
         (
             {"metadata": {"hook_name": "blocks.LAYER.hook_resid_post"}, "normalize_activations": "layer_norm"},
-            "cannot encode, because its inputs are normalised",
+            "cannot encode, because its inputs are normalized",
         ),
     ],
     ids=["site", "unknown", "normalised"],

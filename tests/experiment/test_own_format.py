@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from sae_match import UserError, load_sae
 from sae_match.experiment import run
-from sae_match.experiment.job_key import input_hashes
+from sae_match.experiment.rerun import input_hashes
 from sae_match.rules import check_config
 from sae_match.study import Study
 from tests.builders import identity_sae, permuted

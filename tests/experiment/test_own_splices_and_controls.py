@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from sae_match import UserError
-from sae_match.experiment import Result, delta_loss_step, run
+from sae_match.experiment import Result, losses, run
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import identity_sae, random_sae
@@ -158,13 +158,13 @@ def test_what_is_known_is_not_computed_again(
     own: Own, configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[str] = []
-    inner = delta_loss_step.splice_losses
+    inner = losses.splice_losses
 
     def counting(*arguments: Any) -> Any:
         computed.extend(splice.label for splice in arguments[5].values())
         return inner(*arguments)
 
-    monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
+    monkeypatch.setattr(losses, "splice_losses", counting)
     one = configured(random_saes, "layers.last=1", "evaluation/controls=[]")
     own.run(one, splices=(own.module.Mixed(),))
     assert len(computed) == 5
@@ -182,13 +182,13 @@ def test_equal_splices_share_their_losses(
     for layer in (0, 1):
         save_native(identity_sae(D_MODEL), tmp_path / "equal" / f"layer_{layer:02d}.safetensors")
     sizes: list[int] = []
-    inner = delta_loss_step.splice_losses
+    inner = losses.splice_losses
 
     def counting(*arguments: Any) -> Any:
         sizes.append(len(arguments[5]))
         return inner(*arguments)
 
-    monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
+    monkeypatch.setattr(losses, "splice_losses", counting)
     more = ["layers.last=1", "evaluation/controls=[vanilla]", "sae.ceiling_filename=null"]
     result = run(configured(tmp_path / "equal", *more))
     assert sizes == [4]

@@ -287,7 +287,7 @@ def test_too_little_memory_is_refused_before_the_model_is_loaded(
     def no_model(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("sae_match.experiment.evaluation_step.load_language_model", no_model)
+    monkeypatch.setattr("sae_match.experiment.inputs.load_language_model", no_model)
     monkeypatch.setattr("sae_match.plan.machine.available_ram", lambda _: 2000)
     (problem,) = refused(configured(random_saes))
     assert "GiB of main memory (" in problem and "evaluation.batch_windows" in problem

@@ -12,7 +12,7 @@ import torch
 
 from sae_match import Permutation, SparseAutoencoder
 from sae_match.experiment import run
-from sae_match.experiment.matching_step import planted_identity
+from sae_match.experiment.matching import planted_identity
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.saes import save_native
 from sae_match.study import Study

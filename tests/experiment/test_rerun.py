@@ -16,8 +16,7 @@ import pytest
 
 from sae_match.errors import UserError
 from sae_match.experiment import run
-from sae_match.experiment.job_key import job_key
-from sae_match.experiment.rerun import Action, decide
+from sae_match.experiment.rerun import Action, decide, job_key
 from sae_match.record.state import HEARTBEAT, read_status, this_process
 from sae_match.saes import save_native
 from sae_match.study import Study

@@ -16,7 +16,7 @@ import torch
 import sae_match.evaluation.splice_losses as splice_losses_module
 from sae_match import Permutation, UserError, load_sae
 from sae_match.evaluation import evaluate_pair
-from sae_match.experiment import Result, delta_loss_step, evaluation_step, run
+from sae_match.experiment import Result, inputs, losses, run
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.record.pairs import read_pairs
 from sae_match.store import Store
@@ -69,7 +69,7 @@ def test_delta_loss_equals_a_plain_hook(configured: Configured, random_saes: Pat
     cfg = configured(random_saes, "dataset.windows_per_document=1")
     result = run(cfg)
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     residual = model.resid_post(windows.ids, [1, 2])
     sae = load_sae(random_saes / "layer_02.safetensors")
     for name, stand_in in (("layer_drop", residual[1]), ("encode_decode_current", sae(residual[2]))):
@@ -115,7 +115,7 @@ def test_a_second_job_captures_nothing_and_reuses_the_shared_splices(
     def no_forward(*_: object) -> None:
         raise AssertionError("residual streams were captured again")
 
-    monkeypatch.setattr(delta_loss_step, "splice_losses", counting)
+    monkeypatch.setattr(losses, "splice_losses", counting)
     monkeypatch.setattr(LanguageModel, "stream_resid_post", no_forward)
     again = run(configured(random_saes, output="again"))
     assert calls == []
@@ -140,7 +140,7 @@ def test_rerun_all_computes_losses_and_matchings_again_and_shares_the_inputs(
     def no_forward(*_: object) -> None:
         raise AssertionError("residual streams were captured again")
 
-    monkeypatch.setattr(delta_loss_step, "splice_losses", shifted)
+    monkeypatch.setattr(losses, "splice_losses", shifted)
     monkeypatch.setattr(LanguageModel, "stream_resid_post", no_forward)
     name = "delta_loss/encode_permute_decode"
     assert run(configured(random_saes, *options, output="again")).metrics[name] == first.metrics[name]
@@ -217,7 +217,7 @@ def test_bad_input_fails_before_matching_and_is_recorded(
     def no_matching(*_: object) -> None:
         raise AssertionError("matching began")
 
-    monkeypatch.setattr("sae_match.experiment.job.match_span", no_matching)
+    monkeypatch.setattr("sae_match.experiment.steps.match_neighbors", no_matching)
     cfg = configured(random_saes, *overrides)
     with pytest.raises(UserError, match=message):
         run(cfg)
@@ -230,7 +230,7 @@ def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_
     cfg = configured(random_saes)
     result = run(cfg)
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = evaluation_step.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [0, 1])
     a, b = (load_sae(random_saes / f"layer_{i:02d}.safetensors") for i in (0, 1))
     permutation = Permutation.load(result.directory / "permutations" / "layer_00_to_01.safetensors")
@@ -263,7 +263,7 @@ def test_a_broken_tracker_does_not_fail_a_finished_job(
     def broken(*_: object) -> None:
         raise ConnectionError("gone")
 
-    monkeypatch.setattr("sae_match.experiment.job.mirror_record", broken)
+    monkeypatch.setattr("sae_match.experiment.outputs._mirror", broken)
     result = run(configured(random_saes, "evaluation=weights_only"))
     assert json.loads((result.directory / "status.json").read_text())["state"] == "done"
     assert "the W&B run is incomplete" in caplog.text

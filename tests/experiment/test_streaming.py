@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae_match import SparseAutoencoder
-from sae_match.experiment import run
-from sae_match.experiment import saes_in_span as module
+from sae_match.experiment import run, steps
 from sae_match.saes import SaeSource
 from sae_match.study import Study
 
@@ -32,7 +31,7 @@ def test_at_most_two_saes_are_in_memory(
             most.append(before + 1)
             return sae
 
-    monkeypatch.setattr(module, "SaeSource", Counting)
+    monkeypatch.setattr(steps, "SaeSource", Counting)
     run(configured(perfect_saes, f"evaluation={level}"))
     assert len(most) >= 8
     assert max(most) == 2

@@ -17,8 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
 from sae_match.app.build import build, config_directory, register_schemas
-from sae_match.experiment import job as job_module
-from sae_match.experiment import run
+from sae_match.experiment import run, steps
 from sae_match.record.factors import COLUMN_PATHS
 from sae_match.saes import save_native
 from sae_match.study import Study
@@ -26,7 +25,12 @@ from tests.builders import random_sae
 from tests.record.wandb_server import run_python, wandb_server
 from tests.wandb_reader import inspect
 
-TRACKED = ("tracking=wandb_offline", "evaluation.quantiles=[0.5,1]", "composition.max_distance=3")
+TRACKED = (
+    "tracking=wandb_offline",
+    "tracking.detail=full",
+    "evaluation.quantiles=[0.5,1]",
+    "composition.max_distance=3",
+)
 CANARIES = {"WANDB_API_KEY": "c0ffee" * 6 + "abcd", "HF_TOKEN": "hf_canarycanarycanarycanarycanary"}
 JOBS = {"0": "folding=theta", "1": "folding=none"}
 
@@ -58,11 +62,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, text_
             patch.setenv(name, value)
         run(job("0", JOBS["0"]), group="sweep")
         with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
-            broken.setattr(job_module, "match_span", interrupted)
+            broken.setattr(steps, "match_neighbors", interrupted)
             run(job("1", JOBS["1"]), group="sweep")
         run(job("1", JOBS["1"]), group="sweep")
         with pytest.raises(UserError):
             run(job("2", f"sae.root={root / 'nowhere'}"), group="sweep")
+        run(job("main", JOBS["0"], "tracking.detail=main"), group="sweep")
         yield root / "sweep"
 
 
@@ -118,6 +123,23 @@ def test_curves_of_layers_distances_and_quantiles_are_apart(sweep: Path, tmp_pat
     assert {name: summary[name] for name in record} == record
 
 
+def test_by_default_a_run_holds_what_jobs_are_compared_by(sweep: Path, tmp_path: Path) -> None:
+    (logged,) = attempts(sweep / "main", tmp_path)
+    record = json.loads((sweep / "main" / "metrics.json").read_text())
+    updates = {name: value for entry in logged["summary"] for name, value in entry.get("update", {}).items()}
+    summary = {name: value for name, value in updates.items() if name in record}
+    assert summary == {name: record[name] for name in summary} and len(summary) <= 40 < len(record)
+    main = {"matching_score", "matching_score/random", "delta_loss/layer_drop", "gap", "solver_seconds"}
+    assert main <= set(summary) and "explained_variance/encode_permute_decode" in summary
+    names = keys(logged)
+    assert not any(name.endswith(("_low", "_high")) for name in [*summary, *names])
+    assert {"per_layer/matching_score/matched", "by_distance/agreement/composed/mean"} <= names
+    assert not any(name.startswith(("per_layer/tolerance", "per_layer/solver/")) for name in names)
+    columns = logged["run"][0]["config"]["update"]
+    assert columns["folding"] == "theta" and columns["evaluation.batch_windows"] == 8
+    assert not any(name.startswith(("paths.", "tracking.")) or "_target_" in name for name in columns)
+
+
 def test_no_key_is_written_anywhere(sweep: Path) -> None:
     """Records, caches, W&B's files and logs, and the traceback of a job that failed."""
     files = [path for path in sweep.parent.rglob("*") if path.is_file()]
@@ -131,7 +153,12 @@ def test_no_key_is_written_anywhere(sweep: Path) -> None:
 def test_wandb_sync_brings_a_sweep_to_a_server(sweep: Path, tmp_path: Path) -> None:
     with wandb_server() as server:
         done = run_python(
-            server, tmp_path, "-m", "wandb", "sync", *sorted(str(path) for path in sweep.glob("*/wandb/offline-run-*"))
+            server,
+            tmp_path,
+            "-m",
+            "wandb",
+            "sync",
+            *sorted(str(path) for path in sweep.glob("[01]/wandb/offline-run-*")),
         )
         assert done.returncode == 0, done.stderr
         assert server.unknown == []

@@ -15,7 +15,7 @@ import pytest
 
 from sae_match import UserError
 from sae_match.experiment import run
-from sae_match.experiment.job_key import job_key
+from sae_match.experiment.rerun import job_key
 from sae_match.metrics import Metric
 from sae_match.metrics.registry import with_built_in
 from sae_match.record.labels import LABELS, read_labels

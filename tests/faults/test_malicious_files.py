@@ -19,9 +19,8 @@ from sae_match.judging.descriptions import read_explanations
 from sae_match.language_model.gguf import check_gguf
 from sae_match.language_model.hub import _shards
 from sae_match.saes import save_native
-from sae_match.saes.formats import format_named
 from sae_match.saes.formats.native import Native
-from sae_match.saes.loading import SaeSource
+from sae_match.saes.loading import SaeSource, format_named
 from sae_match.text.sources.local import LocalText
 from tests.builders import random_sae
 from tests.faults.fuzz_targets import CANARY, PICKLE

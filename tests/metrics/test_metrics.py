@@ -11,16 +11,28 @@ from scipy.stats import binomtest
 from sklearn.metrics import explained_variance_score, r2_score
 
 from sae_match import Permutation, SparseAutoencoder, UserError
-from sae_match.evaluation.rows import MetricRow
 from sae_match.experiment.headline import headline
-from sae_match.metrics.activations import MatchingIoU, MatchingScore, MatchingScorePerFeature
 from sae_match.metrics.bootstrap import Bootstrap, Estimate, wilson
-from sae_match.metrics.layers import L0, DeadFeatures, DecoderNorm, MeanTheta, ResidualNorm
-from sae_match.metrics.metric import LayerActivity, SplicedLosses
-from sae_match.metrics.reconstructions import R2, DeltaLoss, ExplainedVariance, Unexplained
+from sae_match.metrics.built_in import (
+    L0,
+    R2,
+    DeadFeatures,
+    DecoderCosine,
+    DecoderNorm,
+    DeltaLoss,
+    ExplainedVariance,
+    MatchingIoU,
+    MatchingScore,
+    MatchingScorePerFeature,
+    MeanTheta,
+    ResidualNorm,
+    SimilarDecoders,
+    Unexplained,
+    WeightMSE,
+)
+from sae_match.metrics.metric import LayerActivity, MetricRow, SplicedLosses
 from sae_match.metrics.streaming import ActivationCounts, CoactivationCounts, ReconstructionStatistics
 from sae_match.metrics.weight_distance import weight_distances
-from sae_match.metrics.weights import DecoderCosine, SimilarDecoders, WeightMSE
 
 ONE = Bootstrap(1, samples=20)
 

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from sae_match.errors import UserError
 from sae_match.matching import Permutation
-from sae_match.record import JobRecord, NullMirror, WandbMirror, flat_config, layer_rows, open_mirror
+from sae_match.record import JobRecord, flat_config, layer_rows
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.record.pairs import read_pairs
-from sae_match.record.wandb_settings import artifact_name, checked_tags
+from sae_match.tracking.artifacts import artifact_name
+from sae_match.tracking.wandb_mirror import WandbMirror, checked_tags, open_mirror
 from tests.wandb_reader import inspect
 
 METRICS = ("both", "decoder", "encoder")
@@ -39,11 +40,12 @@ def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cach
     with open_mirror(
         record.directory, mode="offline", config=config, cache_dir=cache, group="sweep-1", tags=["demo"]
     ) as mirror:
+        assert mirror is not None
         mirror.log_curves("layer", layer_rows(pairs))
         mirror.log_pair_table(pairs)
         mirror.log_comparison(SUMMARY)
         mirror.log_labels(BUILT_IN_LABELS.only(pairs["metric"], pairs["variant"]))
-        mirror.log_histograms({"mse/11_to_12": np.arange(128.0), "ready": np.histogram(np.arange(9.0), bins=3)})
+        mirror.log_histograms({"mse/11_to_12": np.arange(128.0)})
         mirror.log_figures([record.figure_path("overview")])
         mirror.log_permutations(record.permutations)
         mirror.summary({**SUMMARY, "not_measured": None})
@@ -93,10 +95,8 @@ def check_history(run: dict[str, list[Any]], pairs: pd.DataFrame) -> None:
         for row in layer_rows(pairs)
     ]
     assert logged == expected
-    histogram = next(step for step in steps if "histograms/ready._type" in step)
-    assert histogram["histograms/ready.values"] == [3, 3, 3] and histogram["histograms/ready.bins"] == pytest.approx(
-        [0, 8 / 3, 16 / 3, 8]
-    )
+    histogram = next(step for step in steps if "histograms/mse/11_to_12._type" in step)
+    assert histogram["histograms/mse/11_to_12.bins"] == pytest.approx(np.linspace(0, 127, 65))
     assert histogram["histograms/mse/11_to_12.values"] == [2] * 64
 
 
@@ -181,10 +181,6 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
             mirror.log_pair_table(pairs.assign(value=pairs["value"].where(pairs["variant"] != "ceiling")))
         with pytest.raises(ValueError, match="mse"):
             mirror.log_histograms({"mse": np.array([0.1, nan])})
-        with pytest.raises(ValueError, match="distinct"):
-            mirror.log_curves("layer", [{"layer": 0, "score": 0.1}, {"layer": 0, "score": 0.2}])
-        with pytest.raises(ValueError, match="distinct"):
-            mirror.log_curves("distance", [{"layer": 0, "score": 0.1}])
         with pytest.raises(TypeError, match="recipe"):
             mirror.summary({"ok": 1.0, "recipe": "abc"})
         with pytest.raises(ValueError, match="no permutations"):
@@ -235,19 +231,10 @@ def test_an_unknown_mode_is_refused(tmp_path: Path, config: dict[str, Any]) -> N
         open_mirror(tmp_path, mode="of", config=config, cache_dir=tmp_path)  # type: ignore[arg-type]
 
 
-def test_tracking_none_takes_everything_and_writes_nothing(tmp_path: Path, pairs: pd.DataFrame) -> None:
+def test_without_tracking_there_is_no_mirror(tmp_path: Path) -> None:
     with open_mirror(tmp_path, mode="none") as mirror:
-        assert isinstance(mirror, NullMirror)
-        mirror.log_curves("layer", [{"layer": 0}])
-        mirror.log_comparison({"a": 1.0})
-        mirror.log_pair_table(pairs)
-        mirror.log_histograms({"a": np.zeros(1)})
-        mirror.log_figures([tmp_path / "a.png"])
-        mirror.log_permutations(tmp_path)
-        mirror.summary({"a": 1})
+        assert mirror is None
     assert list(tmp_path.iterdir()) == []
-    public = {name for name in vars(WandbMirror) if not name.startswith("_")} - {"run"}
-    assert public == {name for name in vars(NullMirror) if not name.startswith("_")}
 
 
 VARIABLES = {"PROJECT": "p", "ENTITY": "e", "RUN_GROUP": "g", "TAGS": "a,b", "NAME": "n", "JOB_TYPE": "t"}
@@ -274,5 +261,5 @@ def test_wandb_that_is_disabled_writes_no_run(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with open_mirror(tmp_path, mode=mode, config=config, cache_dir=tmp_path / "cache") as mirror:
-        mirror.summary({"matching_score": 1.0})
+        assert mirror is None
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from tests.record.wandb_server import run_python, wandb_server
 ONLINE = """
 import sys
 from pathlib import Path
-from sae_match.record import WandbMirror
+from sae_match.tracking.wandb_mirror import WandbMirror
 job, layers, fails = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "fails"
 with WandbMirror(job, mode="online", config={"folding": {"name": "theta"}, "sae": {"name": "native"}},
                  cache_dir=job.parent / "cache", run_id="0123456789abcdef", group="sweep") as mirror:

@@ -15,8 +15,8 @@ import yaml
 from sae_match import SparseAutoencoder, UserError, evaluate_pair, load_sae
 from sae_match.matching import Permutation
 from sae_match.saes import ActivationKind, SaeFormat, SaeSource, Site
-from sae_match.saes.formats import format_named
 from sae_match.saes.formats.saelens import REGISTRY
+from sae_match.saes.loading import format_named
 from tests.saes.layouts import (
     D,
     F,

@@ -56,7 +56,11 @@ def sparsify(root: Path) -> tuple[Path, Path]:
 
 SAFETENSORS = {"gemma_scope_2": gemma_scope_2, "llama_scope": llama_scope, "saelens": saelens, "sparsify": sparsify}
 """What is loaded and the weights in it, by dialect."""
+
+
 Writer = Callable[[Path], tuple[Path, Path]]
+
+
 each_dialect = pytest.mark.parametrize(("dialect", "write"), SAFETENSORS.items(), ids=SAFETENSORS)
 
 
@@ -189,6 +193,7 @@ def test_compressed_npz_is_fine(tmp_path: Path) -> None:
         ({"b_enc": np.zeros(F, np.int64)}, "has dtype int64"),
         ({"b_enc": np.zeros(F, "U3")}, "has dtype <U3"),
         ({"b_enc": np.full(F, np.nan, np.float32)}, "b_enc holds NaN or infinity at feature 0"),
+        ({"threshold": np.full(F, np.inf, np.float32)}, "threshold holds NaN or infinity at feature 0"),
     ],
 )
 def test_npz_mistakes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -247,10 +252,10 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     trap = tmp_path / "executed"
     folder = write_dictionary(tmp_path / "d", "AutoEncoder")
     torch.save(dictionary_state("AutoEncoder") | {"extra": Bomb(trap)}, folder / "ae.pt")
-    with pytest.raises(UserError, match="Pickled objects are refused"):
+    with pytest.raises(UserError, match="Pickled files are refused"):
         load_sae(folder)
     (folder / "ae.pt").write_bytes(pickle.dumps(Bomb(trap)))
-    with pytest.raises(UserError, match="Pickled objects are refused"):
+    with pytest.raises(UserError, match="Pickled files are refused"):
         load_sae(folder)
     assert not trap.exists()
 
@@ -268,3 +273,17 @@ def test_state_dicts_that_are_none(tmp_path: Path) -> None:
         torch.save(content, folder / "ae.pt")
         with pytest.raises(UserError, match=message):
             load_sae(folder)
+
+
+@pytest.mark.parametrize("name", ["layer3.sae.pt", "trainer_0/checkpoints/ae_1000.pt", "sae.bin", "model.pkl"])
+def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(random_tensors(), path)
+    for named in (path, path.parent):
+        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
+            load_sae(named)
+    with pytest.raises(UserError, match=r"not called ae\.pt"):
+        load_sae(path, dialect="dictionary_learning")
+    with pytest.raises(UserError, match="not found"):
+        load_sae(path.with_name("absent.pt"))

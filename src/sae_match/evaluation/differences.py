@@ -1,23 +1,21 @@
-"""Paired differences within a job: the matching against every alternative, and against two seeds of one layer."""
+"""Rows that follow from other rows: paired differences to every alternative, and to two seeds of one layer."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sae_match.evaluation.rows import MetricRow
 from sae_match.metrics.bootstrap import Estimate
 from sae_match.metrics.description import CEILING, DIFFERENCE, TO_CEILING
-from sae_match.metrics.metric import Metric
+from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import BUILT_IN
 
 
 def difference_rows(rows: Sequence[MetricRow], metrics: Mapping[str, Metric] = BUILT_IN) -> list[MetricRow]:
     """`METRIC_difference` of every other variant V of a pair: the matching's value minus V's.
 
-    Of the metrics whose description asks for it (`difference`), where both values have resamples.
-
-    The interval is a paired one: both are known on the same resamples of documents.
+    Of the metrics whose description asks for it (`difference`), where both values have resamples. The interval is a
+    paired one: both are known on the same resamples of documents.
     """
     reference = _references(metrics)
     by_pair: dict[tuple[int, int, str], list[MetricRow]] = defaultdict(list)
@@ -27,12 +25,9 @@ def difference_rows(rows: Sequence[MetricRow], metrics: Mapping[str, Metric] = B
     found: list[MetricRow] = []
     for (layer, layer_to, metric), group in by_pair.items():
         ours = next((row.estimate for row in group if row.variant == reference[metric]), None)
-        if ours is None:
-            continue
         for row in group:
-            if row.variant != reference[metric] and row.estimate is not None:
-                name = metric + DIFFERENCE
-                found.append(_row((layer, layer_to), row.variant, name, ours - row.estimate, row.n))
+            if ours is not None and row.variant != reference[metric] and row.estimate is not None:
+                found.append(_row((layer, layer_to), row.variant, metric + DIFFERENCE, ours - row.estimate, row.n))
     return found
 
 

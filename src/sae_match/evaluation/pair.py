@@ -10,12 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
-from sae_match.evaluation.rows import MetricRow
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
-from sae_match.metrics.bootstrap import Bootstrap, Estimate
-from sae_match.metrics.metric import ActivationMetric, Metric, ReconstructionMetric, WeightMetric
+from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.metric import Metric, MetricRow, metric_rows
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
@@ -27,18 +26,6 @@ class PairEvaluation:
 
     rows: list[MetricRow]
     statistics: ActivationStatistics
-
-
-def weight_rows(
-    distances: Mapping[str, WeightDistances], layer: int, layer_to: int, metrics: Mapping[str, Metric] = BUILT_IN
-) -> list[MetricRow]:
-    """Every metric of weights (`WeightMetric`) of every variant; n is the number of pairs."""
-    chosen = [metric for metric in metrics.values() if isinstance(metric, WeightMetric)]
-    rows: list[MetricRow] = []
-    for variant, found in distances.items():
-        pair, n = found.matched(), len(found.decoder_cosine)
-        rows += [MetricRow(layer, layer_to, variant, metric.name, float(metric.value(pair)), n) for metric in chosen]
-    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,62 +86,36 @@ def evaluate_pair(
     statistics = compute_activations(
         ActivationRequest(a, b, x_a, x_b, document, named, splices, how.batch_windows, how.sink_positions)
     )
-    rows = weight_rows(weight_distances_of(a, b, named), *layers, how.metrics)
-    rows += activation_rows(statistics, bootstrap, layers, how.min_count, how.metrics)
+    rows = weight_rows(how.metrics, weight_distances_of(a, b, named), layers)
+    rows += activation_rows(how.metrics, statistics, bootstrap, layers, how.min_count)
     return PairEvaluation(rows, statistics)
 
 
+def weight_rows(
+    metrics: Mapping[str, Metric],
+    distances: Mapping[str, WeightDistances],
+    layers: tuple[int, int],
+) -> list[MetricRow]:
+    """Every metric of the weights that each variant matches; exact, so that nothing is resampled."""
+    rows: list[MetricRow] = []
+    bootstrap = Bootstrap(1, samples=1)
+    for variant, found in distances.items():
+        rows += metric_rows(metrics, found.matched(), bootstrap, layers, variant)
+    return rows
+
+
 def activation_rows(
+    metrics: Mapping[str, Metric],
     statistics: ActivationStatistics,
     bootstrap: Bootstrap,
     layers: tuple[int, int],
     min_count: int,
-    metrics: Mapping[str, Metric] = BUILT_IN,
 ) -> list[MetricRow]:
-    """Every metric that follows from one pass over the tokens of a pair."""
-    rows = score_rows(statistics, bootstrap, layers, min_count, metrics)
-    return rows + reconstruction_rows(statistics, bootstrap, layers, metrics)
-
-
-def score_rows(
-    statistics: ActivationStatistics,
-    bootstrap: Bootstrap,
-    layers: tuple[int, int],
-    min_count: int,
-    metrics: Mapping[str, Metric] = BUILT_IN,
-) -> list[MetricRow]:
-    """Every metric of activations (`ActivationMetric`) of every variant."""
+    """Every metric of the counts and sums of one pass: of co-activations by variant, of reconstructions by splice."""
     rows: list[MetricRow] = []
     for variant, together in statistics.together.items():
         counts = together.of_pair(statistics.a, statistics.b, min_count)
-        rows += [
-            estimate_row(layers, variant, metric.name, metric.estimate(counts, bootstrap), bootstrap)
-            for metric in metrics.values()
-            if isinstance(metric, ActivationMetric)
-        ]
-    return rows
-
-
-def reconstruction_rows(
-    statistics: ActivationStatistics,
-    bootstrap: Bootstrap,
-    layers: tuple[int, int],
-    metrics: Mapping[str, Metric] = BUILT_IN,
-) -> list[MetricRow]:
-    """Every metric of reconstructions (`ReconstructionMetric`) of every splice."""
-    rows: list[MetricRow] = []
+        rows += metric_rows(metrics, counts, bootstrap, layers, variant)
     for splice, reconstruction in statistics.reconstruction.items():
-        sums = reconstruction.sums()
-        rows += [
-            estimate_row(layers, splice, metric.name, metric.estimate(sums, bootstrap), bootstrap)
-            for metric in metrics.values()
-            if isinstance(metric, ReconstructionMetric)
-        ]
+        rows += metric_rows(metrics, reconstruction.sums(), bootstrap, layers, splice)
     return rows
-
-
-def estimate_row(
-    layers: tuple[int, int], variant: str, metric: str, estimate: Estimate, bootstrap: Bootstrap
-) -> MetricRow:
-    """A row with an interval; n is the number of documents."""
-    return MetricRow(*layers, variant, metric, estimate.value, bootstrap.n_documents, estimate)

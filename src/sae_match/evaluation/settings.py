@@ -8,9 +8,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sae_match.evaluation.controls import Control, MatchingControl
-from sae_match.evaluation.quantile_splice import Quantiles
 from sae_match.evaluation.splices import Splice, SpliceUnits
-from sae_match.evaluation.standard_splices import STANDARD
+from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.options import option
 
 Count = Annotated[int, Field(ge=0)]

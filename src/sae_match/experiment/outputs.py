@@ -1,27 +1,23 @@
-"""What a job shows beside its numbers: per-feature activation columns, figures, and the W&B mirror."""
+"""What is shown of a finished record: its figures, and the W&B run that holds the same. Both subscribe to `Results`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from sae_match.evaluation.activations import ActivationStatistics
 from sae_match.evaluation.controls import Control
 from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
-from sae_match.experiment.matching_step import PairMatching
-from sae_match.metrics.layers import MeanTheta, ResidualNorm
+from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
-from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
-from sae_match.record.mirror import Mirror
 from sae_match.record.pairs import read_pairs
+from sae_match.record.results import Results
 from sae_match.report import (
     plot_composition,
     plot_layer_curves,
@@ -36,43 +32,27 @@ from sae_match.report.distance_figures import has_distances
 from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
 from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
 from sae_match.style import GREY, PURPLE, SKY, Style
+from sae_match.tracking.wandb_mirror import WandbMirror
 from sae_match.variants import VARIANTS, Look
 
+logger = logging.getLogger(__name__)
+
 THETA, NORM = MeanTheta().name, ResidualNorm().name
+FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, PURPLE))
+"""For controls and splices that have a label but no style; no built-in variant looks like these."""
 
 
-def add_activation_columns(pair: PairMatching, statistics: ActivationStatistics) -> pd.DataFrame:
-    """The pair's feature table with token counts: how often feature and partner fire, alone and together."""
-    feature, partner = pair.features["feature"].to_numpy(), pair.features["partner"].to_numpy()
-    active_a = statistics.a.active.sum(dim=0).cpu().numpy()
-    active_b = statistics.b.active.sum(dim=0).cpu().numpy()
-    together = statistics.together["matched"]
-    return pair.features.assign(
-        active=active_a[feature],
-        partner_active=active_b[partner],
-        together=together.together.sum(dim=0).cpu().numpy()[feature],
-        matching_score=together.per_feature(statistics.a)[feature],
-    )
-
-
-def draw_figures(
-    record: JobRecord,
-    pairs: pd.DataFrame,
-    features: pd.DataFrame,
-    random_mse: npt.NDArray[np.float32],
-    metrics: Mapping[str, float],
-    labels: Labels,
-    alternatives: Collection[Control] = (),
-) -> list[Path]:
+def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
     over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
+    pairs, features, labels, record = results.pairs, results.features, results.labels, results.record
     measured = set(pairs["metric"])
-    near = few_variants(per_layer_rows(pairs), alternatives)
+    near = few_variants(per_layer_rows(pairs), controls)
     paths = [plot_overview(near, record.figure_path("overview"), labels=labels)]
     for metric, about in labels.metrics.items():
         if about.figure == "record" and metric in measured:
             paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_")), labels=labels))
-    mse = {"matched": features["mse_W_dec"].to_numpy(), "random": random_mse}
+    mse = {"matched": features["mse_W_dec"].to_numpy(), "random": results.random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
         paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM, labels=labels))
@@ -80,15 +60,17 @@ def draw_figures(
         paths.append(plot_composition(pairs, record.figure_path("composition"), labels=labels))
     if has_quantiles(pairs):
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles"), labels=labels))
-    if len(controls := control_frame("this job", metrics, labels)):
-        paths.append(plot_controls(controls, record.figure_path("controls"), labels=labels))
+    if len(table := control_frame("this job", results.numbers, labels)):
+        paths.append(plot_controls(table, record.figure_path("controls"), labels=labels))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
 
 
-FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, PURPLE))
-"""For controls and splices that have a label but no style; no built-in variant looks like these."""
+def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
+    """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
+    more = [control.name for control in controls if not control.in_curves]
+    return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
 
 
 def looks(evaluation: Evaluation) -> dict[str, Look]:
@@ -103,36 +85,48 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
     return {**VARIANTS, **own}
 
 
-def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
-    """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
-    more = [control.name for control in controls if not control.in_curves]
-    return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
+def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: bool = False) -> None:
+    """Send what the record holds, as it stands on disk, to the experiment tracker.
+
+    The record on disk is complete: a tracker's trouble is a warning, since it must not turn hours of work into a
+    failure.
+
+    Args:
+        min_count: features that fire less often have no score of their own in the histogram of scores.
+        full: every number and curve, not only what jobs are compared by.
+    """
+    try:
+        _mirror(mirror, results, min_count, full)
+    except Exception:
+        directory = results.record.directory
+        logger.warning("the W&B run is incomplete; the record in %s is not", directory, exc_info=True)
 
 
-def mirror_record(
-    mirror: Mirror,
-    record: JobRecord,
-    features: pd.DataFrame,
-    metrics: dict[str, float],
-    labels: Labels,
-    min_count: int,
-) -> None:
-    """Send what the record holds, as it stands on disk, to the experiment tracker."""
+def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -> None:
+    record, features, numbers, labels = results.record, results.features, results.numbers, results.known_labels
     stored = read_pairs(record.directory / "pairs.csv")
-    mirror.log_curves(LAYER, layer_curves(stored))
-    mirror.log_curves(DISTANCE, distance_curves(stored))
-    mirror.log_curves(QUANTILE, quantile_curves(stored))
+    for axis, curves in ((LAYER, layer_curves), (DISTANCE, distance_curves), (QUANTILE, quantile_curves)):
+        rows = curves(stored)
+        if not full:  # of curves over distance and quantiles the mean over starts
+            mean = "" if axis == LAYER else "/mean"
+            rows = [
+                {name: value for name, value in row.items() if name == axis or _is_main(labels, name, mean)}
+                for row in rows
+            ]
+        mirror.log_curves(axis, rows)
     mirror.log_pair_table(stored)
-    mirror.log_comparison(metrics)
-    mirror.log_labels(labels.only(stored["metric"], stored["variant"]))
-    histograms = {
-        "mse_W_dec": features["mse_W_dec"].to_numpy(),
-        "decoder_cosine": features["decoder_cosine"].to_numpy(),
-    }
+    mirror.log_comparison(numbers)
+    mirror.log_labels(labels)
+    histograms: Mapping[str, pd.Series[float]] = {name: features[name] for name in ("mse_W_dec", "decoder_cosine")}
     if "matching_score" in features:
         # The features that matching_score_per_feature averages.
-        histograms["matching_score"] = features.loc[features["active"] >= min_count, "matching_score"].to_numpy()
-    mirror.log_histograms({name: values for name, values in histograms.items() if len(values)})
+        counted = features.loc[features["active"] >= min_count, "matching_score"]
+        histograms = {**histograms, "matching_score": counted}
+    mirror.log_histograms({name: values.to_numpy() for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
-    mirror.summary(metrics)
+    mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
     mirror.log_permutations(record.permutations)
+
+
+def _is_main(labels: Labels, curve: str, end: str) -> bool:
+    return curve.endswith(end) and labels.is_main(curve.removesuffix(end))

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_match.evaluation.rows import MetricRow
 from sae_match.judging.judge import FAILURES, Judgement, Level, Outcome
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.metric import MetricRow
 
 SHARE, COUNT = "judge", "judge_count"
 UNMATCHED = -1

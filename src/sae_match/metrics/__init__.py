@@ -10,10 +10,12 @@ from sae_match.metrics.metric import (
     MatchedWeights,
     Measured,
     Metric,
+    MetricRow,
     PairCounts,
     ReconstructionMetric,
     SplicedLosses,
     WeightMetric,
+    metric_rows,
 )
 from sae_match.metrics.registry import BUILT_IN
 
@@ -30,8 +32,10 @@ __all__ = [
     "MatchedWeights",
     "Measured",
     "Metric",
+    "MetricRow",
     "PairCounts",
     "ReconstructionMetric",
     "SplicedLosses",
     "WeightMetric",
+    "metric_rows",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +12,14 @@ from jaxtyping import Float, Int
 
 from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, Estimate
 from sae_match.metrics.description import MATCHED, SPLICED, Description
+
+
+class Measured(NamedTuple):
+    """A number, how many documents, features or tokens it averages over, and its resamples where it has some."""
+
+    value: float
+    n: int
+    estimate: Estimate | None = None
 
 
 class Metric(ABC):
@@ -27,9 +35,11 @@ class Metric(ABC):
                 return float(np.linalg.norm(a - b, axis=1).mean())
 
     A metric with arguments is an `@option` class with them as fields. What it returns becomes a `MetricRow`; NaN leaves
-    the row out.
+    the row out. A further kind of metric is a subclass with an input class of its own and `measured`.
     """
 
+    takes: ClassVar[type]
+    """What it is computed from; set by the kind."""
     version: ClassVar[int] = 1
     """To be raised when the formula changes."""
     reference: ClassVar[str] = MATCHED
@@ -49,6 +59,10 @@ class Metric(ABC):
     def description(self) -> Description:
         """`about` with the variant that belongs to the matching, which follows from the kind."""
         return replace(self.about, reference=self.reference)
+
+    @abstractmethod
+    def measured(self, subject: Any, bootstrap: Bootstrap) -> Measured | None:
+        """The number of an object of the class `takes`; None where it has no such thing."""
 
     def key(self) -> dict[str, Any]:
         """What its value depends on beside its input, as plain data: class, version, code and arguments."""
@@ -80,9 +94,15 @@ class MatchedWeights:
 class WeightMetric(Metric):
     """A metric of the weights of a matched pair of SAEs."""
 
+    takes = MatchedWeights
+
     @abstractmethod
     def value(self, pair: MatchedWeights) -> float:
         """The number; NaN where there is nothing to average."""
+
+    def measured(self, subject: MatchedWeights, bootstrap: Bootstrap) -> Measured:
+        """The number, exact, with the number of pairs."""
+        return Measured(float(self.value(subject)), len(subject.decoder_cosine))
 
 
 @dataclass(frozen=True)
@@ -105,17 +125,33 @@ class PairCounts:
     min_count: int = 10
 
 
-class ActivationMetric(Metric):
+class _EstimatedMetric(Metric):
+    """A metric with an interval over documents."""
+
+    @abstractmethod
+    def estimate(self, subject: Any, bootstrap: Bootstrap) -> Estimate:
+        """The number with its resamples."""
+
+    def measured(self, subject: Any, bootstrap: Bootstrap) -> Measured:
+        """The estimate, with the number of documents."""
+        found = self.estimate(subject, bootstrap)
+        return Measured(found.value, bootstrap.n_documents, found)
+
+
+class ActivationMetric(_EstimatedMetric):
     """A metric of how often matched features fire."""
+
+    takes = PairCounts
 
     @abstractmethod
     def estimate(self, counts: PairCounts, bootstrap: Bootstrap) -> Estimate:
         """The number with its resamples: `bootstrap.ratio(numerator, denominator)`, or any function of sums."""
 
 
-class ReconstructionMetric(Metric):
+class ReconstructionMetric(_EstimatedMetric):
     """A metric of what stands in for a residual stream, from sums of its error and of the original (`DocumentSums`)."""
 
+    takes = DocumentSums
     reference = SPLICED
 
     def estimate(self, sums: DocumentSums, bootstrap: Bootstrap) -> Estimate:
@@ -145,9 +181,10 @@ class SplicedLosses:
     sink_positions: int = 1
 
 
-class LossMetric(Metric):
+class LossMetric(_EstimatedMetric):
     """A metric of what a splice costs the language model."""
 
+    takes = SplicedLosses
     reference = SPLICED
 
     @abstractmethod
@@ -174,19 +211,75 @@ class LayerActivity:
     residual_norm: Float[np.ndarray, "windows positions"]
 
 
-class Measured(NamedTuple):
-    """A number, how many documents, features or tokens it averages over, and its resamples where it has some."""
-
-    value: float
-    n: int
-    estimate: Estimate | None = None
-
-
 class LayerMetric(Metric):
     """A metric of a single layer: of its SAE, or, with `reference = "model"`, of the residual stream."""
 
+    takes = LayerActivity
     reference = "sae"
 
     @abstractmethod
     def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured | None:
         """The number; None where this layer has no such thing."""
+
+    def measured(self, subject: LayerActivity, bootstrap: Bootstrap) -> Measured | None:
+        """`measure`."""
+        return self.measure(subject, bootstrap)
+
+
+@dataclass(frozen=True, eq=False)
+class MetricRow:
+    """One metric of one variant on one layer pair (or on one layer: then `layer_to` equals `layer`).
+
+    Attributes:
+        layer, layer_to: layers t and t+1.
+        variant: `matched`, a control (`vanilla`, `random`), `ceiling`, a splice's name, or `sae` / `model`.
+        metric: its name.
+        value: the number; for bootstrapped metrics the estimate's value.
+        n: documents, features or tokens that the number averages over.
+        estimate: replicates for the interval, None for exact numbers.
+    """
+
+    layer: int
+    layer_to: int
+    variant: str
+    metric: str
+    value: float
+    n: int
+    estimate: Estimate | None = None
+
+    def as_dict(self) -> dict[str, int | str | float | None]:
+        """Columns of `pairs.csv`."""
+        low, high = self.estimate.interval if self.estimate is not None else (None, None)  # NaN: an empty cell
+        return {
+            "layer": self.layer,
+            "layer_to": self.layer_to,
+            "variant": self.variant,
+            "metric": self.metric,
+            "value": self.value,
+            "low": low,
+            "high": high,
+            "n": self.n,
+        }
+
+
+def metric_rows(
+    metrics: Mapping[str, Metric],
+    subject: object,
+    bootstrap: Bootstrap,
+    layers: tuple[int, int],
+    variant: str | None = None,
+) -> list[MetricRow]:
+    """A row of every metric that is computed from objects of this class.
+
+    Args:
+        subject: `MatchedWeights`, `PairCounts`, `DocumentSums`, `SplicedLosses`, `LayerActivity`, or what a further
+            kind of metric takes.
+        variant: of the rows; None = each metric's own `reference`.
+    """
+    rows: list[MetricRow] = []
+    for metric in metrics.values():
+        if isinstance(subject, metric.takes) and (found := metric.measured(subject, bootstrap)) is not None:
+            rows.append(
+                MetricRow(*layers, variant or metric.reference, metric.name, found.value, found.n, found.estimate)
+            )
+    return rows

@@ -6,12 +6,25 @@ import re
 from collections.abc import Iterable, Mapping
 
 from sae_match.errors import UserError
-from sae_match.metrics.activations import MatchingIoU, MatchingScore, MatchingScorePerFeature
+from sae_match.metrics.built_in import (
+    L0,
+    R2,
+    DeadFeatures,
+    DecoderCosine,
+    DecoderNorm,
+    DeltaLoss,
+    ExplainedVariance,
+    MatchingIoU,
+    MatchingScore,
+    MatchingScorePerFeature,
+    MeanTheta,
+    ResidualNorm,
+    SimilarDecoders,
+    Unexplained,
+    WeightMSE,
+)
 from sae_match.metrics.description import DIFFERENCE, TO_CEILING, Description
-from sae_match.metrics.layers import L0, DeadFeatures, DecoderNorm, MeanTheta, ResidualNorm
 from sae_match.metrics.metric import Metric
-from sae_match.metrics.reconstructions import R2, DeltaLoss, ExplainedVariance, Unexplained
-from sae_match.metrics.weights import DecoderCosine, SimilarDecoders, WeightMSE
 
 BUILT_IN: Mapping[str, Metric] = {
     metric.name: metric

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_match.errors import UserError
-from sae_match.evaluation.far_pair import FAR_VARIANTS
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.facts import ModelFacts
 from sae_match.matching.solution import Solver
+from sae_match.pairs import adjacent_pairs, distant_pairs, span
 from sae_match.record.contents import refuse_foreign_files
 from sae_match.record.science import science_hash
 from sae_match.record.state import read_status
@@ -26,9 +26,6 @@ from sae_match.study import Study
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = ("matched", "random", "vanilla")
-"""Permutations of neighbors whose pairs are judged; of layers further apart all three are."""
-
 
 @contextmanager
 def collect_errors(problems: list[str]) -> Iterator[None]:
@@ -38,24 +35,6 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))
-
-
-def captured_layers(study: Study) -> list[int]:
-    """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
-    first = study.layers.first if study.capture.first is None else study.capture.first
-    last = study.layers.last if study.capture.last is None else study.capture.last
-    return list(range(first, last + 1))
-
-
-def far_pairs(study: Study) -> list[tuple[int, int]]:
-    """Pairs further apart than neighbours that `composition` compares, by start, then distance; usually none."""
-    starts = study.composition.starts or range(study.layers.first, study.layers.last + 1)
-    return [
-        (start, start + distance)
-        for start in sorted(starts)
-        for distance in range(2, study.composition.max_distance + 1)
-        if start + distance <= study.layers.last
-    ]
 
 
 def check_output(study: Study) -> None:
@@ -181,9 +160,8 @@ def check_judging(study: Study) -> None:
     judging = study.judging
     if not judging.enabled:
         return
-    layers = range(study.layers.first, study.layers.last + 1)
     if judging.neuronpedia is not None:
-        for layer in layers:
+        for layer in span(study):
             explanation_files(judging.neuronpedia, layer)
-    judged = (len(layers) - 1) * len(VARIANTS) + len(far_pairs(study)) * len(FAR_VARIANTS)
+    judged = sum(len(pair.role.judged) for pair in (*adjacent_pairs(study), *distant_pairs(study)))
     judging.check(judged * judging.pairs)

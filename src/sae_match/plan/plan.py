@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,13 +23,14 @@ from sae_match.language_model import resolve_device
 from sae_match.language_model.capturing import KIND
 from sae_match.language_model.residual_streams import layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
+from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
 from sae_match.plan import checks
-from sae_match.plan.checks import captured_layers, collect_errors, far_pairs
+from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import JobShape, Phase, TextSize, passes_bytes, phases
 from sae_match.rules import check_config
 from sae_match.saes import SaeSource
-from sae_match.saes.locating import SaeShape
+from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import TokenWindows
@@ -86,7 +86,7 @@ class Plan:
     @property
     def layers(self) -> list[int]:
         """Layers of the span."""
-        return _span(self.study)
+        return span(self.study)
 
     @property
     def downloads(self) -> int | None:
@@ -149,10 +149,6 @@ def total_size(files: Iterable[HubFile]) -> int | None:
     """Bytes of all files; None where the size of one is not known."""
     sizes = [file.size for file in files]
     return None if None in sizes else sum(size or 0 for size in sizes)
-
-
-def _span(study: Study) -> list[int]:
-    return list(range(study.layers.first, study.layers.last + 1))
 
 
 # -- model and text --------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ def _plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list
     Args:
         d_model: width of the model's residual stream where it is known, for files that state no shape.
     """
-    source = SaeSource(study.sae, tuple(_span(study)))
+    source = SaeSource(study.sae, tuple(span(study)))
     if study.sae.root is not None:
         return PlannedSaes([], _local_shapes(study, source, problems))
     files = _hub_files(source, lookup, problems)
@@ -281,7 +277,7 @@ def _check_shapes(study: Study, shapes: dict[int, SaeShape], d_model: int | None
     # Each pair of widths once: a span of equal SAEs has one answer.
     pairs = {
         (shapes[a].width, shapes[b].width, shapes[a].d_model)
-        for a, b in [*pairwise(_span(study)), *far_pairs(study)]
+        for a, b in (pair.layers for pair in (*adjacent_pairs(study), *distant_pairs(study)))
         if a in shapes and b in shapes
     }
     for pair in sorted(pairs):
@@ -298,7 +294,7 @@ def _job_shape(
     study: Study, shapes: dict[int, SaeShape], model: PlannedModel | None, text: TextSize | None
 ) -> JobShape:
     """The job's sizes; layers of unknown width count as the widest that is known."""
-    layers, d_model = _span(study), shapes[min(shapes)].d_model
+    layers, d_model = span(study), shapes[min(shapes)].d_model
     widest = max(shape.width for shape in shapes.values())
     widths = {layer: shapes[layer].width if layer in shapes else widest for layer in layers}
     controls, source = study.evaluation.matchers, SaeSource(study.sae, tuple(layers))
@@ -312,7 +308,7 @@ def _job_shape(
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in study.evaluation.all_splices),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
-        far_pairs=tuple((widths[a], widths[b]) for a, b in far_pairs(study)),
+        far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
     )
 
@@ -328,7 +324,7 @@ def _disk_needs(
         streams = counts = fitted = None
         if shape is not None and (text := shape.text) is not None:
             counts = passes_bytes(shape)
-            fitted = len(_span(study)) * layer_bytes(text.fit_windows, text.tokens, shape.d_model)
+            fitted = len(span(study)) * layer_bytes(text.fit_windows, text.tokens, shape.d_model)
             if text.windows is not None:
                 new = len(captured_layers(study)) - _captured(study, store, shape.d_model, text.windows)
                 streams = new * layer_bytes(text.windows, text.tokens, shape.d_model)

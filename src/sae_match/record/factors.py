@@ -90,12 +90,14 @@ def columns_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns at the top, then the whole configuration flattened: what W&B is given.
+    """Columns at the top, then the whole configuration flattened, without the classes that options are built from:
+    what W&B is given.
 
     Raises:
         ValueError: a factor's name is also a plain key with another value.
     """
     columns, flat = columns_of(config), flatten(config)
+    flat = {name: value for name, value in flat.items() if name.rpartition(".")[2] != "_target_"}
     for name, value in columns.items():
         if name in flat and flat[name] != value:
             raise ValueError(f"factor {name}={value!r} hides the configuration key {name}={flat[name]!r}")

@@ -30,6 +30,7 @@ from .contents import (
     PATHS,
     PERMUTATIONS,
     RESULTS,
+    TEXT,
     TOP_TOKENS,
     TRACEBACK,
     refuse_foreign_files,
@@ -257,6 +258,10 @@ class JobRecord:
     def write_labels(self, labels: Labels) -> None:
         """Write labels.json: what metrics and variants are called and how they are shown."""
         write_json(self.directory / LABELS, labels.as_json())
+
+    def write_text(self, facts: Mapping[str, object]) -> None:
+        """Write text.json: which documents and windows were evaluated."""
+        write_json(self.directory / TEXT, facts)
 
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""

@@ -55,6 +55,12 @@ class Labels:
         """The description of the metric that a headline number is of."""
         return self.split(number)[0]
 
+    def is_main(self, number: str) -> bool:
+        """Whether a number or curve (`METRIC/VARIANT...`) is of what jobs are compared by; no ends of intervals."""
+        about = self.of_number(number)
+        known = about.headline or about.compared or about.distance or about.figure == "record"
+        return (known or about.name in ("gap", "solver_seconds")) and not number.endswith(("_low", "_high"))
+
     @property
     def headlines(self) -> list[str]:
         """Names of the numbers of the matching that stand for a job."""

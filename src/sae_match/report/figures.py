@@ -16,7 +16,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..metrics.weights import WEIGHT_MSE
+from ..metrics.built_in import WEIGHT_MSE
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..style import BLUE, VERMILION
 from ..variants import Look

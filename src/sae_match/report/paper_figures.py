@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from sae_match.files import atomic_path
 
+from ..metrics.built_in import WEIGHT_MSE
 from ..metrics.description import CEILING, SPLICED
-from ..metrics.weights import WEIGHT_MSE
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..style import BLUE, GREY, VERMILION
 from ..variants import VARIANTS, Look

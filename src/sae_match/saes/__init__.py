@@ -2,7 +2,7 @@
 
 from sae_match.saes.activation import Activation, ActivationKind
 from sae_match.saes.folding import fold, measure_scale, with_scale
-from sae_match.saes.formats import FolderFormat, SaeFormat, SaeHeader
+from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader
 from sae_match.saes.formats.native import load_native, save_native
 from sae_match.saes.loading import SaeSource, load_sae
 from sae_match.saes.site import Site

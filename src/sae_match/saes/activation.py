@@ -1,7 +1,8 @@
-"""How pre-activations become feature activations, as one small value object."""
+"""How pre-activations become activations, and exact rewritings of other parametrizations into the canonical one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,9 +18,7 @@ class ActivationKind(StrEnum):
 
     jumprelu: pre * (pre > threshold). A BatchTopK SAE at inference is one, with one threshold for all features.
     relu: the same with threshold 0.
-    gated: with tied weights a gated SAE *is* a JumpReLU SAE (Rajamanoharan et al. 2024, "Improving Dictionary Learning
-        with Gated SAEs"): its magnitude path is the encoder, and b_mag - exp(r_mag) * b_gate the threshold (0 where
-        that is negative).
+    gated: with tied weights a gated SAE *is* a JumpReLU SAE (`canonical_tensors`).
     topk: the k largest pre-activations of a token, where positive.
     batch_topk: a BatchTopK SAE whose threshold was never set; which features fire depends on the batch.
     """
@@ -39,7 +38,7 @@ class Activation:
         kind: see `ActivationKind`.
         k: active features per token (topk; the training target of batch_topk).
         stored_threshold: scalar threshold that a TopK checkpoint carries without using it; a possible folding scale.
-        normalization: normalisation of the input that cannot be folded into the weights, or `none`.
+        normalization: normalization of the input that cannot be folded into the weights, or `none`.
 
     Raises:
         UserError: k missing or not positive for topk, or given for another kind; a stored threshold <= 0.
@@ -59,20 +58,16 @@ class Activation:
 
     @property
     def signature(self) -> str:
-        """What enters the content hash beside the tensors; empty where the tensors say everything."""
-        facts = []
-        if self.k is not None:
-            facts.append(f"{self.kind.value} k={self.k}")
-        if self.normalization != "none":
-            facts.append(f"normalization={self.normalization}")
-        return " ".join(facts)
+        """What enters the content hash beside the tensors; empty where the tensors determine everything."""
+        facts = [] if self.k is None else [f"{self.kind.value} k={self.k}"]
+        return " ".join(facts + ([] if self.normalization == "none" else [f"normalization={self.normalization}"]))
 
     @property
     def obstacle(self) -> str | None:
         """Why such an SAE cannot encode residual streams here, or None."""
         if self.normalization != "none":
             return (
-                f"its inputs are normalised ({self.normalization}) by factors that are not in its weights "
+                f"its inputs are normalized ({self.normalization}) by factors that are not in its weights "
                 "(expected_average_only_in: give them with sae.norm_scaling_factors; others depend on each token)"
             )
         if self.kind is ActivationKind.batch_topk:
@@ -91,3 +86,81 @@ JUMPRELU = Activation()
 """The default: JumpReLU with a threshold per feature."""
 RELU = Activation(ActivationKind.relu)
 GATED = Activation(ActivationKind.gated)
+
+_CANONICAL_NAMES = {
+    "encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec",
+    "bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
+}  # fmt: skip
+"""Names of torch's Linear layers and of dictionary_learning's gated class."""
+_TRANSPOSED = ("encoder.weight", "decoder.weight")
+"""torch's Linear layers store [out, in]."""
+_TENSORS = {
+    ActivationKind.jumprelu: ({"b_enc", "threshold"}, {"b_enc", "log_threshold"}),
+    ActivationKind.gated: ({"b_gate", "b_mag", "r_mag"},),
+}
+"""What a state dict holds beside W_enc, W_dec and b_dec; of the other kinds, b_enc."""
+
+
+def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> None:
+    """Refuse a state dict with other tensors than an SAE of this kind has."""
+    found = {_CANONICAL_NAMES.get(name, name) for name in stored}
+    choices = [{"W_enc", "W_dec", "b_dec", *more} for more in _TENSORS.get(kind, ({"b_enc"},))]
+    if found in choices:
+        return
+    wanted = min(choices, key=lambda names: len(names ^ found))
+    missing, unknown = sorted(wanted - found), sorted(found - wanted)
+    raise UserError(
+        f"{source}: a {kind.value} SAE has the tensors {', '.join(sorted(wanted))}; missing: "
+        f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}. Another activation, or tensors that "
+        "are not part of the SAE?"
+    )
+
+
+def as_float32(source: object, name: str, tensor: object) -> Tensor:
+    """A floating-point tensor in float32, detached; anything else is refused, naming source and tensor."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        what = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise UserError(f"{source}: {name} must be a floating-point tensor, got {what}")
+    return tensor.detach().to(torch.float32)
+
+
+def canonical_tensors(
+    stored: Mapping[str, Tensor], subtracts_b_dec: bool, rescales_by_decoder_norm: bool = False, *, source: object
+) -> dict[str, Tensor]:
+    """W_enc, b_enc, W_dec, b_dec and threshold (float32) that compute what the stored tensors' owner computes.
+
+    - An input bias goes into the encoder's: (x - b_dec) @ W_enc + b = x @ W_enc + (b - b_dec @ W_enc).
+    - Decoder norms that multiply pre-activations before they are ranked go into the encoder and out of the decoder.
+    - A gated SAE with tied weights fires where x @ W_enc + b_gate > 0, with relu(x @ (W_enc * e^r_mag) + b_mag).
+      Multiplied by e^r_mag, the gate reads: where the magnitude exceeds b_mag - e^r_mag * b_gate. That is the
+      threshold; where it is negative, the relu acts at 0 instead (Rajamanoharan et al. 2024, "Improving Dictionary
+      Learning with Gated SAEs").
+    - `log_threshold` is exponentiated, one threshold for all features is repeated, and none at all is 0.
+
+    Args:
+        stored: W_enc, W_dec and b_dec by canonical names or by those of torch's Linear layers, with b_enc, or with
+            b_gate, b_mag and r_mag; `threshold` or `log_threshold` where there is one. Shapes are as they should be.
+        subtracts_b_dec: whether b_dec is subtracted from the input.
+        source: for the message about something else than a floating-point tensor.
+    """
+    tensors = {}
+    for name, tensor in stored.items():
+        value = as_float32(source, name, tensor)
+        tensors[_CANONICAL_NAMES.get(name, name)] = value.T if name in _TRANSPOSED else value
+    W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
+    b_enc, threshold = tensors.get("b_enc"), tensors.get("threshold", W_enc.new_zeros(1))
+    if "log_threshold" in tensors:
+        threshold = tensors["log_threshold"].exp()
+    if rescales_by_decoder_norm and b_enc is not None:
+        norms = W_dec.norm(dim=1).clamp(min=1e-8)  # as SAELens clamps them
+        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+    shift = b_dec @ W_enc if subtracts_b_dec else W_enc.new_zeros(1)
+    if b_enc is None:
+        gain = tensors["r_mag"].exp()
+        b_gate, b_enc = tensors["b_gate"] - shift, tensors["b_mag"] - shift * gain
+        W_enc, threshold = W_enc * gain, (b_enc - gain * b_gate).clamp(min=0)
+    else:
+        b_enc = b_enc - shift
+    if threshold.numel() == 1:
+        threshold = threshold.expand(W_enc.shape[-1])
+    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}

@@ -30,11 +30,12 @@ class FoldingKind(StrEnum):
 class FoldingScale(StrEnum):
     """What theta is when features are folded; weight metrics are always in these units.
 
-    `auto` is the threshold where every feature has a positive one, and an error where not. The last four are for SAEs
-    without thresholds (ReLU, TopK), in order of closeness to one: the scalar threshold a checkpoint stores beside a
-    TopK; the threshold that would let k features per token through, estimated on the evaluation text; each feature's
-    mean or largest activation on that text; the reciprocal of the decoder row's norm, which needs no data and carries
-    no scale.
+    auto: the threshold where every feature has a positive one, and an error where not.
+    The others are for SAEs without thresholds (ReLU, TopK), in order of closeness to one:
+    stored: the scalar threshold that a checkpoint stores beside a TopK.
+    estimated: the threshold that would let k features per token through on the evaluation text.
+    mean_activation, max_activation: of each feature on that text.
+    decoder_norm: the reciprocal of the decoder row's norm, which needs no data and carries no scale.
     """
 
     auto = "auto"
@@ -79,14 +80,11 @@ def fold(sae: SparseAutoencoder) -> SparseAutoencoder:
         W_enc' = W_enc / theta    b_enc' = b_enc / theta    W_dec' = theta[:, None] * W_dec
         threshold' = threshold / theta (= 1 where theta is the threshold)
 
-    theta is the threshold, or the SAE's `scale` (see `with_scale`). Reconstructions are unchanged: feature i's
-    activation is divided by theta_i and its decoder row multiplied by it. `b_dec` has no feature axis and stays.
-    Returns a new SAE; the argument is untouched.
-
-    Rescaling changes which features are the k largest, so the folded copy of a TopK SAE refuses to encode.
+    theta is the threshold, or the SAE's `scale` (see `with_scale`). Reconstructions are unchanged, and so is the
+    argument. Rescaling changes which features are the k largest, so the folded copy of a TopK SAE refuses to encode.
 
     Raises:
-        UserError: if any theta is not positive (such a feature has no unit to be measured in), naming them.
+        UserError: a theta that is not positive (such a feature has no unit to be measured in).
     """
     theta = sae.theta
     ranked = sae.activation.kind is ActivationKind.topk
@@ -105,9 +103,7 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
     """The same SAE with the chosen `scale` in the place of theta, for scales that need no data.
 
     Args:
-        choice: `auto` (the scale that the SAE has, else its threshold), `threshold`, `stored` (the scalar threshold
-            beside a TopK), or `decoder_norm` (1 / norm of each decoder row, so that folded rows have unit norm). The
-            measured ones (`estimated`, `mean_activation`, `max_activation`) come from `measure_scale`.
+        choice: a `FoldingScale`; `auto` keeps the scale that the SAE has. Measured ones come from `measure_scale`.
 
     Raises:
         UserError: unknown or measured choice, or nothing there to be the scale.
@@ -118,20 +114,24 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
         raise UserError(f"folding.scale={choice}: must be one of {', '.join(FoldingScale)}") from None
     if choice in MEASURED_SCALES:
         raise UserError(f"folding.scale={choice.value}: is measured on activations; use measure_scale")
-    if choice in (FoldingScale.auto, FoldingScale.threshold):
-        kept = choice is FoldingScale.auto or sae.scale is None
-        chosen = sae if kept else sae.replace(scale=None)
-        _ = chosen.theta  # refuses thresholds that cannot be folded
-        return chosen
-    return sae.replace(scale=_stored(sae) if choice is FoldingScale.stored else 1 / decoder_norms(sae))
+    if choice is FoldingScale.decoder_norm:
+        return sae.replace(scale=1 / _decoder_norms(sae))
+    if choice is FoldingScale.stored:
+        value = sae.activation.stored_threshold
+        if value is None:
+            raise UserError(
+                f"{sae.source}: folding.scale=stored, but the checkpoint stores no threshold beside its "
+                f"{sae.activation.kind.value} activation. Choose estimated, mean_activation, max_activation or "
+                "decoder_norm"
+            )
+        return sae.replace(scale=sae.threshold.new_full((sae.width,), value))
+    chosen = sae if choice is FoldingScale.auto or sae.scale is None else sae.replace(scale=None)
+    _ = chosen.theta  # refuses thresholds that cannot be folded
+    return chosen
 
 
-def decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
-    """Norm of each decoder row, to divide by.
-
-    Raises:
-        UserError: a row of zeros.
-    """
+def _decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
+    """Norm of each decoder row, to divide by; a row of zeros is refused."""
     norms = sae.W_dec.norm(dim=1)
     if bool((norms == 0).any()):
         raise UserError(
@@ -141,48 +141,17 @@ def decoder_norms(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
     return norms
 
 
-def _stored(sae: SparseAutoencoder) -> Float[Tensor, " F"]:
-    value = sae.activation.stored_threshold
-    if value is None:
-        raise UserError(
-            f"{sae.source}: folding.scale=stored, but the checkpoint stores no threshold beside its "
-            f"{sae.activation.kind.value} activation. Choose estimated, mean_activation, max_activation or decoder_norm"
-        )
-    return sae.threshold.new_full((sae.width,), value)
-
-
-class LargestValues:
-    """The n largest of a stream of numbers, kept in O(n) memory, exactly.
-
-    Args:
-        n: how many.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._kept: list[Tensor] = []
-        self._bound = -float("inf")
-
-    def update(self, values: Float[Tensor, "*any"]) -> None:
-        """Add numbers."""
-        self._kept.append(values[values > self._bound].flatten())
-        if sum(len(part) for part in self._kept) > 2 * self.n:
-            self._compact()
-
-    def smallest(self) -> float | None:
-        """The n-th largest number seen, None if fewer were seen."""
-        self._compact()
-        kept = self._kept[0]
-        return float(kept.min()) if len(kept) == self.n else None
-
-    def _compact(self) -> None:
-        kept = torch.cat(self._kept) if self._kept else torch.empty(0)
-        if len(kept) > self.n:
-            kept = kept.topk(self.n, sorted=False).values
-        if len(kept) == self.n:
-            # Equal numbers that come later would only replace this one.
-            self._bound = float(kept.min())
-        self._kept = [kept]
+def nth_largest(parts: Iterable[Float[Tensor, " any"]], n: int) -> float | None:
+    """The n-th largest number (n >= 1) of a stream, exactly, in O(n) memory; None if there are fewer."""
+    kept: list[Tensor] = []
+    bound = -float("inf")
+    for part in parts:
+        kept.append(part[part > bound])  # what equals the n-th so far would only replace it
+        if sum(map(len, kept)) > 2 * n:
+            kept = [torch.cat(kept).topk(n, sorted=False).values]
+            bound = float(kept[0].min())
+    found = torch.cat(kept) if kept else torch.empty(0)
+    return float(found.topk(n, sorted=False).values.min()) if len(found) >= n else None
 
 
 @torch.no_grad()
@@ -195,12 +164,11 @@ def measure_scale(
     batch_windows: int = 8,
     sink_positions: int = 1,
 ) -> SparseAutoencoder:
-    """The same SAE with a `scale` measured on `x`, in the place of theta (formats: "Folding without a threshold").
+    """The same SAE with a `scale` measured on `x`, in the place of theta.
 
-    estimated: the threshold that lets k features per token through, decoder norm included: tau is the (k N)-th largest
-        pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
-    mean_activation, max_activation: of each feature, where it is positive. A feature that never fires on `x` has
-        neither; it takes the median of the others, and how many did is logged.
+    estimated: tau is the (k N)-th largest pre-activation times decoder norm over N tokens, and theta_i = tau / norm_i.
+    mean_activation, max_activation: of each feature, where it is positive. One that never fires on `x` takes the median
+        of the others, and how many did is logged.
 
     Args:
         x: the residual stream that the SAE reads; memory-mapped CPU tensors are fine.
@@ -228,32 +196,28 @@ def measure_scale(
             f"{sae.source}: no feature fires on the evaluation text, so folding.scale={choice} is undefined"
         )
     values = largest if choice == FoldingScale.max_activation else total / count.clamp(min=1)
-    silent = int((~fires).sum())
-    if silent:
+    if silent := int((~fires).sum()):
         logger.warning("%s: %d features never fire and take the median scale of the others", sae.source, silent)
     return sae.replace(scale=torch.where(fires, values, values[fires].median()).to(torch.float32))
 
 
+def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
+    check_measurable(sae, FoldingScale.estimated, k)
+    norms = _decoder_norms(sae)
+    scaled = ((batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms for batch in batches)
+    tau = nth_largest((pre[pre > 0] for pre in scaled), tokens * (k or 0))
+    if tau is None:
+        raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
+    return tau / norms
+
+
 def check_measurable(sae: SparseAutoencoder, choice: FoldingScale, k: int | None) -> None:
-    """Refuse what `measure_scale` would refuse before any text is read.
+    """Refuse, before any text is read, an SAE that does not encode, and `estimated` without a k.
 
     Raises:
-        UserError: `estimated` without a k, or an SAE that does not encode.
+        UserError: as said.
     """
     if sae.match_only is not None:
         raise UserError(f"{sae.source}: folding.scale={choice.value} needs activations, but {sae.match_only}")
     if choice is FoldingScale.estimated and (k or sae.activation.k) is None:
         raise UserError(f"{sae.source}: folding.scale=estimated needs folding.k, the active features per token")
-
-
-def _estimated(sae: SparseAutoencoder, batches: Iterable[Tensor], tokens: int, k: int | None) -> Float[Tensor, " F"]:
-    check_measurable(sae, FoldingScale.estimated, k)
-    norms = decoder_norms(sae)
-    largest = LargestValues(tokens * (k or 0))
-    for batch in batches:
-        pre = (batch.to(torch.float32) @ sae.W_enc + sae.b_enc) * norms
-        largest.update(pre[pre > 0])
-    tau = largest.smallest()
-    if tau is None:
-        raise UserError(f"{sae.source}: fewer than k={k} pre-activations per token are positive; lower folding.k")
-    return tau / norms

@@ -1,7 +1,8 @@
-"""The SAEs of a span of layers through their dialect, and `load_sae` for a single file."""
+"""The dialects and their detection, `load_sae` for a single SAE, and the SAEs of a span of layers."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,90 +10,56 @@ from pydantic import ValidationError
 
 from sae_match.errors import UserError
 from sae_match.hub import cached_path, content_hash
-from sae_match.saes.formats import SaeFormat, SaeHeader, detect_format, format_named
-from sae_match.saes.locating import fill, inside_only, is_file, local_root
+from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
+from sae_match.saes.formats.dictionary_learning import DictionaryLearning
+from sae_match.saes.formats.gemma_scope import GemmaScope
+from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
+from sae_match.saes.formats.llama_scope import LlamaScope
+from sae_match.saes.formats.native import Native
+from sae_match.saes.formats.saelens import Saelens
+from sae_match.saes.formats.sparsify import Sparsify
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
+FORMATS: tuple[type[SaeFormat], ...] = (
+    Native, GemmaScope, GemmaScope2, LlamaScope, Saelens, Sparsify, DictionaryLearning,
+)  # fmt: skip
+"""The dialects that `load_sae` detects and knows by name."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
-@dataclass(frozen=True)
-class SaeSource:
-    """The SAEs of a job, one per layer.
 
-    Attributes:
-        format: the `sae` group: the dialect with its options.
-        span: all layers of the job, for choices across them (sae.l0=similar).
-    """
+def format_named(dialect: str) -> type[SaeFormat]:
+    """The class of a dialect of `FORMATS`."""
+    names = {kind.dialect: kind for kind in FORMATS}
+    if dialect not in names:
+        raise UserError(f"dialect={dialect}: must be one of {', '.join(names)}, or a class of your own")
+    return names[dialect]
 
-    format: SaeFormat
-    span: tuple[int, ...] = ()
 
-    def files(self, layer: int) -> tuple[str, ...]:
-        """The layer's files inside `sae.repo_id` (or `sae.root`); nothing is downloaded."""
-        return self.format.files(layer, self.span)
+def detect_format(path: Path) -> type[SaeFormat]:
+    """The dialect of a folder by the files in it, of a file by its name, its neighbors and its tensors' names."""
+    found = [kind for kind in FORMATS if kind is not Native and kind.detect(path)]
+    if not found and Native.detect(path):
+        return Native
+    if len(found) == 1:
+        return found[0]
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else [path]
+    if not found and len(pickles) == 1:
+        raise _unread(pickles[0])
+    fits = f"several dialects ({', '.join(kind.dialect for kind in found)})" if found else "no known dialect"
+    names = ", ".join(kind.dialect for kind in FORMATS)
+    raise UserError(f"{path}: fits {fits} of SAE checkpoints. Say which with dialect=..., one of {names}")
 
-    def locate(self, layers: list[int]) -> dict[int, Path]:
-        """Files (or folders) of all `layers`, located (and downloaded) before anything is read.
 
-        Raises:
-            UserError: a layer outside the span that the SAEs cover, or a missing file.
-        """
-        saes = self.format
-        outside = [layer for layer in layers if not saes.first_layer <= layer <= saes.last_layer]
-        if outside:
-            raise UserError(
-                f"layers {outside}: the SAEs {saes.name} cover layers {saes.first_layer}..{saes.last_layer}. "
-                "Set layers.first and layers.last within that span."
-            )
-        return {layer: saes.locate(layer, self.span) for layer in layers}
-
-    def header(self, layer: int) -> SaeHeader:
-        """Dimensions, site and layer of one SAE, without reading its tensors.
-
-        Raises:
-            UserError: as `load`, so far as headers show it.
-        """
-        return self.format.header(self.locate([layer])[layer], layer)
-
-    def load(self, layer: int) -> SparseAutoencoder:
-        """The SAE of one layer.
-
-        Raises:
-            UserError: missing, corrupt or contradictory files, or invalid values.
-        """
-        return self.format.read(self.locate([layer])[layer], layer)
-
-    def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
-        """A second seed of one layer's SAE, or None where there is none."""
-        path = self.ceiling_path(layer)
-        return None if path is None else self.format.read(path, layer)
-
-    def ceiling_path(self, layer: int) -> Path | None:
-        """File of the second seed, or None where there is none."""
-        name = self.format.second_seed(layer, self.span)
-        if name is None or self.format.root is None:
-            return None
-        path = local_root(self.format.root) / inside_only(name)
-        return path if is_file(path) else None
-
-    def identity(self, layer: int) -> list[str]:
-        """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.
-
-        Raises:
-            UserError: a file of the hub is not on this machine.
-            OSError: a local file cannot be read.
-        """
-        second = self.ceiling_path(layer)
-        paths = [self._on_this_machine(name) for name in self.files(layer)]
-        return [content_hash(path) for path in (*paths, second) if path is not None]
-
-    def _on_this_machine(self, name: str) -> Path:
-        if self.format.root is not None:
-            return local_root(self.format.root) / inside_only(name)
-        cached = cached_path(self.format.repository, name, self.format.revision)
-        if cached is None:
-            raise UserError(f"{name} of {self.format.repo_id} is not on this machine")
-        return cached
+def _unread(path: Path) -> UserError:
+    if path.suffix not in PICKLES or not path.is_file():
+        return UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
+    return UserError(
+        f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
+        f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
+        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
+        "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
+    )
 
 
 def load_sae(
@@ -123,9 +90,7 @@ def load_sae(
             "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
         )
     name = str(path)
-    if layer is not None and "{" in name:
-        name = fill(name, layer, "path")
-    file = local_root(name)
+    file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
     try:
@@ -141,3 +106,71 @@ def load_sae(
         found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise UserError(f"dialect={kind.__name__}: {found}; pass an object, {kind.__name__}(name=..., ...)") from error
     return saes.read(file, layer)
+
+
+@dataclass(frozen=True)
+class SaeSource:
+    """The SAEs of a job, one per layer. Methods raise `UserError`: missing, corrupt or contradictory files.
+
+    Attributes:
+        format: the `sae` group: the dialect with its options.
+        span: all layers of the job, for choices across them (sae.l0=similar).
+    """
+
+    format: SaeFormat
+    span: tuple[int, ...] = ()
+
+    def files(self, layer: int) -> tuple[str, ...]:
+        """The layer's files inside `sae.repo_id` (or `sae.root`); nothing is downloaded."""
+        return self.format.files(layer, self.span)
+
+    def locate(self, layers: list[int]) -> dict[int, Path]:
+        """Files (or folders) of all `layers`, located (and downloaded) before anything is read."""
+        saes = self.format
+        outside = [layer for layer in layers if not saes.first_layer <= layer <= saes.last_layer]
+        if outside:
+            raise UserError(
+                f"layers {outside}: the SAEs {saes.name} cover layers {saes.first_layer}..{saes.last_layer}. "
+                "Set layers.first and layers.last within that span."
+            )
+        return {layer: saes.locate(layer, self.span) for layer in layers}
+
+    def header(self, layer: int) -> SaeHeader:
+        """Dimensions, site and layer of one SAE, without reading its tensors."""
+        return self.format.header(self.locate([layer])[layer], layer)
+
+    def load(self, layer: int) -> SparseAutoencoder:
+        """The SAE of one layer."""
+        return self.format.read(self.locate([layer])[layer], layer)
+
+    def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
+        """A second seed of one layer's SAE, or None where there is none."""
+        path = self.ceiling_path(layer)
+        return None if path is None else self.format.read(path, layer)
+
+    def ceiling_path(self, layer: int) -> Path | None:
+        """File of the second seed, or None where there is none."""
+        name = self.format.second_seed(layer, self.span)
+        if name is None or self.format.root is None:
+            return None
+        path = local_root(self.format.root) / inside_only(name)
+        return path if os.path.isfile(path) else None
+
+    def identity(self, layer: int) -> list[str]:
+        """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.
+
+        Raises:
+            UserError: a file of the hub is not on this machine.
+            OSError: a local file cannot be read.
+        """
+        saes, hashes = self.format, []
+        for name in self.files(layer):
+            if saes.root is not None:
+                path: Path | None = local_root(saes.root) / inside_only(name)
+            else:
+                path = cached_path(saes.repository, name, saes.revision)
+            if path is None:
+                raise UserError(f"{name} of {saes.repo_id} is not on this machine")
+            hashes.append(content_hash(path))
+        second = self.ceiling_path(layer)
+        return hashes if second is None else [*hashes, content_hash(second)]

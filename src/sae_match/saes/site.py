@@ -7,8 +7,6 @@ from enum import StrEnum
 
 from sae_match.errors import UserError
 
-_HOOK = re.compile(r"blocks\.(\d{1,4})\.(?:(attn)\.)?hook_(\w+)$")
-
 
 class Site(StrEnum):
     """Where in a block an SAE reads. Residual streams are captured at resid_post, so only that site is encoded."""
@@ -23,33 +21,24 @@ class Site(StrEnum):
     unknown = "unknown"
 
 
-_SITES = {name: Site(name) for name in ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn_out")}
+_HOOK = re.compile(r"blocks\.(\d{1,4})\.((?:attn\.)?hook_\w+)$")
 _MODULE = re.compile(r"(?:[\w.]+\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.(\w+))?$")
-_MODULE_SITES = {
+_SITES = {
+    "hook_resid_post": Site.resid_post, "hook_resid_pre": Site.resid_pre, "hook_resid_mid": Site.resid_mid,
+    "hook_mlp_out": Site.mlp_out, "hook_attn_out": Site.attn_out, "attn.hook_z": Site.attn_out,
     None: Site.resid_post, "mlp": Site.mlp_out, "attn": Site.attn_out, "self_attn": Site.attn_out,
     "attention": Site.attn_out,
 }  # fmt: skip
 
 
 def site_of_hook(name: object) -> tuple[Site, int | None]:
-    """Site and block of a TransformerLens hook name or of a module of a transformers model (`site_of_module`);
-    `unknown` where the name says something else.
+    """Site and block of a TransformerLens hook (`blocks.3.hook_resid_post`) or of the output of a module of a
+    transformers model (`model.layers.3`, `h.3.mlp`, `gpt_neox.layers.3`); `unknown` where the name is another.
 
     `blocks.N.attn.hook_z`, the attention output before its last projection, counts as attn_out.
     """
-    found = _HOOK.match(name) if isinstance(name, str) else None
-    if found is None:
-        return site_of_module(name) if isinstance(name, str) else (Site.unknown, None)
-    layer, attention, hook = int(found[1]), found[2], found[3]
-    if attention is not None:
-        return (Site.attn_out if hook == "z" else Site.unknown), layer
-    return _SITES.get(hook, Site.unknown), layer
-
-
-def site_of_module(name: str) -> tuple[Site, int | None]:
-    """Site and block of a module whose output is read, such as `model.layers.3`, `h.3.mlp` or `gpt_neox.layers.3`."""
-    found = _MODULE.match(name)
-    return (Site.unknown, None) if found is None else (_MODULE_SITES.get(found[2], Site.unknown), int(found[1]))
+    found = (_HOOK.match(name) or _MODULE.match(name)) if isinstance(name, str) else None
+    return (Site.unknown, None) if found is None else (_SITES.get(found[2], Site.unknown), int(found[1]))
 
 
 def refuse_encoding(where: str, site: Site, obstacle: str | None) -> None:
@@ -64,11 +53,8 @@ def refuse_encoding(where: str, site: Site, obstacle: str | None) -> None:
             "with sae.site=resid_post (in the library, load_sae(..., site='resid_post')); weights match without it"
         )
     if site is not Site.resid_post:
-        raise UserError(
-            f"{where}: reads {site.value}, and activations are compared on resid_post only. Its weights can be "
-            "matched: evaluation=weights_only"
-        )
+        obstacle = f"reads {site.value}, and activations are compared on resid_post only"
+    elif obstacle is not None:
+        obstacle = f"cannot encode, because {obstacle}"
     if obstacle is not None:
-        raise UserError(
-            f"{where}: cannot encode, because {obstacle}. Its weights can be matched: evaluation=weights_only"
-        )
+        raise UserError(f"{where}: {obstacle}. Its weights can be matched: evaluation=weights_only")

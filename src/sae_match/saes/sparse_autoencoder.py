@@ -12,8 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
-from sae_match.saes.parametrization import canonical_tensors
+from sae_match.saes.activation import (
+    JUMPRELU,
+    Activation,
+    ActivationKind,
+    as_float32,
+    canonical_tensors,
+    check_names,
+)
 from sae_match.saes.site import Site
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -32,28 +38,24 @@ class SparseAutoencoder:
 
         pre = x @ W_enc + b_enc;   f = pre * (pre > threshold);   x_hat = f @ W_dec + b_dec
 
-    (method section 1; the paper's Eqs. 1-2.) Other activations have the same five parameters (`ActivationKind`); an SAE
-    that subtracts b_dec from its input has it folded into b_enc. Parameters are float32 and treated as constants;
-    inputs of any floating dtype and any batch shape are computed in float32.
-
-    A threshold below 0 counts as 0, as in the encoders of SAELens, dictionary_learning and Gemma Scope, which apply a
-    ReLU as well.
+    (The paper's Eqs. 1-2.) Other activations have the same five parameters; a b_dec that is subtracted from the input
+    is folded into b_enc. Parameters are float32 constants; inputs of any floating dtype and batch shape are computed
+    in float32. A threshold below 0 counts as 0, as in SAELens, dictionary_learning and Gemma Scope.
 
     Args:
         W_enc: encoder, [d, F].
         b_enc: encoder bias, [F].
         W_dec: decoder, [F, d].
         b_dec: decoder bias, [d].
-        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none. Needed: a state
-            dict without it belongs to another kind of SAE (`from_state_dict`).
+        threshold: JumpReLU threshold of each feature in activation units, [F]; 0 where there is none.
         activation: how pre-activations become activations.
         site: where in the block the SAE reads.
-        scale: what plays theta in folding where thresholds do not, [F], positive.
+        scale: theta of each feature in folding, in place of the threshold, [F], positive.
         match_only: why this SAE only matches and never encodes; None if it encodes.
         source: where the parameters came from; named in errors and provenance.
 
     Raises:
-        UserError: if shapes disagree, a tensor is missing or not floating point, or a value is NaN or infinite.
+        UserError: shapes disagree, a tensor is missing or not floating point, or a value is NaN or infinite.
     """
 
     def __init__(
@@ -78,18 +80,19 @@ class SparseAutoencoder:
         given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
         if scale is not None:
             given["scale"] = scale
+        given = {name: as_float32(source, name, tensor) for name, tensor in given.items()}
         _check_tensors(given, source)
+        checked = {name: tensor.contiguous() for name, tensor in given.items()}
         if activation.k is not None and activation.k > W_enc.shape[1]:
             raise UserError(f"{source}: k={activation.k} of {W_enc.shape[1]} features")
         self.source, self.activation, self.site = source, activation, site
         self.match_only = match_only or activation.obstacle
-        as_float32 = {name: t.detach().to(torch.float32).contiguous() for name, t in given.items()}
-        self.W_enc: Float[Tensor, "d F"] = as_float32["W_enc"]
-        self.b_enc: Float[Tensor, " F"] = as_float32["b_enc"]
-        self.W_dec: Float[Tensor, "F d"] = as_float32["W_dec"]
-        self.b_dec: Float[Tensor, " d"] = as_float32["b_dec"]
-        self.threshold: Float[Tensor, " F"] = as_float32["threshold"].clamp(min=0)
-        self.scale: Float[Tensor, " F"] | None = as_float32.get("scale")
+        self.W_enc: Float[Tensor, "d F"] = checked["W_enc"]
+        self.b_enc: Float[Tensor, " F"] = checked["b_enc"]
+        self.W_dec: Float[Tensor, "F d"] = checked["W_dec"]
+        self.b_dec: Float[Tensor, " d"] = checked["b_dec"]
+        self.threshold: Float[Tensor, " F"] = checked["threshold"].clamp(min=0)
+        self.scale: Float[Tensor, " F"] | None = checked.get("scale")
 
     @classmethod
     def from_state_dict(
@@ -103,11 +106,9 @@ class SparseAutoencoder:
         site: Site | str = Site.unknown,
         source: str = "state dict",
     ) -> SparseAutoencoder:
-        """The SAE behind another library's `state_dict()`, given what the tensors do not say.
+        """The SAE of another library's `state_dict()`, given what the tensors do not say.
 
-        Names are canonical ones, or those of torch's Linear layers (`encoder.weight`, `encoder.bias`, `decoder.weight`,
-        `bias`); a JumpReLU SAE has `threshold` (of one feature or all) or `log_threshold`, a gated one `b_gate`,
-        `b_mag` and `r_mag` for b_enc. An SAE that normalizes its inputs must have the factor folded in before.
+        Names are those of `canonical_tensors`. An SAE that normalizes its inputs must have the factor folded in before.
 
         Args:
             activation: `jumprelu`, `relu`, `gated` or `topk`. A BatchTopK SAE with its threshold is a `jumprelu` one.
@@ -115,8 +116,6 @@ class SparseAutoencoder:
             k: active features per token of a `topk`.
             rescales_by_decoder_norm: whether a `topk` multiplies its pre-activations by the decoder norms before it
                 ranks them (SAELens: `cfg.rescale_acts_by_decoder_norm`).
-            site: where in the block the SAE reads.
-            source: what to call the SAE in messages.
 
         Raises:
             UserError: missing or unknown tensors, an unknown activation, a `topk` without its k or its
@@ -126,18 +125,19 @@ class SparseAutoencoder:
             kind, place = ActivationKind(activation), Site(site)
         except ValueError as error:
             raise UserError(f"{source}: {error}; activations: {', '.join(ActivationKind)}") from None
-        tensors: dict[str, Any] = canonical_tensors(
-            state_dict,
-            kind,
-            subtracts_b_dec=subtracts_b_dec,
-            rescales_by_decoder_norm=rescales_by_decoder_norm,
-            source=source,
-        )
+        if kind is ActivationKind.topk and rescales_by_decoder_norm is None:
+            raise UserError(
+                f"{source}: rescales_by_decoder_norm=True or False must say whether this TopK ranks pre-activations "
+                "times decoder norms (SAELens: cfg.rescale_acts_by_decoder_norm; sparsify, dictionary_learning: no)"
+            )
+        check_names(state_dict, kind, source)
+        rescales = bool(rescales_by_decoder_norm)
+        tensors: dict[str, Any] = canonical_tensors(state_dict, subtracts_b_dec, rescales, source=source)
         return cls(**tensors, activation=Activation(kind, k=k), site=place, source=source)
 
     @property
     def d_model(self) -> int:
-        """Dimensions of the residual stream, d."""
+        """Dimensions that the SAE reads, d."""
         return self.W_enc.shape[0]
 
     @property
@@ -187,7 +187,7 @@ class SparseAutoencoder:
                 library += " or leave these features out: match(..., exclude_a=a.threshold <= 0, exclude_b=...)"
             raise UserError(
                 f"{self.source} ({self.activation.kind.value}): threshold must be positive to be folded, but is <= 0 "
-                f"at feature {first_indices(not_positive)}. Choose what plays theta: folding.scale=stored (the scalar "
+                f"at feature {first_indices(not_positive)}. Choose another theta: folding.scale=stored (the scalar "
                 "threshold beside a TopK), estimated, mean_activation, max_activation (measured on text) or "
                 f"decoder_norm (needs no data); or folding=none. In the library, {library}."
             )
@@ -210,11 +210,11 @@ class SparseAutoencoder:
         """Reconstruction of the residual stream from feature activations."""
         return torch.matmul(f.to(torch.float32), self.W_dec) + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """`decode(encode(x))`."""
         return self.decode(self.encode(x))
 
-    __call__ = forward
+    forward = __call__
 
     @cached_property
     def content_hash(self) -> str:
@@ -230,40 +230,29 @@ class SparseAutoencoder:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return f"SparseAutoencoder(d_model={self.d_model}, width={self.width}, source={self.source!r})"
+        kind = self.activation.kind.value if self.activation.k is None else f"topk k={self.activation.k}"
+        source = self.source if len(self.source) <= 48 else f"...{self.source[-45:]}"
+        return f"SparseAutoencoder(d_model={self.d_model}, width={self.width}, {kind}, {self.site.value}, {source!r})"
 
 
-def _check_tensors(given: dict[str, Tensor], source: str) -> None:
-    """Refuse wrong types, shapes and non-finite values, naming the source, the key and the indices."""
+def _check_tensors(given: Mapping[str, Tensor], source: str) -> None:
+    """Refuse wrong shapes and values, naming the source, the key and the indices."""
+    shape = tuple(given["W_enc"].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{source}: W_enc must be [d, F] without an empty dimension, got shape {shape}")
+    d, n_features = shape
+    expected = {"W_enc": shape, "W_dec": (n_features, d), "b_dec": (d,)}
     for name, tensor in given.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            what = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise UserError(f"{source}: {name} must be a floating-point tensor, got {what}")
-    if given["W_enc"].ndim != 2:
-        raise UserError(f"{source}: W_enc must be [d, F], got shape {tuple(given['W_enc'].shape)}")
-    d, n_features = given["W_enc"].shape
-    if d == 0 or n_features == 0:
-        raise UserError(f"{source}: W_enc has an empty dimension, shape {(d, n_features)}")
-    expected = {"b_enc": (n_features,), "W_dec": (n_features, d), "b_dec": (d,), "threshold": (n_features,)}
-    expected["scale"] = (n_features,)
-    for name, shape in expected.items():
-        if name in given and tuple(given[name].shape) != shape:
+        if tuple(tensor.shape) != (wanted := expected.get(name, (n_features,))):
             raise UserError(
-                f"{source}: {name} has shape {tuple(given[name].shape)}, expected {shape} "
+                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {wanted} "
                 f"because W_enc is [d={d}, F={n_features}]. A transposed matrix? W_enc is [d, F], W_dec is [F, d]."
             )
-    for name, tensor in given.items():
-        _check_finite(name, tensor, source)
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            # The feature axis is the last of W_enc and the first of everything else.
+            indices = first_indices(bad.any(dim=0 if name == "W_enc" else 1) if tensor.ndim == 2 else bad)
+            kind = "dimension" if name == "b_dec" else "feature"
+            raise UserError(f"{source}: {name} holds NaN or infinity at {kind} {indices}")
     if "scale" in given and bool((given["scale"] <= 0).any()):
         raise UserError(f"{source}: scale must be positive, but is not at feature {first_indices(given['scale'] <= 0)}")
-
-
-def _check_finite(name: str, tensor: Tensor, source: str) -> None:
-    bad = ~torch.isfinite(tensor)
-    if not bool(bad.any()):
-        return
-    # The feature axis is the last of W_enc and the first of everything else.
-    axis = 0 if name == "W_enc" else 1
-    per_feature = bad.any(dim=axis) if tensor.ndim == 2 else bad
-    kind = "dimension" if name == "b_dec" else "feature"
-    raise UserError(f"{source}: {name} holds NaN or infinity at {kind} {first_indices(per_feature)}")

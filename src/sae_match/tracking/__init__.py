@@ -18,12 +18,22 @@ class TrackingMode(StrEnum):
     none = "none"
 
 
+class TrackingDetail(StrEnum):
+    """How much of a record goes to W&B."""
+
+    main = "main"
+    full = "full"
+
+
 @option
 class Tracking:
     """Weights & Biases."""
 
     mode: TrackingMode
     """offline | online | none."""
+    detail: TrackingDetail = TrackingDetail.main
+    """main | full. main: summary columns and curves of what jobs are compared by, and the settings that decide results;
+    the tables hold every number with its interval. full: every number, curve and key."""
     project: str | None = None
     """W&B project; null = WANDB_PROJECT, else sae-match."""
     entity: str | None = None

@@ -10,10 +10,9 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from sae_match.record.run_identity import run_id
-from sae_match.record.wandb_mirror import WandbMirror
-from sae_match.record.wandb_settings import is_disabled
 from sae_match.store import Store
 from sae_match.tracking import TrackingMode
+from sae_match.tracking.wandb_mirror import WandbMirror, is_disabled
 from sae_match.training.options import TrainConfig
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.hub import HubFile
+from sae_match.hub import HubFile, download
 from sae_match.hub_errors import Repository
 from sae_match.options import option
-from sae_match.saes.locating import ELSEWHERE, SaeShape, fetch, fill, shape_at_hub
+from sae_match.saes.activation import JUMPRELU, Activation
+from sae_match.saes.formats.reading import SaeShape, shape_at_hub
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
 
@@ -24,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 UNIT_NORM_TOLERANCE = 0.01
 """bf16 rows of unit norm stay within this."""
+_PLACEHOLDER = re.compile(r"\{(layer|next)(?::(0?\dd))?\}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class SaeFormat(ABC):
     """SAEs of one checkpoint dialect, one per layer: the configuration's group `sae`.
 
     A dialect is a subclass with its own options and the methods `files`, `read_header` and `read`; one whose layers are
-    folders of several files begins from `FolderFormat`. `detect` lets `load_sae` find the dialect of a path by itself.
+    folders of several files begins from `FolderFormat`. `detect` lets `load_sae` find the dialect of a path. Methods
+    raise `UserError`: options that name no file, missing, unreadable or contradictory files, unsupported variants.
     """
 
     dialect: ClassVar[str] = ""
@@ -90,46 +96,27 @@ class SaeFormat(ABC):
 
         Args:
             span: all layers of the job, for choices that depend on them.
-
-        Raises:
-            UserError: the options name no file.
         """
 
     @abstractmethod
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """What the files at `path` say of the SAE, without reading its tensors.
-
-        Raises:
-            UserError: unreadable files, or a variant that is not supported.
-        """
+        """What the files at `path` say of the SAE, without reading its tensors."""
 
     @abstractmethod
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """The canonical SAE in the file or folder that `locate` or a user names.
-
-        Raises:
-            UserError: as `header`, missing tensors, or invalid values.
-        """
+        """The canonical SAE in the file or folder that `locate` or a user names."""
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """Local path of one layer's file, or of the folder of several, downloaded where `root` is not set.
-
-        Raises:
-            UserError: neither root nor repo_id set, or a file is missing or cannot be downloaded.
-        """
+        """Local path of one layer's file, or of the folder of several, downloaded where `root` is not set."""
         (name,) = self.files(layer, span)
-        return fetch(self, name, layer)
+        return self.fetch(name, layer)
 
     def second_seed(self, layer: int, span: tuple[int, ...] = ()) -> str | None:
         """File below `root` of a second training seed of the layer's SAE, whether it exists or not; None = none."""
         return None
 
     def check_span(self, first: int, last: int) -> None:
-        """Refuse layers that there are no SAEs for, and options that belong to another span.
-
-        Raises:
-            UserError: naming the layers or the option.
-        """
+        """Refuse layers that there are no SAEs for, and options that belong to another span."""
         if first < self.first_layer or last > self.last_layer:
             raise UserError(
                 f"layers.first={first}, layers.last={last}: the SAEs {self.name} cover layers "
@@ -140,9 +127,6 @@ class SaeFormat(ABC):
         """`read_header`, compared with the layer that was asked for and with the options `site` and `d_model`.
 
         The input of block t+1 is the output of block t: an SAE of `resid_pre` at t+1 is one of `resid_post` at t.
-
-        Raises:
-            UserError: as `read_header`, or the files name another layer, site or d_model.
         """
         header = self.read_header(path, layer)
         site, stated = header.site, header.layer
@@ -151,25 +135,36 @@ class SaeFormat(ABC):
         if layer is not None and stated is not None and stated != layer:
             hint = " (sae.folder with {next} names the folder of block t+1)" if site is Site.resid_pre else ""
             raise UserError(f"{path}: asked for layer {layer}, but the file is of layer {stated} ({site.value}){hint}")
-        if site is Site.unknown and self.site is not None:
-            site = self.site
-        if self.site is not None and self.site is not site:
-            raise UserError(f"{path}: sae.site={self.site.value}, but the file reads {site.value}")
-        if self.d_model is not None and self.d_model != header.d_model:
+        if site is Site.unknown:
+            site = self.site or site
+        if self.site not in (None, site):
+            raise UserError(f"{path}: sae.site={self.site}, but the file reads {site}")
+        if self.d_model not in (None, header.d_model):
             raise UserError(f"{path}: reads d_model={header.d_model}, but sae.d_model={self.d_model}")
         return replace(header, site=site, layer=stated)
 
     @property
     def repository(self) -> Repository:
         """The hub repository that is read where `root` is not set."""
-        return Repository(self.repo_id or "", self.revision, "sae", ELSEWHERE)
+        return Repository(
+            self.repo_id or "", self.revision, "sae", "point sae.root at a local copy in the hub's layout"
+        )
 
-    def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
-        """Dimensions of a layer whose files are at the hub, as far as the largest file's header or size tells them.
+    def fetch(self, name: str, layer: int) -> Path:
+        """Local path of one file of a layer, downloaded (and its checksum checked) where `root` is not set.
 
         Args:
-            d_model: what the SAE reads, where it is known, for files whose header cannot be read alone.
+            name: path inside the repository or the root.
         """
+        inside_only(name)
+        if self.root is not None:
+            return _local_file(local_root(self.root), name, layer)
+        if self.repo_id is None:
+            raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
+        return download(self.repository, name)
+
+    def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
+        """Dimensions of a layer whose files are at the hub, as far as the largest file's header or size tells them."""
         return shape_at_hub(max(files, key=lambda file: file.size or 0), d_model)
 
 
@@ -186,95 +181,118 @@ class FolderFormat(SaeFormat):
     @classmethod
     def detect(cls, path: Path) -> bool:
         """A folder with all the files, or the weights in one."""
-        weights = Path(cls.FILES[-1]).parts
-        folder = path.parents[len(weights) - 1] if path.parts[-len(weights) :] == weights else path
+        folder = cls.folder_of(path)
         return all((folder / name).is_file() for name in cls.FILES)
 
     @classmethod
     def folder_of(cls, path: Path) -> Path:
-        """The layer's folder, also where the weights in it were named.
+        """The layer's folder, also where the weights in it were named."""
+        weights = Path(cls.FILES[-1]).parts
+        return path.parents[len(weights) - 1] if path.parts[-len(weights) :] == weights else path
 
-        Raises:
-            UserError: another file was named.
-        """
-        weights = Path(cls.FILES[-1])
-        if path.name != weights.name and path.is_file():
-            raise UserError(f"{path}: not called {weights.name}; in this dialect a layer is {', '.join(cls.FILES)}")
-        return path.parents[len(weights.parts) - 1] if path.name == weights.name else path
+    @classmethod
+    def paths(cls, path: Path) -> tuple[Path, ...]:
+        """The layer's config and weights, from its folder or from the weights in it; no other file may be named."""
+        folder = cls.folder_of(path)
+        if folder.is_file():
+            raise UserError(f"{path}: not called {cls.FILES[-1]}; in this dialect a layer is {', '.join(cls.FILES)}")
+        return tuple(folder / name for name in cls.FILES)
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """The layer's files: its folder from `folder`, with the layer filled in.
-
-        Raises:
-            UserError: `folder` is not set, or has other placeholders than {layer} and {next}.
-        """
+        """The layer's files, in the folder that `folder` names."""
         if self.folder is None:
             raise UserError("sae.folder is not set: name the folder of one layer, such as sae.folder='layer_{layer}'")
         folder = fill(self.folder, layer, "sae.folder").strip("/")
         return tuple(f"{folder}/{name}".lstrip("/") for name in self.FILES)
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """The layer's folder.
-
-        Raises:
-            UserError: a missing file, or no network.
-        """
-        paths = [fetch(self, name, layer) for name in self.files(layer, span)]
+        """The layer's folder, once all its files are there."""
+        paths = [self.fetch(name, layer) for name in self.files(layer, span)]
         return paths[0].parents[self.FILES[0].count("/")]
 
 
-def l0_of_layer(l0: str | None, layer: int, span: tuple[int, ...]) -> str | None:
-    """What `sae.l0` says of one layer: `71/70` is a number per layer of the span, anything else holds for all.
+def local_root(root: str) -> Path:
+    """The directory that `sae.root` names; `embedded/NAME` is a folder of the package's own assets."""
+    if root.startswith("embedded/"):
+        return Path(str(resources.files("sae_match").joinpath("assets", root.removeprefix("embedded/"))))
+    return Path(root).expanduser()
 
-    Raises:
-        UserError: another number of L0s than layers, or a layer outside the span.
-    """
+
+def inside_only(name: str) -> str:
+    """The name itself, of a path that stays inside its directory or repository: neither absolute nor with `..`."""
+    # Links are followed: the hub client's own cache consists of them.
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or not name.isprintable():
+        raise UserError(
+            f"{name[:200]!r}: names of files inside sae.root or sae.repo_id (from sae.filename, sae.folder, sae.width, "
+            "sae.l0) are relative and without '..'; set sae.root to the directory itself"
+        )
+    return name
+
+
+def _local_file(root: Path, name: str, layer: int) -> Path:
+    """The file below `root`; where it is missing, the message lists what its nearest folder holds."""
+    path = root / name
+    if os.path.isfile(path):  # a name that no file can have counts as no
+        return path
+    parent = next((at for at in path.parents if os.path.isdir(at) and at.is_relative_to(root)), root)
+    held = ", ".join(sorted(os.listdir(parent))[:12]) if os.path.isdir(parent) else ""
+    found = f"{parent} holds {held}" if held else f"{parent} is missing or empty (sae.root)"
+    raise UserError(f"no SAE for layer {layer}: {path} does not exist. {found}.")
+
+
+def fill(pattern: str, layer: int, key: str) -> str:
+    """A name pattern with {layer} and {next} (= layer + 1) filled in."""
+    # str.format would also follow attributes ({layer.x}) and allocate any width ({layer:999999999d}).
+    filled = _PLACEHOLDER.sub(lambda found: format(layer + (found[1] == "next"), found[2] or "d"), pattern)
+    if "{" in filled or "}" in filled:
+        raise UserError(
+            f"{key}={pattern}: only {{layer}} and {{next}} can be filled in, with a width such as {{layer:02d}} at most"
+        )
+    return filled
+
+
+def l0_of_layer(l0: str | None, layer: int, span: tuple[int, ...]) -> str | None:
+    """What `sae.l0` says of one layer: `71/70` is a number per layer of the span, anything else holds for all."""
     if l0 is None or "/" not in l0:
         return l0
-    numbers = l0.split("/")
+    numbers, span = l0.split("/"), span or (layer,)
     if len(numbers) != len(span) or layer not in span:
-        raise UserError(f"sae.l0={l0}: names {len(numbers)} L0s for the layers {list(span)}; layer {layer} needs one")
+        raise UserError(
+            f"sae.l0={l0}: names {len(numbers)} L0s, but layers.first={span[0]}, layers.last={span[-1]} are "
+            f"{len(span)} layers; give one number, or one per layer"
+        )
     return numbers[span.index(layer)]
 
 
-def check_l0_per_layer(l0: str | None, first: int, last: int) -> None:
-    """Refuse an `sae.l0` with one number per layer of another span.
-
-    Raises:
-        UserError: naming both counts.
-    """
-    numbers, n_layers = (l0 or "").split("/"), last - first + 1
-    if len(numbers) not in (1, n_layers):
-        raise UserError(
-            f"sae.l0={l0}: names {len(numbers)} L0s, but layers.first={first}, layers.last={last} are "
-            f"{n_layers} layers; give one number, or one per layer"
-        )
-
-
-def validate_loaded(
-    sae: SparseAutoencoder, layer: int | None, stored_threshold: Float[Tensor, " F"] | None = None, *, unit_norm: bool
+def build_sae(
+    path: Path,
+    layer: int | None,
+    header: SaeHeader,
+    tensors: Mapping[str, Tensor],
+    activation: Activation = JUMPRELU,
+    *,
+    unit_norm: bool = False,
 ) -> SparseAutoencoder:
-    """Refuse thresholds that are mostly negative, and log what is unusual.
+    """The SAE of these canonical tensors; thresholds that are mostly negative are refused, what is unusual is logged.
 
     Trainers leave a few thresholds at or a little below 0, where a feature acts as with a ReLU. A file of logarithms
     looks otherwise: its thresholds below 1 are negative.
 
     Args:
-        stored_threshold: the thresholds as they stand in the file, where it has one per feature.
         unit_norm: decoder rows of this dialect have unit norm; warn where they do not.
-
-    Returns the SAE itself, so that loaders can end with this call.
-
-    Raises:
-        UserError: naming file, layer, key and feature indices.
     """
+    given: dict[str, Any] = dict(tensors)
+    sae = SparseAutoencoder(
+        **given, activation=activation, site=header.site, match_only=header.obstacle, source=str(path)
+    )
     where = sae.source if layer is None else f"{sae.source} (layer {layer})"
-    if stored_threshold is not None and bool((negative := stored_threshold < 0).any()):
-        found = f"{int(negative.sum())} of {sae.width} thresholds are negative (feature {first_indices(negative)})"
-        if int(negative.sum()) > sae.width // 2:
+    negative = tensors["threshold"] < 0
+    if n_negative := int(negative.sum()):
+        found = f"{n_negative} of {sae.width} thresholds are negative (feature {first_indices(negative)})"
+        if n_negative > sae.width // 2:
             raise UserError(f"{where}: {found}. Is the file storing log thresholds, or another activation?")
         logger.warning("%s: %s; these features act as with a ReLU", where, found)
-    worst = float((sae.W_dec.norm(dim=1) - 1).abs().max())
-    if unit_norm and worst > UNIT_NORM_TOLERANCE:
+    if unit_norm and (worst := float((sae.W_dec.norm(dim=1) - 1).abs().max())) > UNIT_NORM_TOLERANCE:
         logger.warning("%s: decoder rows are not of unit norm (largest deviation %.3g)", where, worst)
     return sae

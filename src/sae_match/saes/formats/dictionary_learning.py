@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,63 +13,32 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind
-from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
-from sae_match.saes.formats.reading import (
-    MOST,
-    as_float32,
-    check_expansion,
-    need_file,
-    need_shapes,
-    number,
-    read_json,
-)
-from sae_match.saes.parametrization import canonical_gated, subtract_input_bias
+from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind, canonical_tensors
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
+from sae_match.saes.formats.reading import MAX_INTEGER, need_file, need_layout, number, read_json, read_state_dict
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
-
-@dataclass(frozen=True)
-class Keys:
-    """State-dict keys of a class by canonical name.
-
-    Attributes:
-        names: canonical parameter -> key.
-        subtracts_bias: the decoder bias is subtracted from the input.
-    """
-
-    names: dict[str, str]
-    subtracts_bias: bool
-
-    @property
-    def transposed(self) -> tuple[str, ...]:
-        """Keys of torch Linear layers, which store [out, in]."""
-        return ("encoder.weight", "decoder.weight")
-
-    def shapes(self, d_model: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Shape of every key."""
-        canonical: dict[str, tuple[int, ...]] = {
-            "W_enc": (d_model, width),
-            "W_dec": (width, d_model),
-            "b_dec": (d_model,),
-        }
-        found = {key: canonical.get(name, (width,)) for name, key in self.names.items()}
-        return {key: shape[::-1] if key in self.transposed else shape for key, shape in found.items()}
-
-
-_LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
-_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-_GATED = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias"}
-CLASSES: dict[str, Keys] = {
-    "AutoEncoder": Keys({**_LINEAR, "b_dec": "bias"}, True),
-    "AutoEncoderNew": Keys({**_LINEAR, "b_dec": "decoder.bias"}, False),
-    "GatedAutoEncoder": Keys({**_GATED, "b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}, True),
-    "JumpReluAutoEncoder": Keys({**_PLAIN, "threshold": "threshold"}, False),
-    "AutoEncoderTopK": Keys({**_LINEAR, "b_dec": "b_dec"}, True),
-    "BatchTopKSAE": Keys({**_LINEAR, "b_dec": "b_dec"}, True),
-    "MatryoshkaBatchTopKSAE": Keys(_PLAIN, True),
+_LINEAR = {"encoder.weight": "F d", "encoder.bias": "F", "decoder.weight": "d F"}
+_PLAIN = {"W_enc": "d F", "b_enc": "F", "W_dec": "F d", "b_dec": "d"}
+_GATED = {"gate_bias": "F", "mag_bias": "F", "r_mag": "F", "decoder_bias": "d"}
+_TOPK = {**_LINEAR, "b_dec": "d"}
+CLASSES: dict[str, tuple[dict[str, str], bool, Activation | None]] = {
+    "AutoEncoder": ({**_LINEAR, "bias": "d"}, True, RELU),
+    "AutoEncoderNew": ({**_LINEAR, "decoder.bias": "d"}, False, RELU),
+    "GatedAutoEncoder": ({"encoder.weight": "F d", "decoder.weight": "d F", **_GATED}, True, GATED),
+    "JumpReluAutoEncoder": ({**_PLAIN, "threshold": "F"}, False, JUMPRELU),
+    "AutoEncoderTopK": (_TOPK, True, None),
+    "BatchTopKSAE": (_TOPK, True, None),
+    "MatryoshkaBatchTopKSAE": (_PLAIN, True, None),
 }
-"""Keys of each supported `dict_class`."""
+"""Of each supported `dict_class` the tensors and their axes, whether its decoder bias is subtracted from the input, and
+its activation where that does not depend on the file."""
+_SITES = {
+    "resid_post": Site.resid_post, "resid_pre": Site.resid_pre, "resid_mid": Site.resid_mid, "mlp": Site.mlp_out,
+    "att(ention|n)": Site.attn_out,
+}  # fmt: skip
+"""Sites by what a submodule's name holds."""
 
 
 @option
@@ -79,7 +46,7 @@ class DictionaryLearning(FolderFormat):
     """Loader of dictionary_learning's classes; `ae.pt` is read with torch's restricted unpickler only.
 
     AutoEncoder and AutoEncoderNew are ReLU SAEs (the latter does not subtract its decoder bias from the input),
-    GatedAutoEncoder and JumpReluAutoEncoder what they say, AutoEncoderTopK a TopK SAE, BatchTopKSAE and
+    GatedAutoEncoder and JumpReluAutoEncoder what their names say, AutoEncoderTopK a TopK SAE, BatchTopKSAE and
     MatryoshkaBatchTopKSAE JumpReLU SAEs with their stored scalar threshold (-1 = never set: then they only match).
     The library multiplies the activations of gated and JumpReLU dictionaries by decoder norms and divides by them
     before decoding; here activations stay in the units of the stored weights, as in SAELens.
@@ -89,136 +56,62 @@ class DictionaryLearning(FolderFormat):
     FILES: ClassVar[tuple[str, ...]] = ("config.json", "ae.pt")
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions, site and layer from `config.json`; `ae.pt` is not opened.
-
-        Raises:
-            UserError: unreadable config, or an unsupported class.
-        """
-        path = self.folder_of(path)
-        need_file(path / self.FILES[1])
-        settings = read_dictionary_config(path / self.FILES[0])
-        return SaeHeader(settings.d_model, settings.width, settings.site, settings.layer)
+        """Dimensions, site and layer from `config.json`; `ae.pt` is not opened."""
+        config, weights = self.paths(path)
+        need_file(weights)
+        cfg, trainer = read_json(config), _trainer(config)
+        d_model, width = (number(config, cfg, f"trainer.{key}") for key in ("activation_dim", "dict_size"))
+        stated = trainer.get("layer")
+        known = isinstance(stated, int) and abs(stated) <= MAX_INTEGER
+        return SaeHeader(d_model, width, _site(trainer, cfg.get("buffer")), stated if known else None)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one folder.
-
-        Raises:
-            UserError: as `header`, anything in `ae.pt` but tensors, missing keys, other dimensions, or invalid values.
-        """
-        header = self.header(path, layer)
-        path = self.folder_of(path)
-        settings, weights = read_dictionary_config(path / self.FILES[0]), path / self.FILES[1]
-        state = read_state(weights)
-        keys = CLASSES[settings.dict_class]
-        need_shapes(
-            weights, {n: tuple(t.shape) for n, t in state.items()}, keys.shapes(settings.d_model, settings.width)
-        )
-        tensors: dict[str, Any] = {name: as_float32(weights, key, state[key]) for name, key in keys.names.items()}
-        tensors = {name: t.T if keys.names[name] in keys.transposed else t for name, t in tensors.items()}
-        if keys.subtracts_bias:
-            subtract_input_bias(tensors)
-        if settings.dict_class == "GatedAutoEncoder":
-            tensors = canonical_gated(tensors)
-        activation, threshold = _activation(weights, settings, state)
-        tensors.setdefault("threshold", torch.full((settings.width,), threshold))
-        sae = SparseAutoencoder(**tensors, activation=activation, site=header.site, source=str(path))
-        return validate_loaded(sae, layer, tensors.get("threshold"), unit_norm=False)
+        """Read one folder; anything in `ae.pt` but tensors is refused."""
+        config, weights = self.paths(path)
+        header, trainer, state = self.header(path, layer), _trainer(config), read_state_dict(weights)
+        layout, subtracts_bias, _ = CLASSES[trainer["dict_class"]]
+        need_layout(weights, {n: tuple(t.shape) for n, t in state.items()}, layout, header.d_model, header.width)
+        tensors = canonical_tensors({name: state[name] for name in layout}, subtracts_bias, source=weights)
+        activation, threshold = _activation(weights, trainer, state)
+        if threshold is not None:
+            tensors["threshold"] = torch.full((header.width,), threshold)
+        return build_sae(self.folder_of(path), layer, header, tensors, activation)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run.
-
-    Raises:
-        UserError: missing or unreadable file, other content than tensors, or tensors larger than the file.
-    """
-    try:
-        if zipfile.is_zipfile(need_file(path)):
-            with zipfile.ZipFile(path) as archive:
-                check_expansion(path, archive)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:
-        # A damaged pickle can make the unpickler raise almost anything.
-        raise UserError(
-            f"{path}: not a readable file of plain tensors ({type(error).__name__}). Pickled objects are refused; "
-            "if the download broke off, delete the file and fetch it again."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: expected a state dict of tensors")
-    if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
-        raise UserError(f"{path}: its tensors claim more data than the file holds")
-    return {str(name): value for name, value in state.items()}
-
-
-def _activation(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]) -> tuple[Activation, float]:
+def _activation(path: Path, trainer: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Activation, float | None]:
     """The activation, and the threshold of classes that have one for all features."""
-    stored = _scalar(state, "threshold", -1.0)
-    if settings.dict_class == "AutoEncoderTopK":
-        kept = stored if stored > 0 else None
-        return Activation(ActivationKind.topk, k=_k(path, settings, state), stored_threshold=kept), 0.0
-    if settings.dict_class in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        if stored > 0:
-            return JUMPRELU, stored
-        return Activation(ActivationKind.batch_topk, k=_k(path, settings, state)), 0.0
-    kinds = {"GatedAutoEncoder": GATED, "JumpReluAutoEncoder": JUMPRELU}
-    return kinds.get(settings.dict_class, RELU), 0.0
+    dict_class = trainer["dict_class"]
+    if (fixed := CLASSES[dict_class][2]) is not None:
+        return fixed, None
+    threshold = _scalar(state, "threshold") or -1.0
+    if dict_class != "AutoEncoderTopK" and threshold > 0:
+        return JUMPRELU, threshold
+    stored, configured = _scalar(state, "k"), trainer.get("k")
+    k = int(stored) if stored is not None else configured
+    if not isinstance(k, int) or not 1 <= k <= MAX_INTEGER:
+        raise UserError(f"{path}: {dict_class} without its number of active features k")
+    if dict_class == "AutoEncoderTopK":
+        return Activation(ActivationKind.topk, k=k, stored_threshold=threshold if threshold > 0 else None), None
+    return Activation(ActivationKind.batch_topk, k=k), None
 
 
-def _scalar(state: dict[str, Tensor], name: str, default: float) -> float:
-    """A tensor of one finite real number, or the default."""
+def _scalar(state: Mapping[str, Tensor], name: str) -> float | None:
+    """A tensor of one finite real number."""
     tensor = state.get(name)
-    if tensor is None or tensor.numel() != 1 or tensor.is_complex():
-        return default
-    value = float(tensor)
-    return value if math.isfinite(value) else default
+    if tensor is None or tensor.numel() != 1 or tensor.is_complex() or not math.isfinite(value := float(tensor)):
+        return None
+    return value
 
 
-def _k(path: Path, settings: DictionaryConfig, state: dict[str, Tensor]) -> int:
-    k = int(_scalar(state, "k", settings.k or 0))
-    if not 1 <= k <= MOST:
-        raise UserError(f"{path}: {settings.dict_class} without its number of active features k")
-    return k
-
-
-@dataclass(frozen=True)
-class DictionaryConfig:
-    """What `config.json` says.
-
-    Attributes:
-        site: from `submodule_name`; unknown where that is missing or says something else.
-    """
-
-    dict_class: str
-    d_model: int
-    width: int
-    k: int | None
-    site: Site
-    layer: int | None
-
-
-def read_dictionary_config(path: Path) -> DictionaryConfig:
-    """Read `config.json`.
-
-    Raises:
-        UserError: unreadable, without the trainer's entries, or of a class that is not supported.
-    """
-    config = read_json(path)
-    trainer = config.get("trainer")
+def _trainer(config: Path) -> Mapping[str, Any]:
+    """The `trainer` entry of `config.json`, of a class that is supported."""
+    trainer = read_json(config).get("trainer")
     if not isinstance(trainer, Mapping):
-        raise UserError(f"{path}: no `trainer` entry; is this the config of a dictionary_learning run?")
+        raise UserError(f"{config}: no `trainer` entry; is this the config of a dictionary_learning run?")
     dict_class = trainer.get("dict_class")
     if not isinstance(dict_class, str) or dict_class not in CLASSES:
-        raise UserError(f"{path}: trainer.dict_class={repr(dict_class)[:100]}; supported: {', '.join(CLASSES)}")
-    layer, k = trainer.get("layer"), trainer.get("k")
-    return DictionaryConfig(
-        dict_class=dict_class,
-        d_model=number(path, config, "trainer.activation_dim"),
-        width=number(path, config, "trainer.dict_size"),
-        k=k if isinstance(k, int) and k <= MOST else None,
-        site=_site(trainer, config.get("buffer")),
-        layer=layer if isinstance(layer, int) and abs(layer) <= MOST else None,
-    )
+        raise UserError(f"{config}: trainer.dict_class={repr(dict_class)[:100]}; supported: {', '.join(CLASSES)}")
+    return trainer
 
 
 def _site(trainer: Mapping[str, Any], buffer: object) -> Site:
@@ -226,9 +119,4 @@ def _site(trainer: Mapping[str, Any], buffer: object) -> Site:
     if isinstance(buffer, Mapping) and buffer.get("io", "out") != "out":
         return Site.unknown
     name = str(trainer.get("submodule_name") or "").lower()
-    for site in (Site.resid_post, Site.resid_pre, Site.resid_mid):
-        if site.value in name:
-            return site
-    if "mlp" in name:
-        return Site.mlp_out
-    return Site.attn_out if re.search(r"att(ention|n)", name) else Site.unknown
+    return next((site for pattern, site in _SITES.items() if re.search(pattern, name)), Site.unknown)

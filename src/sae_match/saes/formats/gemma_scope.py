@@ -16,9 +16,8 @@ from pydantic import Field, model_validator
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.formats.base import SaeFormat, SaeHeader, check_l0_per_layer, l0_of_layer, validate_loaded
+from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae, l0_of_layer, local_root
 from sae_match.saes.formats.reading import matrix_shape, need_names, npz_shapes, read_npz
-from sae_match.saes.locating import local_root
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 
@@ -70,56 +69,34 @@ class GemmaScope(SaeFormat):
     def check_span(self, first: int, last: int) -> None:
         """As `SaeFormat.check_span`, and refuse an `l0` of other layers."""
         super().check_span(first, last)
-        check_l0_per_layer(self.l0, first, last)
+        l0_of_layer(self.l0, first, tuple(range(first, last + 1)))
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """The layer's one file.
-
-        Raises:
-            UserError: unknown release, width or L0.
-        """
+        """The layer's one file."""
         if self.repo_id is None and self.root is None:
             raise UserError("sae.repo_id is not set, and neither is sae.root: name a hub repository or a directory")
         return (f"layer_{layer}/width_{self._width}/average_l0_{self._l0(layer, span)}/params.npz",)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions from the archive's headers, site from the release's name, layer from the folder's.
-
-        Raises:
-            UserError: not an .npz of plain arrays, or missing keys.
-        """
+        """Dimensions from the archive's headers, site from the release's name, layer from the folder's."""
         shapes = {_CANONICAL.get(key.lower(), key): shape for key, shape in npz_shapes(path).items()}
         d_model, width = matrix_shape(path, shapes, "W_enc")
         found = _RELEASE.search(str(path)) or _RELEASE.search(self.repo_id or "")
-        site = _SITES[found[1]] if found else Site.unknown
+        site, obstacle = _SITES[found[1]] if found else Site.unknown, None
         folder = path.parents[2].name if len(path.parents) > 2 else ""
         named = _LAYER.fullmatch(folder)
-        obstacle = None
         if folder == "embedding":
             site, obstacle = Site.embedding, "it reads token embeddings, multiplied by sqrt(d_model)"
         return SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one `params.npz`; never unpickles.
-
-        Raises:
-            UserError: not an npz, pickled content, missing keys, or invalid values.
-        """
+        """Read one `params.npz`; never unpickles."""
         header = self.header(path, layer)
-        tensors: dict[str, Any] = {
-            _CANONICAL.get(key.lower(), key.lower()): value for key, value in read_npz(path).items()
-        }
-        scaling = tensors.pop("scaling_factor", None)
-        if scaling is not None and not bool((scaling == 1).all()):
+        stored = {_CANONICAL.get(key.lower(), key.lower()): array for key, array in read_npz(path).items()}
+        if "scaling_factor" in stored and not bool((stored["scaling_factor"] == 1).all()):
             raise UserError(f"{path}: scaling_factor is not all ones; this variant of Gemma Scope is not supported")
-        need_names(path, tensors, PARAMETERS)
-        sae = SparseAutoencoder(
-            **{name: tensors[name] for name in PARAMETERS},
-            site=header.site,
-            match_only=header.obstacle,
-            source=str(path),
-        )
-        return validate_loaded(sae, layer, tensors["threshold"], unit_norm=True)
+        need_names(path, stored, PARAMETERS)
+        return build_sae(path, layer, header, {name: stored[name] for name in PARAMETERS}, unit_norm=True)
 
     @property
     def _width(self) -> str:
@@ -138,8 +115,14 @@ class GemmaScope(SaeFormat):
             return choose_l0(self.repo_id, width, layer, l0)
         found = self._l0s_on_disk(layer)
         if not l0.isdigit() and len(found) == 1:
-            # One choice on disk is what the user means, but say so where the published list says otherwise.
-            return self._only_choice(layer, l0, found[0])
+            # The only one on disk is what the user means; a warning where the published list names another.
+            try:
+                expected = f"average_l0_{choose_l0(self.repo_id, width, layer, l0)}"
+            except UserError:
+                expected = f"a folder that sae.l0={l0} names"
+            if f"average_l0_{found[0]}" != expected:
+                logger.warning("layer %d: %s is not there; using the only one, average_l0_%d", layer, expected, *found)
+            return found[0]
         wanted = choose_l0(self.repo_id, width, layer, l0)
         if wanted not in found:
             names = ", ".join(f"average_l0_{n}" for n in found)
@@ -150,27 +133,13 @@ class GemmaScope(SaeFormat):
         root = local_root(self.root or "")
         folder = root / f"layer_{layer}" / f"width_{self._width}"
         names = [path.parent.name.removeprefix("average_l0_") for path in folder.glob("average_l0_*/params.npz")]
-        found = sorted(int(name) for name in names if name.isdigit())
-        if not found:
-            have = sorted(path.name for path in root.glob("layer_*")) if root.is_dir() else []
-            raise UserError(
-                f"no SAE for layer {layer} under sae.root={root}: expected {folder}/average_l0_N/params.npz. "
-                + (
-                    f"The directory holds {', '.join(have)}."
-                    if have
-                    else "The directory is missing or holds no layer_*."
-                )
-            )
-        return found
-
-    def _only_choice(self, layer: int, l0: str, only: int) -> int:
-        try:
-            expected = f"average_l0_{choose_l0(self.repo_id, self._width, layer, l0)}"
-        except UserError:
-            expected = f"a folder that sae.l0={l0} names"
-        if f"average_l0_{only}" != expected:
-            logger.warning("layer %d: %s is not there; using the only one, average_l0_%d", layer, expected, only)
-        return only
+        if found := sorted(int(name) for name in names if name.isdigit()):
+            return found
+        have = ", ".join(sorted(path.name for path in root.glob("layer_*")))
+        raise UserError(
+            f"no SAE for layer {layer} under sae.root={root}: expected {folder}/average_l0_N/params.npz. The directory "
+            + (f"holds {have}." if have else "is missing or holds no layer_*.")
+        )
 
 
 @cache
@@ -186,27 +155,26 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
     Args:
         repo_id: hub repository, such as `google/gemma-scope-2b-pt-res`.
         width: width folder without the prefix, such as `16k`.
-        layer: 0-based layer.
         l0: `canonical` (the published choice nearest 100), `paper` (Table 1), or a whole number.
 
     Raises:
-        UserError: where the release, width or layer has no such entry; the message lists what there is.
+        UserError: the release, width or layer has no such entry; the message lists what there is.
     """
     if l0.isdigit():
         return int(l0)
-    if l0 == "paper":
-        return _paper_l0(repo_id, width, layer)
-    if l0 != "canonical":
+    if l0 == "canonical":
+        return int(_of_layer(repo_id, width, layer, "canonical"))
+    if l0 != "paper":
         raise UserError(f"sae.l0={l0}: must be canonical, paper, similar, or a whole number that names average_l0_N")
-    return int(_of_layer(repo_id, width, layer, "canonical"))
+    if (repo_id or "").split("/")[-1] != "gemma-scope-2b-pt-res" or width != "16k":
+        raise UserError("sae.l0=paper: the paper's Table 1 covers only gemma-scope-2b-pt-res at sae.width=16k")
+    if not 0 <= layer < len(PAPER_L0S_2B_16K):
+        raise UserError(f"layer {layer}: the paper's Table 1 covers layers 0..{len(PAPER_L0S_2B_16K) - 1}")
+    return PAPER_L0S_2B_16K[layer]
 
 
 def published_l0s(repo_id: str | None, width: str, layer: int) -> list[int]:
-    """Every published N of `average_l0_N` for one layer, ascending.
-
-    Raises:
-        UserError: where the release, width or layer has no such entry; the message lists what there is.
-    """
+    """Every published N of `average_l0_N` for one layer, ascending; raises as `choose_l0`."""
     return sorted(_of_layer(repo_id, width, layer, "l0s"))
 
 
@@ -220,19 +188,10 @@ def _of_layer(repo_id: str | None, width: str, layer: int, which: str) -> Any:
     widths = _releases()[name][which]
     if width not in widths:
         raise UserError(f"sae.width={width}: {name} has canonical L0s for widths {', '.join(sorted(widths))}")
-    per_layer = widths[width]
-    if str(layer) not in per_layer:
-        known = ", ".join(sorted(per_layer, key=lambda key: (len(key), key)))
+    if str(layer) not in widths[width]:
+        known = ", ".join(sorted(widths[width], key=lambda key: (len(key), key)))
         raise UserError(f"layer {layer}: {name} width {width} has canonical SAEs only for layers {known}")
-    return per_layer[str(layer)]
-
-
-def _paper_l0(repo_id: str | None, width: str, layer: int) -> int:
-    if (repo_id or "").split("/")[-1] != "gemma-scope-2b-pt-res" or width != "16k":
-        raise UserError("sae.l0=paper: the paper's Table 1 covers only gemma-scope-2b-pt-res at sae.width=16k")
-    if not 0 <= layer < len(PAPER_L0S_2B_16K):
-        raise UserError(f"layer {layer}: the paper's Table 1 covers layers 0..{len(PAPER_L0S_2B_16K) - 1}")
-    return PAPER_L0S_2B_16K[layer]
+    return widths[width][str(layer)]
 
 
 def choose_similar(available: Mapping[int, Sequence[int]], near: int | None = None) -> dict[int, int]:
@@ -241,34 +200,30 @@ def choose_similar(available: Mapping[int, Sequence[int]], near: int | None = No
     The rule, exactly: among all windows [low, high] of L0s that hold at least one available L0 of every layer, take the
     one with the smallest high / low; of equals, the one whose geometric mean is nearest to 100 in ratio, then the
     sparser one. Within the window each layer takes the L0 nearest in ratio to the window's geometric mean, of equals
-    the smaller one. Ratios are compared exactly. The evenest choice may be a very sparse one: `near` asks for a level.
+    the smaller one. Ratios are compared exactly.
 
     Args:
-        available: average L0s of each layer.
+        available: average L0s of each layer; one without any is refused.
         near: each layer takes the L0 nearest in ratio to this one instead, of equals the smaller one.
-
-    Raises:
-        UserError: a layer without any L0.
     """
     empty = sorted(layer for layer, l0s in available.items() if not l0s)
     if empty or not available:
         raise UserError(f"sae.l0=similar: no SAEs to choose from at layers {empty or 'of an empty span'}")
     if near is not None:
-        return {layer: min(l0s, key=lambda l0: (_distance(l0, near), l0)) for layer, l0s in available.items()}
-    windows = [w for low in {l0 for l0s in available.values() for l0 in l0s} if (w := _window(available, low))]
-    low, high = min(windows, key=lambda w: (Fraction(w[1], w[0]), _distance(w[0] * w[1], CANONICAL_L0**2), w[0]))
+        return {layer: min(l0s, key=lambda l0: (_ratio(l0, near), l0)) for layer, l0s in available.items()}
+    windows = []
+    for low in {l0 for l0s in available.values() for l0 in l0s}:
+        # The narrowest window from `low` on that holds an L0 of every layer, if there is one.
+        least = [min((l0 for l0 in l0s if l0 >= low), default=None) for l0s in available.values()]
+        if None not in least:
+            windows.append((low, max(l0 for l0 in least if l0 is not None)))
+    low, high = min(windows, key=lambda w: (_ratio(*w), _ratio(w[0] * w[1], CANONICAL_L0**2), w[0]))
     return {
-        layer: min((l0 for l0 in l0s if low <= l0 <= high), key=lambda l0: (_distance(l0 * l0, low * high), l0))
+        layer: min((l0 for l0 in l0s if low <= l0 <= high), key=lambda l0: (_ratio(l0 * l0, low * high), l0))
         for layer, l0s in available.items()
     }
 
 
-def _window(available: Mapping[int, Sequence[int]], low: int) -> tuple[int, int] | None:
-    """The narrowest window that begins at `low` and holds an L0 of every layer, if there is one."""
-    least = [[l0 for l0 in l0s if l0 >= low] for l0s in available.values()]
-    return (low, max(min(l0s) for l0s in least)) if all(least) else None
-
-
-def _distance(a: int, b: int) -> Fraction:
+def _ratio(a: int, b: int) -> Fraction:
     """Ratio of two positive numbers, the larger on top."""
     return Fraction(max(a, b), min(a, b))

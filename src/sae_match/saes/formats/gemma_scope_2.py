@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.formats.base import SaeFormat, SaeHeader, validate_loaded
-from sae_match.saes.formats.reading import matrix_shape, need_names, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae
+from sae_match.saes.formats.reading import matrix_shape, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 
 _FOLDER = re.compile(r"layer_(\d{1,4})_width_\w+?_l0_\w+")
 _SITES = {name: Site(name) for name in ("resid_post", "mlp_out", "attn_out", "transcoder")}
 """Sites by the folder's name. The attention SAEs read the heads' outputs before the last projection."""
-_SKIP = "affine_skip_connection"
-_KEYS = {name.lower() for name in PARAMETERS}
+_KEYS = {name.lower(): name for name in PARAMETERS}
 SPARSITIES = ("small", "medium", "big")
 
 
@@ -64,14 +63,10 @@ class GemmaScope2(SaeFormat):
             return _file(path).is_file()
         if path.suffix != ".safetensors":
             return False
-        return path.name == "params.safetensors" or safetensors_shapes(path).keys() >= _KEYS
+        return path.name == "params.safetensors" or safetensors_shapes(path).keys() >= _KEYS.keys()
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """The layer's weights. `config.json` beside them may be missing and adds nothing that is needed.
-
-        Raises:
-            UserError: width or l0 not set.
-        """
+        """The layer's weights. `config.json` beside them may be missing and adds nothing that is needed."""
         if self.width is None or self.l0 is None:
             raise UserError("sae.width and sae.l0 must be set for Gemma Scope 2, such as sae.width=16k sae.l0=small")
         folder = f"{self.site or Site.resid_post}{'_all' if self.every_layer else ''}"
@@ -79,11 +74,7 @@ class GemmaScope2(SaeFormat):
         return (f"{folder}/{variant}/params.safetensors",)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions from the file's header; site and layer from its folders.
-
-        Raises:
-            UserError: unreadable file, a cross-layer decoder, or a config.json of another architecture.
-        """
+        """Dimensions from the file's header; site and layer from its folders."""
         path = _file(path)
         shapes = safetensors_shapes(path)
         if len(shapes.get("w_dec", ())) == 3:
@@ -95,28 +86,15 @@ class GemmaScope2(SaeFormat):
                 raise UserError(f"{config}: architecture {architecture}, expected jump_relu")
         named = _FOLDER.match(path.parent.name)
         site = _SITES.get(path.parent.parent.name.removesuffix("_all"), Site.unknown)
-        obstacle = "its affine skip connection is not part of its features" if _SKIP in shapes else None
+        affine = "affine_skip_connection" in shapes
+        obstacle = "its affine skip connection is not part of its features" if affine else None
         return SaeHeader(d_model, width, site, int(named[1]) if named else None, obstacle)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one `params.safetensors`.
-
-        Raises:
-            UserError: unreadable file, missing keys, or invalid values.
-        """
+        """Read one `params.safetensors`."""
         path = _file(path)
-        header = self.header(path, layer)
-        wanted = {name: name.lower() for name in PARAMETERS}
-        need_names(path, safetensors_shapes(path), wanted.values())
-        tensors = read_safetensors(path, list(wanted.values()))
-        canonical: dict[str, Any] = {name: tensors[key] for name, key in wanted.items()}
-        sae = SparseAutoencoder(
-            **canonical,
-            site=header.site,
-            match_only=header.obstacle,
-            source=str(path),
-        )
-        return validate_loaded(sae, layer, canonical["threshold"], unit_norm=True)
+        header, stored = self.header(path, layer), read_safetensors(path, _KEYS)
+        return build_sae(path, layer, header, {name: stored[key] for key, name in _KEYS.items()}, unit_norm=True)
 
 
 def _file(path: Path) -> Path:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
-from sae_match.saes.formats.reading import need_shapes, number, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
+from sae_match.saes.formats.reading import expect, need_layout, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
+_LAYOUT = {"encoder.weight": "F d", "encoder.bias": "F", "decoder.weight": "d F", "decoder.bias": "d"}
 _EXPECTED = {
     "act_fn": "jumprelu",
     "norm_activation": "dataset-wise",
@@ -43,68 +43,38 @@ class LlamaScope(FolderFormat):
     FILES: ClassVar[tuple[str, ...]] = ("hyperparams.json", "checkpoints/final.safetensors")
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions, hook points and layer from `hyperparams.json`, compared with the weights' header.
-
-        Raises:
-            UserError: unreadable files, other dimensions than stated, or a variant that needs other arithmetic.
-        """
-        path = self.folder_of(path)
-        weights = path / self.FILES[1]
-        settings = _settings(path / self.FILES[0])
-        d_model, width = settings["d_model"], settings["d_sae"]
-        need_shapes(weights, safetensors_shapes(weights), _shapes(d_model, width))
-        site, stated = site_of_hook(settings["hook_point_in"])
-        if settings["hook_point_out"] != settings["hook_point_in"]:
-            site, stated = Site.transcoder, site_of_hook(settings["hook_point_out"])[1]
-        return SaeHeader(d_model, width, site, stated)
+        """Dimensions, hook points and layer from `hyperparams.json`, compared with the weights' header."""
+        config, weights = self.paths(path)
+        cfg = read_json(config)
+        d_model, width = number(config, cfg, "d_model"), number(config, cfg, "d_sae")
+        _settings(config)
+        need_layout(weights, safetensors_shapes(weights), _LAYOUT, d_model, width)
+        hook_in = cfg.get("hook_point_in")
+        hook_out = cfg.get("hook_point_out", hook_in)
+        site, stated = site_of_hook(hook_out)
+        return SaeHeader(d_model, width, site if hook_in == hook_out else Site.transcoder, stated)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one folder.
-
-        Raises:
-            UserError: as `header`, missing keys, or invalid values.
-        """
-        header = self.header(path, layer)
-        path = self.folder_of(path)
-        settings = _settings(path / self.FILES[0])
-        tensors = read_safetensors(path / self.FILES[1], _shapes(header.d_model, header.width))
-        root = math.sqrt(header.d_model)
-        s_in, s_out = root / settings["norm_in"], root / settings["norm_out"]
-        decoder = tensors["decoder.weight"].T * (s_in / s_out)
+        """Read one folder."""
+        config, weights = self.paths(path)
+        header, stored = self.header(path, layer), read_safetensors(weights, _LAYOUT)
+        threshold, *norms_of_input = _settings(config)
+        s_in, s_out = (math.sqrt(header.d_model) / norm for norm in norms_of_input)
+        decoder = stored["decoder.weight"].T * (s_in / s_out)
         norms = decoder.norm(dim=1)
-        sae = SparseAutoencoder(
-            W_enc=tensors["encoder.weight"].T * norms,
-            b_enc=tensors["encoder.bias"] / s_in * norms,
-            W_dec=torch.nn.functional.normalize(decoder, dim=1, eps=1e-30),  # a row of zeros stays one
-            b_dec=tensors["decoder.bias"] / s_out,
-            threshold=norms.new_full((header.width,), settings["threshold"]),
-            site=header.site,
-            source=str(path),
-        )
-        return validate_loaded(sae, layer, unit_norm=True)
+        tensors = {
+            "W_enc": stored["encoder.weight"].T * norms,
+            "b_enc": stored["encoder.bias"] / s_in * norms,
+            "W_dec": torch.nn.functional.normalize(decoder, dim=1, eps=1e-30),  # a row of zeros stays one
+            "b_dec": stored["decoder.bias"] / s_out,
+            "threshold": norms.new_full((header.width,), threshold),
+        }
+        return build_sae(self.folder_of(path), layer, header, tensors, unit_norm=True)
 
 
-def _shapes(d_model: int, width: int) -> dict[str, tuple[int, ...]]:
-    return {
-        "encoder.weight": (width, d_model),
-        "encoder.bias": (width,),
-        "decoder.weight": (d_model, width),
-        "decoder.bias": (d_model,),
-    }
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    hyperparams = read_json(path)
-    for key, value in _EXPECTED.items():
-        if hyperparams.get(key, value) != value:
-            raise UserError(f"{path}: {key}={hyperparams[key]!r}, but only {value!r} is supported")
-    norms = "dataset_average_activation_norm"
-    return {
-        "d_model": number(path, hyperparams, "d_model"),
-        "d_sae": number(path, hyperparams, "d_sae"),
-        "threshold": number(path, hyperparams, "jump_relu_threshold", float),
-        "norm_in": number(path, hyperparams, f"{norms}.in", float),
-        "norm_out": number(path, hyperparams, f"{norms}.out", float),
-        "hook_point_in": hyperparams.get("hook_point_in"),
-        "hook_point_out": hyperparams.get("hook_point_out", hyperparams.get("hook_point_in")),
-    }
+def _settings(config: Path) -> list[float]:
+    """The threshold, and the average norms of the activations that are read and written."""
+    keys = ("jump_relu_threshold", "dataset_average_activation_norm.in", "dataset_average_activation_norm.out")
+    cfg = read_json(config)
+    expect(config, cfg, _EXPECTED)
+    return [number(config, cfg, key, float) for key in keys]

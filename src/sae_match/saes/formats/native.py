@@ -8,25 +8,21 @@ from typing import ClassVar
 
 import torch
 from pydantic import model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, Activation, ActivationKind
-from sae_match.saes.formats.base import SaeFormat, SaeHeader, check_l0_per_layer, l0_of_layer, validate_loaded
-from sae_match.saes.formats.reading import matrix_shape, need_file, safetensors_shapes
-from sae_match.saes.locating import fill, local_root
+from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae, fill, l0_of_layer, local_root
+from sae_match.saes.formats.reading import matrix_shape, read_metadata, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 
 FORMAT = "sae_match.jumprelu.v1"
-"""JumpReLU SAEs of the residual stream: the five tensors say everything."""
+"""JumpReLU SAEs of the residual stream: the five tensors determine everything."""
 FORMAT_2 = "sae_match.sae.v2"
 """Any other SAE: metadata say which activation, site and so on; an optional tensor `scale` is folded by."""
-_MARK = "sparsity"
-"""Stands for the L0 while a file name becomes a pattern."""
 
 
 @option
@@ -67,11 +63,7 @@ class Native(SaeFormat):
         return path.suffix == ".safetensors" and path.is_file()
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """The layer's one file.
-
-        Raises:
-            UserError: a name cannot be filled in, or `l0` names other layers.
-        """
+        """The layer's one file."""
         l0 = self._other_l0(layer, span)
         return (fill(self.filename, layer, "sae.filename") if l0 is None else self._at_l0(layer, l0),)
 
@@ -84,14 +76,10 @@ class Native(SaeFormat):
     def check_span(self, first: int, last: int) -> None:
         """As `SaeFormat.check_span`, and refuse an `l0` of other layers."""
         super().check_span(first, last)
-        check_l0_per_layer(self.l0, first, last)
+        l0_of_layer(self.l0, first, tuple(range(first, last + 1)))
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """Local path of one layer's file.
-
-        Raises:
-            UserError: neither root nor repo_id set, or the file is missing; with the L0s that are there, for `l0`.
-        """
+        """As `SaeFormat.locate`; where the file of an `l0` is missing, the message lists the L0s that are there."""
         l0 = self._other_l0(layer, span)
         if l0 is not None and self.root is not None and int(l0) not in (have := self.l0s(layer)):
             raise UserError(
@@ -105,21 +93,27 @@ class Native(SaeFormat):
         """Dimensions from the file's header, site from its metadata (resid_post where they say nothing)."""
         shapes = safetensors_shapes(path)
         d_model, width = matrix_shape(path, shapes, "W_enc")
-        activation, site, match_only = _facts(path, read_metadata(path))
+        activation, site, match_only = _facts(path)
         unscaled = "scale" not in shapes and activation.kind in (ActivationKind.topk, ActivationKind.relu)
-        foldable = False if unscaled else None
-        return SaeHeader(d_model, width, site, obstacle=match_only or activation.obstacle, foldable=foldable)
+        obstacle = match_only or activation.obstacle
+        return SaeHeader(d_model, width, site, obstacle=obstacle, foldable=False if unscaled else None)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one safetensors file."""
-        sae = load_native(path, layer)
-        self.header(path, layer)
-        return sae
+        names = set(safetensors_shapes(path))
+        if names - {"scale"} != set(PARAMETERS):
+            raise UserError(
+                f"{path}: expected the tensors {', '.join(PARAMETERS)}; "
+                f"missing {sorted(set(PARAMETERS) - names)}, unknown {sorted(names - {*PARAMETERS, 'scale'})}"
+            )
+        header, activation = self.header(path, layer), _facts(path)[0]
+        plain = activation == JUMPRELU and header.obstacle is None
+        return build_sae(path, layer, header, read_safetensors(path, names), activation, unit_norm=plain)
 
     def l0s(self, layer: int) -> list[int]:
         """L0s of one layer for which there are files below `root`, ascending; `default_l0` among them."""
-        root = local_root(self.root or "")
-        pattern = re.compile(re.escape(self._at_l0(layer, _MARK)).replace(_MARK, r"(\d+)"))
+        root, mark = local_root(self.root or ""), "sparsity"
+        pattern = re.compile(re.escape(self._at_l0(layer, mark)).replace(mark, r"(\d+)"))
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         found = {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
         if self.default_l0 is not None and (root / fill(self.filename, layer, "sae.filename")).is_file():
@@ -141,13 +135,12 @@ def save_native(
     """Write `sae` to `path` as safetensors, replacing it in one step.
 
     Args:
-        metadata: extra string pairs kept in the header (recipe, licence and the like).
+        metadata: extra string pairs kept in the header (recipe, license and the like).
         dtype: storage dtype; bfloat16 halves the file and reads back as float32.
     """
-    path = Path(path)
     named = sae.parameters() if sae.scale is None else {**sae.parameters(), "scale": sae.scale}
     tensors = {name: t.to("cpu", dtype).contiguous() for name, t in named.items()}
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata={**(metadata or {}), **_metadata(sae)})
 
 
@@ -157,47 +150,28 @@ def load_native(path: Path | str, layer: int | None = None) -> SparseAutoencoder
     Raises:
         UserError: missing or corrupt file, missing or unknown keys, or invalid values or metadata.
     """
-    path = need_file(Path(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if names - {"scale"} != set(PARAMETERS):
-                raise UserError(
-                    f"{path}: expected the tensors {', '.join(PARAMETERS)}; "
-                    f"missing {sorted(set(PARAMETERS) - names)}, unknown {sorted(names - set(PARAMETERS))}"
-                )
-            tensors = {name: file.get_tensor(name) for name in names}
-            activation, site, match_only = _facts(path, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    sae = SparseAutoencoder(**tensors, activation=activation, site=site, match_only=match_only, source=str(path))
-    return validate_loaded(sae, layer, tensors["threshold"], unit_norm=activation == JUMPRELU and match_only is None)
-
-
-def read_metadata(path: Path | str) -> dict[str, str]:
-    """The string metadata in the header of a native file."""
-    with safe_open(Path(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+    return Native(name=Path(path).name, last_layer=layer or 0).read(Path(path), layer)
 
 
 def _metadata(sae: SparseAutoencoder) -> dict[str, str]:
     """What the tensors do not say; nothing but the format for a JumpReLU SAE of the residual stream."""
     activation = sae.activation
-    facts = {
+    if (activation, sae.site, sae.match_only, sae.scale) == (JUMPRELU, Site.resid_post, None, None):
+        return {"format": FORMAT}
+    return {
+        "format": FORMAT_2,
         "activation": activation.kind.value,
-        "k": "" if activation.k is None else str(activation.k),
+        "k": str(activation.k or ""),
         "stored_threshold": "" if activation.stored_threshold is None else repr(activation.stored_threshold),
         "normalization": activation.normalization,
         "site": sae.site.value,
         "match_only": sae.match_only or "",
     }
-    if (activation, sae.site, sae.match_only, sae.scale) == (JUMPRELU, Site.resid_post, None, None):
-        return {"format": FORMAT}
-    return {**facts, "format": FORMAT_2}
 
 
-def _facts(path: Path, metadata: dict[str, str]) -> tuple[Activation, Site, str | None]:
+def _facts(path: Path) -> tuple[Activation, Site, str | None]:
     """Activation, site and match_only from the metadata of `save_native`; the defaults where there are none."""
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT_2:
         return JUMPRELU, Site.resid_post, None
     try:

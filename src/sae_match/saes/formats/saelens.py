@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind
-from sae_match.saes.formats.base import FolderFormat, SaeHeader, validate_loaded
-from sae_match.saes.formats.reading import (
-    need_names,
-    need_shapes,
-    number,
-    read_json,
-    read_safetensors,
-    safetensors_shapes,
-)
-from sae_match.saes.parametrization import canonical_gated, subtract_input_bias
+from sae_match.saes.activation import Activation, ActivationKind, canonical_tensors
+from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
+from sae_match.saes.formats.reading import need_layout, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
 
-_TRANSCODERS = {
-    "transcoder": "standard",
-    "skip_transcoder": "standard",
-    "jumprelu_transcoder": "jumprelu",
-    "jumprelu_skip_transcoder": "jumprelu",
+_KINDS = {
+    "standard": ActivationKind.relu,
+    "jumprelu": ActivationKind.jumprelu,
+    "topk": ActivationKind.topk,
+    "gated": ActivationKind.gated,
+    "transcoder": ActivationKind.relu,
+    "skip_transcoder": ActivationKind.relu,
+    "jumprelu_transcoder": ActivationKind.jumprelu,
+    "jumprelu_skip_transcoder": ActivationKind.jumprelu,
 }
+"""Activations by architecture."""
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Training classes; SAELens itself saves their inference form as jumprelu."""
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
@@ -60,7 +55,7 @@ class Saelens(FolderFormat):
     `rescale_acts_by_decoder_norm` multiplies the encoder by the decoder norms and divides the decoder by them;
     `expected_average_only_in` multiplies the encoder by its factor s and divides the decoder and b_dec by it, where
     `sae.norm_scaling_factors` gives s (the files do not hold it). constant_norm_rescale, layer_norm and
-    covariance_whitening, and a missing s, cannot be folded: the weights match, but in the units of normalised inputs,
+    covariance_whitening, and a missing s, cannot be folded: the weights match, but in the units of normalized inputs,
     and such an SAE refuses to encode.
     """
 
@@ -77,157 +72,86 @@ class Saelens(FolderFormat):
         return super().detect(path) or path.name == cls.FILES[-1]
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions, hook point and layer from `cfg.json`, compared with the weights' header.
-
-        Raises:
-            UserError: unreadable files, other dimensions than stated, or an unsupported architecture.
-        """
-        path = self.folder_of(path)
-        weights = path / self.FILES[1]
-        settings = read_saelens_config(path / self.FILES[0], self.repo_id)
-        need_shapes(weights, safetensors_shapes(weights), _shapes(settings))
-        obstacle = settings.obstacle or _activation(settings, self._factor(layer)).obstacle
-        foldable = False if settings.architecture in ("standard", "topk") else None
-        return SaeHeader(settings.d_in, settings.d_sae, settings.site, settings.layer, obstacle, foldable)
+        """Dimensions, hook point and layer from `cfg.json`, compared with the weights' header."""
+        config, weights = self.paths(path)
+        settings, shapes = self._settings(config, layer), safetensors_shapes(weights)
+        header = settings.header
+        need_layout(weights, shapes, settings.layout(shapes), header.d_model, header.width)
+        return header
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
-        """Read one folder.
+        """Read one folder."""
+        config, weights = self.paths(path)
+        header, settings, shapes = self.header(path, layer), self._settings(config, layer), safetensors_shapes(weights)
+        scaling = [name for name in ("scaling_factor", "finetuning_scaling_factor") if name in shapes]
+        stored = read_safetensors(weights, [*settings.layout(shapes), *scaling])
+        if any(bool((stored.pop(name) != 1).any()) for name in scaling):
+            raise UserError(
+                f"{weights}: {', '.join(scaling)} is not all ones; fold it into W_dec first (SAELens before v6 can)"
+            )
+        if settings.factor is not None:
+            stored["W_enc"] *= settings.factor
+            stored["W_dec"] /= settings.factor
+            stored["b_dec"] /= settings.factor
+        tensors = canonical_tensors(stored, settings.subtracts_b_dec, settings.rescales, source=weights)
+        return build_sae(self.folder_of(path), layer, header, tensors, settings.activation)
 
-        Raises:
-            UserError: as `header`, missing keys, or invalid values.
-        """
-        header = self.header(path, layer)
-        path = self.folder_of(path)
-        settings = read_saelens_config(path / self.FILES[0], self.repo_id)
-        tensors = _tensors(path / self.FILES[1], settings)
-        factor = self._factor(layer)
-        if settings.normalize_activations == SCALED and factor is not None:
-            tensors["W_enc"] *= factor
-            tensors["W_dec"] /= factor
-            tensors["b_dec"] /= factor
-        if settings.rescale_acts_by_decoder_norm and settings.architecture == "topk":
-            norms = tensors["W_dec"].norm(dim=1).clamp(min=1e-8)  # as SAELens clamps them
-            tensors["W_enc"] *= norms
-            tensors["b_enc"] *= norms
-            tensors["W_dec"] /= norms[:, None]
-        if settings.apply_b_dec_to_input:
-            subtract_input_bias(tensors)
-        if settings.architecture == "gated":
-            tensors = canonical_gated(tensors)
-        zero = torch.zeros(settings.d_sae)
-        sae = SparseAutoencoder(
-            **{**tensors, "threshold": tensors.get("threshold", zero)},
-            activation=_activation(settings, factor),
-            site=header.site,
-            match_only=header.obstacle,
-            source=str(path),
+    def _settings(self, config: Path, layer: int | None) -> _Settings:
+        """What `cfg.json` says, with the settings of its repository that only SAELens' registry knows."""
+        cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(config).items()}
+        metadata = cfg.get("metadata")
+        cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
+        registered = _registered(config, self.repo_id)
+        old = registered is None and metadata is None and self.repo_id is None
+        if old and cfg.get("model_name") in _REGISTERED_MODELS:
+            logger.warning(
+                "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a "
+                "way that the file does not say: give the repository as sae.repo_id or in the folder's name",
+                config, ", ".join(REGISTRY),
+            )  # fmt: skip
+        cfg |= registered or {}
+        named = _architecture(config, cfg)
+        kind, transcoder = _KINDS[named], "transcoder" in named
+        if cfg.get("hook_head_index") is not None:
+            raise UserError(f"{config}: reads a single attention head (hook_head_index), which is not supported")
+        k = None
+        if kind is ActivationKind.topk:
+            k = number(config, cfg, "k" if cfg.get("k") is not None else "activation_fn_kwargs.k")
+        normalization = cfg.get("normalize_activations")
+        normalization = SCALED if normalization is True else str(normalization or "none")  # old files hold a boolean
+        factor = None if layer is None or normalization != SCALED else self.norm_scaling_factors.get(layer)
+        activation = Activation(kind, k=k, normalization="none" if factor else normalization)
+        site, stated = site_of_hook(cfg.get("hook_name"))
+        header = SaeHeader(
+            d_model=number(config, cfg, "d_in"),
+            width=number(config, cfg, "d_sae"),
+            site=Site.transcoder if transcoder else site,
+            layer=stated,
+            obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")) or activation.obstacle,
+            foldable=False if kind in (ActivationKind.relu, ActivationKind.topk) else None,
         )
-        return validate_loaded(sae, layer, tensors.get("threshold"), unit_norm=False)
-
-    def _factor(self, layer: int | None) -> float | None:
-        return None if layer is None else self.norm_scaling_factors.get(layer)
-
-
-def _activation(settings: SaelensConfig, factor: float | None) -> Activation:
-    folded = settings.normalize_activations == SCALED and factor is not None
-    normalization = "none" if folded else settings.normalize_activations
-    if settings.k is not None:
-        return Activation(ActivationKind.topk, k=settings.k, normalization=normalization)
-    kind = {"standard": RELU, "jumprelu": JUMPRELU, "gated": GATED}[settings.architecture].kind
-    return Activation(kind, normalization=normalization)
-
-
-def _shapes(settings: SaelensConfig) -> dict[str, tuple[int, ...]]:
-    d, n_features = settings.d_in, settings.d_sae
-    names = ("b_gate", "b_mag", "r_mag") if settings.architecture == "gated" else ("b_enc",)
-    return {
-        "W_enc": (d, n_features),
-        "W_dec": (n_features, d),
-        "b_dec": (d,),
-        **{name: (n_features,) for name in names},
-    }
-
-
-def _tensors(path: Path, settings: SaelensConfig) -> dict[str, Tensor]:
-    """The parameters, with a threshold for jumprelu; what would change the function in silence is refused."""
-    shapes = safetensors_shapes(path)
-    wanted = list(_shapes(settings))
-    if settings.architecture == "jumprelu":
-        wanted.append("log_threshold" if "log_threshold" in shapes else "threshold")
-    need_names(path, shapes, wanted)
-    scaling = [name for name in ("scaling_factor", "finetuning_scaling_factor") if name in shapes]
-    tensors = read_safetensors(path, [*wanted, *scaling])
-    if any(bool((tensors.pop(name) != 1).any()) for name in scaling):
-        raise UserError(
-            f"{path}: {', '.join(scaling)} is not all ones; fold it into W_dec first (SAELens before v6 can)"
-        )
-    if "log_threshold" in tensors:
-        tensors["threshold"] = tensors.pop("log_threshold").exp()
-    return tensors
+        # The library's own default differs: SAEs true, transcoders false.
+        subtracts = bool(cfg.get("apply_b_dec_to_input", not transcoder))
+        rescales = kind is ActivationKind.topk and bool(cfg.get("rescale_acts_by_decoder_norm"))
+        return _Settings(header, activation, factor, subtracts, rescales)
 
 
 @dataclass(frozen=True)
-class SaelensConfig:
-    """Attributes named as in `cfg.json`.
+class _Settings:
+    """What `cfg.json` says; `factor` is what the inputs were multiplied by in training."""
 
-    Attributes:
-        architecture: standard | jumprelu | topk | gated.
-        normalize_activations: none, or the normalisation of the inputs.
-        site, layer: from the hook name; `transcoder` for transcoder classes.
-        obstacle: why its activations on a plain model's residual stream would mean nothing, or None.
-    """
+    header: SaeHeader
+    activation: Activation
+    factor: float | None
+    subtracts_b_dec: bool
+    rescales: bool
 
-    architecture: str
-    d_in: int
-    d_sae: int
-    apply_b_dec_to_input: bool
-    normalize_activations: str
-    k: int | None
-    rescale_acts_by_decoder_norm: bool
-    site: Site
-    layer: int | None
-    obstacle: str | None
-
-
-def read_saelens_config(path: Path, repo_id: str | None = None) -> SaelensConfig:
-    """Read `cfg.json`, with the settings of its repository that only SAELens' registry knows.
-
-    Args:
-        repo_id: hub repository that the file is from; a path that names it says it, too.
-
-    Raises:
-        UserError: unreadable, without dimensions, or of an architecture that is not supported.
-    """
-    cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(path).items()}
-    metadata = cfg.get("metadata")
-    cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
-    registered = _registered(path, repo_id)
-    if registered is None and metadata is None and repo_id is None and cfg.get("model_name") in _REGISTERED_MODELS:
-        logger.warning(
-            "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a way "
-            "that the file does not say: give the repository as sae.repo_id or in the folder's name",
-            path, ", ".join(REGISTRY),
-        )  # fmt: skip
-    cfg |= registered or {}
-    named = _architecture(path, cfg)
-    transcoder = named in _TRANSCODERS
-    site, layer = site_of_hook(cfg.get("hook_name") or None)
-    if cfg.get("hook_head_index") is not None:
-        raise UserError(f"{path}: reads a single attention head (hook_head_index), which is not supported")
-    architecture = _TRANSCODERS.get(named, named)
-    return SaelensConfig(
-        architecture=architecture,
-        d_in=number(path, cfg, "d_in"),
-        d_sae=number(path, cfg, "d_sae"),
-        # The library's own default differs: SAEs true, transcoders false.
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", not transcoder)),
-        normalize_activations=_normalization(cfg.get("normalize_activations")),
-        k=_k(path, cfg) if architecture == "topk" else None,
-        rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-        site=Site.transcoder if transcoder else site,
-        layer=layer,
-        obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")),
-    )
+    def layout(self, found: Collection[str]) -> dict[str, str]:
+        """The tensors and their axes."""
+        extra = ["b_gate", "b_mag", "r_mag"] if self.activation.kind is ActivationKind.gated else ["b_enc"]
+        if self.activation.kind is ActivationKind.jumprelu:
+            extra.append("log_threshold" if "log_threshold" in found else "threshold")
+        return {"W_enc": "d F", "W_dec": "F d", "b_dec": "d", **dict.fromkeys(extra, "F")}
 
 
 def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
@@ -247,27 +171,15 @@ def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
             f"{path}: architecture {named} is a training checkpoint, whose threshold is not in the weights' units; "
             "save it with SAELens' save_inference_model"
         )
-    known = ("standard", "jumprelu", "topk", "gated", *_TRANSCODERS)
-    if named not in known or activation not in ("relu", "topk"):
-        raise UserError(f"{path}: architecture {named} with activation {activation}; supported: {', '.join(known)}")
+    if named not in tuple(_KINDS) or activation not in ("relu", "topk"):
+        raise UserError(f"{path}: architecture {named} with activation {activation}; supported: {', '.join(_KINDS)}")
     return str(named)
 
 
 def _obstacle(architecture: str, model_kwargs: object) -> str | None:
+    """Why its activations on a plain model's residual stream would mean nothing, or None."""
     if "skip" in architecture:
         return "its skip connection is not part of its features"
     if isinstance(model_kwargs, Mapping) and model_kwargs.get("center_writing_weights"):
         return "it was trained on a residual stream without its mean (center_writing_weights), which this model has"
     return None
-
-
-def _normalization(value: object) -> str:
-    """Old files hold a boolean."""
-    if value is True:
-        return SCALED
-    return "none" if value in (None, False, "none") else str(value)
-
-
-def _k(path: Path, cfg: Mapping[str, Any]) -> int:
-    key = "k" if cfg.get("k") is not None else "activation_fn_kwargs.k"
-    return int(number(path, cfg, key))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,41 +14,46 @@ import numpy as np
 import pandas as pd
 import wandb
 
-from ..errors import UserError
-from .comparison import comparison_table
-from .curves import DISTANCE, LAYER, QUANTILE
-from .factors import columns_of, flat_config
-from .labels import Labels
-from .metrics import Scalar, plain_metrics, undefined
-from .mirror import Histogram, Mirror, NullMirror
-from .pairs import tidy_pairs, undefined_rows
-from .wandb_artifacts import log_permutations
-from .wandb_settings import INIT_TIMEOUT_SECONDS, checked_tags, environment, is_disabled, setting, wandb_directories
+from sae_match.errors import UserError
+from sae_match.record.curves import DISTANCE, LAYER, QUANTILE
+from sae_match.record.factors import columns_of, flat_config
+from sae_match.record.labels import Labels
+from sae_match.record.metrics import Scalar, plain_metrics, undefined
+from sae_match.record.pairs import tidy_pairs, undefined_rows
+from sae_match.tracking.artifacts import log_permutations
 
-log = logging.getLogger(__name__)
-
-Mode = Literal["offline", "online", "none"]
+logger = logging.getLogger(__name__)
 
 PROJECT = "sae-match"
+MAX_TAG = 64
+INIT_TIMEOUT_SECONDS = 30.0
 PREFIXES = {LAYER: "per_layer/", DISTANCE: "by_distance/", QUANTILE: "by_quantile/"}
 """Axis -> what the names of its curves begin with. Curves of one axis never share a panel with those of another."""
-_BINS, _MAX_BINS = 64, 512
+BINS = 64
 
 
-def open_mirror(directory: Path, *, mode: Mode, **options: Any) -> Mirror:
-    """The mirror for a tracking mode: `WandbMirror(directory, mode=..., **options)`, or `NullMirror` for "none" and
-    where WANDB_MODE=disabled.
+def open_mirror(
+    directory: Path, *, mode: Literal["offline", "online", "none"], **options: Any
+) -> AbstractContextManager[WandbMirror | None]:
+    """`WandbMirror(directory, mode=..., **options)`; None for mode "none" and where WANDB_MODE=disabled.
 
     Raises:
         UserError: the mode is unknown, or an option is wrong.
     """
     if mode == "none" or is_disabled():
-        return NullMirror()
+        return nullcontext()
     return WandbMirror(directory, mode=mode, **options)
 
 
+def is_disabled() -> bool:
+    """Whether W&B's own variable switches it off, whatever the configuration holds."""
+    return os.environ.get("WANDB_MODE") == "disabled"
+
+
 class WandbMirror:
-    """Context manager around one W&B run; see `Mirror` for the methods.
+    """Context manager around one W&B run. What goes in comes from the record, which stays the truth.
+
+    No method accepts a NaN or an infinite number: ValueError names it. None means "not measured" and is dropped.
 
     Args:
         directory: the job's directory; the run goes to its `wandb/` folder.
@@ -56,7 +62,7 @@ class WandbMirror:
         cache_dir: where W&B's own cache goes.
         project, entity, group, tags: as in `wandb.init`. What is None or empty comes from W&B's variables
             (WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS).
-        default_group: the group where neither says one.
+        default_group: the group where neither names one.
         job_type, name: as in `wandb.init`; WANDB_JOB_TYPE and WANDB_NAME go before.
         run_id: a stable id. An earlier run of the same id is continued: its address stays, its content is replaced.
         appends: keep what an earlier online run of that id has logged, for jobs that go on where they stopped.
@@ -69,7 +75,7 @@ class WandbMirror:
         self,
         directory: Path,
         *,
-        mode: Mode,
+        mode: Literal["offline", "online"],
         config: Mapping[str, Any],
         cache_dir: Path,
         project: str | None = None,
@@ -84,25 +90,26 @@ class WandbMirror:
     ) -> None:
         if mode not in ("offline", "online"):
             raise UserError(f"tracking.mode={mode!r} is unknown; choose offline, online or none")
-        self._directory, self._mode = Path(directory), mode
+
+        def variable(own: str) -> str | None:  # W&B itself reads its variables once per process
+            return os.environ.get(own) or None
+
+        self._directory, self._mode, self._config = Path(directory), mode, dict(config)
         self._environment = wandb_directories(self._directory, Path(cache_dir), mode)
         self._arguments: dict[str, Any] = {
-            "project": setting(project, "WANDB_PROJECT", PROJECT),
-            "entity": setting(entity, "WANDB_ENTITY"),
-            "group": setting(group, "WANDB_RUN_GROUP", default_group),
-            "job_type": setting(None, "WANDB_JOB_TYPE", job_type),
-            "name": setting(None, "WANDB_NAME", name),
+            "project": project or variable("WANDB_PROJECT") or PROJECT,
+            "entity": entity or variable("WANDB_ENTITY"),
+            "group": group or variable("WANDB_RUN_GROUP") or default_group,
+            "job_type": variable("WANDB_JOB_TYPE") or job_type,
+            "name": variable("WANDB_NAME") or name,
             "tags": checked_tags(tags),
             "id": run_id,
             "config": flat_config(config),
         }
         if appends and mode == "online":
             self._arguments["resume"] = "allow"
-        self._config = dict(config)
         self._stack = ExitStack()
         self._run: wandb.Run | None = None
-
-    # -- the run -----------------------------------------------------------------------------------------
 
     @property
     def run(self) -> wandb.Run:
@@ -166,16 +173,10 @@ class WandbMirror:
                 # The record is complete without W&B; losing the upload must neither fail the job nor
                 # hide the error that ended it.
                 folder = Path(run.dir).parent
-                log.warning("closing the W&B run failed; `wandb sync %s` uploads it", folder, exc_info=True)
-
-    # -- content -----------------------------------------------------------------------------------------
+                logger.warning("closing the W&B run failed; `wandb sync %s` uploads it", folder, exc_info=True)
 
     def log_curves(self, axis: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """One step per place on an axis (`layer`, `distance` or `quantile`), which every row names and no two share."""
-        places = [row.get(axis) for row in rows]
-        kinds = (int, float, np.number) if axis == QUANTILE else (int, np.integer)
-        if any(not isinstance(place, kinds) for place in places) or len(set(places)) != len(places):
-            raise ValueError(f"rows of curves need distinct numbers of their axis {axis}, got {places}")
         steps = []
         for row in rows:
             numbers = {f"{PREFIXES[axis]}{name}": value for name, value in row.items() if name != axis}
@@ -188,38 +189,35 @@ class WandbMirror:
         table = tidy_pairs(pairs)
         if wrong := undefined_rows(table):
             raise ValueError(f"pair values that are not a number: {', '.join(wrong)}")
-        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
-        self.run.log({"pairs": wandb.Table(columns=list(table.columns), data=cells)})
-
-    def log_histograms(self, histograms: Mapping[str, np.ndarray | Histogram]) -> None:
-        """Raw values (binned here, 64 bins) or ready histograms (at most 512 bins), by name."""
-        binned = {f"histograms/{name}": _binned(name, data) for name, data in histograms.items()}
-        if binned:
-            self.run.log({name: wandb.Histogram(np_histogram=data) for name, data in binned.items()})
-
-    def log_figures(self, paths: Sequence[Path]) -> None:
-        """Image files, named by their stem."""
-        stems = [path.stem for path in paths]
-        if len(set(stems)) != len(stems):
-            raise ValueError(f"figures share a name: {sorted(stems)}")
-        if paths:
-            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+        self._log_table("pairs", table)
 
     def log_comparison(self, numbers: Mapping[str, Any]) -> None:
         """The headline numbers as a table with the job's settings in every row: laid under those of other jobs it
         compares them."""
-        table = comparison_table(columns_of(self._config), _measured(numbers))
-        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
-        self.run.log({"comparison": wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)})
+        self._log_table("comparison", comparison_table(columns_of(self._config), _measured(numbers)))
+
+    def log_labels(self, labels: Labels) -> None:
+        """What the metrics are called, their units and which way is better, as a table."""
+        rows = [(about.name, about.title, about.unit, about.better) for about in labels.metrics.values()]
+        self._log_table("labels", pd.DataFrame(rows, columns=["metric", "label", "unit", "better"]))
+
+    def log_histograms(self, histograms: Mapping[str, np.ndarray]) -> None:
+        """Values in 64 bins each, by name."""
+        for name, values in histograms.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"histogram {name}: not finite")
+        binned = {name: np.histogram(values, bins=BINS) for name, values in histograms.items()}
+        if binned:
+            self.run.log({f"histograms/{name}": wandb.Histogram(np_histogram=data) for name, data in binned.items()})
+
+    def log_figures(self, paths: Sequence[Path]) -> None:
+        """Image files, named by their stem."""
+        if paths:
+            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     def log_permutations(self, directory: Path) -> None:
         """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
         log_permutations(self.run, Path(directory), self._config)
-
-    def log_labels(self, labels: Labels) -> None:
-        """What the metrics are called, their units and which way is better, as a table."""
-        cells: list[Any] = [[about.name, about.title, about.unit, about.better] for about in labels.metrics.values()]
-        self.run.log({"labels": wandb.Table(columns=["metric", "label", "unit", "better"], data=cells)})
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
         """Headline numbers; nothing but numbers, so that columns sort."""
@@ -228,11 +226,69 @@ class WandbMirror:
             raise TypeError(f"a summary holds numbers only, and these are none: {', '.join(wrong)}")
         self.run.summary.update(measured)
 
+    def _log_table(self, name: str, table: pd.DataFrame) -> None:
+        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
+        self.run.log({name: wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)})
+
 
 _ADVICE = (
     "could not start an online W&B run: {reason}. "
     "Use tracking=wandb_offline (upload later with `wandb sync`) or tracking=none."
 )
+
+
+def comparison_table(settings: Mapping[str, Any], numbers: Mapping[str, Scalar]) -> pd.DataFrame:
+    """One row per headline number: the settings, then `number` (its name), `value`, and `low` and `high` where it has
+    an interval. The bounds have no rows of their own."""
+    bounds = {f"{name}_{end}" for name in numbers for end in ("low", "high")}
+    rows = [
+        {**settings}
+        | {"number": name, "value": value, "low": numbers.get(f"{name}_low"), "high": numbers.get(f"{name}_high")}
+        for name, value in sorted(numbers.items())
+        if name not in bounds
+    ]
+    return pd.DataFrame(rows, columns=[*settings, "number", "value", "low", "high"])
+
+
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """The tags without repetition, in order; those of WANDB_TAGS (with commas between) where there are none.
+
+    Raises:
+        UserError: a tag is empty or longer than W&B's 64 characters.
+    """
+    tags = tags or [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    for tag in tags:
+        if not 1 <= len(tag) <= MAX_TAG:
+            raise UserError(f"tracking.tags: {tag!r} has {len(tag)} characters; W&B allows 1 to {MAX_TAG}. Shorten it.")
+    return tuple(dict.fromkeys(tags))
+
+
+def wandb_directories(job: Path, cache: Path, mode: str) -> dict[str, str]:
+    """W&B's directory variables for one run.
+
+    Artifact staging (WANDB_DATA_DIR) belongs to the job: a later `wandb sync` of an offline run reads
+    the staged files, so they must live as long as the run and not in a cache that may be cleared. The
+    configuration folder is left alone online: it names the server that `wandb login --host` chose.
+    """
+    folders = {"WANDB_DATA_DIR": job / "wandb" / "staging", "WANDB_CACHE_DIR": cache / "wandb"}
+    if mode == "offline":
+        folders["WANDB_CONFIG_DIR"] = cache / "wandb" / "config"
+    return {name: str(folder.resolve()) for name, folder in folders.items()}
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the duration of the block, then restore what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _exit_code(ending: BaseException | type[BaseException] | None) -> int:
@@ -253,13 +309,3 @@ def _measured(numbers: Mapping[str, Any]) -> dict[str, Scalar]:
     if wrong := undefined(numbers):
         raise ValueError(f"not finite, and so not logged: {', '.join(wrong)}")
     return {name: value for name, value in plain_metrics(numbers).items() if value is not None}
-
-
-def _binned(name: str, data: np.ndarray | Histogram) -> Histogram:
-    parts = data if isinstance(data, tuple) else (np.asarray(data),)
-    if not all(np.isfinite(part).all() for part in parts):
-        raise ValueError(f"histogram {name}: not finite")
-    counts, edges = data if isinstance(data, tuple) else np.histogram(data, bins=_BINS)
-    if len(edges) != len(counts) + 1 or len(counts) > _MAX_BINS:
-        raise ValueError(f"histogram {name}: {len(counts)} counts and {len(edges)} edges; at most {_MAX_BINS} bins")
-    return counts, edges

@@ -1,0 +1,199 @@
+"""The full evaluation of a pair on text: co-activations, reconstructions and token losses, as rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
+from sae_match.evaluation.pair import activation_rows
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
+from sae_match.evaluation.standard_splices import EncodeDecodePrevious, EncodePermuteDecode, LayerDrop
+from sae_match.experiment.inputs import Inputs, log_text
+from sae_match.experiment.matching import MatchedPair
+from sae_match.experiment.passes import activations, per_feature
+from sae_match.metrics.bootstrap import Bootstrap, DocumentSums
+from sae_match.metrics.description import CEILING, TO_CEILING
+from sae_match.metrics.metric import LayerActivity, LossMetric, Metric, MetricRow, metric_rows
+from sae_match.pairs import MATCHED, Role, Site
+from sae_match.record.documents import SumsKey
+from sae_match.saes import SparseAutoencoder
+from sae_match.store import Store
+from sae_match.study import Study
+from sae_match.text import TokenWindows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Everything that the evaluation of a pair shares with the other pairs.
+
+    Attributes:
+        metrics: what is measured, by name.
+        splices: those of neighbors.
+        units: units in which activations travel along a permutation, `theta` or `raw`.
+        splice_rows: marks the windows on which token losses are computed.
+        splice_windows: those windows.
+        bootstrap, splice_bootstrap: resamples of the documents of all windows, and of those.
+    """
+
+    store: Store
+    inputs: Inputs
+    metrics: Mapping[str, Metric]
+    splices: tuple[Splice, ...]
+    units: SpliceUnits
+    splice_rows: Bool[Tensor, " windows"]
+    splice_windows: TokenWindows
+    bootstrap: Bootstrap
+    splice_bootstrap: Bootstrap
+    min_count: int
+    batch_windows: int
+    sink_positions: int
+
+    def splice_pair(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> SplicePair:
+        """What the splices of a pair are made from."""
+        layers, fit = matched.pair.layers, self.inputs.fit_streams
+        return SplicePair(a, b, matched.permutations, self.units, layers, fit, self.batch_windows, self.sink_positions)
+
+    def bind(self, role: Role, pair: SplicePair) -> dict[str, BoundSplice]:
+        """The splices of a pair, by the variant of their rows.
+
+        Of neighbors all. Of other pairs Eq. 5 along every permutation, called like the permutation, and of layers
+        further apart what the distance itself costs.
+        """
+        if role is Role.adjacent:
+            return bind_all(self.splices, pair)
+        found = EncodePermuteDecode().by_variant(pair)
+        return found if role is Role.seeds else found | bind_all((EncodeDecodePrevious(), LayerDrop()), pair)
+
+    def evaluate(
+        self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder
+    ) -> tuple[list[MetricRow], ActivationStatistics]:
+        """One pass over the text of a pair, made once and then known, and every metric that follows from it."""
+        pair, layers = self.splice_pair(matched, a, b), matched.pair.layers
+        x_a, x_b = (self.inputs.streams.layer(layer) for layer in layers)
+        request = ActivationRequest(
+            a, b, x_a, x_b, self.inputs.windows.document, pair.permutations, self.bind(matched.pair.role, pair),
+            self.batch_windows, self.sink_positions,
+        )  # fmt: skip
+        found = activations(self.store, request, {"streams": self.inputs.streams.key, "layers": layers})
+        return activation_rows(self.metrics, found, self.bootstrap, layers, self.min_count), found
+
+    def layer_rows(self, layer: int, sae: SparseAutoencoder, active: Tensor, tokens: Tensor) -> list[MetricRow]:
+        """Every metric of one layer.
+
+        Args:
+            active: [documents, F] tokens on which each feature fires.
+            tokens: [documents] counted tokens.
+        """
+        norms = self.inputs.streams.layer(layer)[:, self.sink_positions :].norm(dim=-1)
+        unfolded = sae.scale is not None and bool((sae.scale == 1).all())
+        activity = LayerActivity(
+            active=active.cpu().numpy(),
+            tokens=tokens.cpu().numpy(),
+            theta=None if unfolded else sae.theta.cpu().numpy(),
+            decoder_norm=(sae.theta * sae.W_dec.norm(dim=1)).cpu().numpy(),
+            residual_norm=norms.cpu().numpy(),
+        )
+        return metric_rows(self.metrics, activity, self.bootstrap, (layer, layer))
+
+    def dead(self, site: Site, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
+        """Which features of a dictionary fire on no counted token of the evaluation text."""
+        streams = self.inputs.streams
+        facts = {"what": "dead", "streams": streams.key, "layer": site.layer, "sinks": self.sink_positions}
+        return per_feature(
+            self.store, sae, facts,
+            lambda: never_active(sae, streams.layer(site.layer), self.batch_windows, self.sink_positions),
+        )  # fmt: skip
+
+    def splice_residual(self, layer: int) -> Tensor:
+        """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
+        residual = self.inputs.streams.layer(layer)
+        return residual if bool(self.splice_rows.all()) else residual[self.splice_rows]
+
+
+def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[str, Metric]) -> Evaluator:
+    """The evaluation that a study asks for."""
+    evaluation, windows = study.evaluation, inputs.windows
+    rows = windows.leading(evaluation.splice_documents, evaluation.splice_windows_per_document)
+    spliced = windows.subset(rows)
+    log_text(windows, spliced)
+    samples, seed = evaluation.bootstrap_samples, study.seed
+    return Evaluator(
+        store=store,
+        inputs=inputs,
+        metrics=metrics,
+        splices=evaluation.all_splices,
+        units=resolve_units(evaluation.splice_units, study.folding.name),
+        splice_rows=rows,
+        splice_windows=spliced,
+        bootstrap=Bootstrap(windows.n_documents, samples, seed),
+        splice_bootstrap=Bootstrap(spliced.n_documents, samples, seed),
+        min_count=evaluation.min_count,
+        batch_windows=evaluation.batch_windows,
+        sink_positions=study.model.sink_positions,
+    )
+
+
+def excluded_rows(excluded: Mapping[int, Bool[Tensor, " F"]]) -> list[MetricRow]:
+    """How many features of each layer are left unmatched because they are dead."""
+    for layer, mask in excluded.items():
+        logger.info("layer %d: %d of %d features are dead and excluded", layer, int(mask.sum()), len(mask))
+    return [
+        MetricRow(layer, layer, "sae", "features_aside", float(mask.sum()), len(mask))
+        for layer, mask in excluded.items()
+    ]
+
+
+def add_activation_columns(features: pd.DataFrame, statistics: ActivationStatistics) -> pd.DataFrame:
+    """A pair's feature table with token counts: how often feature and partner fire, alone and together."""
+    feature, partner = features["feature"].to_numpy(), features["partner"].to_numpy()
+    active_a = statistics.a.active.sum(dim=0).cpu().numpy()
+    active_b = statistics.b.active.sum(dim=0).cpu().numpy()
+    together = statistics.together[MATCHED]
+    return features.assign(
+        active=active_a[feature],
+        partner_active=active_b[partner],
+        together=together.together.sum(dim=0).cpu().numpy()[feature],
+        matching_score=together.per_feature(statistics.a)[feature],
+    )
+
+
+def document_sums(evaluator: Evaluator, rows: Iterable[MetricRow]) -> dict[SumsKey, DocumentSums]:
+    """The sums per document that the rows' estimates carry, each with the content key of its windows."""
+    kept: dict[SumsKey, DocumentSums] = {}
+    for row in rows:
+        metric = evaluator.metrics.get(row.metric)
+        if metric is None or metric.about.statistic is None or metric.about.sums_of is not None:
+            continue
+        if row.estimate is not None and row.estimate.sums is not None:
+            windows = evaluator.splice_windows if isinstance(metric, LossMetric) else evaluator.inputs.windows
+            kept[SumsKey(row.layer, row.layer_to, row.variant, row.metric, windows.key)] = row.estimate.sums
+    return kept
+
+
+def log_ceiling_gaps(rows: Sequence[MetricRow], metrics: Mapping[str, Metric]) -> None:
+    """Log how far each pair is from what two seeds of one layer reach: the SAEs' own variance."""
+    shown = {name for name, metric in metrics.items() if metric.about.headline}
+    known = {(row.layer, row.metric): row.value for row in rows if row.variant == CEILING}
+    for row in rows:
+        metric = row.metric.removesuffix(TO_CEILING)
+        if metric == row.metric or metric not in shown or row.estimate is None:
+            continue
+        seeds = [
+            f"{known[at, metric]:.3f} for two seeds of layer {at}"
+            for at in (row.layer, row.layer_to)
+            if (at, metric) in known
+        ]
+        low, high = row.estimate.interval
+        logger.info(
+            "layers %d -> %d: %s is %+.3f%s from %s", row.layer, row.layer_to, metric, row.value,
+            "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]", ", ".join(seeds),
+        )  # fmt: skip

@@ -1,0 +1,180 @@
+"""Judging: descriptions of a sample of the pairs of every variant, a judge's verdicts, and the rows they become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from sae_match.evaluation.top_activations import top_activations
+from sae_match.experiment.evaluation import Evaluator
+from sae_match.experiment.matching import MatchedPair
+from sae_match.experiment.saes import JobSaes
+from sae_match.judging.descriptions import Description, explained, from_contexts, read_explanations
+from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
+from sae_match.judging.scores import judge_rows, sample_pairs
+from sae_match.metrics.metric import MetricRow
+from sae_match.pairs import Pair, Site
+from sae_match.store import ResultCache, Store
+
+logger = logging.getLogger(__name__)
+
+Descriptions = Mapping[int, Mapping[int, Description]]
+"""By layer and feature; a feature without a description is missing."""
+Describe = Callable[[int, set[int]], dict[int, Description]]
+"""From a layer and some of its features to their descriptions."""
+
+
+@dataclass(frozen=True)
+class JudgedSample:
+    """The sampled pairs of one variant of one layer pair."""
+
+    pair: Pair
+    variant: str
+    features: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """What became of one layer pair: its rows, and one line of judgements.jsonl per judged pair of features."""
+
+    rows: list[MetricRow]
+    lines: list[dict[str, Any]]
+
+
+def judge_pairs(
+    store: Store,
+    judging: Judging,
+    describe: Describe,
+    pairs: Sequence[MatchedPair],
+    bootstrap_samples: int,
+    seed: int,
+    progress: bool,
+) -> Iterator[JudgedPair]:
+    """Judge a sample of every layer pair and variant, one after the other.
+
+    Args:
+        describe: where descriptions come from (`by_explanations`, `by_contexts`).
+        bootstrap_samples, seed: of the intervals over judged pairs.
+
+    Raises:
+        UserError: explanation files that cannot be read or belong to other SAEs.
+    """
+    samples = list(_samples(judging, pairs))
+    described = _describe_all(describe, samples, progress)
+    questions = [Question(a, b) for sample in samples for a, b in _described(sample, described) if a and b]
+    judge = judging.start(questions, ResultCache(store.directory / "judge_answers", store.read))
+    rows: list[MetricRow] = []
+    with tqdm(total=sum(len(sample.features) for sample in samples), desc="judging pairs", disable=not progress) as bar:
+        for sample in samples:
+            texts = _described(sample, described)
+            verdicts = judge_all(judge, texts)
+            lines = [_line(sample, *one) for one in zip(sample.features, texts, verdicts, strict=True)]
+            layers = sample.pair.layers
+            found = judge_rows(verdicts, layers, sample.variant, bootstrap_samples, seed + layers[0])
+            rows += found
+            bar.update(len(sample.features))
+            yield JudgedPair(found, lines)
+    _log_outcomes(rows)
+
+
+def by_explanations(judging: Judging, folder: str, widths: Mapping[int, int]) -> Describe:
+    """Descriptions from Neuronpedia's explanation files.
+
+    Args:
+        widths: number of features by layer.
+    """
+
+    def describe(layer: int, wanted: set[int]) -> dict[int, Description]:
+        texts = read_explanations(folder, layer, widths[layer])
+        return {f: explained(texts[f], judging.description_chars) for f in sorted(wanted) if f in texts}
+
+    return describe
+
+
+def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Describe:
+    """Descriptions from the text on which a feature is most active."""
+    inputs = evaluator.inputs
+
+    def decode(tokens: Any) -> str:
+        return str(inputs.model.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def describe(layer: int, wanted: set[int]) -> dict[int, Description]:
+        top = top_activations(
+            saes.load(Site(layer)), inputs.streams.layer(layer), judging.contexts,
+            evaluator.batch_windows, evaluator.sink_positions,
+        )  # fmt: skip
+        ids = inputs.windows.ids.tolist()
+        found = {
+            feature: from_contexts(ids, top.places(feature), decode, judging.context_tokens, judging.description_chars)
+            for feature in sorted(wanted)
+        }
+        return {feature: description for feature, description in found.items() if description is not None}
+
+    return describe
+
+
+def _samples(judging: Judging, pairs: Sequence[MatchedPair]) -> Iterator[JudgedSample]:
+    for matched in pairs:
+        for variant in matched.pair.role.judged:
+            # By the first layer alone: over distance the same features are judged.
+            seed = judging.seed + matched.pair.a.layer
+            chosen = sample_pairs(matched.permutations[variant].indices, judging.pairs, seed)
+            yield JudgedSample(matched.pair, variant, chosen)
+
+
+def _describe_all(describe: Describe, samples: Sequence[JudgedSample], progress: bool) -> Descriptions:
+    """Descriptions of the features that occur in a sample."""
+    wanted: dict[int, set[int]] = {}
+    for sample in samples:
+        for side, layer in enumerate(sample.pair.layers):
+            wanted.setdefault(layer, set()).update(pair[side] for pair in sample.features)
+    described: dict[int, dict[int, Description]] = {}
+    for layer in tqdm(sorted(wanted), desc="describing features", disable=not progress):
+        described[layer] = describe(layer, wanted[layer])
+        silent = len(wanted[layer]) - len(described[layer])
+        logger.info("layer %d: %d features described, %d without", layer, len(described[layer]), silent)
+    return described
+
+
+def _described(sample: JudgedSample, descriptions: Descriptions) -> list[tuple[Description | None, Description | None]]:
+    first, second = (descriptions.get(layer, {}) for layer in sample.pair.layers)
+    return [(first.get(feature), second.get(partner)) for feature, partner in sample.features]
+
+
+def _line(
+    sample: JudgedSample,
+    features: tuple[int, int],
+    texts: tuple[Description | None, Description | None],
+    verdict: Judgement,
+) -> dict[str, Any]:
+    """One line of judgements.jsonl."""
+    (feature, partner), (a, b) = features, texts
+    return {
+        "layer": sample.pair.a.layer,
+        "layer_to": sample.pair.b.layer,
+        "variant": sample.variant,
+        "feature": feature,
+        "partner": partner,
+        "outcome": verdict.outcome.value,
+        "level": None if verdict.level is None else verdict.level.value,
+        "overlap": verdict.overlap,
+        "text_a": None if a is None else a.text,
+        "text_b": None if b is None else b.text,
+        "answers": [asdict(answer) for answer in verdict.answers],
+    }
+
+
+def _log_outcomes(rows: list[MetricRow]) -> None:
+    """Log how many pairs have no verdict, and why."""
+    counts = {outcome: 0 for outcome in Outcome}
+    for row in rows:
+        kind, _, name = row.metric.partition("/")
+        if kind == "judge_count":
+            counts[Outcome(name)] += int(row.value)
+    failed = sum(counts[outcome] for outcome in (Outcome.error, Outcome.refusal, Outcome.unparsable))
+    text = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items())
+    logger.log(logging.WARNING if failed else logging.INFO, "judged pairs: %s", text)

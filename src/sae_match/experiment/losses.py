@@ -1,0 +1,116 @@
+"""Token losses of every splice of neighbors, as rows; losses are shared between jobs through the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_match.content import content_key
+from sae_match.evaluation.splice_losses import original_losses, splice_losses
+from sae_match.evaluation.splices import BoundSplice
+from sae_match.experiment.evaluation import Evaluator
+from sae_match.experiment.matching import MatchedPair
+from sae_match.experiment.saes import JobSaes
+from sae_match.metrics.metric import MetricRow, SplicedLosses, metric_rows
+
+logger = logging.getLogger(__name__)
+
+KIND = "token_losses"
+LOSS_VERSION = 1
+"""To be raised when the meaning of a cached loss changes."""
+
+
+def loss_rows(evaluator: Evaluator, saes: JobSaes, pairs: Sequence[MatchedPair], progress: bool) -> list[MetricRow]:
+    """Every metric of the losses of every splice of every pair."""
+    splices = sum(splice.count(len(pairs[0].permutations)) for splice in evaluator.splices)
+    windows = len(evaluator.splice_windows.ids)
+    rows: list[MetricRow] = []
+    with tqdm(total=(len(pairs) * splices + 1) * windows, desc="splicing", unit="window", disable=not progress) as bar:
+        original = _original(evaluator, pairs[-1].pair.b.layer, bar)
+        for pair in pairs:
+            rows += _pair_rows(evaluator, saes, pair, original, bar)
+    return rows
+
+
+def _original(evaluator: Evaluator, layer: int, bar: tqdm) -> Tensor:
+    """Losses of the unchanged model, resumed after the span's last layer."""
+    ids = evaluator.splice_windows.ids
+    key = _loss_key(evaluator, layer, None)
+    losses = _known(evaluator, key)
+    if losses is not None:
+        bar.update(len(ids))
+        return losses
+    residual = evaluator.splice_residual(layer)
+    losses = original_losses(evaluator.inputs.model, layer, residual, ids, evaluator.batch_windows, bar.update)
+    evaluator.store.put(KIND, key, {"losses": losses})
+    return losses
+
+
+def _pair_rows(
+    evaluator: Evaluator, saes: JobSaes, matched: MatchedPair, original: Tensor, bar: tqdm
+) -> list[MetricRow]:
+    layers, windows = matched.pair.layers, evaluator.splice_windows
+    pair = evaluator.splice_pair(matched, *saes.pair(matched.pair))
+    splices = evaluator.bind(matched.pair.role, pair)
+    facts = {name: _loss_key(evaluator, layers[1], splice) for name, splice in splices.items()}
+    keys = {name: content_key(key) for name, key in facts.items()}
+    losses: dict[str, Tensor] = {}
+    todo: dict[str, BoundSplice] = {}
+    for name, key in keys.items():
+        # Splices with equal keys are equal: computed once, in this job and in those that share its store.
+        found = None if key in losses or key in todo else _known(evaluator, facts[name])
+        if found is not None:
+            losses[key] = found
+        if key in losses or key in todo:
+            bar.update(len(windows.ids))
+        else:
+            todo[key] = splices[name]
+    if todo:
+        residuals = evaluator.splice_residual(layers[0]), evaluator.splice_residual(layers[1])
+        computed = splice_losses(
+            evaluator.inputs.model, layers[1], (pair.a, pair.b), residuals, windows.ids, todo,
+            pair.batch_windows, pair.sink_positions, bar.update,
+        )  # fmt: skip
+        stored = {keys[name]: facts[name] for name in facts}
+        for key, values in computed.items():
+            evaluator.store.put(KIND, stored[key], {"losses": values})
+        losses |= computed
+    logger.info("%s: token losses of %d splices, %d of them computed", matched.pair, len(splices), len(todo))
+    rows: list[MetricRow] = []
+    for name, key in keys.items():
+        spliced = SplicedLosses(losses[key].numpy(), original.numpy(), windows.document.numpy(), pair.sink_positions)
+        rows += metric_rows(evaluator.metrics, spliced, evaluator.splice_bootstrap, layers, name)
+    return rows
+
+
+def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> dict[str, object]:
+    """Key of token losses.
+
+    Args:
+        layer: the block whose output is replaced.
+        splice: None = by its own residual stream.
+    """
+    model = evaluator.inputs.model
+    # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
+    dtype = str(model.hf.dtype).removeprefix("torch.")
+    batch = None if dtype == "float32" else evaluator.batch_windows
+    return {
+        "version": LOSS_VERSION,
+        "splice": None if splice is None else splice.key(),
+        "device": model.device.type,
+        "batch_windows": batch,
+        "layer": layer,
+        "model": model.key,
+        "dtype": dtype,
+        "sink_positions": evaluator.sink_positions,
+        "windows": evaluator.splice_windows.key,
+    }
+
+
+def _known(evaluator: Evaluator, key: dict[str, object]) -> Tensor | None:
+    payload = evaluator.store.get(KIND, key)
+    return None if payload is None else torch.from_numpy(payload["losses"])

@@ -1,0 +1,244 @@
+"""Matching the pairs of a job, with their controls: permutations, weight metrics and the solver's certificate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae_match.evaluation.controls import MatchingControl, identity, random
+from sae_match.evaluation.pair import weight_rows
+from sae_match.experiment.matching_cache import cached_matching
+from sae_match.matching import UNMATCHED, Matching, Permutation
+from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.similarity import Comparison
+from sae_match.matching.solution import Solver
+from sae_match.metrics.description import CEILING
+from sae_match.metrics.metric import Metric, MetricRow
+from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
+from sae_match.pairs import COMPOSED, EXACT, MATCHED, RANDOM, Pair, Role, Site
+from sae_match.saes import SparseAutoencoder
+from sae_match.saes.folding import FoldingKind
+from sae_match.store import Store
+
+logger = logging.getLogger(__name__)
+
+Excluded = Callable[[Site, SparseAutoencoder], Bool[Tensor, " F"] | None]
+"""Features of a dictionary that stay unmatched; None = none."""
+
+
+@dataclass(frozen=True)
+class PairMatcher:
+    """What all matchings of a job share.
+
+    Attributes:
+        similarity, solver: the job's own; controls bring theirs.
+        excluded: features to leave unmatched.
+        fit: residual streams of text on which similarities are fitted; None where none needs any.
+        provenance: written into the headers of permutations.
+    """
+
+    store: Store
+    similarity: Comparison
+    solver: Solver
+    folding: FoldingKind
+    excluded: Excluded = lambda site, sae: None
+    fit: Streams | None = None
+    batch_windows: int = 8
+    sink_positions: int = 1
+    seed: int = 0
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
+        """Two SAEs as similarities see them."""
+        excluded = self.excluded(pair.a, a), self.excluded(pair.b, b)
+        return FeaturePair(
+            a, b, self.folding, excluded, pair.layers, self.fit, self.batch_windows, self.sink_positions, self.seed
+        )
+
+    def match(self, features: FeaturePair) -> Matching:
+        """The job's own matching of a pair, from the store where it is known."""
+        found = cached_matching(self.store, self.similarity, self.solver, features)
+        a, b = features.layers
+        provenance = {**found.permutation.provenance, "layer_a": a, "layer_b": b, **self.provenance}
+        return replace(found, permutation=replace(found.permutation, provenance=provenance))
+
+
+@dataclass(frozen=True)
+class MatchedPair:
+    """The permutations of one pair and what follows from weights alone.
+
+    Attributes:
+        permutations: by variant: those of `pair.role.variants`, and the controls of neighbors; none holds a feature
+            that is excluded.
+        rows: weight metrics of every variant and the solver's certificate.
+        features: of neighbors, one row per matched feature with its distances; empty otherwise.
+        random_mse: decoder MSE of each pair of a random matching of neighbors, to draw beside the matched ones.
+        warnings: what a reader of the result must know.
+    """
+
+    pair: Pair
+    permutations: dict[str, Permutation]
+    rows: list[MetricRow]
+    features: pd.DataFrame = field(default_factory=pd.DataFrame)
+    random_mse: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def solved(self) -> Permutation:
+        """The permutation that the job's solver found."""
+        return self.permutations[{Role.adjacent: MATCHED, Role.distant: EXACT, Role.seeds: CEILING}[self.pair.role]]
+
+
+def match_neighbors(
+    matcher: PairMatcher,
+    pair: Pair,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    controls: Iterable[MatchingControl],
+    metrics: Mapping[str, Metric],
+) -> MatchedPair:
+    """Match layers t and t+1, and find the permutations of the controls."""
+    features = matcher.features(pair, a, b)
+    matching = matcher.match(features)
+    permutations, rows = {MATCHED: matching.permutation}, certificate_rows(matching, pair, MATCHED)
+
+    def match(similarity: Comparison, solver: Solver) -> Matching:
+        return cached_matching(matcher.store, similarity, solver.on(a.device.type), features)
+
+    for control in controls:
+        other = control.match(features, match)
+        permutations[control.name] = other.permutation
+        n = len(other.permutation.matched)
+        rows += [MetricRow(*pair.layers, control.name, name, value, n) for name, value in other.values.items()]
+    # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
+    references = weight_distances_of(a, b, {"identity": identity(features), "random": random(features)})
+    distances = weight_distances_of(a, b, permutations)
+    logger.info(
+        "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
+        "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
+    )  # fmt: skip
+    planted = planted_identity(references["identity"], references["random"], *pair.layers)
+    if planted is not None:
+        logger.warning("%s", planted)
+    return MatchedPair(
+        pair,
+        permutations,
+        rows + weight_rows(metrics, distances, pair.layers),
+        feature_table(matching.permutation, distances[MATCHED], pair),
+        references["random"].W_dec.cpu().numpy(),
+        () if planted is None else (planted,),
+    )
+
+
+def match_distant(
+    matcher: PairMatcher,
+    pair: Pair,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    neighbors: Iterable[MatchedPair],
+    metrics: Mapping[str, Metric],
+) -> MatchedPair:
+    """Match two layers further apart, and compose the permutations of the neighbors between them."""
+    matching = matcher.match(matcher.features(pair, a, b))
+    between = [found for found in neighbors if pair.a.layer <= found.pair.a.layer < pair.b.layer]
+    permutations = {
+        COMPOSED: reduce(Permutation.compose, (found.permutations[MATCHED] for found in between)),
+        EXACT: matching.permutation,
+        RANDOM: reduce(Permutation.compose, (found.permutations[RANDOM] for found in between)),
+    }
+    rows = agreement_rows(permutations, pair)
+    logger.info("%s: %.1f %% of composed partners are exact ones", pair, 100 * rows[0].value)
+    rows += certificate_rows(matching, pair, EXACT)
+    return MatchedPair(
+        pair, permutations, rows + weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    )
+
+
+def match_seeds(
+    matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
+) -> MatchedPair:
+    """Match two seeds of one layer: the ceiling of every score."""
+    permutations = {CEILING: matcher.match(matcher.features(pair, a, b)).permutation}
+    return MatchedPair(pair, permutations, weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers))
+
+
+def certificate_rows(matching: Matching, pair: Pair, variant: str) -> list[MetricRow]:
+    """Objective, number of pairs, time and what the solver counted; bound, gap and tolerance where it gives a bound."""
+    n = len(matching.permutation.matched)
+    values = {"objective": matching.objective, "matched_pairs": float(n), "solver_seconds": matching.seconds}
+    if matching.lower_bound is not None and matching.gap is not None:
+        values |= {"lower_bound": matching.lower_bound, "gap": matching.gap, "tolerance": matching.tolerance}
+    values |= {f"solver/{name}": value for name, value in matching.statistics.items()}
+    return [MetricRow(*pair.layers, variant, name, value, n) for name, value in values.items()]
+
+
+def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[MetricRow]:
+    """Metric `agreement`: of the features that the exact matching gives a partner, the share given the same one.
+
+    NaN where the exact matching is empty.
+
+    Args:
+        permutations: by variant, `exact` among them.
+    """
+    exact = permutations[EXACT].indices
+    matched = exact != UNMATCHED
+    n = int(matched.sum())
+    shares = {
+        variant: int(((permutation.indices == exact) & matched).sum()) / n if n else float("nan")
+        for variant, permutation in permutations.items()
+        if variant != EXACT
+    }
+    return [MetricRow(*pair.layers, variant, "agreement", share, n) for variant, share in shares.items()]
+
+
+def feature_table(matched: Permutation, distances: WeightDistances, pair: Pair) -> pd.DataFrame:
+    """One row per matched feature: partner, mean squared differences in folded units, decoder cosine."""
+    rows = matched.matched
+    return pd.DataFrame(
+        {
+            "layer": pair.a.layer,
+            "layer_to": pair.b.layer,
+            "feature": rows.numpy(),
+            "partner": matched.indices[rows].numpy(),
+            "mse_W_enc": distances.W_enc.cpu().numpy(),
+            "mse_b_enc": distances.b_enc.cpu().numpy(),
+            "mse_W_dec": distances.W_dec.cpu().numpy(),
+            "decoder_cosine": distances.decoder_cosine.cpu().numpy(),
+        }
+    )
+
+
+_STANDARD_ERRORS = 4.0
+"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
+
+
+def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
+    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
+
+    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
+    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
+
+    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
+    cover how much a matching score varies from one random permutation to another.
+    """
+    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    margin = float(ours.mean() - theirs.mean())
+    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
+    if margin <= _STANDARD_ERRORS * error:
+        return None
+    return (
+        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
+        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
+        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
+    )

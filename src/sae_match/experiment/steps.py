@@ -1,0 +1,208 @@
+"""The steps of a job, in their order. Each hands its rows to the results, which are on disk after every step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
+from sae_match.experiment.evaluation import (
+    Evaluator,
+    add_activation_columns,
+    document_sums,
+    excluded_rows,
+    log_ceiling_gaps,
+    make_evaluator,
+)
+from sae_match.experiment.headline import composition_headline, headline
+from sae_match.experiment.inputs import prepare
+from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
+from sae_match.experiment.losses import loss_rows
+from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distant, match_neighbors, match_seeds
+from sae_match.experiment.outputs import looks
+from sae_match.experiment.paths import path_table, top_tokens_table
+from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
+from sae_match.language_model import resolve_device
+from sae_match.matching.similarity import DeadFeatures
+from sae_match.metrics.metric import Metric, MetricRow
+from sae_match.metrics.registry import described
+from sae_match.pairs import Pair, Site, adjacent_pairs, distant_pairs, seed_pair, span
+from sae_match.plan.checks import check_model_facts
+from sae_match.record.job import JobRecord
+from sae_match.record.labels import Labels
+from sae_match.record.results import Results
+from sae_match.saes import SaeSource
+from sae_match.store import Store
+from sae_match.study import Study
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the steps of one job share.
+
+    Attributes:
+        widths: number of features by layer.
+        evaluator: None for weights_only.
+        metrics: what is measured, by name.
+        progress: whether progress bars are shown.
+    """
+
+    study: Study
+    store: Store
+    saes: JobSaes
+    widths: Mapping[int, int]
+    matcher: PairMatcher
+    evaluator: Evaluator | None
+    metrics: Mapping[str, Metric]
+    results: Results
+    progress: bool
+
+    def run(self) -> Results:
+        """All steps."""
+        neighbors = self.match_neighbors()
+        if self.evaluator is not None:
+            self.evaluate(self.evaluator, neighbors)
+        distant = self.match_distant(neighbors)
+        self.judge([*neighbors, *distant])
+        self.follow_features()
+        labels = self.results.labels
+        self.results.finish(headline(self.results.near_rows, labels) | composition_headline(self.results.rows, labels))
+        return self.results
+
+    def match_neighbors(self) -> list[MatchedPair]:
+        """Match layers t and t+1 with their controls; each permutation is on disk as soon as its pair is done."""
+        evaluator, found = self.evaluator, list[MatchedPair]()
+        if evaluator is not None and self.study.matching.dead_features is DeadFeatures.exclude:
+            bar = tqdm(self.widths, desc="finding dead features", disable=not self.progress)
+            rows = excluded_rows({layer: evaluator.dead(Site(layer), self.saes.load(Site(layer))) for layer in bar})
+        else:
+            rows = []
+        for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
+            controls = self.study.evaluation.matchers
+            matched = match_neighbors(self.matcher, pair, *self.saes.pair(pair), controls, self.metrics)
+            self._save(matched)
+            self.results.add(matched.rows, pair.layers, matched.features)
+            found.append(matched)
+        self.results.add(rows)
+        self.results.record.warn([warning for matched in found for warning in matched.warnings])
+        self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
+        return found
+
+    def evaluate(self, evaluator: Evaluator, neighbors: list[MatchedPair]) -> None:
+        """Everything that is measured on text of neighbors, of their layers, and of two seeds of a layer."""
+        for matched in tqdm(neighbors, desc="activations of layer pairs", disable=not self.progress):
+            self._evaluate_neighbors(evaluator, matched, last=matched is neighbors[-1])
+        self.results.add(loss_rows(evaluator, self.saes, neighbors, self.progress))
+        rows = self.results.rows
+        self.results.add(difference_rows(rows, self.metrics) + ceiling_gap_rows(rows, self.metrics))
+        log_ceiling_gaps(self.results.rows, self.metrics)
+        self.results.record.write_documents(document_sums(evaluator, self.results.rows))
+
+    def match_distant(self, neighbors: list[MatchedPair]) -> list[MatchedPair]:
+        """Match layers further apart exactly, and compare with the composed permutations of the neighbors."""
+        found: list[MatchedPair] = []
+        for pair in tqdm(distant_pairs(self.study), desc="composing over distance", disable=not self.progress):
+            matched = self._match_distant(pair, neighbors)
+            self._save(matched)
+            found.append(matched)
+        return found
+
+    def judge(self, pairs: list[MatchedPair]) -> None:
+        """Judge a sample of matched features; judgements.jsonl grows with every layer pair and variant."""
+        judging = self.study.judging
+        if not judging.enabled:
+            return
+        if judging.neuronpedia is not None or self.evaluator is None:
+            describe = by_explanations(judging, judging.neuronpedia or "", self.widths)
+        else:
+            describe = by_contexts(judging, self.evaluator, self.saes)
+        rows, lines = list[MetricRow](), list[dict[str, object]]()
+        samples, seed = self.study.evaluation.bootstrap_samples, self.study.seed
+        for judged in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
+            rows, lines = rows + judged.rows, lines + judged.lines
+            self.results.record.write_judgements(lines)
+        self.results.add(rows)
+
+    def follow_features(self) -> None:
+        """Write the paths of the first layer's features, and the tokens on which features fire."""
+        if self.study.composition.paths:
+            layers, record = list(self.widths), self.results.record
+            record.write_paths(path_table(self.results.features, layers, self.widths[layers[0]]))
+            if self.evaluator is not None:
+                record.write_top_tokens(top_tokens_table(self.evaluator, self.saes, layers, self.progress))
+
+    # Two SAEs are in memory at a time: nothing below outlives its call but rows and permutations.
+
+    def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> None:
+        a, b = self.saes.pair(matched.pair)
+        rows, counts = evaluator.evaluate(matched, a, b)
+        self.results.add(rows, matched.pair.layers, add_activation_columns(matched.features, counts))
+        for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
+            rows = evaluator.layer_rows(site.layer, sae, active.active, active.tokens)
+            self.results.add(rows + self._seed_rows(evaluator, seed_pair(site.layer)))
+
+    def _match_distant(self, pair: Pair, neighbors: list[MatchedPair]) -> MatchedPair:
+        a, b = self.saes.pair(pair)
+        matched = match_distant(self.matcher, pair, a, b, neighbors, self.metrics)
+        self.results.add(matched.rows + ([] if self.evaluator is None else self.evaluator.evaluate(matched, a, b)[0]))
+        return matched
+
+    def _seed_rows(self, evaluator: Evaluator, pair: Pair) -> list[MetricRow]:
+        if not self.saes.has(pair.b):
+            return []
+        a, b = self.saes.pair(pair)
+        matched = match_seeds(self.matcher, pair, a, b, self.metrics)
+        return matched.rows + evaluator.evaluate(matched, a, b)[0]
+
+    def _save(self, matched: MatchedPair) -> None:
+        matched.solved.save(self.results.record.permutation_path(*matched.pair.layers))
+
+
+def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mapping[str, Metric]) -> Steps:
+    """Read and check everything that a job needs, before its long work.
+
+    Results of an earlier attempt in the same record are removed once that is done.
+
+    Raises:
+        UserError: an input that cannot work.
+    """
+    progress = sys.stderr.isatty() if study.progress is None else study.progress
+    device = resolve_device(study.device).type
+    torch.manual_seed(study.seed)
+    solver, layers, source = study.solver.on(device, progress), span(study), SaeSource(study.sae, tuple(span(study)))
+    full = study.evaluation.full
+    # Some kilobytes of the model first: they show a wrong, gated or unreachable one before gigabytes of SAEs come.
+    d_model = check_model_facts(store, study) if full else None
+    headers = check_saes(study, source, solver, progress, d_model)
+    # The model and the text come before the matching: what can fail on bad input fails before long work.
+    inputs = prepare(store, study, headers[layers[0]].d_model, device, progress) if full else None
+    evaluator = None if inputs is None else make_evaluator(store, study, inputs, metrics)
+    record.clear_results()
+    if inputs is not None:
+        record.write_text(inputs.facts())
+    measured = inputs is not None and study.folding.measured
+    scale = measured_scale(study, store, inputs.streams) if inputs is not None and measured else stored_scale(study)
+    exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
+    matcher = PairMatcher(
+        store, study.matching, solver, study.folding.name,
+        excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
+        fit=None if inputs is None else inputs.fit_streams,
+        batch_windows=study.evaluation.batch_windows, sink_positions=study.model.sink_positions, seed=study.seed,
+        provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
+    )  # fmt: skip
+    return Steps(
+        study=study,
+        store=store,
+        saes=JobSaes(source, device, scale),
+        widths={layer: headers[layer].width for layer in layers},
+        matcher=matcher,
+        evaluator=evaluator,
+        metrics=metrics,
+        results=Results(record, Labels(metrics=described(metrics.values()), variants=looks(study.evaluation))),
+        progress=progress,
+    )

@@ -1,0 +1,86 @@
+"""The one writer of a job's results: steps hand it rows and tables, which are on disk after every step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sae_match.metrics.metric import MetricRow
+from sae_match.record.job import JobRecord
+from sae_match.record.labels import Labels
+
+logger = logging.getLogger(__name__)
+
+
+class Results:
+    """What a job has found so far. Subscribers (figures, experiment trackers) are given it when the job is complete.
+
+    Attributes:
+        labels: what every metric and variant of the job is called.
+        rows: those whose value is a number.
+        random_mse: decoder MSE of random pairs, to draw beside the matched ones.
+        numbers: headline numbers, once they are known.
+    """
+
+    def __init__(self, record: JobRecord, labels: Labels) -> None:
+        self.record, self.labels = record, labels
+        self.rows: list[MetricRow] = []
+        self.random_mse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self.numbers: dict[str, float] = {}
+        self._features: dict[tuple[int, int], pd.DataFrame] = {}
+        self._lines: list[dict[str, int | str | float | None]] = []
+
+    def add(
+        self, rows: Iterable[MetricRow], layers: tuple[int, int] | None = None, features: pd.DataFrame | None = None
+    ) -> None:
+        """Add rows, and put a layer pair's feature table in the place of what is known of it.
+
+        A row whose value is no number is left out and reported: a missing row must not look like an oversight.
+        """
+        for row in rows:
+            if math.isfinite(row.value):
+                self.rows.append(row)
+                self._lines.append(row.as_dict())
+            else:
+                logger.warning(
+                    "%s (%s) at layers %d -> %d is undefined (nothing to average) and left out",
+                    row.metric, row.variant, row.layer, row.layer_to,
+                )  # fmt: skip
+        self.__dict__.pop("pairs", None)
+        self.record.write_pairs(self.pairs)
+        self.record.write_labels(self.known_labels)
+        if layers is not None and features is not None:
+            self._features[layers] = features
+            self.__dict__.pop("features", None)
+            self.record.write_features(self.features)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """All rows, as in pairs.csv."""
+        return pd.DataFrame(self._lines)
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """One row per matched feature, as in features.parquet."""
+        return pd.concat(self._features.values(), ignore_index=True)
+
+    @property
+    def near_rows(self) -> list[MetricRow]:
+        """Rows of neighbors and of single layers: averages over them are not mixed with those over distance."""
+        return [row for row in self.rows if row.layer_to - row.layer <= 1]
+
+    @property
+    def known_labels(self) -> Labels:
+        """Labels of the metrics and variants that have rows."""
+        return self.labels.only(self.pairs["metric"], self.pairs["variant"])
+
+    def finish(self, numbers: dict[str, float]) -> None:
+        """Write the headline numbers."""
+        self.numbers = numbers
+        self.record.write_metrics(numbers)
