@@ -22,7 +22,7 @@ import sae_match.store as store_module
 from sae_match import UserError
 from sae_match.entries import find_corruption, list_entries, set_sums
 from sae_match.files import file_sha256
-from sae_match.store import FOLDER, ResultCache, Store, cache_directory
+from sae_match.store import FOLDER, Store, cache_directory
 
 KEY = {"pair": [11, 12], "sae": "ab" * 32}
 
@@ -326,13 +326,3 @@ def test_a_default_that_cannot_be_written_gives_way_with_a_warning(
     (tmp_path / "sae_match-12345").mkdir()
     with pytest.raises(UserError, match="somebody else's"):
         cache_directory()
-
-
-def test_a_hash_as_key(tmp_path: Path) -> None:
-    cache = ResultCache(tmp_path / "judge_answers")
-    assert cache.get("ab" * 32) is None
-    cache.put("ab" * 32, {"text": "yes"})
-    assert ResultCache(tmp_path / "judge_answers").get("ab" * 32) == {"text": "yes"}
-    cache.remove("ab" * 32)
-    cache.remove("ab" * 32)
-    assert cache.get("ab" * 32) is None

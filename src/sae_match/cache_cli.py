@@ -11,34 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from sae_match.content import canonical_json
-from sae_match.entries import (
-    Entry,
-    find_leftovers,
-    list_entries,
-    measure,
-    remove_entry,
-    remove_leftover,
-    verify_entry,
-)
+from sae_match.entries import Entry, find_leftovers, list_entries, remove_entry, remove_leftover, verify_entry
 from sae_match.errors import UserError
 from sae_match.files import format_duration, format_size
 from sae_match.store import INPUTS, RESULTS, Store
 from sae_match.terminal import quiet_when_unread
 
-KINDS = (*INPUTS, *RESULTS)
 MAX_DESCRIPTION = 100
-_SIZES = {
-    "": 1,
-    "K": 1000,
-    "M": 1000**2,
-    "G": 1000**3,
-    "T": 1000**4,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
-_DURATIONS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @quiet_when_unread
@@ -65,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(store: Store, options: argparse.Namespace) -> int:
     entries, _ = list_entries(store.root, options.kind)
     if options.json:
-        _print_json({"cache": str(store.root), "entries": [entry.as_dict() for entry in entries]})
+        _print_json(store, entries=[entry.as_dict() for entry in entries])
         return 0
     now = time.time()
-    rows = []
+    rows = [["entry", "size", "last used", "what"]]
     for kind in dict.fromkeys(entry.kind for entry in entries):
         group = [entry for entry in entries if entry.kind == kind]
         if not options.all and not group[0].path.is_dir():  # results by the thousand are one row
@@ -76,7 +56,9 @@ def _list(store: Store, options: argparse.Namespace) -> int:
             rows.append([f"{kind}/({len(group)} entries)", format_size(size), _age(now - used), "--all lists each"])
         else:
             rows += [[entry.name, format_size(entry.size), _age(now - entry.used), describe(entry)] for entry in group]
-    _print_table(["entry", "size", "last used", "what"], rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"{len(entries)} entries, {format_size(sum(entry.size for entry in entries))} in {store.root}")
     return 0
 
@@ -88,7 +70,7 @@ def _verify(store: Store, options: argparse.Namespace) -> int:
     checked = len(entries) + len(unreadable)
     if options.json:
         damaged = [{"path": path, "problem": problem} for path, problem in found.items()]
-        _print_json({"cache": str(store.root), "checked": checked, "damaged": damaged})
+        _print_json(store, checked=checked, damaged=damaged)
     else:
         for path, problem in found.items():
             print(f"damaged: {path}: {' '.join(problem.split())}")
@@ -100,31 +82,29 @@ def _verify(store: Store, options: argparse.Namespace) -> int:
 
 def _clean(store: Store, options: argparse.Namespace) -> int:
     now = time.time()
-    entries = select_entries(
-        list_entries(store.root, options.kind)[0],
-        everything=options.all,
-        older_than=options.older_than,
-        keep_under=options.keep_under,
-        key=options.key,
-        now=now,
-    )
-    leftovers = {path: measure(path)[0] for path in find_leftovers(store.root, now)}
+    entries, _ = list_entries(store.root, options.kind)
+    limits = {"older_than": options.older_than, "keep_under": options.keep_under, "key": options.key}
+    chosen = select_entries(entries, now=now, everything=options.all, **limits)
+    leftovers = find_leftovers(store.root, now)
     kept: dict[Entry, str] = {}
     if not options.dry_run:
-        kept = {entry: reason for entry in entries if (reason := remove_entry(entry)) is not None}
+        kept = {entry: reason for entry in chosen if (reason := remove_entry(entry)) is not None}
         for path in leftovers:
             remove_leftover(path)
-    removed = [entry for entry in entries if entry not in kept]
+    removed = [entry for entry in chosen if entry not in kept]
     freed = sum(entry.size for entry in removed) + sum(leftovers.values())
     if options.json:
-        _print_json({
-            "cache": str(store.root), "dry_run": options.dry_run, "removed": [entry.as_dict() for entry in removed],
-            "debris": [str(path) for path in leftovers], "bytes": freed,
-            "kept": [entry.as_dict() | {"reason": reason} for entry, reason in kept.items()],
-        })  # fmt: skip
+        _print_json(
+            store,
+            dry_run=options.dry_run,
+            removed=[entry.as_dict() for entry in removed],
+            debris=[str(path) for path in leftovers],
+            bytes=freed,
+            kept=[entry.as_dict() | {"reason": reason} for entry, reason in kept.items()],
+        )
     else:
         verb = "would remove" if options.dry_run else "removed"
-        for name in [*(entry.name for entry in removed), *(str(path) for path in leftovers)]:
+        for name in [*(entry.name for entry in removed), *leftovers]:
             print(f"{verb} {name}")
         for entry, reason in kept.items():
             print(f"kept {entry.name}: {reason}")
@@ -154,14 +134,13 @@ def select_entries(
         everything = everything or (older_than is None and keep_under is None)
     left = sorted(entries, key=lambda entry: (entry.used, entry.name))
     chosen = [e for e in left if everything or (older_than is not None and now - e.used > older_than)]
-    if keep_under is not None:
-        rest = [entry for entry in left if entry not in chosen]
-        size = sum(entry.size for entry in rest)
-        for entry in rest:
-            if size <= keep_under:
-                break
-            chosen.append(entry)
-            size -= entry.size
+    rest = [entry for entry in left if entry not in chosen]
+    size = sum(entry.size for entry in rest)
+    for entry in rest:
+        if keep_under is None or size <= keep_under:
+            break
+        chosen.append(entry)
+        size -= entry.size
     return chosen
 
 
@@ -178,10 +157,11 @@ def parse_size(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: it is no size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.strip().upper())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; say 20GB, 500MB or 1.5GiB")
-    return int(float(found.group(1)) * _SIZES[found.group(2)])
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
 
 
 def parse_duration(text: str) -> float:
@@ -193,7 +173,7 @@ def parse_duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhdw])", text.strip().lower())
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; say 30d, 12h, 2w or 90m")
-    return float(found.group(1)) * _DURATIONS[found.group(2)]
+    return float(found.group(1)) * _SECONDS[found.group(2)]
 
 
 def _nonempty(text: str) -> str:
@@ -206,14 +186,8 @@ def _age(seconds: float) -> str:
     return "just now" if seconds < 60 else f"{format_duration(seconds)} ago"
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True))
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_json(store: Store, **values: Any) -> None:
+    print(json.dumps({"cache": str(store.root), **values}, indent=2, sort_keys=True))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -231,23 +205,18 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command)
-        sub.add_argument(
-            "--cache-dir", default="", metavar="DIR", help="default: SAE_MATCH_CACHE or ~/.cache/sae_match"
-        )
-        sub.add_argument("--kind", action="append", choices=KINDS, help="only this kind; repeatable")
-        sub.add_argument("--json", action="store_true", help="machine-readable")
+        add = sub.add_argument
+        add("--cache-dir", default="", metavar="DIR", help="default: SAE_MATCH_CACHE or ~/.cache/sae_match")
+        add("--kind", action="append", choices=(*INPUTS, *RESULTS), help="only this kind; repeatable")
+        add("--json", action="store_true", help="machine-readable")
         if name == "list":
-            sub.add_argument("--all", action="store_true", help="one row per result, too")
+            add("--all", action="store_true", help="one row per result, too")
         if name == "clean":
-            sub.add_argument("--older-than", type=parse_duration, metavar="TIME", help="not used for so long: 30d, 12h")
-            sub.add_argument(
-                "--key", type=_nonempty, metavar="TEXT", help="whose name begins with TEXT, or whose key contains it"
-            )
-            sub.add_argument(
-                "--keep-under", type=parse_size, metavar="SIZE", help="the longest unused, until the rest fits: 20GB"
-            )
-            sub.add_argument("--all", action="store_true", help="every entry")
-            sub.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+            add("--older-than", type=parse_duration, metavar="TIME", help="not used for so long: 30d, 12h")
+            add("--key", type=_nonempty, metavar="TEXT", help="whose name begins with TEXT, or whose key contains it")
+            add("--keep-under", type=parse_size, metavar="SIZE", help="the longest unused, until the rest fits: 20GB")
+            add("--all", action="store_true", help="every entry")
+            add("--dry-run", action="store_true", help="say what would go, and remove nothing")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The entries of a store on disk: their marks and checksums, how they are listed, and how they go.
+"""The entries of a store on disk: their marks and checksums, how they are listed, and how they are removed.
 
 An entry is a safetensors file or a folder named by the hash of its kind and key. Its mark, in the file's header or in
 the folder's entry.json, repeats both. What has no mark of ours is never listed as an entry and never removed, and
@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from sae_match.content import canonical_json, content_key
 from sae_match.errors import UserError
-from sae_match.files import atomic_path, file_sha256, known_sha256, try_exclusive_lock, write_json
+from sae_match.files import atomic_path, known_sha256, try_exclusive_lock, write_json
 
 FORMAT = "sae_match.store.v1"
 TAG, MARK = "CACHEDIR.TAG", "entry.json"
@@ -36,7 +36,7 @@ TAG_TEXT = f"""Signature: 8a477f597d28d172789f06886806bc55
 # Backup programs that know this tag leave the folder out: https://bford.info/cachedir/
 """
 WRITE_LOCK = "write.lock"
-"""Lock of a folder to which files are added; it goes with the folder."""
+"""Lock of a folder to which files are added; it is removed with the folder."""
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError)
 """What reading a damaged entry raises."""
 LEFTOVER_AGE_S = 3600.0
@@ -67,7 +67,7 @@ def entry_hash(kind: str, key: Any) -> str:
 
 
 def read_mark(path: Path) -> dict[str, Any]:
-    """The mark of an entry's file or folder: format, kind, key, owner, and checksums.
+    """The mark of an entry's file or folder: format, kind, key, and checksums; owner (file), about (folder).
 
     Raises:
         ValueError: there is none of ours, or it is another entry's.
@@ -84,6 +84,14 @@ def read_mark(path: Path) -> dict[str, Any]:
     if entry_hash(mark["kind"], mark["key"]) != path.with_suffix("").name or mark["kind"] != path.parent.name:
         raise ValueError("its mark is another entry's")
     return mark
+
+
+def find_mark(path: Path) -> dict[str, Any] | None:
+    """`read_mark`, or None where it raises."""
+    try:
+        return read_mark(path)
+    except UNREADABLE:
+        return None
 
 
 def read_entry(path: Path) -> Payload:
@@ -114,30 +122,45 @@ def write_entry(path: Path, kind: str, key: Any, owner: str, payload: Payload) -
         save_file(arrays, temporary, metadata={**mark, "checksum": _checksum(path.stem, arrays)})
 
 
-def is_marked(folder: Path) -> bool:
-    try:
-        return bool(read_mark(folder))
-    except UNREADABLE:
-        return False
+def plain_payload(payload: Mapping[str, Any]) -> Payload:
+    """Arrays as they are stored (C order, little-endian), and values that JSON can hold.
+
+    Raises:
+        TypeError, ValueError: as `Store.put`.
+    """
+    plain: Payload = {}
+    for name, given in payload.items():
+        # A tensor has `detach`; torch is not imported here.
+        value = given.detach().cpu().numpy() if hasattr(given, "detach") else given
+        if not isinstance(value, np.ndarray):
+            plain[name] = value.item() if isinstance(value, np.generic) else value
+            json.dumps(plain[name], allow_nan=False)
+        elif value.dtype.kind in "biuf":
+            plain[name] = np.array(value, dtype=value.dtype.newbyteorder("<"), order="C")
+        else:
+            raise TypeError(f"stored value {name}: dtype {value.dtype} cannot be stored")
+    return plain
 
 
-def write_mark(
-    folder: Path, kind: str, key: Key, about: Mapping[str, Any] | None = None, files: Mapping[str, str] | None = None
-) -> None:
+def _checksum(name: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(f"{name}\n".encode())
+    for item in sorted(arrays):
+        digest.update(f"{item} {arrays[item].dtype.str} {arrays[item].shape}\n".encode())
+        digest.update(arrays[item].tobytes())
+    return digest.hexdigest()
+
+
+# -- folders of large files ---------------------------------------------------------------------------------------
+
+
+def write_mark(folder: Path, kind: str, key: Key, about: Mapping[str, Any] | None, files: Mapping[str, str]) -> None:
     """Mark a folder as an entry; `files` are the SHA-256 of its files by name."""
     plain = json.loads(canonical_json(key))
-    write_json(
-        folder / MARK, {"format": FORMAT, "kind": kind, "key": plain, "about": about, "files": dict(files or {})}
-    )
-
-
-def sums_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files below a folder, by relative name."""
-    return {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
+    write_json(folder / MARK, {"format": FORMAT, "kind": kind, "key": plain, "about": about, "files": dict(files)})
 
 
 def set_sums(folder: Path, sums: Mapping[str, str | None]) -> None:
-    """Write the SHA-256 of some files into a growing folder's mark (None = strike it out); under its `writing` lock."""
+    """Write the SHA-256 of some files into a growing folder's mark (None = remove it); under its `writing` lock."""
     mark = read_mark(folder)
     files = {name: value for name, value in {**mark["files"], **sums}.items() if value is not None}
     write_mark(folder, mark["kind"], mark["key"], mark["about"], files)
@@ -157,23 +180,37 @@ def find_corruption(folder: Path, names: Iterable[str] | None = None) -> str | N
     return None
 
 
+def temporary_name(path: Path) -> str:
+    """Name beside an entry's, for a folder that is being filled or removed."""
+    return f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def discard(path: Path) -> None:
+    """Remove an entry's file or, in one step as far as readers see, its folder."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    going = path.with_name(temporary_name(path))
+    os.rename(path, going)
+    shutil.rmtree(going)
+
+
+# -- listing, verifying and removing ------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One entry.
-
-    Attributes:
-        size: bytes of its files.
-        used: seconds since the epoch when it was last written or opened.
-        key: what names it.
-        about: what it is, where the key alone would not tell.
-    """
+    """One entry, as it is listed."""
 
     kind: str
     path: Path
     size: int
+    """Bytes of its files."""
     used: float
+    """Seconds since the epoch when it was last written or opened."""
     key: Any = field(compare=False)
     about: Any = field(compare=False)
+    """What it is, where the key alone would not tell."""
 
     @property
     def name(self) -> str:
@@ -200,8 +237,7 @@ def list_entries(root: Path, kinds: Iterable[str] | None = None) -> tuple[list[E
                 continue
             try:
                 mark = read_mark(path)
-                size, used = measure(path)
-                found.append(Entry(folder.name, path, size, used, mark["key"], mark.get("about")))
+                found.append(Entry(folder.name, path, *_measure(path), mark["key"], mark.get("about")))
             except UNREADABLE as error:
                 if path.exists():
                     unreadable[path] = str(error)
@@ -239,11 +275,11 @@ def remove_entry(entry: Entry) -> str | None:
     return None
 
 
-def find_leftovers(root: Path, now: float) -> list[Path]:
-    """Temporary files and folders of processes that are gone."""
+def find_leftovers(root: Path, now: float) -> dict[Path, int]:
+    """Temporary files and folders of processes that are gone, and their bytes."""
     places = [root, *_kind_folders(root)]
-    named = [path for place in places for path in _children(place) if _LEFTOVER.fullmatch(path.name)]
-    return [path for path in named if now - measure(path)[1] > LEFTOVER_AGE_S]
+    named = {path: _measure(path) for place in places for path in _children(place) if _LEFTOVER.fullmatch(path.name)}
+    return {path: size for path, (size, used) in named.items() if now - used > LEFTOVER_AGE_S}
 
 
 def remove_leftover(path: Path) -> None:
@@ -258,7 +294,7 @@ def remove_leftover(path: Path) -> None:
             path.unlink()
 
 
-def measure(path: Path) -> tuple[int, float]:
+def _measure(path: Path) -> tuple[int, float]:
     """Bytes below a path, and when one of its files was last written or opened; links are not followed."""
     size, used = 0, 0.0
     for place, _, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
@@ -278,48 +314,6 @@ def _kind_folders(root: Path) -> list[Path]:
 def _children(folder: Path) -> list[Path]:
     """What lies in a folder, without symbolic links, by name."""
     try:
-        with os.scandir(folder) as items:
-            return sorted(Path(item.path) for item in items if not item.is_symlink())
+        return sorted(path for path in folder.iterdir() if not path.is_symlink())
     except OSError:
         return []
-
-
-def temporary_name(path: Path) -> str:
-    """Name beside an entry's, for a folder that comes into being or goes."""
-    return f".{path.name}.{uuid.uuid4().hex}.tmp"
-
-
-def discard(path: Path) -> None:
-    """Remove an entry's file or, in one step as far as readers see, its folder."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    going = path.with_name(temporary_name(path))
-    os.rename(path, going)
-    shutil.rmtree(going)
-
-
-def plain_payload(payload: Mapping[str, Any]) -> Payload:
-    """Arrays as they are stored (C order, little-endian), and values that JSON can hold."""
-    return {name: _plain_value(name, value) for name, value in payload.items()}
-
-
-def _plain_value(name: str, value: Any) -> Any:
-    if hasattr(value, "detach"):  # a tensor; torch is not imported here
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.generic):
-        value = value.item()
-    if not isinstance(value, np.ndarray):
-        json.dumps(value, allow_nan=False)
-        return value
-    if value.dtype.kind not in "biuf":
-        raise TypeError(f"stored value {name}: dtype {value.dtype} cannot be stored")
-    return np.array(value, dtype=value.dtype.newbyteorder("<"), order="C")
-
-
-def _checksum(name: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(f"{name}\n".encode())
-    for item in sorted(arrays):
-        digest.update(f"{item} {arrays[item].dtype.str} {arrays[item].shape}\n".encode())
-        digest.update(arrays[item].tobytes())
-    return digest.hexdigest()

@@ -23,10 +23,8 @@ LOCK_FILE = "in_use.lock"
 
 
 def set_mode(file: Path, mode: int) -> None:
-    """Give a file the permissions of another that was simply created.
-
-    safetensors writes for the owner only, whoever asked: colleagues who share a cache, or read a record, could not.
-    Where permissions cannot be set (some mounted file systems), they stay as they are.
+    """Give a file the permissions of another that was simply created: safetensors writes for the owner only, and
+    colleagues share a cache or read a record. Where permissions cannot be set (some mounts), they stay as they are.
     """
     if file.stat().st_mode != mode:
         with suppress(OSError):
@@ -47,15 +45,13 @@ def mode_of_new_files(directory: Path) -> int:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
 
-    The temporary file lies in the same folder (a rename across file systems is a copy) and keeps the
-    suffix, because several writers choose their format by it. Missing parent folders are created.
+    The temporary file lies in the same folder (a rename across file systems is a copy) and keeps the suffix, because
+    several writers choose their format by it. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    mode = mode_of_new_files(path.parent)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        temporary.unlink()  # so that a block that writes nothing fails
         yield temporary
         set_mode(temporary, mode)
         os.replace(temporary, path)
@@ -68,25 +64,24 @@ def check_writable(directory: Path, key: str, *, create: bool = True) -> None:
 
     Args:
         key: the configuration key that names it, for the message.
-        create: create the directory and write a file to it; otherwise look at permissions only and leave no trace.
+        create: create the directory and a file in it; otherwise look at permissions only and leave no trace.
 
     Raises:
         UserError: they cannot.
     """
-    advice = f"Choose another directory with {key}=DIR."
-    if not create:
-        place = nearest_existing_parent(directory)
-        # Pseudo file systems such as /proc have no size.
-        if not place.is_dir() or not os.access(place, os.W_OK) or shutil.disk_usage(place).total == 0:
-            raise UserError(f"cannot write to {directory}: {place} is not writable. {advice}")
-        return
-    probe = directory / f".writable.{uuid.uuid4().hex}"
+    place = nearest_existing_parent(directory)
+    problem = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        if create:
+            directory.mkdir(parents=True, exist_ok=True)
+            mode_of_new_files(directory)
+        # Pseudo file systems such as /proc have no size.
+        elif not place.is_dir() or not os.access(place, os.W_OK) or shutil.disk_usage(place).total == 0:
+            problem = f"{place} is not writable"
     except OSError as error:
-        raise UserError(f"cannot write to {directory} ({error.strerror or error}). {advice}") from error
+        problem = error.strerror or str(error)
+    if problem is not None:
+        raise UserError(f"cannot write to {directory}: {problem}. Choose another directory with {key}=DIR.")
 
 
 def nearest_existing_parent(path: Path) -> Path:
@@ -114,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

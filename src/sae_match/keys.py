@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sae_match.errors import UserError
+from sae_match.files import file_sha256
 
 
 def tensor_digest(values: Tensor) -> str:
@@ -73,7 +74,7 @@ def _object_facts(value: object, name: str) -> object:
     if callable(key := getattr(value, "key", None)):
         return key()
     if isinstance(value, Path):
-        return hashlib.sha256(value.read_bytes()).hexdigest()
+        return file_sha256(value)
     if isinstance(value, Tensor):
         return tensor_digest(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -70,9 +70,6 @@ def training_problems(cfg: TrainConfig) -> Iterator[str]:
                     f"held_out.{name}.part={held_out.part}, datasets.{other}.part={text.part}: "
                     "one must be train and the other evaluation, else the report is not on held-out text"
                 )
-    for name in ("width", "tokens", "batch_tokens", "target_l0", "lr", "lr_log_threshold", "bandwidth"):
-        if getattr(cfg.training, name) <= 0:
-            yield f"training.{name}={getattr(cfg.training, name)}: must be positive"
     yield from _device(cfg.device)
 
 

@@ -2,7 +2,7 @@
 
 It is a folder of its own inside `paths.cache_dir`:
 
-    sae_match.v1/CACHEDIR.TAG             says that the folder is ours
+    sae_match.v1/CACHEDIR.TAG             marks the folder as ours
     sae_match.v1/KIND/HASH.safetensors    an entry of arrays and JSON values
     sae_match.v1/KIND/HASH/entry.json     an entry of large files, which are read where they lie
 
@@ -35,18 +35,23 @@ from sae_match.entries import (
     Payload,
     discard,
     entry_hash,
-    is_marked,
+    find_mark,
     is_store,
     plain_payload,
     read_entry,
-    read_mark,
-    sums_of,
     temporary_name,
     write_entry,
     write_mark,
 )
 from sae_match.errors import UserError
-from sae_match.files import mode_of_new_files, nearest_existing_parent, set_mode, shared_lock, write_text
+from sae_match.files import (
+    file_sha256,
+    mode_of_new_files,
+    nearest_existing_parent,
+    set_mode,
+    shared_lock,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,9 @@ T = TypeVar("T")
 
 
 class Store:
-    """The entries below one cache directory.
+    """The entries below one cache directory. Every method that writes raises UserError where that is not possible.
+
+    A folder that a method returns is safe from cleaning as long as this object lives.
 
     Args:
         directory: the cache directory, as `cache_directory` understands it.
@@ -95,28 +102,22 @@ class Store:
         `decode` refuses, is reported and computed anew.
 
         Args:
-            kind: folder of the entry.
             key: JSON-compatible; everything that the content depends on.
             compute: returns arrays (NumPy, or tensors) and JSON values by name.
-            decode: from the stored arrays and values to the result; raises ValueError, KeyError, TypeError or UserError
-                where they are not what they should be.
+            decode: from these to the result; raises ValueError, KeyError, TypeError or UserError where they are wrong.
             keep: whether to store what was computed.
-
-        Raises:
-            UserError: the entry cannot be written.
         """
         found = self._read(kind, key, decode)
-        if found is not None:
-            logger.info("%s found in the store (%s)", kind, self.path(kind, key).stem[:12])
-            return found[0]
-        with exclusive_lock(self._prepared(kind, key).with_suffix(".lock"), f"another job makes this entry of {kind}"):
-            found = self._read(kind, key, decode)  # another process may have made it while this one waited
-            if found is not None:
-                return found[0]
-            payload = plain_payload(compute())
-            if keep(payload):
-                self._write(kind, key, payload)
-        return decode(payload)
+        if found is None:
+            with self._making(kind, key):
+                found = self._read(kind, key, decode)  # another process may have made it while this one waited
+                if found is None:
+                    payload = plain_payload(compute())
+                    if keep(payload):
+                        self._write(kind, key, payload)
+                    return decode(payload)
+        logger.info("%s found in the store (%s)", kind, self.path(kind, key).stem[:12])
+        return found[0]
 
     def get(self, kind: str, key: Key) -> Payload | None:
         """What is stored under a key, or None."""
@@ -129,20 +130,16 @@ class Store:
         Raises:
             TypeError: a value is neither an array of numbers or truth values nor JSON.
             ValueError: a value is not finite.
-            UserError: the entry cannot be written.
         """
-        plain = plain_payload(payload)
-        self._prepared(kind, key)
-        self._write(kind, key, plain)
+        self._write(kind, key, plain_payload(payload))
 
     def forget(self, kind: str) -> None:
         """Remove the entries of a kind that this store's owner has made, now or in an earlier attempt."""
-        for path in (self.root / kind).glob("*.safetensors"):
-            try:
-                if self.owner and read_mark(path)["owner"] == self.owner:
-                    path.unlink(missing_ok=True)
-            except UNREADABLE as error:  # damaged, or read by a process on a system where that keeps a file
-                logger.debug("%s stays: %s", path, error)
+        for path in (self.root / kind).glob("*.safetensors") if self.owner else ():
+            mark = find_mark(path)
+            if mark is not None and mark.get("owner") == self.owner:
+                with suppress(OSError):  # read by a process on a system where that keeps a file
+                    path.unlink()
 
     def _read(self, kind: str, key: Key, decode: Callable[[Payload], T]) -> tuple[T] | None:
         path = self.path(kind, key)
@@ -160,35 +157,26 @@ class Store:
         return (value,)
 
     def _write(self, kind: str, key: Key, payload: Payload) -> None:
-        path = self.path(kind, key)
-        try:
+        with self._prepared(kind, key) as path:
             write_entry(path, kind, key, self.owner, payload)
-        except (OSError, SafetensorError) as error:
-            raise _not_writable(path, error) from error
         self._computed.add(path)
 
     # -- entries of large files ---------------------------------------------------------------------------------
 
     def folder(self, kind: str, key: Key, fill: Callable[[Path], None], about: Mapping[str, Any] | None = None) -> Path:
-        """A folder of files that `fill` writes once; readers see all of them or none.
-
-        It is safe from cleaning as long as this object lives.
+        """A folder of files that `fill` writes once, to the empty folder that it is given; readers see all or none.
 
         Args:
-            fill: writes the files to the empty folder that it is given.
             about: what the entry is, for whoever lists it.
-
-        Raises:
-            UserError: the folder cannot be written.
         """
         found = self.find_folder(kind, key)
         if found is not None:
             return found
-        target = self._prepared(kind, key).with_suffix("")
-        with exclusive_lock(target.with_suffix(".lock"), f"another job makes this entry of {kind}"):
+        with self._making(kind, key), self._prepared(kind, key) as path:
             found = self.find_folder(kind, key)
             if found is not None:
                 return found
+            target = path.with_suffix("")
             if target.exists():
                 logger.warning("stored entry %s is damaged and will be made again", target)
                 discard(target)
@@ -197,49 +185,36 @@ class Store:
                 scratch.mkdir()
                 mode = mode_of_new_files(scratch)
                 fill(scratch)
-                write_mark(scratch, kind, key, about, sums_of(scratch))
-                for file in scratch.rglob("*"):
-                    if file.is_file():
-                        set_mode(file, mode)
+                files = [file for file in scratch.rglob("*") if file.is_file()]
+                for file in files:
+                    set_mode(file, mode)
+                sums = {str(file.relative_to(scratch)): file_sha256(file) for file in files}
+                write_mark(scratch, kind, key, about, sums)
                 os.rename(scratch, target)
-            except OSError as error:
-                raise _not_writable(target, error) from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return self._hold(target)
 
     def find_folder(self, kind: str, key: Key) -> Path | None:
-        """The folder of an entry, held as one of `folder` is; None where it, or a file of it, is not there."""
+        """The folder of an entry; None where it, or a file of it, is not there."""
         target = self.path(kind, key).with_suffix("")
-        try:
-            names = read_mark(target)["files"]
-        except UNREADABLE:
+        mark = find_mark(target)
+        if mark is None or not all((target / name).is_file() for name in mark["files"]):
             return None
-        return self._hold(target) if all((target / name).is_file() for name in names) else None
+        return self._hold(target)
 
     def growing_folder(self, kind: str, key: Key, about: Mapping[str, Any] | None = None) -> Path:
-        """A folder to which files are added over time, each under `writing` and then named to `add_sums`.
-
-        It is safe from cleaning as long as this object lives.
-
-        Args:
-            about: what the entry is, for whoever lists it.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        target = self._prepared(kind, key).with_suffix("")
-        try:
+        """A folder to which files are added over time, each under `writing` and then named to `set_sums`."""
+        with self._prepared(kind, key) as path:
+            target = path.with_suffix("")
             target.mkdir(exist_ok=True)
             self._hold(target)
-            if not is_marked(target):
+            if find_mark(target) is None:
                 with self.writing(target):
-                    if not is_marked(target):
+                    if find_mark(target) is None:  # else another process has marked it meanwhile
                         if (target / MARK).exists():
                             logger.warning("%s is damaged and will be made again", target / MARK)
-                        write_mark(target, kind, key, about)
-        except OSError as error:
-            raise _not_writable(target, error) from error
+                        write_mark(target, kind, key, about, {})
         return target
 
     def scratch(self, name: str) -> Path:
@@ -248,15 +223,26 @@ class Store:
 
     def writing(self, folder: Path) -> AbstractContextManager[None]:
         """The lock under which a process adds files to a growing folder."""
-        return exclusive_lock(folder / WRITE_LOCK, f"another job adds to this entry of {folder.parent.name}", keep=True)
+        return _exclusive_lock(
+            folder / WRITE_LOCK, f"another job adds to this entry of {folder.parent.name}", keep=True
+        )
 
     def _hold(self, folder: Path) -> Path:
         if folder not in self._in_use:
             self._in_use[folder] = shared_lock(folder)
         return folder
 
-    def _prepared(self, kind: str, key: Key) -> Path:
-        """`path`, in a folder that exists, in a store that is marked as ours."""
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def _making(self, kind: str, key: Key) -> AbstractContextManager[None]:
+        """The lock under which a process makes an entry."""
+        with self._prepared(kind, key) as path:
+            lock = path.with_suffix(".lock")
+        return _exclusive_lock(lock, f"another job makes this entry of {kind}")
+
+    @contextmanager
+    def _prepared(self, kind: str, key: Key) -> Iterator[Path]:
+        """`path`, in a folder that exists, in a store that is marked as ours; reports what cannot be written."""
         path = self.path(kind, key)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -269,37 +255,12 @@ class Store:
                     )
                 write_text(self.root / TAG, TAG_TEXT)
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise _not_writable(self.root, error) from error
-        return path
-
-
-class ResultCache:
-    """One kind of a store's entries under keys that are hashes already.
-
-    Args:
-        directory: cache directory / kind.
-        read: as for `Store`.
-    """
-
-    def __init__(self, directory: Path, read: bool = True) -> None:
-        self.kind, self.store = directory.name, Store(directory.parent, read)
-
-    def get(self, key: str) -> Payload | None:
-        """What is stored under a hash, or None."""
-        return self.store.get(self.kind, {"hash": key})
-
-    def put(self, key: str, payload: Mapping[str, object]) -> None:
-        """Store arrays and JSON values by name."""
-        self.store.put(self.kind, {"hash": key}, payload)
-
-    def path(self, key: str) -> Path:
-        """File of an entry."""
-        return self.store.path(self.kind, {"hash": key})
-
-    def remove(self, key: str) -> None:
-        """Remove an entry, if it is there."""
-        self.path(key).unlink(missing_ok=True)
+            yield path
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot write {path}: {error}\nSet paths.cache_dir (or SAE_MATCH_CACHE) to a directory that can be "
+                "written and has room."
+            ) from error
 
 
 def cache_directory(configured: str | Path = "") -> Path:
@@ -329,8 +290,8 @@ def cache_directory(configured: str | Path = "") -> Path:
 
 
 @contextmanager
-def exclusive_lock(path: Path, what: str, keep: bool = False) -> Iterator[None]:
-    """Hold a lock file; a process that dies lets go of it.
+def _exclusive_lock(path: Path, what: str, keep: bool = False) -> Iterator[None]:
+    """Hold a lock file; a process that dies releases it.
 
     Args:
         what: logged where this process has to wait.
@@ -350,10 +311,3 @@ def exclusive_lock(path: Path, what: str, keep: bool = False) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
         lock.release()
-
-
-def _not_writable(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error}\nSet paths.cache_dir (or SAE_MATCH_CACHE) to a directory that can be written "
-        "and has room."
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the commands import this module before they know whether they need torch
     from sae_match.evaluation.settings import Evaluation
-    from sae_match.judging.judge import Judging
+    from sae_match.judging.judge import Judging, NoJudge
     from sae_match.language_model.sources import ModelSource
     from sae_match.matching.similarity import Comparison
     from sae_match.matching.solution import Solver
@@ -85,7 +85,7 @@ class Study:
     model: ModelSource
     dataset: TextSource
     evaluation: Evaluation
-    judging: Judging
+    judging: Judging | NoJudge
     tracking: Tracking
     metrics: dict[str, Metric] = field(default_factory=dict)
     """Metrics beside the built-in ones, by any key: +metrics.mine._target_=my_package.MyScore."""

@@ -1,30 +1,21 @@
-"""What is shown while a job runs. Knows no library that shows something: these read their environment when imported."""
+"""What is shown while a job runs. Imports no library that shows something: these read their environment on import."""
 
 from __future__ import annotations
 
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from itertools import pairwise
-from typing import NoReturn, ParamSpec, TextIO, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_UNREAD = 141
 """What a shell reports of a program that SIGPIPE ended."""
-
 EXIT_USER_ERROR = 2
-_NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-_COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
-
-
-def is_completion_query(arguments: Sequence[str]) -> bool:
-    """Whether a shell asks for the words that could come next; an error must not be printed into its line."""
-    pairs = pairwise(arguments)
-    return any(option in _COMPLETION and value.startswith("query=") for option, value in pairs)
 
 
 def wants_bars(progress: bool | None) -> bool:
@@ -33,9 +24,9 @@ def wants_bars(progress: bool | None) -> bool:
 
 
 def quiet_libraries(progress: bool | None) -> None:
-    """Where no bars are wanted, tell the hub's client and `datasets` to draw none; before they are imported."""
+    """Where no bars are wanted, configure the hub's client and `datasets` to draw none; before they are imported."""
     if not wants_bars(progress):
-        for name in _NO_BARS:
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
 
 
@@ -66,7 +57,12 @@ def quiet_when_unread(main: Callable[P, T]) -> Callable[P, T]:
 
 def _discard_unread() -> bool:
     """Send streams whose reader has gone to the null device; whether there was one."""
-    unread = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream is not None and _is_unread(stream)]
+    unread = []
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            waiting = select.poll()
+            waiting.register(stream, 0)  # errors are reported whatever is asked for
+            unread += [stream.fileno()] if waiting.poll(0) else []
     for descriptor in unread:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
@@ -74,14 +70,11 @@ def _discard_unread() -> bool:
     return bool(unread)
 
 
-def _is_unread(stream: TextIO) -> bool:
-    waiting = select.poll()
-    waiting.register(stream, 0)  # errors are told whatever is asked for
-    return bool(waiting.poll(0))
-
-
 def fail(message: str) -> NoReturn:
-    """Print an error and leave with the exit code of a user's mistake; without a word where a shell asks for words."""
-    if not is_completion_query(sys.argv):
+    """Print an error and leave with the exit code of a user's mistake; silently where a shell asks for completions,
+    since an error would be printed into its line.
+    """
+    options = ("-sc", "--shell-completion", "--shell_completion")
+    if not any(option in options and value.startswith("query=") for option, value in pairwise(sys.argv)):
         print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

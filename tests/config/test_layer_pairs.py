@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.record.science import science_hash
+from sae_match.record.configuration import science_hash
 from sae_match.rules import check_config
 from sae_match.study import Layers
 from tests.config.test_configuration import composed, composed_training

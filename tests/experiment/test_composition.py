@@ -23,7 +23,7 @@ from sae_match.experiment.paths import path_table
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
 from sae_match.pairs import Pair, Role, Site, distant_pairs
-from sae_match.record.curves import distance_rows
+from sae_match.record.pairs import distance_rows
 from sae_match.rules import check_config
 from sae_match.saes import save_native
 from sae_match.store import Store

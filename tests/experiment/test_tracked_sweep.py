@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from sae_match import UserError
 from sae_match.app.build import build, config_directory, register_schemas
 from sae_match.experiment import run, steps
-from sae_match.record.factors import COLUMN_PATHS
+from sae_match.record.configuration import COLUMN_PATHS
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae

@@ -18,7 +18,7 @@ from sae_match.experiment import run
 from sae_match.files import atomic_path, write_json
 from sae_match.plan.plan import Plan
 from sae_match.record.state import read_status
-from sae_match.store import ResultCache
+from sae_match.store import Store
 from sae_match.study import Study
 from tests.builders import scientific
 from tests.command import run_command
@@ -27,7 +27,7 @@ from tests.faults.kill_loop import scientific_results
 pytestmark = pytest.mark.slow
 
 Configured = Callable[..., Study]
-KEY = "0123456789abcdef" * 4
+KEY = {"what": "losses"}
 
 
 @pytest.fixture
@@ -62,19 +62,19 @@ def debris(folder: Path) -> list[str]:
 
 def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
     write_json(small_disk / "a.json", {"old": 1})
-    cache = ResultCache(small_disk / "cache")
-    cache.put(KEY, {"losses": np.arange(8.0)})
+    store = Store(small_disk)
+    store.put("token_losses", KEY, {"losses": np.arange(8.0)})
     before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
     fill(small_disk, 16 << 10)
     with pytest.raises(OSError, match="No space left"):
         write_json(small_disk / "a.json", {"new": "x" * 100_000})
     with pytest.raises(Exception, match="No space left"):
-        cache.put(KEY, {"losses": np.zeros(100_000)})
+        store.put("token_losses", KEY, {"losses": np.zeros(100_000)})
     with pytest.raises(OSError, match="No space left"), atomic_path(small_disk / "b.bin") as temporary:
         temporary.write_bytes(bytes(100_000))
     assert {path: path.read_bytes() for path in before} == before
     assert debris(small_disk) == [] and not (small_disk / "b.bin").exists()
-    assert cache.get(KEY) is not None
+    assert store.get("token_losses", KEY) is not None
 
 
 @pytest.mark.parametrize("leave", [0, 12 << 10, 48 << 10])

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from sae_match import UserError
-from sae_match.judging.client import ChatClient, Reply, RequestFailedError
+from sae_match.judging.chat import ChatClient, Reply, RequestFailedError
 from tests.judging.chat_server import Response, chat_server, completion
 
 CHAT = [{"role": "user", "content": "SAME?"}]
 
 
-def client(url: str, key: str | None = None, retries: int = 1, **options: Any) -> ChatClient:
-    return ChatClient(url, "tiny", key, retries=retries, **options)
+def client(url: str, key: str | None = None, retries: int = 1, timeout_s: float = 60.0, **body: Any) -> ChatClient:
+    return ChatClient(url, "tiny", key, retries, timeout_s, body)
 
 
 def test_a_request_is_what_the_protocol_says() -> None:
     with chat_server(lambda *_: completion("SAME")) as server:
-        asked = client(server.url + "/", "sk-123", body={"max_tokens": 16, "temperature": 0.0})
+        asked = client(server.url + "/", "sk-123", max_tokens=16, temperature=0.0)
         assert asked.complete(CHAT) == Reply("SAME", False, 50, 2)
     assert server.paths == ["/v1/chat/completions"]
     expected = {"model": "tiny", "messages": CHAT, "stream": False, "max_tokens": 16, "temperature": 0.0}

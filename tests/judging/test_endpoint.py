@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import pytest
 
 from sae_match import UserError
 from sae_match.judging import Level, Outcome, Question, judge_all
-from sae_match.judging.client import ChatClient
+from sae_match.judging.chat import messages
 from sae_match.judging.descriptions import Description
 from sae_match.judging.endpoint import EndpointJudge, EndpointSession
-from sae_match.judging.prompt import cost_bound, estimated_cost, messages
-from sae_match.store import ResultCache
+from sae_match.store import Store
 from tests.judging.chat_server import Response, chat_server, completion
 
 
@@ -32,9 +32,12 @@ def question(i: int) -> Question:
     return Question(described(f"cats {i}"), described(f"dogs {i}"))
 
 
-def judge(url: str, cache: Path, retries: int = 0, **options: Any) -> EndpointSession:
-    client = ChatClient(url, "tiny", retries=retries, body={"max_tokens": 16})
-    return EndpointSession(client, ResultCache(cache / "judge_answers"), **options)
+def endpoint(url: str = "http://127.0.0.1:1/v1", **options: Any) -> EndpointJudge:
+    return EndpointJudge(**{"name": "endpoint", "model": "tiny", "base_url": url, "retries": 0, **options})
+
+
+def judge(url: str, cache: Path, **options: Any) -> EndpointSession:
+    return EndpointSession(endpoint(url, **options), Store(cache))
 
 
 def shown_first(body: dict[str, Any]) -> str:
@@ -97,10 +100,22 @@ def test_answers_are_kept_and_failures_asked_again(tmp_path: Path) -> None:
         assert len(server.requests) == 8
     # Everything that could change the answer is in the key.
     assert judge(url, tmp_path).judge(questions[:1])[0].level is Level.maybe
-    other = EndpointSession(
-        ChatClient(url, "larger", retries=0, body={"max_tokens": 16}), ResultCache(tmp_path / "judge_answers")
-    )
-    assert len(other.missing(questions[:1])) == 2
+    for change in ({"model": "larger"}, {"temperature": 0.5}, {"max_tokens": 17}):
+        assert len(judge(url, tmp_path, **change).missing(questions[:1])) == 2
+
+
+def test_answers_of_earlier_versions_are_found(tmp_path: Path) -> None:
+    """Answers are paid for: another wording or key would ask for them again."""
+    asked = judge("http://127.0.0.1:1/v1/", tmp_path)
+    for key in (
+        "12029539c2caf8d20f37d29b1721f8bafa2fb68219a9a392ff245a08cf145a85",
+        "0dd6797236bae7e9e0fcb306ebe81bbab042f8deaa82d4a707b788bbf4ca34af",
+    ):
+        payload = {"text": "SAME", "refused": False, "prompt_tokens": 50, "completion_tokens": 2}
+        asked.store.put("judge_answers", {"hash": key}, payload)
+    known = Question(described("cats"), described("dogs"))
+    assert asked.missing([known]) == []
+    assert asked.judge([known])[0].level is Level.same
 
 
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
@@ -195,24 +210,21 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repository: Path) -> 
 
 def test_cost_by_hand() -> None:
     chat = [{"role": "system", "content": "x" * 40}, {"role": "user", "content": "y" * 10}]
-    cost = estimated_cost([chat, chat], 16, 1.0, 2.0)
+    cost = endpoint(price_input=1.0, price_output=2.0).cost([chat, chat])
     # (40/4 + 8) + (ceil(10/4) + 8) = 29 tokens per chat
     assert (cost.requests, cost.prompt_tokens, cost.completion_tokens) == (2, 58, 32)
     assert cost.dollars == pytest.approx((58 * 1.0 + 32 * 2.0) / 1e6)
-    assert estimated_cost([chat], 16, None, 2.0).dollars is None
+    assert endpoint(price_output=2.0).cost([chat]).dollars is None
 
 
 @pytest.mark.parametrize("character", ["a", "é", "語", "🐈"])
 def test_the_bound_is_one(character: str) -> None:
     longest = Question(described(character * 200), described(character * 200))
-    exact = estimated_cost([messages(longest, "ab")], 16, 1.0, 1.0)
-    bound = cost_bound(1, 200, 16, 1.0, 1.0)
-    assert exact.dollars is not None and bound.dollars is not None
-    assert exact.dollars <= bound.dollars
-
-
-def endpoint(**options: Any) -> EndpointJudge:
-    return EndpointJudge(name="endpoint", model="tiny", base_url="http://127.0.0.1:1/v1", **options)
+    cfg = endpoint(description_chars=200, price_input=1.0, price_output=1.0, order="random")
+    exact = cfg.cost([messages(longest, "ab")])
+    assert exact.dollars is not None
+    with pytest.raises(UserError, match=r"judging\.max_cost"):
+        replace(cfg, max_cost=0.99 * exact.dollars).check_cost(1)
 
 
 def test_too_dear_a_judge_is_refused() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from sae_match import Permutation
 from sae_match.judging import Answer, Judgement, Level, Outcome, Question
+from sae_match.judging.chat import messages, read_answer
 from sae_match.judging.descriptions import Description
+from sae_match.judging.judge import judge_rows, sample_pairs
 from sae_match.judging.offline import OfflineJudge, jaccard, shared_mass
-from sae_match.judging.prompt import messages, read_answer
-from sae_match.judging.scores import judge_rows, sample_pairs
 
 COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), max_size=6)
 

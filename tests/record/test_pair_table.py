@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_match.record import PAIR_COLUMNS, JobRecord, factors_of, flat_config, layer_rows, read_pairs
-from sae_match.record.factors import COLUMN_PATHS
+from sae_match.record.configuration import COLUMN_PATHS
 from sae_match.record.pairs import write_pairs
 
 

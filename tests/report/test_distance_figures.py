@@ -11,7 +11,7 @@ from PIL import Image
 
 from sae_match.errors import UserError
 from sae_match.record import JobRecord
-from sae_match.record.curves import distance_rows
+from sae_match.record.pairs import distance_rows
 from sae_match.report import find_records, plot_composition, plot_quantiles
 from sae_match.report.canvas import new_figure
 from sae_match.report.distance_figures import draw_distances, has_distances

@@ -119,7 +119,13 @@ def test_a_job_is_named_by_its_place(sweep: Path) -> None:
 def test_a_record_reads_back_what_the_job_wrote(sweep: Path) -> None:
     record = read_record(sweep / "0")
     assert record.state == "done" and record.error is None and record.seconds is not None
-    assert record.factors == {"metric": "both", "folding": "theta", "include_bias": True, "dataset": "wiki", "seed": 0}
+    assert record.factors == {
+        "metric": "both",
+        "folding": "theta",
+        "include_bias": True,
+        "dataset": "wiki",
+        "seed": 0,
+    }
     assert record.metrics["matching_score"] == 0.4563 and record.metrics["l0"] is None
     assert record.pairs is not None and set(record.pairs["variant"]) >= {"matched", "random", "ceiling"}
 

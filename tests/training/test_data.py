@@ -1,4 +1,4 @@
-"""Batches and normalisation."""
+"""Batches and normalization."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_match.errors import UserError
-from sae_match.training.data import TokenBatches, drop_sink_positions, normalise_
+from sae_match.training.data import TokenBatches, drop_sink_positions, normalize_
 
 
-def test_sink_positions_never_reaches_training() -> None:
+def test_sink_positions_never_reach_training() -> None:
     activations = torch.zeros(3, 5, 2)
     activations[:, 0] = 1e6
     activations[:, 1:, 0] = torch.arange(12).float().view(3, 4)
@@ -27,11 +27,11 @@ def test_unusable_activations_are_refused(shape: tuple[int, ...]) -> None:
         drop_sink_positions(torch.zeros(shape))
 
 
-def test_normalised_tokens_have_mean_zero_and_mean_square_d() -> None:
+def test_normalized_tokens_have_mean_zero_and_mean_square_d() -> None:
     raw = 50 * torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)) + 30
     tokens = raw.clone()
-    normalisation = normalise_(tokens, clip_norm_factor=100.0)
-    torch.testing.assert_close(tokens, (raw - normalisation.mean) * normalisation.scale, rtol=1e-4, atol=1e-5)
+    normalization = normalize_(tokens, clip_norm_factor=100.0)
+    torch.testing.assert_close(tokens, (raw - normalization.mean) * normalization.scale, rtol=1e-4, atol=1e-5)
     assert tokens.mean(0).abs().max() < 1e-4
     assert float(tokens.square().sum(1).mean()) == pytest.approx(8.0, rel=1e-4)
 
@@ -40,8 +40,8 @@ def test_outliers_are_clipped_to_a_multiple_of_the_median_norm() -> None:
     raw = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
     raw[7] *= 1000
     tokens = raw.clone()
-    normalisation = normalise_(tokens, clip_norm_factor=4.0)
-    back = tokens / normalisation.scale + normalisation.mean
+    normalization = normalize_(tokens, clip_norm_factor=4.0)
+    back = tokens / normalization.scale + normalization.mean
     limit = 4 * float(raw.norm(dim=1).median())
     assert float(back[7].norm()) == pytest.approx(limit, rel=1e-3)
     assert float(torch.cosine_similarity(back[7], raw[7], dim=0)) == pytest.approx(1.0, abs=1e-5)
@@ -54,12 +54,12 @@ def test_non_finite_activations_are_refused(bad: float) -> None:
     tokens = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     tokens[4, 1] = bad
     with pytest.raises(UserError, match="NaN or Inf"):
-        normalise_(tokens, 4.0)
+        normalize_(tokens, 4.0)
 
 
 def test_constant_activations_are_refused() -> None:
     with pytest.raises(UserError, match="all equal"):
-        normalise_(torch.ones(20, 3), 4.0)
+        normalize_(torch.ones(20, 3), 4.0)
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 99))

@@ -12,8 +12,8 @@ from sae_match.metrics.bootstrap import Estimate, Floats
 from sae_match.metrics.description import headline_name
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Role
-from sae_match.record.curves import by_distance
 from sae_match.record.labels import BUILT_IN_LABELS, Labels
+from sae_match.record.pairs import by_distance
 
 SCORE = "matching_score"
 """The metric that says how far composition reaches."""

@@ -15,10 +15,9 @@ from sae_match.experiment.steps import prepare_steps
 from sae_match.files import check_writable
 from sae_match.metrics.registry import with_built_in
 from sae_match.plan.plan import make_plan
+from sae_match.record.configuration import run_id, science_hash, science_of
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
-from sae_match.record.run_identity import run_id
-from sae_match.record.science import science_hash, science_of
 from sae_match.store import Store
 from sae_match.study import Rerun, Study
 from sae_match.tracking.wandb_mirror import open_mirror

@@ -14,11 +14,10 @@ from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.saes import JobSaes
 from sae_match.judging.descriptions import Description, explained, from_contexts, read_explanations
-from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all
-from sae_match.judging.scores import judge_rows, sample_pairs
+from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge_all, judge_rows, sample_pairs
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Pair, Site
-from sae_match.store import ResultCache, Store
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def judge_pairs(
     samples = list(_samples(judging, pairs))
     described = _describe_all(describe, samples, progress)
     questions = [Question(a, b) for sample in samples for a, b in _described(sample, described) if a and b]
-    judge = judging.start(questions, ResultCache(store.directory / "judge_answers", store.read))
+    judge = judging.start(questions, store)
     rows: list[MetricRow] = []
     with tqdm(total=sum(len(sample.features) for sample in samples), desc="judging pairs", disable=not progress) as bar:
         for sample in samples:

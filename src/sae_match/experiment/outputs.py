@@ -14,9 +14,8 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
-from sae_match.record.curves import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves
 from sae_match.record.labels import Labels
-from sae_match.record.pairs import read_pairs
+from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
 from sae_match.report import (
     plot_composition,

@@ -14,8 +14,8 @@ from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.pairs import span
+from sae_match.record.configuration import LOCATIONS, science_hash, science_of
 from sae_match.record.contents import FEATURES, METRICS, PAIRS
-from sae_match.record.science import LOCATIONS, science_hash, science_of
 from sae_match.record.state import Status, read_status, records_in
 from sae_match.rules import check_config
 from sae_match.saes import SaeSource

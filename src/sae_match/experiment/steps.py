@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,6 +38,7 @@ from sae_match.record.results import Results
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.terminal import wants_bars
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
     Raises:
         UserError: an input that cannot work.
     """
-    progress = sys.stderr.isatty() if study.progress is None else study.progress
+    progress = wants_bars(study.progress)
     device = resolve_device(study.device).type
     torch.manual_seed(study.seed)
     solver, layers, source = study.solver.on(device, progress), span(study), SaeSource(study.sae, tuple(span(study)))

@@ -2,7 +2,7 @@
 
 The bucket `neuronpedia-datasets` holds batch-N.jsonl or .jsonl.gz. Each line is a JSON object with `index` (the
 feature, a *string*), `description`, `layer` (such as `20-gemmascope-res-16k`), `typeName`, `explanationModelName` and
-`id`. The order of lines is that of the index as text; a feature has any number of explanations, or none.
+`id`, in the order of the index as text; a feature has any number of explanations, or none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sae_match.errors import UserError
 
@@ -26,10 +26,8 @@ _BATCH = re.compile(r"^batch-\d+\.jsonl(\.gz)?$")
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, as a tokenizer does."""
-
 Place = tuple[int, int]
 """Window and position of a token."""
-
 CONTEXTS = "Most activating tokens:"
 """How a description by top contexts begins; any other is an explanation."""
 
@@ -39,7 +37,7 @@ _COMMON = (
     "references reference mentions mention instances terms term words word phrases phrase text various"
 )
 _STOP_WORDS = frozenset(_COMMON.split())
-"""Words that most explanations share and that say nothing of a feature's meaning."""
+"""Words that most explanations share and that tell nothing of a feature's meaning."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Description:
 
     Attributes:
         text: for a language model to read.
-        terms: how often each normalised top token (or word of an explanation) occurs.
+        terms: how often each normalized top token (or word of an explanation) occurs.
         places: where in the text the top activations are; empty for an explanation.
     """
 
@@ -103,14 +101,12 @@ def visible(token: str) -> str:
 def _context(ids: list[int], position: int, decode: Decode, around: int) -> tuple[str, str, str]:
     """Text before, at and after a position. Prefixes are decoded and not pieces: some tokenizers drop the space at
     the beginning of what they decode."""
-    start = max(0, position - around)
-    before = decode(ids[start:position])
-    up_to = decode(ids[start : position + 1])
-    whole = decode(ids[start : position + 1 + around])
+    start, end = max(0, position - around), position + 1 + around
+    before, up_to, whole = decode(ids[start:position]), decode(ids[start : position + 1]), decode(ids[start:end])
     if up_to.startswith(before) and whole.startswith(up_to):
         return before, up_to[len(before) :], whole[len(up_to) :]
     # A character that is spread over several tokens: the pieces have no text of their own that adds up.
-    return before, decode(ids[position : position + 1]), decode(ids[position + 1 : position + 1 + around])
+    return before, decode(ids[position : position + 1]), decode(ids[position + 1 : end])
 
 
 def explanation_files(folder: str, layer: int) -> list[Path]:
@@ -148,7 +144,7 @@ def read_explanations(folder: str, layer: int, width: int) -> dict[int, str]:
     """
     chosen: dict[int, tuple[str, ...]] = {}
     for path in explanation_files(folder, layer):
-        for number, line in _lines(path):
+        for number, line in enumerate(_lines(path), start=1):
             if not line.strip():
                 continue
             feature, rank = _explanation(line, f"{path}, line {number}", layer, width)
@@ -157,27 +153,22 @@ def read_explanations(folder: str, layer: int, width: int) -> dict[int, str]:
     return {feature: chosen[feature][2] for feature in sorted(chosen)}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a batch file; memory stays bounded whatever it unpacks to."""
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as packed:
-                yield from enumerate(_short_lines(path, packed), start=1)
-        else:
-            with path.open(encoding="utf-8") as plain:
-                yield from enumerate(_short_lines(path, plain), start=1)
+        most, read = max(ALWAYS_FINE, MAX_RATIO * path.stat().st_size), 0
+        with opener(path, "rt", encoding="utf-8") as file:
+            while line := str(file.readline(MAX_LINE + 1)):
+                read += len(line)
+                if len(line) > MAX_LINE or read > most:
+                    limit = f"a line of more than {MAX_LINE}" if len(line) > MAX_LINE else f"more than {most}"
+                    raise UserError(
+                        f"{path}: unpacks to {limit} characters, which is no list of explanations; fetch it again"
+                    )
+                yield line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable explanation file ({error}); fetch it again") from error
-
-
-def _short_lines(path: Path, file: IO[str]) -> Iterator[str]:
-    """The lines; memory stays bounded whatever a file unpacks to."""
-    most, read = max(ALWAYS_FINE, MAX_RATIO * path.stat().st_size), 0
-    while line := file.readline(MAX_LINE + 1):
-        read += len(line)
-        if len(line) > MAX_LINE or read > most:
-            what = f"a line of more than {MAX_LINE} characters" if len(line) > MAX_LINE else f"more than {most} of text"
-            raise UserError(f"{path}: unpacks to {what}, which is no list of explanations; fetch it again")
-        yield line
 
 
 def _explanation(line: str, where: str, layer: int, width: int) -> tuple[int, tuple[str, ...]]:

@@ -5,27 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from sae_match.errors import UserError
-from sae_match.judging.client import ChatClient, Reply, RequestFailedError
-from sae_match.judging.judge import Answer, AnswerCache, Judge, Judgement, Judging, Outcome, Question, combine
-from sae_match.judging.prompt import Message, cost_bound, estimated_cost, messages, read_answer
+from sae_match.judging.chat import ChatClient, Message, Reply, RequestFailedError, messages, read_answer
+from sae_match.judging.descriptions import Description
+from sae_match.judging.judge import Answer, Judgement, Judging, Outcome, Question, combine
 from sae_match.options import option
+from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
+KIND = "judge_answers"
+BYTES_PER_TOKEN = 4
+"""English text in the vocabularies of today's models; an estimate, since the endpoint's tokenizer is not known."""
+TOKENS_PER_MESSAGE = 8
+"""Chat markup around each message."""
+
 Chat = list[Message]
-Order = Literal["both", "random"]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Requests and tokens, and US dollars where prices are known."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+
+    def __str__(self) -> str:
+        price = "price unknown" if self.dollars is None else f"about ${self.dollars:.2f}"
+        return f"{self.requests} requests, {self.prompt_tokens} + {self.completion_tokens} tokens, {price}"
 
 
 @option
@@ -38,7 +60,7 @@ class EndpointJudge(Judging):
     """Address up to and including the version, such as https://api.openai.com/v1."""
     api_key_variable: str | None = None
     """Name of the environment variable that holds the key; null = the server needs none."""
-    order: Order = "both"
+    order: Literal["both", "random"] = "both"
     """both = each pair is asked in both orders; random = in one, drawn by a hash of the pair and recorded."""
     concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests under way at a time."""
@@ -64,7 +86,19 @@ class EndpointJudge(Judging):
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
         # Checked here and not field by field: messages about a field repeat its value, which may be a secret.
-        _check_address(self.base_url)
+        try:
+            address = urlsplit(self.base_url)
+            address.port  # noqa: B018 - raises on a port that is no number
+        except ValueError:
+            raise ValueError("judging.base_url: not a valid address") from None
+        if address.username is not None or address.password is not None or address.query:
+            raise ValueError(
+                "judging.base_url: must not carry a password or a query; name the key's variable in api_key_variable"
+            )
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(
+                f"judging.base_url={self.base_url}: must be an http or https address such as https://api.openai.com/v1"
+            )
         variable = self.api_key_variable
         if variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
             raise ValueError(
@@ -84,18 +118,27 @@ class EndpointJudge(Judging):
         self.client().check()
 
     def check_cost(self, pairs: int) -> None:
-        """Refuse a job whose cost may be above `max_cost`.
+        """Refuse a job whose cost may be above `max_cost`: that of descriptions of the greatest length.
 
         Raises:
             UserError: it may.
         """
-        requests = pairs * (2 if self.order == "both" else 1)
-        bound = cost_bound(requests, self.description_chars, self.max_tokens, self.price_input, self.price_output)
+        longest = Description("\U0010ffff" * self.description_chars, {})  # 4 bytes each in UTF-8, which is the most
+        bound = self.cost([messages(Question(longest, longest), "ab")], pairs * (2 if self.order == "both" else 1))
         if self.max_cost is not None and bound.dollars is not None and bound.dollars > self.max_cost:
             raise UserError(
                 f"judging.max_cost={self.max_cost}: the judge may need {bound} at most. Raise it, or lower "
                 "judging.pairs, judging.description_chars or the layer span."
             )
+
+    def cost(self, chats: Sequence[Chat], times: int = 1) -> Cost:
+        """Estimated cost of these chats, each sent so many times and answered at full length."""
+        sizes = [len(message["content"].encode()) for chat in chats for message in chat]
+        prompt = times * sum(math.ceil(size / BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for size in sizes)
+        completion, dollars = times * len(chats) * self.max_tokens, None
+        if self.price_input is not None and self.price_output is not None:
+            dollars = (prompt * self.price_input + completion * self.price_output) / 1e6
+        return Cost(times * len(chats), prompt, completion, dollars)
 
     def client(self) -> ChatClient:
         """The client of the server.
@@ -103,59 +146,26 @@ class EndpointJudge(Judging):
         Raises:
             UserError: the key's variable is not set or cannot be sent, or the openai package is not installed.
         """
+        key, variable = None, self.api_key_variable
+        if variable is not None:
+            key = os.environ.get(variable, "").strip()
+            if not key:
+                raise UserError(
+                    f"the environment variable {variable} is not set, and judging.api_key_variable names it for the "
+                    "endpoint's key. Export it, or use judging.api_key_variable=null for a server that needs none."
+                )
+            if not key.isascii() or not key.isprintable():
+                raise UserError(f"the environment variable {variable} does not hold a key that can be sent")
+        body = {self.max_tokens_key: self.max_tokens}
         sampling = {} if self.temperature is None else {"temperature": self.temperature}
-        return ChatClient(
-            self.base_url,
-            self.model,
-            _key(self.api_key_variable),
-            retries=self.retries,
-            timeout_s=self.timeout_s,
-            body={self.max_tokens_key: self.max_tokens, **sampling},
-        )
+        return ChatClient(self.base_url, self.model, key, self.retries, self.timeout_s, body | sampling)
 
-    def start(self, questions: Sequence[Question], answers: AnswerCache) -> Judge:
+    def start(self, questions: Sequence[Question], store: Store) -> EndpointSession:
         """The judge; the estimated cost of what earlier runs have not answered is logged."""
-        judge = EndpointSession(
-            self.client(),
-            answers,
-            order=self.order,
-            seed=self.seed,
-            concurrency=self.concurrency,
-            max_failures=self.max_failures,
-        )
-        cost = estimated_cost(judge.missing(questions), self.max_tokens, self.price_input, self.price_output)
+        session = EndpointSession(self, store)
+        cost = self.cost(session.missing(questions))
         logger.info("judge %s at %s: estimated %s; answers of earlier runs are reused", self.model, self.base_url, cost)
-        return judge
-
-
-def _check_address(base_url: str) -> None:
-    try:
-        address = urlsplit(base_url)
-        address.port  # noqa: B018 - raises on a port that is no number
-    except ValueError:
-        raise ValueError("judging.base_url: not a valid address") from None
-    if address.username is not None or address.password is not None or address.query:
-        raise ValueError(
-            "judging.base_url: must not carry a password or a query; name the key's variable in api_key_variable"
-        )
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise ValueError(
-            f"judging.base_url={base_url}: must be an http or https address such as https://api.openai.com/v1"
-        )
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(
-            f"the environment variable {variable} is not set, and judging.api_key_variable names it for the endpoint's "
-            "key. Export it, or use judging.api_key_variable=null for a server that needs none."
-        )
-    if not key.isascii() or not key.isprintable():
-        raise UserError(f"the environment variable {variable} does not hold a key that can be sent")
-    return key
+        return session
 
 
 class EndpointSession:
@@ -165,107 +175,74 @@ class EndpointSession:
     messages). A second run asks only what is not there yet. Failures are not stored. After `max_failures` failed
     requests in a row, or one that shows that all others would fail too, nothing more is sent, and the rest counts as
     errors: the numbers computed so far must not be lost to a server.
-
-    Args:
-        client: the endpoint.
-        cache: where answers are kept.
-        seed: of the hash for order=random.
-        tick: called once per finished request.
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        cache: AnswerCache,
-        *,
-        order: Order = "both",
-        seed: int = 0,
-        concurrency: int = 8,
-        max_failures: int = 20,
-        tick: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.client, self.cache, self.order, self.seed = client, cache, order, seed
-        self._concurrency, self._max_failures, self._tick = concurrency, max_failures, tick
+    def __init__(self, options: EndpointJudge, store: Store) -> None:
+        self.options, self.store, self.client = options, store, options.client()
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
         self._stopped: str | None = None
 
     def orders(self, question: Question) -> tuple[str, ...]:
         """Orders in which a pair is asked: `ab`, `ba`."""
-        if self.order == "both":
+        if self.options.order == "both":
             return "ab", "ba"
-        content = json.dumps([self.seed, question.a.text, question.b.text])
+        content = json.dumps([self.options.seed, question.a.text, question.b.text])
         return ("ab",) if hashlib.sha256(content.encode()).digest()[0] % 2 else ("ba",)
 
-    def key(self, chat: Chat) -> str:
-        """Content key of one chat's answer."""
-        content = {"base_url": self.client.base_url, "messages": chat, **self.client.body}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
     def missing(self, questions: Sequence[Question]) -> list[Chat]:
-        """The chats that these questions need and that the cache cannot answer, each once."""
-        chats = self._chats(questions)
-        return [chat for key, chat in chats.items() if self.cache.get(key) is None]
+        """The chats that these questions need and that the store cannot answer, each once."""
+        return [chat for key, chat in self._chats(questions).items() if self.store.get(KIND, {"hash": key}) is None]
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
         """One verdict per question; requests run `concurrency` at a time."""
-        answers = self._ask(self._chats(questions))
-        verdicts = []
-        for question in questions:
-            keys = {order: self.key(messages(question, order)) for order in self.orders(question)}
-            verdicts.append(combine([_answer(order, answers[key]) for order, key in keys.items()]))
-        return verdicts
+        chats = self._chats(questions)
+        with ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="judge") as pool:
+            try:
+                replies = dict(zip(chats, pool.map(self._reply, chats, chats.values()), strict=True))
+            except BaseException:
+                # An interrupted job must not send what is still in the queue.
+                self._stopped = "interrupted"
+                self.client.close()
+                raise
+
+        def answer(question: Question, order: str) -> Answer:
+            reply = replies[self._key(messages(question, order))]
+            if isinstance(reply, str):
+                return Answer(order, Outcome.error, error=reply)
+            outcome, level = read_answer(reply.text, refused=reply.refused)
+            return Answer(order, outcome, level, reply.text, None, reply.prompt_tokens, reply.completion_tokens)
+
+        return [combine([answer(question, order) for order in self.orders(question)]) for question in questions]
 
     def _chats(self, questions: Sequence[Question]) -> dict[str, Chat]:
         chats = [messages(question, order) for question in questions for order in self.orders(question)]
-        return {self.key(chat): chat for chat in chats}
+        return {self._key(chat): chat for chat in chats}
 
-    def _ask(self, chats: Mapping[str, Chat]) -> dict[str, Reply | str]:
-        """A reply per key, or what went wrong."""
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
-        try:
-            futures = {key: pool.submit(self._one, key, chat) for key, chat in chats.items()}
-            return {key: future.result() for key, future in futures.items()}
-        except BaseException:
-            # An interrupted job must not send what is still in the queue.
-            self._stopped = "interrupted"
-            self.client.close()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def _key(self, chat: Chat) -> str:
+        content = {"base_url": self.client.base_url, "messages": chat, **self.client.body}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _one(self, key: str, chat: Chat) -> Reply | str:
-        stored = self.cache.get(key)
+    def _reply(self, key: str, chat: Chat) -> Reply | str:
+        """What the store or the server answers, or what went wrong."""
+        stored = self.store.get(KIND, {"hash": key})
         if stored is not None:
-            self._tick()
             return Reply(**stored)
         if self._stopped is not None:
             return f"not asked: {self._stopped}"
         try:
             reply = self.client.complete(chat)
         except RequestFailedError as error:
-            self._failed(error)
+            with self._lock:
+                self._failures_in_a_row += 1
+                if self._stopped is None and (error.final or self._failures_in_a_row >= self.options.max_failures):
+                    self._stopped = f"the endpoint fails ({error})"
+                    logger.error(
+                        "judge: %s; nothing more is asked. Answers so far are kept: the same command asks the rest",
+                        self._stopped,
+                    )
             return str(error)
-        finally:
-            self._tick()
         with self._lock:
             self._failures_in_a_row = 0
-        self.cache.put(key, vars(reply))
+        self.store.put(KIND, {"hash": key}, vars(reply))
         return reply
-
-    def _failed(self, error: RequestFailedError) -> None:
-        with self._lock:
-            self._failures_in_a_row += 1
-            if self._stopped is None and (error.final or self._failures_in_a_row >= self._max_failures):
-                self._stopped = f"the endpoint fails ({error})"
-                logger.error(
-                    "judge: %s; nothing more is asked. Answers so far are kept: the same command asks the rest",
-                    self._stopped,
-                )
-
-
-def _answer(order: str, reply: Reply | str) -> Answer:
-    if isinstance(reply, str):
-        return Answer(order, Outcome.error, error=reply)
-    outcome, level = read_answer(reply.text, refused=reply.refused)
-    return Answer(order, outcome, level, reply.text, None, reply.prompt_tokens, reply.completion_tokens)

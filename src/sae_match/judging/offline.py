@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sae_match.judging.descriptions import Place
-from sae_match.judging.judge import AnswerCache, Judge, Judgement, Judging, Level, Outcome, Question
+from sae_match.judging.judge import Judge, Judgement, Judging, Level, Outcome, Question
 from sae_match.options import option
+from sae_match.store import Store
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -40,20 +41,22 @@ class OfflineJudge(Judging):
             )
         return self
 
-    def start(self, questions: Sequence[Question], answers: AnswerCache) -> Judge:
+    def start(self, questions: Sequence[Question], store: Store) -> Judge:
         """The judge itself: nothing has to be prepared."""
         return self
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
         """One verdict per question; each is answered."""
-        return [self._verdict(question) for question in questions]
+        overlaps = [
+            shared_mass(q.a.terms, q.b.terms) if self.overlap == "tokens" else jaccard(q.a.places, q.b.places)
+            for q in questions
+        ]
+        return [Judgement(Outcome.answered, self._level(overlap), overlap=overlap) for overlap in overlaps]
 
-    def _verdict(self, question: Question) -> Judgement:
-        a, b = question.a, question.b
-        tokens = self.overlap == "tokens"
-        overlap = shared_mass(a.terms, b.terms) if tokens else jaccard(a.places, b.places)
-        level = Level.same if overlap >= self.same_at else Level.maybe if overlap >= self.maybe_at else Level.different
-        return Judgement(Outcome.answered, level, overlap=overlap)
+    def _level(self, overlap: float) -> Level:
+        if overlap >= self.same_at:
+            return Level.same
+        return Level.maybe if overlap >= self.maybe_at else Level.different
 
 
 def shared_mass(a: Mapping[str, int], b: Mapping[str, int]) -> float:

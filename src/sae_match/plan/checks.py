@@ -15,8 +15,8 @@ from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.facts import ModelFacts
 from sae_match.matching.solution import Solver
 from sae_match.pairs import adjacent_pairs, distant_pairs, span
+from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
-from sae_match.record.science import science_hash
 from sae_match.record.state import read_status
 from sae_match.saes import SaeHeader
 from sae_match.saes.folding import FoldingKind, FoldingScale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .factors import FACTOR_PATHS, factors_of, flat_config
+from .configuration import FACTOR_PATHS, factors_of, flat_config
 from .job import JobRecord
 from .pairs import PAIR_COLUMNS, layer_rows, read_pairs
 

@@ -20,6 +20,7 @@ from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums
+from .configuration import science_hash, science_of
 from .contents import (
     CONFIG,
     FEATURES,
@@ -33,14 +34,14 @@ from .contents import (
     TEXT,
     TOP_TOKENS,
     TRACEBACK,
+    plain_metrics,
     refuse_foreign_files,
+    undefined,
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .labels import LABELS, Labels
-from .metrics import plain_metrics, undefined
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
-from .science import science_hash, science_of
 from .state import (
     STALE_S,
     STATUS,

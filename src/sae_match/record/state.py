@@ -44,7 +44,7 @@ class Status:
         state: running, done, failed or killed; a running job whose process is gone counts as killed.
         error: type and message of what ended it.
         key: content key of the job (`experiment.job_key`), None where an input could not be identified.
-        science: hash of the scientific configuration alone (`record.science`).
+        science: hash of the scientific configuration alone (`record.configuration`).
         alive: its process runs on this host, or has a recent heartbeat on another.
         pid, host: that process.
         own: it is this process.

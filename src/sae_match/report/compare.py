@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..record.factors import FACTOR_PATHS
-from ..record.science import RUNTIME_KEYS
+from ..record.configuration import FACTOR_PATHS, RUNTIME_KEYS
 from .records import Record
 
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics.description import MATCHED
-from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..record.pairs import distance_rows
 from ..style import BLUE, GREEN, ORANGE
 from ..variants import Look
 from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save

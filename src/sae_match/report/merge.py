@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from ..metrics.description import DIFFERENCE, headline_name
-from ..record.curves import near_rows
+from ..record.configuration import science_of
 from ..record.labels import Labels, joined
-from ..record.science import science_of
+from ..record.pairs import near_rows
 from .records import Record
 from .resampling import SAMPLES, SEED, document_sums, means
 

@@ -14,8 +14,8 @@ from sae_match.files import atomic_path
 
 from ..errors import UserError
 from ..metrics.description import Description
-from ..record.curves import distance_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..record.pairs import distance_rows
 from ..variants import Look
 from .compare import comparison_keys, job_labels, setting
 from .controls import controls_frame

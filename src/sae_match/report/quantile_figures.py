@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..record.curves import QUANTILE_SPLICE, is_quantile, near_rows
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..record.pairs import QUANTILE_SPLICE, is_quantile, near_rows
 from ..style import BLUE
 from .canvas import COLUMN_INCHES, legend_below, new_figure, paper_style, save
 from .style import references

@@ -15,8 +15,8 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
+from ..record.configuration import factors_of, flatten
 from ..record.contents import CONFIG, METRICS, PAIRS
-from ..record.factors import factors_of, flatten
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret

@@ -11,7 +11,7 @@ from typing import Any
 import wandb
 from safetensors import SafetensorError, safe_open
 
-from sae_match.record.factors import columns_of
+from sae_match.record.configuration import columns_of
 
 PERMUTATIONS_TYPE, SAE_TYPE = "permutations", "sae"
 REFERENCE_FILE = "sae.json"

@@ -15,11 +15,10 @@ import pandas as pd
 import wandb
 
 from sae_match.errors import UserError
-from sae_match.record.curves import DISTANCE, LAYER, QUANTILE
-from sae_match.record.factors import columns_of, flat_config
+from sae_match.record.configuration import columns_of, flat_config
+from sae_match.record.contents import Scalar, plain_metrics, undefined
 from sae_match.record.labels import Labels
-from sae_match.record.metrics import Scalar, plain_metrics, undefined
-from sae_match.record.pairs import tidy_pairs, undefined_rows
+from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, tidy_pairs, undefined_rows
 from sae_match.tracking.artifacts import log_permutations
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -15,13 +14,13 @@ from sae_match.errors import UserError
 
 
 def derived_generator(seed: int, layer: int, purpose: int) -> torch.Generator:
-    """A random stream of its own for each (seed, layer, purpose): layers and seeds never share an initialisation."""
+    """A random stream of its own for each (seed, layer, purpose): layers and seeds never share an initialization."""
     state = np.random.SeedSequence(seed, spawn_key=(layer, purpose)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed((int(state[0]) << 31) ^ int(state[1]))
 
 
 @dataclass
-class Normalisation:
+class Normalization:
     """Affine map between raw residuals and training units: `z = (x - mean) * scale`, E||z||^2 = d."""
 
     mean: Float[Tensor, "d"]
@@ -40,16 +39,12 @@ def drop_sink_positions(
             f"training needs activations [windows, tokens, d] with at least 1 window of {sink_positions + 1} tokens, "
             f"got shape {tuple(activations.shape)}"
         )
-    windows, length, d = activations.shape
-    tokens = torch.empty(
-        windows, length - sink_positions, d
-    )  # filled in place: a layer is gigabytes, one copy is enough
-    tokens.copy_(activations[:, sink_positions:])
-    return tokens.view(-1, d)
+    # One copy, straight from the memory-mapped file: a layer is gigabytes.
+    return activations[:, sink_positions:].clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
-def normalise_(tokens: Float[Tensor, "n d"], clip_norm_factor: float) -> Normalisation:
-    """Clip outliers, centre and scale in place.
+def normalize_(tokens: Float[Tensor, "n d"], clip_norm_factor: float) -> Normalization:
+    """Clip outliers, center and scale in place.
 
     Tokens whose norm exceeds `clip_norm_factor` times the median are rescaled to that norm first, so that a few
     of them neither set the scale nor dominate the loss. Raises UserError on NaN or Inf.
@@ -67,7 +62,7 @@ def normalise_(tokens: Float[Tensor, "n d"], clip_norm_factor: float) -> Normali
         raise UserError("training activations are all equal: there is nothing to train on")
     scale = (tokens.shape[1] / mean_square) ** 0.5
     tokens *= scale
-    return Normalisation(mean, scale)
+    return Normalization(mean, scale)
 
 
 class TokenBatches:
@@ -88,26 +83,21 @@ class TokenBatches:
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d"]]:
         while self.step < self.n_steps:
-            batch = self.batch(self.step)
+            batch = self._batch(self.step)
             self.step += 1
             yield batch
         self.step = 0
 
-    def batch(self, step: int) -> Float[Tensor, "batch d"]:
-        """The batch of one step, whichever came before it."""
-        n, pieces = self.tokens.shape[0], []
-        position, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
-        while position < end:
-            epoch, start = divmod(position, n)
-            stop = min(n, start + end - position)
-            pieces.append(self._permutation(epoch)[start:stop])
-            position += stop - start
-        return self.tokens[pieces[0] if len(pieces) == 1 else torch.cat(pieces)]
+    def _batch(self, step: int) -> Float[Tensor, "batch d"]:
+        n, start, stop = len(self.tokens), step * self.batch_tokens, (step + 1) * self.batch_tokens
+        epochs = range(start // n, (stop - 1) // n + 1)
+        rows = [self._permutation(epoch)[max(0, start - epoch * n) : stop - epoch * n] for epoch in epochs]
+        return self.tokens[torch.cat(rows)]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             generator = derived_generator(self.seed, self.layer, 1 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.tokens.shape[0], generator=generator)
+            self._epoch, self._order = epoch, torch.randperm(len(self.tokens), generator=generator)
         return self._order
 
     def state_dict(self) -> dict[str, int]:
@@ -115,16 +105,4 @@ class TokenBatches:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at the position of a checkpoint."""
         self.step = state["step"]
-
-
-class ActivationData(L.LightningDataModule):
-    """Data module of one SAE: a matrix of normalised tokens in memory."""
-
-    def __init__(self, tokens: Float[Tensor, "n d"], batch_tokens: int, n_steps: int, seed: int, layer: int) -> None:
-        super().__init__()
-        self._batches = TokenBatches(tokens, batch_tokens, n_steps, seed, layer)
-
-    def train_dataloader(self) -> TokenBatches:
-        return self._batches

@@ -8,10 +8,9 @@ Autoencoders" (arXiv 2407.14435), Eqs. 9-12. With the rectangle kernel `K(z) = 1
     d L0 / d theta  = -(1 / bandwidth) * K((pre - theta) / bandwidth)
     d L0 / d pre    =  0
 
-Only the positions with `pre > theta - bandwidth / 2` matter: the active ones, and those within the kernel's
-reach. About 3 % of all positions are, so the encoder's forward product is the only dense one. The decoder
-and every gradient run over that short list through `embedding_bag` (a gather that multiplies and sums, one bag
-per token or one bag per feature) and a sampled matrix product.
+Only positions with `pre > theta - bandwidth / 2` matter, about 3 % of all, so the encoder's forward product is the only
+dense one. The decoder and every gradient run over that list through `embedding_bag` (a gather that multiplies and sums,
+one bag per token or per feature) and a sampled matrix product.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ from torch.autograd.function import once_differentiable
 
 @dataclass
 class Objective:
-    """What one step computes.
-
-    `mse`: squared error summed over d, mean over tokens. `l0`: mean number of active features per token; both
-    scalars are differentiable. `fired`: activations per feature in the batch. `error`: reconstruction minus input.
-    """
+    """What one step computes; `mse` and `l0` are differentiable."""
 
     mse: Float[Tensor, ""]
+    """Squared error summed over d, mean over tokens."""
     l0: Float[Tensor, ""]
+    """Mean number of active features per token."""
     fired: Float[Tensor, "features"]
+    """Activations per feature in the batch."""
     error: Float[Tensor, "tokens d"]
+    """Reconstruction minus input."""
 
 
-def weighted_bags(
+def _weighted_bags(
     table: Float[Tensor, "rows d"], rows: Int[Tensor, "n"], offsets: Int[Tensor, "bags+1"], weights: Float[Tensor, "n"]
 ) -> Float[Tensor, "bags d"]:
     """Sum of `weights[i] * table[rows[i]]` over each bag `offsets[b]:offsets[b + 1]`: a sparse times dense product."""
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def bag_offsets(members: Int[Tensor, "n"], bags: int) -> Int[Tensor, "bags+1"]:
+def _bag_offsets(members: Int[Tensor, "n"], bags: int) -> Int[Tensor, "bags+1"]:
     """Where each bag starts in a list that is sorted by bag; the last entry is the list's length."""
     offsets = torch.zeros(bags + 1, dtype=torch.int64, device=members.device)
     torch.cumsum(torch.bincount(members, minlength=bags), dim=0, out=offsets[1:])
     return offsets
 
 
-def sampled_products(
+def _sampled_products(
     left: Float[Tensor, "rows d"],
     right: Float[Tensor, "columns d"],
     offsets: Int[Tensor, "rows+1"],
@@ -71,7 +70,7 @@ def sampled_products(
 
 
 class _JumpReluObjective(torch.autograd.Function):
-    """Forward and pseudo-gradients; `W_enc` is held as rows [features, d], the layout both bag products like."""
+    """Forward and pseudo-gradients; `W_enc` is held as rows [features, d], the layout of the bag products."""
 
     @staticmethod
     def forward(
@@ -92,8 +91,8 @@ class _JumpReluObjective(torch.autograd.Function):
         token = torch.div(near, features, rounding_mode="floor")
         feature = near - token * features
         active = (value > threshold[feature]).to(value.dtype)
-        offsets = bag_offsets(token, tokens)
-        error = weighted_bags(W_dec, feature, offsets, value * active).add_(b_dec).sub_(x)
+        offsets = _bag_offsets(token, tokens)
+        error = _weighted_bags(W_dec, feature, offsets, value * active).add_(b_dec).sub_(x)
         flat = error.view(-1)
         fired = torch.bincount(feature, weights=active, minlength=features).to(value.dtype)
         ctx.save_for_backward(x, W_dec, threshold, value, token, feature, active, offsets, error)
@@ -107,7 +106,7 @@ class _JumpReluObjective(torch.autograd.Function):
         x, W_dec, threshold, value, token, feature, active, offsets, error = ctx.saved_tensors
         tokens, features = x.shape[0], W_dec.shape[0]
         scale = grad_mse * (2.0 / tokens)
-        d_feature = sampled_products(error, W_dec, offsets, feature) * scale
+        d_feature = _sampled_products(error, W_dec, offsets, feature) * scale
         d_pre = d_feature * active
 
         theta = threshold[feature]
@@ -119,9 +118,9 @@ class _JumpReluObjective(torch.autograd.Function):
         # int16 keys make the stable sort several times cheaper
         key = feature.to(torch.int16) if features <= torch.iinfo(torch.int16).max else feature
         order = torch.sort(key, stable=True).indices
-        by_feature, bags = token[order], bag_offsets(feature, features)
-        d_W_dec = weighted_bags(error, by_feature, bags, (value * active)[order]) * scale
-        d_W_enc = weighted_bags(x, by_feature, bags, d_pre[order])
+        by_feature, bags = token[order], _bag_offsets(feature, features)
+        d_W_dec = _weighted_bags(error, by_feature, bags, (value * active)[order]) * scale
+        d_W_enc = _weighted_bags(x, by_feature, bags, d_pre[order])
         d_b_dec = error.sum(0) * scale
         return None, d_W_enc, d_b_enc, d_W_dec, d_b_dec, d_threshold * threshold, None
 
@@ -137,8 +136,7 @@ def jumprelu_objective(
 ) -> Objective:
     """Reconstruct `x` and count active features, differentiably in every parameter (not in `x`).
 
-    `W_enc` is transposed against method.md: one row per feature. Duplicates nothing dense but `[tokens, features]`
-    pre-activations. Gradients are the module docstring's pseudo-derivatives.
+    Gradients are the module docstring's pseudo-derivatives.
     """
     return Objective(*_JumpReluObjective.apply(x, W_enc, b_enc, W_dec, b_dec, log_threshold, bandwidth))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sae_match.errors import UserError
 from sae_match.study import Layers, Paths
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingConfig:
-    """Recipe of one JumpReLU SAE (Rajamanoharan et al. 2024, with a steered sparsity coefficient)."""
+    """Recipe of one JumpReLU SAE (Rajamanoharan et al. 2024, with a steered sparsity coefficient).
+
+    Raises:
+        UserError: fields out of their range; every one is named.
+    """
 
     width: int = 1152
     """Number of features F."""
@@ -57,6 +62,23 @@ class TrainingConfig:
     log_every_steps: int = 100
     """Steps between logged points."""
 
+    def __post_init__(self) -> None:
+        least = {"width": 1, "batch_tokens": 1, "tokens": self.batch_tokens, "lr_log_threshold": 0, "decay_fraction": 0,
+                 "checkpoint_seconds": 1, "log_every_steps": 1}  # fmt: skip
+        rules = [(name, getattr(self, name) >= bound, f"at least {bound}") for name, bound in least.items()]
+        for name in ("target_l0", "lr", "bandwidth", "clip_norm_factor"):
+            rules.append((name, getattr(self, name) > 0, "above 0"))
+        rules.append(("target_l0", self.target_l0 <= self.width, "at most the width"))
+        rules.append(("decay_fraction", self.decay_fraction <= 1, "at most 1"))
+        broken = [f"training.{name}={getattr(self, name)}: must be {rule}" for name, ok, rule in rules if not ok]
+        if broken:
+            raise UserError("; ".join(broken))
+
+    def recipe(self) -> dict[str, Any]:
+        """The fields that the trained SAE depends on; the others may change when a training is continued."""
+        free = ("checkpoint_seconds", "log_every_steps", "fast_matmul")
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -73,7 +95,7 @@ class TrainConfig:
     """One SAE per layer of the span."""
     paths: Paths
     seed: int = 0
-    """Seed of initialisation and data order; each layer derives its own from it."""
+    """Seed of initialization and data order; each layer derives its own from it."""
     device: str = "auto"
     """auto | cpu | cuda."""
     progress: bool | None = None

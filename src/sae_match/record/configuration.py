@@ -1,9 +1,15 @@
-"""The few configuration values that tell the jobs of a sweep apart, and the flat form of a configuration."""
+"""A configuration as records see it: its flat form, its factors, the part that decides results, and ids from that."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+RUN_ID_DIGITS = 16
+"""Hexadecimal digits of an id: 64 bits, which a project of a million runs does not exhaust."""
 
 FACTOR_PATHS: dict[str, str] = {
     "metric": "matching.metric",
@@ -102,3 +108,64 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if name in flat and flat[name] != value:
             raise ValueError(f"factor {name}={value!r} hides the configuration key {name}={flat[name]!r}")
     return {**flat, **columns}
+
+
+RUNTIME_KEYS = ("paths", "tracking", "progress", "dry_run", "rerun", "capture", "trusted_packages")
+"""Top-level keys that may change without making it another job: where results go, who is told, what is shown."""
+EXECUTION = (
+    "solver.memory_limit_gib",
+    "model.max_memory",
+    "judging.api_key_variable",
+    "judging.concurrency",
+    "judging.retries",
+    "judging.timeout_s",
+    "judging.max_failures",
+    "judging.price_input",
+    "judging.price_output",
+    "judging.max_cost",
+)
+"""Dotted keys that decide whether and how fast a job gets through, never what it finds. What can move a number, if only
+in its last bits (device, batch sizes, the solver's time limit), stays in."""
+LOCATIONS = ("sae.root", "model.path", "dataset.path", "judging.neuronpedia")
+"""Dotted keys that say where inputs lie. A job's key holds the inputs' content in their place."""
+
+
+def science_of(config: Any, without: tuple[str, ...] = ()) -> Any:
+    """The scientific part of a resolved configuration (nested mappings), with string keys throughout.
+
+    Args:
+        config: as read from config.yaml; what is no mapping is returned as it is.
+        without: further dotted keys to leave out.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    kept = {name: value for name, value in config.items() if name not in RUNTIME_KEYS}
+    return _without(kept, (*EXECUTION, *without))
+
+
+def science_hash(config: Any) -> str:
+    """Hash of `science_of` a configuration, 64 hexadecimal digits; any content has one, also one that cannot work."""
+    text = json.dumps(science_of(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without(config: Mapping[Any, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    return {
+        str(name): _without(value, names, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if f"{prefix}{name}" not in names
+    }
+
+
+def run_id(config: Mapping[str, Any], place: Path) -> str:
+    """An id that depends on the job's scientific configuration and on the sweep, or the single job, it belongs to.
+
+    A second attempt in the same place so continues the W&B run of the first one, also where the jobs of a sweep have
+    been numbered anew; the same configuration elsewhere is a run of its own.
+
+    Args:
+        config: the resolved configuration as nested plain dicts.
+        place: the sweep's directory, or the job's where there is no sweep.
+    """
+    text = json.dumps([science_of(config), str(place.resolve())], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_DIGITS]
