@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sae_match.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_match.evaluation import evaluate_pair
+    from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import match  # from its home: mypy may take the package's for the submodule
     from sae_match.saes import SparseAutoencoder, fold, load_sae
@@ -29,10 +29,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Matching",
+    "PairSettings",
     "Permutation",
     "SparseAutoencoder",
     "UserError",
     "evaluate_pair",
+    "feature_table",
     "fold",
     "load_sae",
     "match",
@@ -40,9 +42,11 @@ __all__ = [
 
 _HOMES = {
     "Matching": "sae_match.matching",
+    "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",
     "SparseAutoencoder": "sae_match.saes",
     "evaluate_pair": "sae_match.evaluation",
+    "feature_table": "sae_match.evaluation",
     "fold": "sae_match.saes",
     "load_sae": "sae_match.saes",
     "match": "sae_match.matching",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_match import Permutation, UserError, match
-from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair
+from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair, feature_table
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
 from sae_match.evaluation.splices import PairActivations, SpliceUnits, resolve_units
 from sae_match.matching import UNMATCHED
@@ -180,3 +180,24 @@ def test_units_by_name() -> None:
     for wrong in ("Theta", "as_folding", SpliceUnits.as_folding):
         with pytest.raises(UserError, match="must be theta or raw"):
             measured(wrong)
+
+
+def test_a_pair_as_tables() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    permutation = Permutation.random(a.width, b.width, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    x_a, x_b = (torch.randn(6, 5, a.d_model, generator=generator) for _ in range(2))
+    evaluation = evaluate_pair(a, b, permutation, x_a, x_b)
+    frame = evaluation.to_frame()
+    assert len(frame) == len(evaluation.rows) and {"variant", "metric", "value", "low", "high", "n"} <= set(frame)
+    assert "matching_score" in evaluation._repr_html_() and len(repr(evaluation)) < 200
+    table = feature_table(a, b, permutation, evaluation.statistics)
+    assert list(table["partner"]) == permutation.indices[torch.tensor(table["feature"].to_numpy())].tolist()
+    first = table.iloc[0]
+    i, j = int(first["feature"]), int(first["partner"])
+    cosine = torch.nn.functional.cosine_similarity(a.W_dec[i], b.W_dec[j], dim=0)
+    assert first["decoder_cosine"] == pytest.approx(float(cosine), abs=1e-5)
+    assert first["theta_ratio"] == pytest.approx(float(b.theta[j] / a.theta[i]))
+    fires_a, fires_b = a.encode(x_a[:, 1:])[..., i] > 0, b.encode(x_b[:, 1:])[..., j] > 0
+    assert (first["active"], first["together"]) == (int(fires_a.sum()), int((fires_a & fires_b).sum()))
+    assert list(feature_table(a, b, permutation)) == list(table)[:7]

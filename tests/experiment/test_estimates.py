@@ -17,7 +17,7 @@ from sae_match.evaluation.activations import ActivationRequest, compute_activati
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.language_model import LanguageModel, load_language_model
-from sae_match.language_model.facts import ModelSize, model_size
+from sae_match.language_model.loading import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.sources import LocalModel
 from sae_match.matching import Permutation

@@ -18,8 +18,8 @@ from sae_match import app
 from sae_match.app.build import config_directory
 from sae_match.experiment import outputs
 from sae_match.report import find_records
-from sae_match.report.pair_figure import write_pair_figures
-from sae_match.report.paper_figures import write_paper_figures
+from sae_match.report.features import write_pair_figures
+from sae_match.report.figures import write_paper_figures
 from sae_match.saes import save_native
 from tests.builders import random_sae
 from tests.experiments import EXPERIMENTS, jobs

@@ -264,6 +264,6 @@ def test_a_broken_tracker_does_not_fail_a_finished_job(
         raise ConnectionError("gone")
 
     monkeypatch.setattr("sae_match.experiment.outputs._mirror", broken)
-    result = run(configured(random_saes, "evaluation=weights_only"))
+    result = run(configured(random_saes, "evaluation=weights_only", "tracking=wandb_offline"))
     assert json.loads((result.directory / "status.json").read_text())["state"] == "done"
     assert "the W&B run is incomplete" in caplog.text

@@ -81,6 +81,26 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "gpt2": lambda: transformers.GPT2Config(
         n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=64, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2
     ),
+    # Its blocks return lists.
+    "gpt1": lambda: transformers.OpenAIGPTConfig(
+        n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=64, vocab_size=VOCAB
+    ),
+    # Its blocks return pairs, and one has attention where the others have a state space.
+    "bamba": lambda: transformers.BambaConfig(
+        **_SIZES,
+        **_COMMON,
+        num_key_value_heads=1,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=4,
+        attn_layer_indices=[1],
+    ),
+    # No attention at all.
+    "mamba": lambda: transformers.MambaConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, state_size=4
+    ),
+    # Its own name for the context.
+    "mpt": lambda: transformers.MptConfig(d_model=WIDTH, n_heads=2, n_layers=LAYERS, max_seq_len=20, vocab_size=VOCAB),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, **_COMMON),
     # Its blocks return tuples; every other layer looks back two tokens only.
     "gpt_neo": lambda: transformers.GPTNeoConfig(

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sae_match.errors import UserError
-from sae_match.language_model import LanguageModel, ResidualStreams, capture, capturing
+from sae_match.language_model import LanguageModel, ResidualStreams, capture, residual_streams
 from sae_match.store import Store
 
 
@@ -27,7 +27,7 @@ def hooked(model: LanguageModel, ids: Tensor) -> list[Tensor]:
     outputs: list[Tensor] = []
 
     def keep(_block: nn.Module, _args: object, output: object) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, (tuple, list)) else output)
 
     handles = [block.register_forward_hook(keep) for block in model.blocks]
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_interrupted_capture_goes_on(
 ) -> None:
     whole = capture(llama, windows, [0, 2], Store(tmp_path / "whole"), batch_windows=2)
     passes.clear()
-    monkeypatch.setattr(capturing, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(residual_streams, "_CHECKPOINT_SECONDS", -1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         fail_after(2, patch)
         capture(llama, windows, [0, 2], Store(tmp_path), batch_windows=2)
@@ -156,7 +156,7 @@ def test_what_was_written_after_the_last_checkpoint_is_overwritten(
     llama: LanguageModel, windows: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = capture(llama, windows, [1], Store(tmp_path / "whole"))
-    monkeypatch.setattr(capturing, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(residual_streams, "_CHECKPOINT_SECONDS", -1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         fail_after(2, patch)
         capture(llama, windows, [1], Store(tmp_path), batch_windows=2)
@@ -171,7 +171,7 @@ def test_interrupted_capture_goes_on_with_other_layers(
     llama: LanguageModel, windows: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = capture(llama, windows, [0, 1, 2], Store(tmp_path / "whole"), batch_windows=2)
-    monkeypatch.setattr(capturing, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(residual_streams, "_CHECKPOINT_SECONDS", -1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         fail_after(2, patch)
         capture(llama, windows, [0, 1], Store(tmp_path), batch_windows=2)
@@ -279,8 +279,9 @@ def test_a_residual_stream_that_overflows_is_an_error(
         damaged.resid_post(windows.ids, [0])
 
 
-def test_a_token_without_an_embedding_is_named(llama: LanguageModel, ids: Tensor) -> None:
-    llama.check_ids(ids)
+def test_a_token_without_an_embedding_is_named(llama: LanguageModel, windows: SimpleNamespace, tmp_path: Path) -> None:
     n = llama.hf.get_input_embeddings().weight.shape[0]
+    beyond = SimpleNamespace(ids=torch.full_like(windows.ids, n), key="beyond")
     with pytest.raises(UserError, match=rf"token id {n}, but the model has {n} embeddings"):
-        llama.check_ids(torch.full_like(ids, n))
+        capture(llama, beyond, [0], Store(tmp_path))
+    llama.check_ids(windows.ids)

@@ -14,8 +14,8 @@ import transformers
 from sae_match.errors import UserError
 from sae_match.hub import verify
 from sae_match.language_model import LanguageModel, load_language_model
-from sae_match.language_model.facts import ModelFacts
 from sae_match.language_model.hub import HubModel
+from sae_match.language_model.loading import ModelFacts
 from sae_match.language_model.sources import LocalModel
 from sae_match.store import Store
 from tests.hub_server import Hub, set_offline

@@ -21,7 +21,8 @@ def reference_losses(
     if layer is not None:
 
         def replace(_block: nn.Module, _args: object, output: object) -> object:
-            return (residual, *output[1:]) if isinstance(output, tuple) else residual
+            parts = isinstance(output, (tuple, list))
+            return type(output)([residual, *output[1:]]) if parts else residual
 
         hooks.append(model.blocks[layer].register_forward_hook(replace))
     with torch.no_grad():
@@ -40,8 +41,8 @@ def count_computed(model: LanguageModel, counts: dict[int, int]) -> list[torch.u
     handles = []
     for layer, block in enumerate(model.blocks):
         counts[layer] = 0
-        for name, module in block.named_modules():
-            if name:
+        for module in block.modules():
+            if any(True for _ in module.parameters(recurse=False)):  # GPT-1 shares its activation function among blocks
 
                 def count(*_: object, layer: int = layer) -> None:
                     counts[layer] += 1

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from sae_match.language_model import LanguageModel, load_language_model
+from sae_match.language_model.model import execution_device
 from sae_match.language_model.sources import LocalModel
-from sae_match.language_model.weights import execution_device
 from sae_match.store import Store
 
 

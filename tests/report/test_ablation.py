@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sae_match.record.labels import BUILT_IN_LABELS
-from sae_match.report.ablation import (
-    ablation_cells,
-    ablation_frame,
-    ablation_metrics,
-    ablation_table,
-    rank,
-    ranking_note,
-)
+from sae_match.report.ablation import ablation_frame, compared_metrics, rank, ranking_note, resample
 from sae_match.report.records import find_records
-from sae_match.report.resampling import Resamples
+from sae_match.report.tables import Table, ablation_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
 SCORE, LOSS, MSE = "matching_score", "delta_loss/encode_permute_decode", "weight_mse/W_dec"
@@ -25,11 +19,15 @@ NAMES = [SCORE, LOSS, MSE]
 
 
 def rankings(records: list) -> dict:
-    return {name: rank(records, name, Resamples(NAMES)) for name in NAMES}
+    return {name: rank(records, name, resample(records, NAMES)) for name in NAMES}
+
+
+def table_of(records: list, frame: pd.DataFrame, names: list[str]) -> Table:
+    return ablation_table(records, frame, names, BUILT_IN_LABELS, Path())
 
 
 def ranks(name: str) -> list[int]:
-    found = rank(design(), name, Resamples(NAMES))
+    found = rank(design(), name, resample(design(), NAMES))
     assert not found.paired
     return [found.ranks[place] for place in range(4)]
 
@@ -50,10 +48,11 @@ def test_a_row_per_combination_with_value_interval_and_rank() -> None:
     assert list(frame.columns[:4]) == ["job", "state", "metric", "folding"]
     first = frame.iloc[0]
     assert (first[SCORE], first[f"{SCORE}_low"], first[f"{SCORE}_high"], first[f"{SCORE}_rank"]) == (0.5, 0.4, 0.6, 2)
-    cells = ablation_cells(frame, NAMES)
-    assert cells[0] == ["0.500 [0.400, 0.600] #2", "1.000 #2", "0.100 #2"]
-    assert cells[4] == ["failed", "failed", "failed"]
-    lines = ablation_table(records, frame, NAMES).splitlines()
+    table = table_of(records, frame, NAMES)
+    cells = [[cell.text for cell in row] for row in table.rows]
+    assert cells[0] == ["both", "theta", "0.500 [0.400, 0.600] #2", "1.000 #2", "0.100 #2", "0"]
+    assert cells[4] == ["encoder", "theta", "failed", "failed", "failed", "4"]
+    lines = table.markdown.splitlines()
     assert [text.strip() for text in lines[0].split("|")[1:-1]] == [
         "metric", "folding", SCORE, f"{LOSS} ↓", f"{MSE} ↓", "job",
     ]  # fmt: skip
@@ -62,9 +61,9 @@ def test_a_row_per_combination_with_value_interval_and_rank() -> None:
 
 def test_only_numbers_in_which_jobs_differ_are_ranked() -> None:
     records = [job("0", "both", "theta", score=0.5, mse=0.1), job("1", "both", "none", score=0.5, mse=0.2)]
-    assert ablation_metrics(records) == [MSE]
-    assert ablation_metrics(records, ["matching_score", "nothing"]) == []
-    assert ablation_metrics(records[:1]) == []
+    assert compared_metrics(records) == [MSE]
+    assert compared_metrics(records, ["matching_score", "nothing"]) == []
+    assert compared_metrics(records[:1]) == []
 
 
 def paired_jobs(tmp_path: Path, documents: list[np.ndarray]) -> list:
@@ -82,7 +81,7 @@ def test_jobs_share_a_rank_where_the_paired_interval_holds_0(tmp_path: Path) -> 
     noise = np.where(np.arange(40) % 2, 0.05, -0.05)
     # Job 1 is a little better than job 0 in every document; job 2 better on average, but not beyond noise.
     records = paired_jobs(tmp_path, [base, base + 0.01, base + 0.012 + noise])
-    found = rank(records, SCORE, Resamples([SCORE]))
+    found = rank(records, SCORE, resample(records, [SCORE]))
     assert found.paired
     assert found.ranks == {0: 2, 1: 1, 2: 1}
     note = ranking_note({SCORE: found})
@@ -92,14 +91,15 @@ def test_jobs_share_a_rank_where_the_paired_interval_holds_0(tmp_path: Path) -> 
 def test_a_job_without_sums_makes_plain_ranks(tmp_path: Path) -> None:
     records = paired_jobs(tmp_path, [np.full(9, 0.5), np.full(9, 0.6)])
     (tmp_path / "1" / "documents.parquet").unlink()
-    found = rank(records, SCORE, Resamples([SCORE]))
+    found = rank(records, SCORE, resample(records, [SCORE]))
     assert not found.paired and found.ranks == {0: 2, 1: 1}
 
 
 def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
     first, second = np.array([0.1, 0.5, 0.9, 0.3]), np.array([0.2, 0.4, 0.9, 0.6])
     records = paired_jobs(tmp_path, [first, second])
-    difference = Resamples([SCORE]).difference(records[1], records[0], SCORE)
+    first_mean, second_mean = (found[SCORE] for found in resample(records, [SCORE]).values())
+    difference = second_mean.less(first_mean)
     assert difference is not None
     counts = np.random.default_rng(0).multinomial(4, np.full(4, 0.25), size=1000)
     by_hand = (counts @ (second - first)) / 4
@@ -109,8 +109,9 @@ def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
 
 def test_too_few_documents_for_an_interval_decide_nothing(tmp_path: Path) -> None:
     records = paired_jobs(tmp_path, [np.array([0.1, 0.2, 0.3]), np.array([0.7, 0.8, 0.9])])
-    found = rank(records, SCORE, Resamples([SCORE]))
+    found = rank(records, SCORE, resample(records, [SCORE]))
     assert found.paired and found.ranks == {}
     assert f"No ranks of {SCORE}: fewer than 4 documents" in ranking_note({SCORE: found})
     frame = ablation_frame(records, {SCORE: found})
-    assert ablation_cells(frame, [SCORE]) == [["0.200 (no interval)"], ["0.800 (no interval)"]]
+    rows = table_of(records, frame, [SCORE]).rows
+    assert [row[1].text for row in rows] == ["0.200 (no interval)", "0.800 (no interval)"]

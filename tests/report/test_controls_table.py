@@ -9,12 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sae_match.report.contents import Options
-from sae_match.report.controls import controls_frame, controls_table
-from sae_match.report.controls_figure import drawn_rows, plot_controls
-from sae_match.report.overlay import write_overlays
+from sae_match.report.controls import controls_frame, drawn_rows, plot_controls
+from sae_match.report.figures import write_overlays
 from sae_match.report.records import Record
-from sae_match.report.writing import write_report
+from sae_match.report.report import Options, write_report
+from sae_match.report.tables import controls_table
 from tests.report.conftest import job_table
 
 SPLICE = "encode_permute_decode"
@@ -55,7 +54,7 @@ def test_rows_by_hand() -> None:
 
 
 def test_the_table_leaves_out_what_nobody_measured() -> None:
-    text = controls_table(controls_frame([record()]))
+    text = controls_table(controls_frame([record()])).markdown
     header, _, *rows = text.splitlines()
     assert "delta_loss" not in header and header.count("matched less control") == 2
     cells = [cell.strip() for cell in rows[-1].strip("|").split("|")]

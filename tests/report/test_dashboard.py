@@ -15,8 +15,11 @@ import pytest
 import yaml
 
 from sae_match.record import JobRecord
+from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report.cli import main
-from sae_match.report.html_table import escape, link
+from sae_match.report.pages import visible
+from sae_match.report.report import Report, dashboard
+from sae_match.report.tables import Cell, Table
 from tests.report.conftest import job_table
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -103,7 +106,7 @@ def test_the_page_needs_nothing_but_itself(sweep: Path) -> None:
 
 def test_failed_cells_say_failed_and_why(sweep: Path) -> None:
     page = page_of(sweep, "--no-figures")
-    jobs = {row[0]: row for row in page.rows("job-table")[1:]}
+    jobs = {row[0]: row for row in page.rows("jobs-table")[1:]}
     assert [jobs[name][1] for name in ("0", "1", "9", "10")] == ["done", "done", "done", "failed"]
     assert "ValueError: b_enc | has" in jobs["10"] and jobs["10"][-2:] == ["–", "–"]
     header, *rows = page.rows("comparison-table")
@@ -148,10 +151,13 @@ def test_what_comes_from_records_is_text(sweep: Path, place: str) -> None:
 
 
 def test_text_and_links_are_escaped() -> None:
-    assert escape("<&>\"'") == "&lt;&amp;&gt;&quot;&#x27;"
-    assert escape("a\u202eb\x00c\nd") == "a\\u202eb\\u0000c\nd"
-    assert link("javascript:alert(1)", "x") == '<a href="javascript%3Aalert%281%29">x</a>'
-    assert link("../a b/#1?", "x").startswith('<a href="../a%20b/%231%3F">')
+    assert visible("a\u202eb\x00c\nd") == "a\\u202eb\\u0000c\nd"
+    row = [Cell("<&>\"'", title="<&>\"'\x00"), Cell("x", href="javascript:alert(1)"), Cell("y", href="../a b/#1?")]
+    report = Report([], [], [], BUILT_IN_LABELS, {}, {"jobs": Table(["a", "b/<", "c ↓"], [row], ["a"])}, "")
+    text = dashboard(report, [], [])
+    assert '<td title="&lt;&amp;&gt;&#34;&#39;\\u0000">&lt;&amp;&gt;&#34;&#39;</td>' in text
+    assert '<a href="javascript%3Aalert%281%29">x</a>' in text and '<a href="../a%20b/%231%3F">y</a>' in text
+    assert ">b/<wbr>&lt;<" in text and ">c&nbsp;↓<" in text
 
 
 def test_the_page_is_a_pure_function_of_the_records(sweep: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from sae_match.errors import UserError
 from sae_match.record import JobRecord
 from sae_match.record.pairs import distance_rows
 from sae_match.report import find_records, plot_composition, plot_quantiles
+from sae_match.report.axes import draw_distances, draw_quantiles, has_distances, has_quantiles, quantile_rows
 from sae_match.report.canvas import new_figure
-from sae_match.report.distance_figures import draw_distances, has_distances
-from sae_match.report.overlay import write_overlays
-from sae_match.report.quantile_figures import draw_quantiles, has_quantiles, per_layer_rows, quantile_rows
+from sae_match.report.curves import per_layer_rows
+from sae_match.report.figures import write_overlays
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_match.report.effects import contrasts, effects_frame, effects_note, effects_table, factors
+from sae_match.report.ablation import effects_frame, effects_note, factors, resample
 from sae_match.report.records import Record, find_records
-from sae_match.report.resampling import Resamples
+from sae_match.report.tables import effects_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
 SCORE, LOSS = "matching_score", "delta_loss/encode_permute_decode"
 
 
 def frame_of(records: list[Record]) -> dict[tuple[str, str, str], dict]:
-    frame = effects_frame(records, [SCORE, LOSS], Resamples([SCORE, LOSS]))
+    frame = effects_frame(records, [SCORE, LOSS], resample(records, [SCORE, LOSS]))
     return {(row["factor"], row["level"], row["metric"]): row for row in frame.to_dict("records")}
 
 
@@ -39,8 +39,8 @@ def test_a_failed_cell_is_counted_not_guessed() -> None:
     rows = frame_of(records)
     assert rows["metric", "decoder", SCORE]["effect"] == pytest.approx(0.06)
     assert (rows["metric", "decoder", SCORE]["cells"], rows["metric", "decoder", SCORE]["unmatched"]) == (1, 1)
-    frame = effects_frame(records, [SCORE], Resamples([SCORE]))
-    assert "1 (+1 without partner)" in effects_table(frame, [SCORE])
+    frame = effects_frame(records, [SCORE], resample(records, [SCORE]))
+    assert "1 (+1 without partner)" in effects_table(frame, [SCORE]).markdown
 
 
 def test_a_level_without_any_partner_keeps_its_row() -> None:
@@ -48,17 +48,24 @@ def test_a_level_without_any_partner_keeps_its_row() -> None:
     rows = frame_of(records)
     lonely = rows["metric", "decoder", SCORE]
     assert (lonely["cells"] == 0 and lonely["effect"] is None) or np.isnan(lonely["effect"])
-    assert "–" in effects_table(effects_frame(records, [SCORE], Resamples([SCORE])), [SCORE])
+    assert "–" in effects_table(effects_frame(records, [SCORE], resample(records, [SCORE])), [SCORE]).markdown
 
 
 def test_settings_that_move_together_are_one_factor() -> None:
     records = [
-        Record(name=n, path=Path(n), state="done", config={"sae": {"name": n}, "model": {"name": n}, "seed": seed})
+        Record(
+            name=f"{n}{seed}",
+            path=Path(f"{n}{seed}"),
+            state="done",
+            config={"sae": {"name": n}, "model": {"name": n}, "seed": seed},
+        )
         for n in ("a", "b")
         for seed in (0, 1)
     ]
-    assert [factor.name for factor in factors(records)] == ["sae + model", "seed"]
-    assert [(c.level, len(c.cells)) for c in contrasts(records)] == [(("b", "b"), 2), ((1,), 2)]
+    assert factors(records) == [("sae", "model"), ("seed",)]
+    frame = effects_frame(records, [SCORE], resample(records, [SCORE]))
+    assert frame[["factor", "level"]].to_numpy().tolist() == [["sae + model", "b, b"], ["seed", "1"]]
+    assert frame["jobs"].tolist() == ["b0 - a0; b1 - a1", "a1 - a0; b1 - b0"]
 
 
 def test_the_interval_is_that_of_the_mean_over_cells(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_the_interval_is_that_of_the_mean_over_cells(tmp_path: Path) -> None:
         config = {"matching": {"metric": metric}, "folding": {"name": folding}, "seed": 0}
         pairs = pair_rows([(0, 1)], {"matching_score/matched": [float(values.mean())]})
         stored(tmp_path / str(index), config, pairs, {SCORE: float(values.mean())}, ratio_sums(list(values)))
-    frame = effects_frame(find_records([tmp_path]), [SCORE], Resamples([SCORE]))
+    frame = effects_frame(records := find_records([tmp_path]), [SCORE], resample(records, [SCORE]))
     row = frame[frame["factor"] == "metric"].iloc[0]
     per_document = ((documents["b", "x"] - documents["a", "x"]) + (documents["b", "y"] - documents["a", "y"])) / 2
     counts = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=1000)
@@ -79,6 +86,6 @@ def test_the_interval_is_that_of_the_mean_over_cells(tmp_path: Path) -> None:
 
 
 def test_without_sums_the_note_says_so() -> None:
-    frame = effects_frame(design(), [SCORE], Resamples([SCORE]))
+    frame = effects_frame(design(), [SCORE], resample(design(), [SCORE]))
     assert "no interval" in effects_note(frame) and "resampled" not in effects_note(frame)
-    assert "(0.0400 … 0.0600)" in effects_table(frame, [SCORE])
+    assert "(0.0400 … 0.0600)" in effects_table(frame, [SCORE]).markdown

@@ -12,12 +12,10 @@ import pandas as pd
 import pytest
 
 from sae_match.report import Record, plot_layer_curves
-from sae_match.report.canvas import also_written
-from sae_match.report.contents import Options, make_tables
-from sae_match.report.overlay import _same, write_overlays
+from sae_match.report.canvas import PALETTE, also_written, factor_styles
+from sae_match.report.figures import _same, write_overlays
 from sae_match.report.records import find_records
-from sae_match.report.style import PALETTE, factor_styles
-from sae_match.report.writing import report_text, write_report
+from sae_match.report.report import Options, make_report, report_text, write_report
 from tests.report.conftest import job_table
 from tests.report.factorial import pair_rows
 
@@ -101,7 +99,7 @@ def test_hundreds_of_jobs(tmp_path: Path) -> None:
     assert text.startswith("# SAE Match: 270 of 300 jobs done") and text.count("| **failed** |") == 30
     page = (tmp_path / "report.html").read_text("utf-8")
     assert len(page) < 3_000_000 and page.count('class="bad"') >= 30
-    assert text == report_text(make_tables(records, Options()), Options(), write_overlays(records, tmp_path))
+    assert text == report_text(make_report(records, Options()), write_overlays(records, tmp_path))
 
 
 def test_colours_tell_a_factor_when_there_are_more_jobs_than_colours() -> None:

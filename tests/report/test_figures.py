@@ -18,9 +18,9 @@ from sae_match.report import (
     plot_overview,
     plot_theta,
 )
-from sae_match.report.canvas import new_figure
-from sae_match.report.panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
-from sae_match.report.style import MARKERS, PALETTE, references, styles
+from sae_match.report.canvas import MARKERS, PALETTE, new_figure, references, styles
+from sae_match.report.curves import draw_changes, draw_groups, draw_layer_curves, draw_relative
+from sae_match.report.features import draw_histogram
 from sae_match.variants import VARIANTS
 
 pytestmark = pytest.mark.figures

@@ -53,7 +53,7 @@ def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:
     assert found == pytest.approx(by_hand(ours, theirs))
     assert found.low < found.value < found.high
     assert paired_difference(a, a, "matching_score") == (0.0, 0.0, 0.0)
-    assert list(estimates(a, "matching_score")) == [(0, 1), (1, 2)]
+    assert [key[:2] for key in estimates(a, "matching_score")] == [(0, 1), (1, 2)]
 
 
 @pytest.mark.parametrize("d", [3, 40])

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from sae_match.record import JobRecord
 from sae_match.report import find_records
-from sae_match.report.overlay import write_overlays
-from sae_match.report.pair_figure import draw_mse_by_level, pair_examples, pair_examples_of, write_pair_figures
-from sae_match.report.paper_figures import draw_bars, of_one_pair, weight_mse_rows
-from sae_match.report.sparsity_figure import draw_sparsity, sparsity_rows
+from sae_match.report.axes import draw_sparsity, sparsity_rows
+from sae_match.report.curves import weight_mse_rows
+from sae_match.report.features import draw_mse_by_level, pair_examples, pair_examples_of, write_pair_figures
+from sae_match.report.figures import draw_bars, of_one_pair, write_overlays
 from tests.report.conftest import job_table
 
 

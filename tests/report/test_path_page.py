@@ -17,8 +17,8 @@ import yaml
 from sae_match.errors import UserError
 from sae_match.record import JobRecord
 from sae_match.report.cli import main
-from sae_match.report.path_page import path_page
-from sae_match.report.record_paths import neuronpedia_link, top_tokens
+from sae_match.report.features import top_tokens
+from sae_match.report.pages import neuronpedia_link, path_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u2028'\""
 

@@ -13,9 +13,8 @@ from sae_match.errors import UserError
 from sae_match.record.pairs import read_pairs, write_pairs
 from sae_match.report import find_records, read_record
 from sae_match.report.cli import main
-from sae_match.report.contents import Options, make_tables
-from sae_match.report.overlay import write_overlays
-from sae_match.report.writing import report_text
+from sae_match.report.figures import write_overlays
+from sae_match.report.report import Options, make_report, report_text
 
 FIGURES = [
     "delta_loss.png",
@@ -105,7 +104,7 @@ def test_a_damaged_record_is_reported_and_hides_no_other(sweep: Path, file: str,
     records = {record.name: record for record in find_records([sweep])}
     assert records["1"].state == "unreadable" and records["0"].state == "done"
     assert file in (records["1"].error or "") or file == "status.json"
-    assert "**unreadable**" in report_text(make_tables(list(records.values()), Options()), Options())
+    assert "**unreadable**" in report_text(make_report(list(records.values()), Options()))
 
 
 def test_a_job_is_named_by_its_place(sweep: Path) -> None:
@@ -139,7 +138,7 @@ def overlays(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], set[
         drawn[f"{metric}:{variant}"] = (list(tables), set(rest["common"]["variant"]))
         return path
 
-    monkeypatch.setattr("sae_match.report.overlay.plot_overlay", spy)
+    monkeypatch.setattr("sae_match.report.figures.plot_overlay", spy)
     return drawn
 
 

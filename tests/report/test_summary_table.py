@@ -9,7 +9,7 @@ import pytest
 
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report import Record, comparison_frame, find_records, summary_table
-from sae_match.report.compare import comparison_keys, job_labels
+from sae_match.report.records import comparison_keys, job_labels
 from sae_match.report.tables import format_value, markdown_table
 
 

@@ -13,15 +13,9 @@ import pytest
 from sae_match.errors import UserError
 from sae_match.store import Store
 from sae_match.text import load_windows
-from sae_match.text.source import Part, TextSource, in_part, is_evaluation
+from sae_match.text.source import Document, Part, TextSource
 from sae_match.text.sources import embedded
-from sae_match.text.sources.embedded import (
-    MIN_CODE_BYTES,
-    EmbeddedCode,
-    EmbeddedNews,
-    EmbeddedWiki,
-    standard_library_files,
-)
+from sae_match.text.sources.embedded import MIN_CODE_BYTES, EmbeddedCode, EmbeddedNews, EmbeddedWiki
 from sae_match.text.sources.wikitext import article_prose
 
 MARKUP = """{{Infobox|name=x}}
@@ -88,13 +82,14 @@ def test_redirects_and_other_namespaces_are_dropped(tmp_path: Path) -> None:
     ]
 
 
-def test_code_leaves_out_tests_tables_packages_and_short_files(tmp_path: Path) -> None:
+def test_code_leaves_out_tests_tables_packages_and_short_files(tmp_path: Path, monkeypatch) -> None:
     for name in ("b.py", "a/c.py", "test/t.py", "a/tests/t.py", "site-packages/p.py", "encodings/e.py", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("#" * MIN_CODE_BYTES, encoding="utf-8")
     (tmp_path / "_sysconfigdata_linux.py").write_text("#" * MIN_CODE_BYTES, encoding="utf-8")
     (tmp_path / "short.py").write_text("#" * (MIN_CODE_BYTES - 1), encoding="utf-8")
-    assert standard_library_files(tmp_path) == [tmp_path / "a/c.py", tmp_path / "b.py"]
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert [document.id for document in EmbeddedCode(name="code").read({})] == ["a/c.py", "b.py"]
 
 
 def test_the_standard_library_is_read(tmp_path: Path) -> None:
@@ -135,7 +130,9 @@ def test_news_splits_into_disjoint_parts_that_never_change(tmp_path: Path, make_
 
 def test_the_split_rule_is_frozen() -> None:
     # SAEs were trained on the train part: these answers must hold for good.
-    evaluation = [i for i in range(1, 21) if is_evaluation("embedded_news", str(i))]
-    assert evaluation == [5, 6, 7, 12, 17]
-    assert is_evaluation("embedded_wiki", "Altruism") and not is_evaluation("embedded_wiki", "Anarchism")
-    assert in_part("embedded_wiki", "Altruism", "all") and not in_part("embedded_wiki", "Altruism", "train")
+    def holds(kind: type[TextSource], document: object, part: Part) -> bool:
+        return kind(name="x", part=part).holds(Document(str(document), "", ""))
+
+    assert [i for i in range(1, 21) if holds(EmbeddedNews, i, "evaluation")] == [5, 6, 7, 12, 17]
+    assert holds(EmbeddedWiki, "Altruism", "evaluation") and not holds(EmbeddedWiki, "Anarchism", "evaluation")
+    assert holds(EmbeddedWiki, "Altruism", "all") and not holds(EmbeddedWiki, "Altruism", "train")

@@ -15,7 +15,7 @@ from sae_match.errors import UserError
 from sae_match.store import Store
 from sae_match.text import load_windows
 from sae_match.text.source import Part
-from sae_match.text.windows import cut
+from sae_match.text.tokenization import cut_windows
 
 BOS_ID, FIRST_WORD_ID = 1, 2
 
@@ -88,7 +88,7 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one(config, tmp_path: Pat
     everything = load_windows(config(), tokenizer, Store(tmp_path))
     for n in (1, 5, 11):
         sample = load_windows(config(documents=n), tokenizer, Store(tmp_path))
-        assert sample.key == everything.first_documents(n).key
+        assert sample.key == everything.subset(everything.leading(n, 0)).key
     other = load_windows(config(seed=1), tokenizer, Store(tmp_path))
     assert sorted(other.titles) == sorted(everything.titles) and other.titles != everything.titles
 
@@ -121,7 +121,10 @@ def test_nonsense_numbers_are_refused(config, field: str, value: int) -> None:
     st.lists(st.integers(2, 99), max_size=60), st.integers(2, 12), st.integers(0, 5), st.sampled_from([None, BOS_ID])
 )
 def test_cut_gives_full_windows_that_tile_the_beginning(ids, window_tokens, limit, bos) -> None:
-    windows = cut(ids, window_tokens, limit, bos)
+    def tokenizer(text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    windows = cut_windows(tokenizer, " ".join(map(str, ids)), window_tokens, limit, bos).tolist()
     body = window_tokens - (bos is not None)
     assert all(len(window) == window_tokens for window in windows)
     assert [token for window in windows for token in window[-body:]] == ids[: body * len(windows)]

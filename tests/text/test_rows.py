@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sae_match.errors import UserError
-from sae_match.text.sources.rows import LINES_WITHOUT_HEADING, join_articles, row_texts, rows_to_documents, text_column
+from sae_match.text.source import LINES_WITHOUT_HEADING, row_texts, rows_to_documents, text_column
 
 WIKITEXT = [
     "",
@@ -25,7 +25,7 @@ WIKITEXT = [
 
 
 def test_articles_are_joined_at_single_headings_after_a_blank_line() -> None:
-    articles = list(join_articles(WIKITEXT, "here"))
+    articles = list(rows_to_documents(WIKITEXT, "here", join=True))
     assert [article.title for article in articles] == ["First Title", "Second = Title"]
     assert [article.id for article in articles] == ["1/First Title", "2/Second = Title"]
     assert articles[0].text == (" = First Title = \n\n Some text . \n\n = = A section = = \n\n where x \n = 2 = \n\n")
@@ -33,11 +33,11 @@ def test_articles_are_joined_at_single_headings_after_a_blank_line() -> None:
 
 
 def test_a_single_letter_is_a_title() -> None:
-    assert [article.title for article in join_articles([" = K = \n"], "here")] == ["K"]
+    assert [article.title for article in rows_to_documents([" = K = \n"], "here", join=True)] == ["K"]
 
 
 def test_lines_before_the_first_heading_are_dropped() -> None:
-    (article,) = join_articles(["tail of another article\n", "\n", " = T = \n", "body\n"], "here")
+    (article,) = rows_to_documents(["tail of another article\n", "\n", " = T = \n", "body\n"], "here", join=True)
     assert article.text == " = T = \nbody\n"
 
 
@@ -45,7 +45,7 @@ def test_lines_before_the_first_heading_are_dropped() -> None:
 def test_no_heading_is_an_error_and_is_found_early(count: int) -> None:
     lines = iter(["text\n"] * count)
     with pytest.raises(UserError, match="join_articles"):
-        list(join_articles(lines, "here"))
+        list(rows_to_documents(lines, "here", join=True))
     assert len(list(lines)) == max(0, count - LINES_WITHOUT_HEADING)
 
 

@@ -26,24 +26,13 @@ def test_key_is_a_hash_of_the_content_alone() -> None:
     assert transposed.key != windows.key
 
 
-def test_first_documents_takes_their_windows() -> None:
-    windows = make([0, 0, 1, 2])
-    first = windows.first_documents(2)
-    assert first.ids.tolist() == windows.ids[:3].tolist()
-    assert (first.n_documents, first.n_windows, first.titles) == (2, 3, windows.titles[:2])
-    assert windows.first_documents(0) is windows and windows.first_documents(3) is windows
-    for n in (-1, 4):
-        with pytest.raises(UserError, match="there are 3"):
-            windows.first_documents(n)
-
-
 def test_concatenate_renumbers_documents() -> None:
     first, second = make([0, 0, 1]), make([0, 1, 1], start=50)
     joined = TokenWindows.concatenate([first, second])
     assert joined.document.tolist() == [0, 0, 1, 2, 3, 3]
     assert joined.titles == first.titles + second.titles
     assert torch.equal(joined.ids, torch.cat([first.ids, second.ids]))
-    assert joined.first_documents(2).key == first.key
+    assert joined.subset(joined.leading(2, 0)).key == first.key
 
 
 def test_concatenate_refuses_different_lengths_and_nothing() -> None:

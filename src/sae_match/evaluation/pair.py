@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
-from sae_match.evaluation.standard_splices import STANDARD
+from sae_match.evaluation.standard_splices import MATCHED, STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.metric import Metric, MetricRow, metric_rows
 from sae_match.metrics.registry import BUILT_IN
-from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
+from sae_match.metrics.weight_distance import WeightDistances, weight_distances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,19 @@ class PairEvaluation:
 
     rows: list[MetricRow]
     statistics: ActivationStatistics
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per variant and metric: value, its 95 % interval (`low`, `high`) and n, as in pairs.csv."""
+        import pandas as pd
+
+        return pd.DataFrame([row.as_dict() for row in self.rows])
+
+    def __repr__(self) -> str:
+        variants = dict.fromkeys(row.variant for row in self.rows)
+        return f"PairEvaluation({len(self.rows)} numbers of {', '.join(variants)})"
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(index=False, float_format="{:.4g}".format, na_rep=""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +136,57 @@ def activation_rows(
     for splice, reconstruction in statistics.reconstruction.items():
         rows += metric_rows(metrics, reconstruction.sums(), bootstrap, layers, splice)
     return rows
+
+
+def feature_table(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutation: Permutation,
+    statistics: ActivationStatistics | None = None,
+    *,
+    distances: WeightDistances | None = None,
+) -> pd.DataFrame:
+    """One row per matched feature: its partner, and how alike the two are.
+
+    Columns: `feature`, `partner`, mean squared differences in folded units (`mse_W_enc`, `mse_b_enc`, `mse_W_dec`),
+    `decoder_cosine`, `theta_ratio` (theta of the partner over that of the feature); with `statistics` also on how many
+    tokens either fires (`active`, `partner_active`) and both do (`together`), and `matching_score`, together / active
+    (NaN where the feature never fires).
+
+    Args:
+        a, b: SAEs as loaded (unfolded).
+        permutation: a matching A -> B.
+        statistics: of `evaluate_pair` with this permutation, called `matched`.
+        distances: of these SAEs and this permutation, where they are known.
+
+    Raises:
+        UserError: SAEs without thresholds or another scale to be folded by.
+    """
+    import pandas as pd
+
+    rows = permutation.matched
+    partners = permutation.indices[rows]
+    found = weight_distances(a, b, permutation) if distances is None else distances
+    columns = {
+        "feature": rows,
+        "partner": partners,
+        "mse_W_enc": found.W_enc,
+        "mse_b_enc": found.b_enc,
+        "mse_W_dec": found.W_dec,
+        "decoder_cosine": found.decoder_cosine,
+        "theta_ratio": b.theta.cpu()[partners] / a.theta.cpu()[rows],
+    }
+    table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    return table if statistics is None else add_activations(table, statistics)
+
+
+def add_activations(table: pd.DataFrame, statistics: ActivationStatistics) -> pd.DataFrame:
+    """A feature table with the columns that need `statistics`."""
+    feature, partner = table["feature"].to_numpy(), table["partner"].to_numpy()
+    together = statistics.together[MATCHED]
+    return table.assign(
+        active=statistics.a.active.sum(dim=0).cpu().numpy()[feature],
+        partner_active=statistics.b.active.sum(dim=0).cpu().numpy()[partner],
+        together=together.together.sum(dim=0).cpu().numpy()[feature],
+        matching_score=together.per_feature(statistics.a)[feature],
+    )

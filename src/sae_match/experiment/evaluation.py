@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from sae_match.experiment.passes import activations, per_feature
 from sae_match.metrics.bootstrap import Bootstrap, DocumentSums
 from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LossMetric, Metric, MetricRow, metric_rows
-from sae_match.pairs import MATCHED, Role, Site
+from sae_match.pairs import Role, Site
 from sae_match.record.documents import SumsKey
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
@@ -150,20 +149,6 @@ def excluded_rows(excluded: Mapping[int, Bool[Tensor, " F"]]) -> list[MetricRow]
         MetricRow(layer, layer, "sae", "features_aside", float(mask.sum()), len(mask))
         for layer, mask in excluded.items()
     ]
-
-
-def add_activation_columns(features: pd.DataFrame, statistics: ActivationStatistics) -> pd.DataFrame:
-    """A pair's feature table with token counts: how often feature and partner fire, alone and together."""
-    feature, partner = features["feature"].to_numpy(), features["partner"].to_numpy()
-    active_a = statistics.a.active.sum(dim=0).cpu().numpy()
-    active_b = statistics.b.active.sum(dim=0).cpu().numpy()
-    together = statistics.together[MATCHED]
-    return features.assign(
-        active=active_a[feature],
-        partner_active=active_b[partner],
-        together=together.together.sum(dim=0).cpu().numpy()[feature],
-        matching_score=together.per_feature(statistics.a)[feature],
-    )
 
 
 def document_sums(evaluator: Evaluator, rows: Iterable[MetricRow]) -> dict[SumsKey, DocumentSums]:

@@ -62,7 +62,6 @@ def prepare(store: Store, study: Study, d_sae: int, device: str, progress: bool)
             f"dataset.window_tokens={study.dataset.window_tokens}: the context of {model.name} is {context} tokens"
         )
     windows = load_windows(study.dataset, model.tokenizer, store, study.model.bos)
-    model.check_ids(windows.ids)
     batch = study.evaluation.batch_windows
     streams = capture(model, windows, captured_layers(study), store, batch, progress)
     if not study.fitted:

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sae_match.evaluation.controls import MatchingControl, identity, random
-from sae_match.evaluation.pair import weight_rows
+from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
@@ -133,7 +133,7 @@ def match_neighbors(
         pair,
         permutations,
         rows + weight_rows(metrics, distances, pair.layers),
-        feature_table(matching.permutation, distances[MATCHED], pair),
+        feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
         references["random"].W_dec.cpu().numpy(),
         () if planted is None else (planted,),
     )
@@ -198,23 +198,6 @@ def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[
         if variant != EXACT
     }
     return [MetricRow(*pair.layers, variant, "agreement", share, n) for variant, share in shares.items()]
-
-
-def feature_table(matched: Permutation, distances: WeightDistances, pair: Pair) -> pd.DataFrame:
-    """One row per matched feature: partner, mean squared differences in folded units, decoder cosine."""
-    rows = matched.matched
-    return pd.DataFrame(
-        {
-            "layer": pair.a.layer,
-            "layer_to": pair.b.layer,
-            "feature": rows.numpy(),
-            "partner": matched.indices[rows].numpy(),
-            "mse_W_enc": distances.W_enc.cpu().numpy(),
-            "mse_b_enc": distances.b_enc.cpu().numpy(),
-            "mse_W_dec": distances.W_dec.cpu().numpy(),
-            "decoder_cosine": distances.decoder_cosine.cpu().numpy(),
-        }
-    )
 
 
 _STANDARD_ERRORS = 4.0

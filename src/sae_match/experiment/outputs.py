@@ -25,11 +25,10 @@ from sae_match.report import (
     plot_quantiles,
     plot_theta,
 )
-from sae_match.report.controls import control_frame
-from sae_match.report.controls_figure import plot_controls
-from sae_match.report.distance_figures import has_distances
-from sae_match.report.pair_figure import pair_examples_of, plot_pair_examples
-from sae_match.report.quantile_figures import has_quantiles, per_layer_rows
+from sae_match.report.axes import has_distances, has_quantiles
+from sae_match.report.controls import control_frame, plot_controls
+from sae_match.report.curves import per_layer_rows
+from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.style import GREY, PURPLE, SKY, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
 from sae_match.variants import VARIANTS, Look

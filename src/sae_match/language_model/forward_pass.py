@@ -8,7 +8,7 @@ passed through. Every change to a model lives in a context manager that undoes i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from sae_match.errors import UserError
 
+SUPPORTED = "Supported are decoder-only models laid out like Llama, Gemma, GPT-2 or GPT-NeoX in transformers."
 _CHUNK_ELEMENTS = 2**25
 """Logits held at once (128 MiB in float32); smaller chunks make the head slower on a CPU."""
 
@@ -45,8 +46,7 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     if len(shallowest) != 1:
         raise UserError(
             f"{type(model).__name__}: expected one list of {n_layers} blocks (num_hidden_layers), found "
-            f"{[name for _, name, _ in shallowest] or 'none'}. Supported are decoder-only models laid out like Llama, "
-            "Gemma, GPT-2 or GPT-NeoX in transformers."
+            f"{[name for _, name, _ in shallowest] or 'none'}. {SUPPORTED}"
         )
     return shallowest[0][2]
 
@@ -64,8 +64,8 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def residual_of(output: Any) -> Float[Tensor, "B T d"]:
-    """The residual stream in a block's output: the output itself, or its first part where blocks return tuples."""
-    return output[0] if isinstance(output, tuple) else output
+    """The residual stream in a block's output: the output itself, or the first part of a tuple or list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 @contextmanager
@@ -108,29 +108,22 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def resumed_after(
-    blocks: nn.ModuleList, layer: int, residual: Float[Tensor, "B T d"], returns_tuples: bool
+    blocks: nn.ModuleList, layer: int, residual: Float[Tensor, "B T d"], as_output: Callable[[Tensor], Any]
 ) -> Iterator[None]:
     """Inside the block, a forward pass through `blocks` takes `residual` as the output of block `layer`.
 
-    Blocks up to and including `layer` are not computed.
-
-    Args:
-        blocks: all blocks of the model.
-        layer: the block whose output is given.
-        residual: its output, in the dtype and on the device of the model.
-        returns_tuples: whether these blocks return a tuple that starts with the residual stream.
+    Blocks up to and including `layer` are not computed. `residual` has the dtype and device of that block's output;
+    `as_output` is the model's `output_maker`.
     """
 
     def pass_through(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden,) if returns_tuples else hidden
+        return as_output(args[0] if args else kwargs["hidden_states"])
 
-    def give_residual(*args: Any, **_kwargs: Any) -> Any:
-        hidden = pass_through(*args, **_kwargs)
-        expected = residual_of(hidden).shape
+    def give_residual(*args: Any, **kwargs: Any) -> Any:
+        expected = residual_of(pass_through(*args, **kwargs)).shape
         if residual.shape != expected:
             raise ValueError(f"residual has shape {tuple(residual.shape)}, these token ids need {tuple(expected)}")
-        return (residual,) if returns_tuples else residual
+        return as_output(residual)
 
     with ExitStack() as stack:
         for block in blocks[:layer]:
@@ -140,15 +133,28 @@ def resumed_after(
 
 
 @torch.no_grad()
-def blocks_return_tuples(decoder: nn.Module, blocks: nn.ModuleList, device: torch.device) -> bool:
-    """Whether this architecture's blocks return tuples, found by running one token through the model."""
+def output_maker(decoder: nn.Module, blocks: nn.ModuleList, device: torch.device) -> Callable[[Tensor], Any]:
+    """Puts a residual stream into what this architecture's blocks return, found by running one token through the model.
+
+    That is the residual itself, or a tuple or list that begins with it; the other parts (attention weights, caches) are
+    None, as where they were not asked for.
+    """
     outputs: list[Any] = []
-    hook = blocks[0].register_forward_hook(lambda _block, _args, output: outputs.append(output))
+
+    def keep(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output)
+        raise StopForward
+
+    hook = blocks[0].register_forward_hook(keep)
     try:
-        decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+        with suppress(StopForward):
+            decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     finally:
         hook.remove()
-    return isinstance(outputs[0], tuple)
+    (found,) = outputs
+    if not isinstance(found, (tuple, list)):
+        return lambda residual: residual
+    return lambda residual: type(found)([residual, *[None] * (len(found) - 1)])
 
 
 @torch.no_grad()
@@ -158,13 +164,8 @@ def next_token_losses(
     """Cross-entropy in nats of token t + 1 given the final hidden state at t, in float32.
 
     The model's own head is used, so that soft-capping and logit scales stay in: its decoder is replaced, for each chunk
-    of tokens, by one that returns the given hidden states.
-
-    Args:
-        model: the causal language model.
-        decoder: its decoder.
-        output: what the decoder returned for `ids`; its `last_hidden_state` is taken after the final norm.
-        ids: the token ids, on any device.
+    of tokens, by one that returns the given hidden states. `output` is what the decoder returned for `ids`; its
+    `last_hidden_state` is taken after the final norm.
     """
     states = output["last_hidden_state"][:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten().to(states.device)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import struct
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_match.errors import UserError
-from sae_match.files import file_sha256
 from sae_match.language_model.loading import without_progress_bars
 from sae_match.store import Store
 
@@ -38,19 +38,10 @@ CONVERSION_VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def converted_gguf(gguf: Path, store: Store) -> Path:
-    """Directory of a GGUF file's model as safetensors in float32, converted on the first call.
-
-    Raises:
-        UserError: no such file, or one that transformers cannot read.
-    """
-    if not gguf.is_file():
-        raise UserError(f"model.path={gguf}: no such file")
-    return converted(file_sha256(gguf), lambda: gguf, store)
-
-
 def converted(sha256: str, find: Callable[[], Path], store: Store) -> Path:
-    """Directory with the model of the GGUF file of this content; made from what `find` returns if it is not there.
+    """Directory with the model of the GGUF file of this content as safetensors in float32.
+
+    It is made from what `find` returns if it is not there.
 
     Raises:
         UserError: from `find`, for a file that transformers cannot read, or where the result cannot be written.
@@ -98,68 +89,55 @@ def check_gguf(path: Path) -> None:
     """
     try:
         with path.open("rb") as file:
-            _Header(file, path.stat().st_size).walk()
+            _walk_header(file, path.stat().st_size)
     except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path}: not a whole GGUF file ({error}); fetch it again") from None
 
 
-class _Header:
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
+def _walk_header(file: BinaryIO, size: int) -> None:
+    def number(layout: Literal["<I", "<Q"]) -> int:
+        return int(struct.unpack(layout, file.read(struct.calcsize(layout)))[0])
 
-    def walk(self) -> None:
-        if self.file.read(4) != MAGIC:
-            raise ValueError("it does not begin with GGUF")
-        version, tensors, pairs = self._number("I"), self._number("Q"), self._number("Q")
-        if version not in VERSIONS:
-            raise ValueError(f"version {version}, expected {' or '.join(map(str, VERSIONS))}")
-        self._room(pairs * _PAIR_BYTES + tensors * _TENSOR_BYTES, f"{pairs} entries and {tensors} tensors")
-        for _ in range(pairs):
-            self._string()
-            self._value(self._number("I"), nested=False)
-        for _ in range(tensors):
-            self._tensor()
+    def require(n: int, what: str) -> None:
+        if n > size - file.tell():
+            raise ValueError(f"its header claims {what}, and the file ends after {size} bytes")
 
-    def _tensor(self) -> None:
-        self._string()
-        dimensions = self._number("I")
-        if not 0 < dimensions <= _MAX_DIMENSIONS:
-            raise ValueError(f"a tensor of {dimensions} dimensions")
-        elements = 1
-        for _ in range(dimensions):
-            elements *= self._number("Q")
-        # No quantisation packs more than eight weights into a byte.
-        if elements > 8 * self.size:
-            raise ValueError(f"a tensor of {elements} weights in a file of {self.size} bytes")
-        self._skip(12)
+    def skip(n: int) -> None:
+        require(n, f"{n} more bytes")
+        file.seek(n, 1)
 
-    def _value(self, kind: int, nested: bool) -> None:
+    def skip_value(kind: int, nested: bool = False) -> None:
         if kind in _SCALARS:
-            self._skip(_SCALARS[kind])
+            skip(_SCALARS[kind])
         elif kind == _STRING:
-            self._string()
+            skip(number("<Q"))
         elif kind == _ARRAY and not nested:
-            inner, length = self._number("I"), self._number("Q")
+            inner, length = number("<I"), number("<Q")
             if inner in _SCALARS:
-                self._skip(length * _SCALARS[inner])
+                skip(length * _SCALARS[inner])
                 return
-            self._room(8 * length, f"an array of {length} strings")
+            require(8 * length, f"an array of {length} strings")
             for _ in range(length):
-                self._value(inner, nested=True)
+                skip_value(inner, nested=True)
         else:
             raise ValueError(f"unknown type {kind} in its header")
 
-    def _string(self) -> None:
-        self._skip(self._number("Q"))
-
-    def _number(self, kind: str) -> int:
-        layout = f"<{kind}"
-        return int(struct.unpack(layout, self.file.read(struct.calcsize(layout)))[0])
-
-    def _skip(self, n: int) -> None:
-        self._room(n, f"{n} more bytes")
-        self.file.seek(n, 1)
-
-    def _room(self, n: int, what: str) -> None:
-        if n > self.size - self.file.tell():
-            raise ValueError(f"its header claims {what}, and the file ends after {self.size} bytes")
+    if file.read(4) != MAGIC:
+        raise ValueError("it does not begin with GGUF")
+    version, tensors, pairs = number("<I"), number("<Q"), number("<Q")
+    if version not in VERSIONS:
+        raise ValueError(f"version {version}, expected {' or '.join(map(str, VERSIONS))}")
+    require(pairs * _PAIR_BYTES + tensors * _TENSOR_BYTES, f"{pairs} entries and {tensors} tensors")
+    for _ in range(pairs):
+        skip(number("<Q"))
+        skip_value(number("<I"))
+    for _ in range(tensors):
+        skip(number("<Q"))
+        dimensions = number("<I")
+        if not 0 < dimensions <= _MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
+        elements = math.prod(number("<Q") for _ in range(dimensions))
+        # No quantization packs more than eight weights into a byte.
+        if elements > 8 * size:
+            raise ValueError(f"a tensor of {elements} weights in a file of {size} bytes")
+        skip(12)  # its type and offset

@@ -16,7 +16,7 @@ from pydantic import Field
 from sae_match.errors import UserError
 from sae_match.hub import HubFile, Lookup, cached_path, explained, snapshot, verify
 from sae_match.hub_errors import Repository
-from sae_match.language_model.sources import CONFIG, SMALL, WEIGHTS, ModelSource, PlannedModel
+from sae_match.language_model.sources import CONFIG, SMALL, ModelSource, PlannedModel
 from sae_match.options import option
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE = "use a downloaded copy (model=local model.path=DIR), or evaluation=weights_only, which needs none"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SHARD = re.compile(r"-\d+-of-\d+\.")
+"""In this order, one file or several with an index; the first set that is there is read."""
 
 
 @option
@@ -42,7 +42,6 @@ class HubModel(ModelSource):
 
     @property
     def origin(self) -> str:
-        """The repository's name."""
         return self.repo_id
 
     @property
@@ -54,15 +53,20 @@ class HubModel(ModelSource):
         """The snapshot of one commit, its weights' checksums verified."""
         directory, repository = self.small_files(store), self.repository
         for name in _WEIGHTS:
-            wanted = _shards(directory, name)
-            if wanted == [name]:  # without an index only the hub, or a look into the cache, says whether it is there
-                directory = snapshot(repository, [name])
-            if wanted != [name] or (directory / name).is_file():
-                return _with_weights(repository, wanted)
-        raise UserError(
-            f"{repository.label}: it holds neither {' nor '.join(_WEIGHTS)}, so it is no transformers model. "
-            f"See {repository.page}/tree/{self.revision or 'main'}."
-        )
+            names = _shards(directory, name)
+            directory = snapshot(repository, names)
+            missing = [shard for shard in names if not (directory / shard).is_file()]
+            if missing == [name]:  # one file without an index: only now is it known not to be there
+                continue
+            if missing:
+                raise UserError(
+                    f"{repository.label}: {len(missing)} of {len(names)} weight files are missing ({missing[0]}), in "
+                    "the repository or, where the hub cannot be reached, in the local cache"
+                )
+            for shard in names:
+                verify(directory / shard)
+            return directory
+        raise UserError(self._without_weights())
 
     def small_files(self, store: Store) -> Path:
         """The snapshot without its weights."""
@@ -80,15 +84,12 @@ class HubModel(ModelSource):
 
     def plan(self, lookup: Lookup, store: Store) -> PlannedModel:
         """The files that a job would read; facts and size from config.json alone."""
-        repository = self.repository
+        repository, where = self.repository, f"{CONFIG} of {self.repo_id}"
         # The first file that a download asks for: the hub refuses it to whoever has not accepted a gate's terms.
         config = lookup.file(repository, CONFIG)
-        files = _needed(lookup.listing(repository))
-        if not any(fnmatch(file.filename, kind) for file in files for kind in WEIGHTS):
-            page = f"{repository.page}/tree/{repository.revision or 'main'}"
-            raise UserError(f"{repository.label}: it holds no weights. See {page}.")
+        files = self._needed(lookup.listing(repository))
         if config.cached is not None:
-            return self._described(files, config.cached.parent)
+            return self.described(config.cached.parent, files, where)
         # A dry run leaves nothing behind, not even in the hub's cache.
         with tempfile.TemporaryDirectory() as scratch:
             with explained(repository, CONFIG):
@@ -96,29 +97,27 @@ class HubModel(ModelSource):
                     repository.repo_id, CONFIG, revision=repository.revision, cache_dir=scratch,
                     etag_timeout=lookup.timeout, endpoint=constants.ENDPOINT,
                 )  # fmt: skip
-            return replace(self._described(files, Path(path).parent), directory=None)
+            return replace(self.described(Path(path).parent, files, where), directory=None)
 
-    def _described(self, files: list[HubFile], directory: Path) -> PlannedModel:
-        from sae_match.language_model.facts import model_size, read_facts
+    def _needed(self, listing: list[HubFile]) -> list[HubFile]:
+        """Of the repository's files those that are downloaded: configuration, tokenizer, and one set of weights."""
+        names = {file.filename for file in listing}
+        for name in _WEIGHTS:
+            stem, suffix = name.split(".")
+            pattern = rf"{stem}-\d+-of-\d+\.{suffix}" if f"{name}.index.json" in names else re.escape(name)
+            weights = {found for found in names if re.fullmatch(pattern, found)}
+            if weights:
+                break
+        else:
+            raise UserError(self._without_weights())
+        small = {name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in SMALL)}
+        return [file for file in listing if file.filename in weights | small]
 
-        where = f"{CONFIG} of {self.repo_id}"
-        facts, size = read_facts(self, directory, where), model_size(self, directory, where)
-        return PlannedModel(files, facts, size, directory)
-
-
-def _needed(listing: list[HubFile]) -> list[HubFile]:
-    """Of a repository's files those that are downloaded: configuration, tokenizer, and one set of weights."""
-    names = {file.filename for file in listing}
-    weights: set[str] = set()
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if f"{stem}{suffix}.index.json" in names:
-            weights = {n for n in names if n.startswith(f"{stem}-") and n.endswith(suffix) and _SHARD.search(n)}
-        elif f"{stem}{suffix}" in names:
-            weights = {f"{stem}{suffix}"}
-        if weights:
-            break
-    small = {name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in SMALL)}
-    return [file for file in listing if file.filename in weights | small]
+    def _without_weights(self) -> str:
+        return (
+            f"{self.repository.label}: it holds no weights, neither {' nor '.join(_WEIGHTS)}, so it is no transformers "
+            f"model. See {self.repository.page}/tree/{self.revision or 'main'}."
+        )
 
 
 def _shards(directory: Path, name: str) -> list[str]:
@@ -133,16 +132,3 @@ def _shards(directory: Path, name: str) -> list[str]:
     if not names or not all(isinstance(found, str) and re.fullmatch(r"[\w-][\w.-]*", found) for found in names):
         raise UserError(f"{index}: names files outside its own folder; such an index is refused")
     return names
-
-
-def _with_weights(repository: Repository, names: list[str]) -> Path:
-    directory = snapshot(repository, names)
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{repository.label}: {len(missing)} of {len(names)} weight files are missing ({missing[0]}), in the "
-            "repository or, where the hub cannot be reached, in the local cache"
-        )
-    for name in names:
-        verify(directory / name)
-    return directory

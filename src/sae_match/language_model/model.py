@@ -1,8 +1,15 @@
-"""A causal language model as this project sees it: token ids in; residual streams and next-token losses out."""
+"""A causal language model as this project sees it: token ids in; residual streams and next-token losses out.
+
+Its weights are on one device, or spread by accelerate over GPUs, memory and disk. accelerate moves a module's inputs,
+and its offloaded weights, to the module's execution device when it is called; the forward pass is otherwise the same.
+What stands beside the forward pass has to ask where things are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -14,15 +21,18 @@ from transformers import PreTrainedModel
 
 from sae_match.errors import UserError
 from sae_match.language_model.forward_pass import (
+    SUPPORTED,
     StopForward,
-    blocks_return_tuples,
     find_blocks,
     find_decoder,
     next_token_losses,
+    output_maker,
     recording,
     resumed_after,
 )
-from sae_match.language_model.weights import execution_device, model_key
+
+_NOT_CONTENT = ("transformers_version", "architectures", "use_cache", "torch_dtype", "dtype")
+"""Config entries that do not change what the model computes (dtypes enter with the weights themselves)."""
 
 
 class LanguageModel:
@@ -55,8 +65,23 @@ class LanguageModel:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the architecture and of every weight (hex); takes about a second per GB on first use."""
-        return model_key(self.hf)
+        """Hash (hex, 32 digits) of config, attention implementation and every weight and buffer, dtype included.
+
+        Names and paths do not enter: the same weights from the hub and from a local copy have the same key. Takes about
+        a second per GB on first use.
+        """
+        digest = hashlib.sha256()
+        config = {
+            name: value
+            for name, value in self.hf.config.to_dict().items()
+            if not name.startswith("_") and name not in _NOT_CONTENT
+        }
+        config["attention"] = self.hf.config.get_text_config()._attn_implementation
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, tensor in _named_weights(self.hf):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:32]
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raises UserError where a layer does not exist or none is given."""
@@ -75,6 +100,34 @@ class LanguageModel:
             raise UserError(
                 f"the tokenizer of {self.name} gives the token id {largest}, but the model has {known} embeddings. "
                 "Take the tokenizer that belongs to the model, or resize the model's embeddings and save it"
+            )
+
+    @torch.no_grad()
+    def check_architecture(self) -> None:
+        """Compare the losses of three tokens with those of passes that resume after two of the blocks.
+
+        Raises:
+            UserError: a block does not return one residual stream, or resuming from it gives other losses (as where
+                blocks hand each other more than that); or the states are not finite.
+        """
+        ids, streams = torch.arange(3)[None], dict[int, Tensor]()
+        layers = sorted({0, max(0, self.n_layers - 2)})
+        try:
+            whole = self.token_losses(ids)
+            with recording(self.blocks, layers, streams.__setitem__), suppress(StopForward):
+                self.decoder(input_ids=ids.to(self.device), use_cache=False)
+            resumed = [self.token_losses_from(layer, streams[layer], ids) for layer in layers]
+            shapes = {tuple(stream.shape) for stream in streams.values()}
+            fine = all(torch.allclose(losses, whole, rtol=1e-2, atol=1e-2) for losses in resumed)
+            problem = f"blocks return {shapes}" if shapes != {(1, 3, self.d_model)} else "" if fine else "other losses"
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise UserError(
+                f"{self.name}: a forward pass of {type(self.hf).__name__} cannot be resumed from the residual stream "
+                f"after a block ({problem}). {SUPPORTED} Choose another model, or evaluation=weights_only"
             )
 
     @torch.no_grad()
@@ -97,9 +150,6 @@ class LanguageModel:
         """As `resid_post`, but each residual stream is handed to `consume(layer, residual)` as soon as it exists.
 
         Layers come in ascending order; memory does not grow with their number.
-
-        Raises:
-            UserError: a layer does not exist, or a residual stream is not finite.
         """
 
         def checked(layer: int, residual: Float[Tensor, "B T d"]) -> None:
@@ -144,13 +194,13 @@ class LanguageModel:
         self.check_layers([layer])
         ids = self._loss_ids(ids)
         own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
-        with resumed_after(self.blocks, layer, own, self._returns_tuples):
+        with resumed_after(self.blocks, layer, own, self._as_output):
             output = self.decoder(input_ids=ids, use_cache=False)
         return next_token_losses(self.hf, self.decoder, output, ids)
 
     @cached_property
-    def _returns_tuples(self) -> bool:
-        return blocks_return_tuples(self.decoder, self.blocks, self.device)
+    def _as_output(self) -> Callable[[Tensor], Any]:
+        return output_maker(self.decoder, self.blocks, self.device)
 
     def _require_finite(self, values: Tensor, what: str) -> None:
         if bool(values.isfinite().all()):
@@ -168,3 +218,28 @@ class LanguageModel:
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise ValueError(f"ids have shape {tuple(ids.shape)}; losses need [windows, at least 2 tokens]")
         return ids.to(self.device)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device on which a module computes: accelerate's choice where there is one, else where its weights are."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            # accelerate numbers accelerators, and names everything else.
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next(module.parameters()).device
+
+
+def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every entry of the state dict by name, sorted, on a real device; offloaded ones are read one at a time."""
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.device.type != "meta":
+            yield name, tensor
+            continue
+        from accelerate.utils import align_module_device  # it put the weight elsewhere, so it is installed
+
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        with align_module_device(module, "cpu"):
+            yield name, getattr(module, leaf)

@@ -17,7 +17,7 @@ from sae_match.hub import HubFile, Lookup, content_hash
 from sae_match.options import option
 
 if TYPE_CHECKING:
-    from sae_match.language_model.facts import ModelFacts, ModelSize
+    from sae_match.language_model.loading import ModelFacts, ModelSize
     from sae_match.store import Store
 
 CONFIG = "config.json"
@@ -125,7 +125,7 @@ class ModelSource(ABC):
             UserError: the files are missing, gated or unreachable, config.json is unreadable or describes no language
                 model, or n_layers or d_model are others.
         """
-        from sae_match.language_model.facts import read_facts
+        from sae_match.language_model.loading import read_facts
 
         return read_facts(self, self.small_files(store))
 
@@ -146,6 +146,17 @@ class ModelSource(ABC):
             UserError: the model is missing, gated or unreachable, or its config.json cannot be used.
         """
 
+    def described(self, directory: Path, files: list[HubFile] | None = None, where: str | None = None) -> PlannedModel:
+        """The plan of a model whose config.json is in `directory`; messages call that file `where`.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        from sae_match.language_model.loading import model_size, read_facts
+
+        facts, size = read_facts(self, directory, where), model_size(self, directory, where)
+        return PlannedModel(files or [], facts, size, directory)
+
 
 @option
 class LocalModel(ModelSource):
@@ -160,17 +171,17 @@ class LocalModel(ModelSource):
 
     @property
     def origin(self) -> str:
-        """The path, as configured."""
         return self.path
 
     def files(self, store: Store) -> Path:
-        """The directory itself, or that of the converted file."""
         path = Path(self.path).expanduser()
-        if path.suffix == ".gguf":
-            from sae_match.language_model.gguf import converted_gguf
+        if path.suffix != ".gguf":
+            return self._directory()
+        from sae_match.language_model.gguf import converted
 
-            return converted_gguf(path, store)
-        return self._directory()
+        if not path.is_file():
+            raise UserError(f"model.path={path}: no such file")
+        return converted(content_hash(path), lambda: path, store)
 
     def identity(self) -> Any:
         """The content of the GGUF file, or of each file that transformers reads."""
@@ -186,21 +197,10 @@ class LocalModel(ModelSource):
         path = Path(self.path).expanduser()
         if path.suffix == ".gguf" and path.is_file():
             return PlannedModel(note=f"{path.name} is converted on first use; size not known yet")
-        return described(self, self._directory())
+        return self.described(self._directory())
 
     def _directory(self) -> Path:
         path = Path(self.path).expanduser()
         if not (path / CONFIG).is_file():
             raise UserError(f"model.path={self.path}: no config.json there; name a transformers model directory")
         return path
-
-
-def described(model: ModelSource, directory: Path) -> PlannedModel:
-    """The plan of a model whose files are in a directory.
-
-    Raises:
-        UserError: config.json cannot be used.
-    """
-    from sae_match.language_model.facts import model_size, read_facts
-
-    return PlannedModel(facts=read_facts(model, directory), size=model_size(model, directory), directory=directory)

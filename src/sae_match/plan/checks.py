@@ -12,7 +12,7 @@ from sae_match.errors import UserError
 from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
-from sae_match.language_model.facts import ModelFacts
+from sae_match.language_model.loading import ModelFacts
 from sae_match.matching.solution import Solver
 from sae_match.pairs import adjacent_pairs, distant_pairs, span
 from sae_match.record.configuration import science_hash

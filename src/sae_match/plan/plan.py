@@ -20,8 +20,7 @@ from sae_match.evaluation.controls import Matcher
 from sae_match.files import check_writable
 from sae_match.hub import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
-from sae_match.language_model.capturing import KIND
-from sae_match.language_model.residual_streams import layer_bytes, layer_path
+from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
 from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
 from sae_match.plan import checks

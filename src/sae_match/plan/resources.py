@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from sae_match.language_model.facts import ModelSize
+from sae_match.language_model.loading import ModelSize
 from sae_match.language_model.residual_streams import layer_bytes
 from sae_match.matching.by_similarity import required_bytes
 

@@ -56,7 +56,7 @@ class Results:
         self.record.write_pairs(self.pairs)
         self.record.write_labels(self.known_labels)
         if layers is not None and features is not None:
-            self._features[layers] = features
+            self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
             self.__dict__.pop("features", None)
             self.record.write_features(self.features)
 

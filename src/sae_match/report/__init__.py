@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .distance_figures import plot_composition
-from .figures import plot_layer_curves, plot_mse_histogram, plot_overlay, plot_overview, plot_theta
-from .quantile_figures import plot_quantiles
+from .axes import plot_composition, plot_quantiles
+from .curves import plot_layer_curves, plot_overlay, plot_overview, plot_theta
+from .features import plot_mse_histogram
 from .records import Record, find_records, read_record
 from .tables import comparison_frame, summary_table
 

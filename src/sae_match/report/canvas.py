@@ -1,8 +1,8 @@
-"""Figures without global state: size, fonts and writing. No pyplot, so any backend and any thread will do."""
+"""Figures without global state: size, fonts, styles of curves, and writing. No pyplot, so any backend works."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,10 +17,18 @@ from matplotlib.text import Text
 
 from sae_match.files import atomic_path
 
+from ..style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from ..variants import VARIANTS, Look
+
 COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)
 PAGE_INCHES = (7.2, 5.8)
 DPI = 200
+
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+"""Okabe and Ito (2008), legible with any color vision; yellow is left out, too pale on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":")
 
 VECTOR_FORMATS = ("svg", "pdf")
 _BARE_METADATA = {
@@ -69,12 +77,59 @@ def new_figure(size: tuple[float, float] = COLUMN_INCHES) -> Figure:
     return figure
 
 
+@contextmanager
+def drawing(path: Path, size: tuple[float, float] = COLUMN_INCHES, title: str | None = None) -> Iterator[Figure]:
+    """A new figure to draw on in the block; it gets its title, and is saved, at the block's end."""
+    with paper_style():
+        figure = new_figure(size)
+        yield figure
+        if title:
+            figure.suptitle(title)
+        save(figure, path)
+
+
+@contextmanager
+def one_panel(
+    path: Path, title: str | None, size: tuple[float, float] = COLUMN_INCHES, wide: int = 24
+) -> Iterator[Axes]:
+    """The axes of a new figure to draw on in the block, saved at its end with title and legend (`legend_below`)."""
+    with drawing(path, size) as figure:
+        ax = figure.subplots()
+        yield ax
+        legend_below(figure, ax, wide)
+        if title:
+            ax.set_title(title)
+
+
+def plot_panels(
+    path: Path,
+    metrics: Sequence[str],
+    draw: Callable[[Axes, str], None],
+    title: str | None = None,
+    *,
+    width: float = COLUMN_INCHES[0],
+    columns: int | None = None,
+    wide: int = 60,
+) -> Path:
+    """A panel of one column's height per metric, `width` inches wide, in one row or in `columns`; one legend below."""
+    columns = columns or len(metrics)
+    rows = -(-len(metrics) // columns)
+    with drawing(path, (width * columns, COLUMN_INCHES[1] * rows), title) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for ax in axes[len(metrics) :]:
+            ax.set_axis_off()
+        for ax, metric in zip(axes, metrics, strict=False):
+            draw(ax, metric)
+        legend_below(figure, axes[0], wide)
+    return path
+
+
 def legend_below(figure: FigureBase, ax: Axes, wide: int = 24) -> None:
     """The legend of `ax` under it, where it covers no curve: two columns, or one if an entry has more than `wide`
     characters."""
     handles, names = ax.get_legend_handles_labels()
-    columns = 1 if max(map(len, names), default=0) > wide else min(2, len(names) or 1)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    if names:
+        figure.legend(handles, names, loc="outside lower center", ncols=1 if max(map(len, names)) > wide else 2)
 
 
 @contextmanager
@@ -93,8 +148,18 @@ def also_written(formats: Sequence[str]) -> Iterator[None]:
         _beside.reset(token)
 
 
-def _as_written(figure: Figure) -> None:
-    """Texts with dollar signs that are no formula, as a job's settings may be, are drawn as they are."""
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG at 200 dpi, and the formats of `also_written` beside it, atomically; the same figure gives the same
+    bytes. Returns the PNG's path."""
+    _draw_plain_dollars(figure)
+    for kind in ("png", *_beside.get()):
+        with atomic_path(Path(path).with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_BARE_METADATA[kind])
+    return Path(path)
+
+
+def _draw_plain_dollars(figure: Figure) -> None:
+    """Draw texts with dollar signs that are no formula, as a job's settings may be, as they are."""
     parser = MathTextParser("path")
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_text().count("$") > 1:
@@ -104,11 +169,42 @@ def _as_written(figure: Figure) -> None:
                 text.set_parse_math(False)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG at 200 dpi, and the formats of `also_written` beside it, atomically; the same figure gives the same
-    bytes. Returns the PNG's path."""
-    _as_written(figure)
-    for kind in ("png", *_beside.get()):
-        with atomic_path(Path(path).with_suffix(f".{kind}")) as temporary:
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata=_BARE_METADATA[kind])
-    return Path(path)
+def styles(variants: Sequence[str], known: Mapping[str, Look] = VARIANTS) -> dict[str, Look]:
+    """A style per variant, known ones first in their fixed order. Unknown ones, in the order given, take colors that no
+    known one has, then other dash patterns of every color."""
+    found = {name: known[name] for name in known if name in variants}
+    colors, taken = {look.color for look in found.values()}, {look[:3] for look in found.values()}
+    pairs = list(zip(PALETTE, MARKERS, strict=True))
+    looks = [(*pair, DASHES[0]) for pair in pairs if pair[0] not in colors]
+    looks += [(*pair, dashes) for dashes in DASHES[1:] for pair in pairs if (*pair, dashes) not in taken]
+    unknown = [name for name in dict.fromkeys(variants) if name not in known]
+    return found | {
+        name: Look(*looks[index % len(looks)], label=name.replace("_", " ")) for index, name in enumerate(unknown)
+    }
+
+
+def references(variants: Sequence[str], known: Mapping[str, Look] = VARIANTS) -> dict[str, Look]:
+    """The variants' styles in grey with thin dashes: the background of the curves that a figure is about."""
+    return {name: look._replace(color=GREY, linestyle=":") for name, look in styles(variants, known).items()}
+
+
+def factor_styles(settings: Mapping[str, Sequence[str]]) -> dict[str, Look]:
+    """A style per label: one color each if the palette has enough. Otherwise the color shows the level of the setting
+    with the most levels that the palette can show, and marker and dashes show the rest.
+
+    Args:
+        settings: label -> values of the settings that vary, as many for every label.
+    """
+    levels = [list(dict.fromkeys(column)) for column in zip(*settings.values(), strict=True)]
+    fitting = [place for place, found in enumerate(levels) if 1 < len(found) <= len(PALETTE)]
+    if len(settings) <= len(PALETTE) or not fitting:
+        return styles(list(settings))
+    place = max(fitting, key=lambda index: len(levels[index]))
+    rests = {label: (*values[:place], *values[place + 1 :]) for label, values in settings.items()}
+    order = list(dict.fromkeys(rests.values()))
+    looks: dict[str, Look] = {}
+    for label, values in settings.items():
+        rest = order.index(rests[label])
+        marker, dashes = MARKERS[rest % len(MARKERS)], DASHES[rest % len(DASHES)]
+        looks[label] = Look(PALETTE[levels[place].index(values[place])], marker, dashes, label)
+    return looks

@@ -10,10 +10,9 @@ from pathlib import Path
 from ..errors import UserError
 from ..terminal import quiet_when_unread
 from .canvas import VECTOR_FORMATS
-from .contents import Options, make_tables
-from .overlay import MAX_CURVES
+from .figures import MAX_CURVES
 from .records import BAD_STATES, find_records
-from .writing import report_text, write_report
+from .report import Options, make_report, report_text, write_report
 
 
 @quiet_when_unread
@@ -23,21 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a job failed, was killed or cannot be read; 2 if the arguments are wrong.
     """
-    given = _parser().parse_args(arguments)
-    output = given.output or (given.paths[0] / "report" if len(given.paths) == 1 else None)
-    options = Options(
-        metrics=given.metric,
-        figures=not given.no_figures,
-        only=given.figure,
-        formats=given.format or ("svg",),
-        features=given.feature,
-        merge=not given.no_merge,
-        most=given.most,
-    )
+    given = vars(_parser().parse_args(arguments))
+    paths, output = given.pop("paths"), given.pop("output")
+    output = output or (paths[0] / "report" if len(paths) == 1 else None)
+    options = Options(**given | {"formats": given["formats"] or ("svg",)})
     try:
-        records = find_records(given.paths)
+        records = find_records(paths)
         if output is None:
-            print(report_text(make_tables(records, options), options), end="")
+            print(report_text(make_report(records, options)), end="")
             print("several paths and no --output: nothing was written", file=sys.stderr)
         else:
             print(write_report(records, output, options), end="")
@@ -56,47 +48,24 @@ def _parser() -> argparse.ArgumentParser:
         "pages of feature paths in the output directory.",
         epilog="Exit code: 0; 1 if a job failed, was killed or cannot be read; 2 for wrong arguments.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="directory of a job or of a sweep")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write (default: PATH/report when there is one path)"
-    )
-    parser.add_argument(
-        "--metric", action="append", metavar="NAME", help="column of the table, a name in metrics.json; repeatable"
-    )
-    parser.add_argument("--no-figures", action="store_true", help="write the tables only")
-    parser.add_argument(
-        "--figure",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="draw only this figure, by its file name without suffix or number; repeatable (default: all)",
-    )
-    parser.add_argument(
-        "--format",
-        action="append",
-        choices=VECTOR_FORMATS,
-        help="vector format beside each PNG; repeatable (default: svg)",
-    )
-    parser.add_argument(
-        "--most",
-        type=_positive,
-        default=MAX_CURVES,
-        metavar="N",
-        help="jobs in one figure, the best by their mean, and figures or pages of which every job has one "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-merge", action="store_true", help="keep jobs that split one span of layers as rows of their own"
-    )
-    parser.add_argument(
-        "--feature",
-        action="append",
-        type=int,
-        default=[],
-        metavar="N",
-        help="path to show on the page of feature paths, by its feature in the first layer; repeatable "
-        "(default: as many as fit)",
-    )
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="directory of a job or of a sweep")
+    add("--output", type=Path, metavar="DIR", help="where to write (default: PATH/report when there is one path)")
+    # The destinations are the fields of Options.
+    column = "column of the table, a name in metrics.json; repeatable"
+    add("--metric", action="append", dest="metrics", metavar="NAME", help=column)
+    add("--no-figures", action="store_false", dest="figures", help="write the tables only")
+    named = "draw only this figure, by its file name without suffix or number; repeatable (default: all)"
+    add("--figure", action="append", dest="only", default=[], metavar="NAME", help=named)
+    beside = "vector format beside each PNG; repeatable (default: svg)"
+    add("--format", action="append", dest="formats", choices=VECTOR_FORMATS, help=beside)
+    best = "jobs in one figure, the best by their mean, and figures or pages of which every job has one"
+    add("--most", type=_positive, default=MAX_CURVES, metavar="N", help=f"{best} (default: %(default)s)")
+    apart = "keep jobs that split one span of layers as rows of their own"
+    add("--no-merge", action="store_false", dest="merge", help=apart)
+    path = "path to show on the page of feature paths, by its feature in the first layer; repeatable"
+    path += " (default: as many as fit)"
+    add("--feature", action="append", type=int, dest="features", default=[], metavar="N", help=path)
     return parser
 
 

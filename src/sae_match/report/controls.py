@@ -1,17 +1,19 @@
-"""The controls of each job in one table: how every other way to match does on the same tokens, and by how much less."""
+"""The controls of each job: how every other way to match does on the same tokens, and by how much less."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..metrics.description import CEILING, DIFFERENCE, MATCHED, Description, headline_name
 from ..record.labels import BUILT_IN_LABELS, Labels
+from ..style import BLACK, BLUE, GREY
+from .canvas import COLUMN_INCHES, drawing
 from .records import Record
-from .tables import format_value, markdown_table, titled
 
 USUAL = ("vanilla", "random")
 CONTROLS = (*USUAL, "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
@@ -30,48 +32,43 @@ def controls_frame(records: Sequence[Record]) -> pd.DataFrame:
     Columns: job, control (`matched` first, then as in `CONTROLS`), metric, value, low, high, and the matching's value
     less the control's with its interval (missing for the matching itself). Means over layer pairs as in metrics.json.
     """
-    found = [control_rows(record.name, record.metrics, record.labels) for record in records if record.state == "done"]
-    return _framed([row for rows in found for row in rows])
-
-
-def control_frame(job: str, metrics: Mapping[str, Any], labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
-    """`controls_frame` of one job.
-
-    Args:
-        metrics: as in its metrics.json.
-    """
-    return _framed(control_rows(job, metrics, labels))
-
-
-def control_rows(job: str, metrics: Mapping[str, Any], labels: Labels) -> list[dict[str, Any]]:
-    """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
-    has no matching score."""
-    shown = [labels.metrics[name] for name in labels.against_controls]
-    controls = (MATCHED, *CONTROLS, *_added(metrics, shown))
-    every = {name: [_name(about, name, metrics) for about in shown] for name in controls}
-    measured = {name: found for name, found in every.items() if any(metrics.get(key) is not None for key in found)}
-    if measured.keys() <= {MATCHED, *USUAL}:
-        return []
-    return [
-        _row(job, metrics, control, about.name, name)
-        for control, names in measured.items()
-        for about, name in zip(shown, names, strict=True)
-    ]
-
-
-def _added(metrics: Mapping[str, Any], shown: Sequence[Description]) -> list[str]:
-    """Further controls that pair features: the other variants that have a score of their own."""
-    paired = {about.name for about in shown if about.reference == MATCHED}
-    parts = (name.rpartition("/") for name in metrics if not name.endswith(("_low", "_high")))
-    return sorted({variant for metric, _, variant in parts if metric in paired} - {*CONTROLS, CEILING})
-
-
-def _framed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = [row for record in records if record.state == "done" for row in _rows(record)]
     frame = pd.DataFrame(rows, columns=["job", "control", "metric", *NUMBERS])
     return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
-def _name(about: Description, control: str, metrics: Mapping[str, Any]) -> str:
+def control_frame(job: str, metrics: Mapping[str, Any], labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
+    """`controls_frame` of one job, from the content of its metrics.json."""
+    return controls_frame([Record(job, Path(), "done", metrics=metrics, labels=labels)])
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
+    """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
+    has no matching score."""
+    metrics = record.metrics
+    shown = [record.labels.metrics[name] for name in record.labels.against_controls]
+    # Further controls that pair features are the other variants with a score of their own.
+    paired = {about.name for about in shown if about.reference == MATCHED}
+    parts = (name.rpartition("/") for name in metrics if not name.endswith(("_low", "_high")))
+    added = sorted({variant for metric, _, variant in parts if metric in paired} - {*CONTROLS, CEILING})
+    every = [
+        (control, about.name, _number_name(about, control, metrics))
+        for control in (MATCHED, *CONTROLS, *added)
+        for about in shown
+    ]
+    measured = {control for control, _, name in every if metrics.get(name) is not None}
+    if measured <= {MATCHED, *USUAL}:
+        return []
+    rows = []
+    for control, metric, name in every:
+        less = name.replace(metric, metric + DIFFERENCE, 1)
+        keys = (name, f"{name}_low", f"{name}_high", less, f"{less}_low", f"{less}_high")
+        numbers = dict(zip(NUMBERS, map(metrics.get, keys), strict=True))
+        rows += [{"job": record.name, "control": control, "metric": metric, **numbers}] if control in measured else []
+    return rows
+
+
+def _number_name(about: Description, control: str, metrics: Mapping[str, Any]) -> str:
     """The control's name in metrics.json: a permutation's own, that of the splice along it, or that of a splice."""
     if control == MATCHED:
         return headline_name(about.name, about.reference)
@@ -79,37 +76,35 @@ def _name(about: Description, control: str, metrics: Mapping[str, Any]) -> str:
     return along if about.reference != MATCHED and along in metrics else f"{about.name}/{control}"
 
 
-def _row(job: str, metrics: Mapping[str, Any], control: str, metric: str, name: str) -> dict[str, Any]:
-    difference = name.replace(metric, metric + DIFFERENCE, 1)
-    found = [name, f"{name}_low", f"{name}_high", difference, f"{difference}_low", f"{difference}_high"]
-    numbers = dict(zip(NUMBERS, (metrics.get(key) for key in found), strict=True))
-    return {"job": job, "control": control, "metric": metric, **numbers}
+def drawn_rows(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
+    """The rows of `controls_frame` that the figure shows: of `vanilla` and `random` the scores of their pairs only.
+
+    Their splices explain so much less than nothing that the others would look alike. The table has their numbers.
+    """
+    splices = frame["metric"].map(lambda name: labels.metric(str(name)).reference != MATCHED).astype(bool)
+    return frame[frame["value"].notna() & ~(frame["control"].isin(USUAL) & splices)].reset_index(drop=True)
 
 
-def controls_table(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> str:
-    """The frame as Markdown, a row per job and control."""
-    header, rows = controls_rows(frame, labels)
-    return markdown_table(header, rows, right=header[2:])
-
-
-def controls_rows(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table as text: two columns per metric, its value and the difference to the matching."""
-    metrics = list(dict.fromkeys(frame.loc[frame["value"].notna(), "metric"]))
-    header = ["job", "control"]
-    for name in metrics:
-        header += [titled(name, labels), f"matched less control, {name}"]
-    rows = []
-    for (job, control), group in frame.groupby(["job", "control"], sort=False):
-        by_metric = {entry["metric"]: entry for entry in group.to_dict("records")}
-        cells = [str(job), str(control)]
-        for name in metrics:
-            entry = by_metric.get(name, dict.fromkeys(NUMBERS, math.nan))
-            cells.append(_text(entry, "value", "low", "high"))
-            cells.append(_text(entry, "difference", "difference_low", "difference_high"))
-        rows.append(cells)
-    return header, rows
-
-
-def _text(entry: dict[Any, Any], *names: str) -> str:
-    value, low, high = (None if pd.isna(entry[name]) else entry[name] for name in names)
-    return format_value(value, low, high)
+def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
+    """The main metrics of the matching (a line through all rows) and every control as dots with intervals: a row per
+    control, a panel per metric. `frame`: one job's rows of `controls_frame`."""
+    rows = drawn_rows(frame, labels)
+    names = list(dict.fromkeys(rows["control"]))
+    metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
+    with drawing(path, (0.9 + 0.66 * COLUMN_INCHES[0] * len(metrics), 1.0 + 0.24 * len(names)), title) as figure:
+        axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+        for ax, metric in zip(axes, metrics, strict=True):
+            for control, *numbers in rows.loc[rows["metric"] == metric, ["control", *NUMBERS[:3]]].to_numpy().tolist():
+                value, low, high = (float(number) for number in numbers)
+                sides = np.clip([[value - low], [high - value]], 0, None)
+                color = BLUE if control == MATCHED else BLACK
+                if control == MATCHED:
+                    ax.axvline(value, color=GREY, linestyle=":", linewidth=1.0)
+                ax.errorbar(value, names.index(control), xerr=sides, fmt="o", color=color, capsize=2, linewidth=1)
+            ax.grid(axis="x")
+            ax.grid(visible=False, axis="y")
+            ax.margins(x=0.12)
+            ax.set_xlabel(labels.metric(metric).axis)
+        axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes[0].invert_yaxis()
+    return path

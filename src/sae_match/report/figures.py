@@ -1,173 +1,268 @@
-"""The figures of a record. Every function writes one PNG and returns its path.
-
-Tables are tidy, with the columns `layer`, `layer_to`, `variant`, `metric`, `value`, `low`, `high`; bands and
-bars are the 95 % intervals of `low` and `high`, and are left out where these are missing.
-"""
+"""The figures of a report: per metric all jobs together, and what single jobs have, each with its data as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from string import ascii_lowercase
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from ..metrics.built_in import WEIGHT_MSE
+from ..errors import UserError
+from ..metrics.description import CEILING, SPLICED
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..style import BLUE, VERMILION
-from ..variants import Look
-from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, legend_below, new_figure, paper_style, save
-from .panels import draw_changes, draw_groups, draw_histogram, draw_layer_curves, draw_relative
-from .style import references, styles
+from ..record.pairs import distance_rows
+from ..style import BLUE, GREY
+from .axes import (
+    has_distances,
+    has_quantiles,
+    plot_composition,
+    plot_quantiles,
+    plot_sparsity,
+    quantile_rows,
+    sparsity_rows,
+)
+from .canvas import OVERLAY_INCHES, factor_styles, one_panel
+from .controls import controls_frame, drawn_rows, plot_controls
+from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
+from .features import write_pair_figures
+from .records import Record, comparison_keys, job_labels, setting
+from .tables import write_csv
+
+MAX_CURVES = 12
+"""Jobs in one figure; of more, the best by their mean are drawn."""
+TITLES = {
+    "weight_mse": "weight MSE by folding, over layer pairs",
+    "sparsity": "splices against the sparsity of the SAEs",
+    "pairs": "example pairs",
+}
+"""Titles of the figures in the paper's form, by file name."""
+
+Tables = Mapping[str, pd.DataFrame]
+"""A job's label -> rows of its pair table."""
+Plot = Callable[[pd.DataFrame, Path, str | None, Labels], Path]
 
 
-def plot_layer_curves(
-    table: pd.DataFrame,
-    metric: str,
-    path: Path,
-    title: str | None = None,
-    variants: Sequence[str] | None = None,
+class Drawn(NamedTuple):
+    """A figure as written: the PNG's path (the same name with .csv beside it holds what is plotted), what it shows, and
+    what was left out of it."""
+
+    path: Path
+    title: str
+    note: str = ""
+
+
+class _Jobs(NamedTuple):
+    """What every figure needs: records by label, where to write, how many, names of metrics and variants."""
+
+    named: Mapping[str, Record]
+    directory: Path
+    most: int
+    labels: Labels
+
+
+def write_overlays(
+    records: Sequence[Record],
+    directory: Path,
+    most: int = MAX_CURVES,
+    only: Sequence[str] = (),
     labels: Labels = BUILT_IN_LABELS,
-) -> Path:
-    """One metric over layer pairs, one line per variant (all of them, or those named).
+) -> list[Drawn]:
+    """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
+    is one layer pair; per job one over distance, one over quantiles and one of controls, where it has them; those in
+    the paper's form. File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
+
+    Args:
+        most: jobs in one figure, and figures of one job's own kind; the note names what was left out.
+        only: names of the figures to draw, without suffix or number; empty: all.
 
     Raises:
-        ValueError: the table has no value of the metric.
+        UserError: `only` names a figure that these records do not give.
     """
-    with paper_style():
-        figure = new_figure()
-        ax = figure.subplots()
-        draw_layer_curves(ax, table, metric, variants, labels=labels)
-        _finish(figure, ax, title)
-        return save(figure, path)
-
-
-def plot_mse_histogram(
-    values: Mapping[str, Float[np.ndarray, " features"]],
-    path: Path,
-    title: str | None = None,
-    xlabel: str = "decoder MSE of a pair [folded units²]",
-) -> Path:
-    """Per-feature decoder MSE by variant (matched against random, say).
-
-    Raises:
-        ValueError: no values, or a value is not finite.
-    """
-    with paper_style():
-        figure = new_figure()
-        ax = figure.subplots()
-        draw_histogram(ax, values)
-        ax.set_xlabel(xlabel)
-        _finish(figure, ax, title)
-        return save(figure, path)
-
-
-def plot_theta(
-    table: pd.DataFrame,
-    path: Path,
-    title: str | None = None,
-    theta: str = "mean_theta",
-    norm: str = "residual_norm",
-    decoder: str = "decoder_norm",
-    labels: Labels = BUILT_IN_LABELS,
-) -> Path:
-    """Mean threshold and median residual norm per layer (metrics named `theta` and `norm`), both relative to the first
-    layer: the question is whether one tracks the other, which two scales on two axes can always be made to show. Where
-    there is `decoder`, beside it the change of the residual norm from layer to layer against that of the matched
-    features' folded decoder rows (the paper's Fig. 1).
-
-    Raises:
-        ValueError: one of the two has no values.
-    """
-    looks = {
-        theta: Look(BLUE, "o", "-", labels.metric(theta).title),
-        norm: Look(VERMILION, "s", "--", labels.metric(norm).title),
+    # A label shows if the curve is only what a job had measured when it ended, or has measured so far.
+    marks = ["" if record.state == "done" else f" ({record.state})" for record in records]
+    named = dict(zip(map("".join, zip(job_labels(records), marks, strict=True)), records, strict=True))
+    jobs = _Jobs(named, directory, most, labels)
+    whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
+    by_metric: dict[str, dict[str, pd.DataFrame]] = {}
+    for label, table in whole.items():
+        for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
+            if labels.metric(str(metric)).figure != "none":
+                by_metric.setdefault(str(metric), {})[label] = rows
+    composed = {label: table for label, table in whole.items() if has_distances(table)}
+    quantiles = {label: table for label, table in whole.items() if has_quantiles(table)}
+    controls = {label: frame for label, record in named.items() if len(frame := controls_frame([record]))}
+    makers: dict[str, Callable[[], list[Drawn]]] = {
+        metric.replace("/", "_"): partial(_overlay, by_metric[metric], metric, jobs) for metric in sorted(by_metric)
     }
-    with paper_style():
-        pair = (table["metric"] == decoder).sum() > 1
-        figure = new_figure((PAGE_INCHES[0], COLUMN_INCHES[1]) if pair else COLUMN_INCHES)
-        axes = figure.subplots(1, 2 if pair else 1, squeeze=False)[0]
-        draw_relative(axes[0], table, looks)
-        if pair:
-            draw_changes(axes[1], table, norm, decoder, labels)
-        _finish(figure, axes[0], title)
-        return save(figure, path)
+    there = ", ".join(makers)
+    makers |= {
+        "composition": partial(_per_job, composed, "composition", plot_composition, distance_rows, jobs),
+        "quantiles": partial(_per_job, quantiles, "quantiles", plot_quantiles, quantile_rows, jobs),
+        "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
+        "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
+        "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
+    }
+    figures: list[Drawn] = []
+    for name in only or makers:
+        drawn = makers[name]() if name in makers else []
+        if only and not drawn:
+            raise UserError(
+                f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
+                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity) and pairs."
+            )
+        figures += drawn
+    return figures
 
 
-def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
-    """The job on one page: the main metrics of every variant (matching score against its ceiling, explained variance
-    and delta loss of every splice), and the weight MSE of each group by variant. A panel without values is left out
-    (`evaluation=weights_only` leaves the last one).
-
-    Raises:
-        ValueError: the table has none of these metrics.
-    """
-    present = set(table.loc[table["value"].notna(), "metric"])
-    curves = [name for name in labels.against_controls if name in present]
-    groups = [name for name in WEIGHT_MSE.values() if name in present]
-    panels = len(curves) + bool(groups)
-    if not panels:
-        raise ValueError(f"nothing for an overview: the table has {sorted(present)}")
-    rows, columns = -(-panels // 2), min(panels, 2)
-    wide, high = PAGE_INCHES if rows > 1 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
-    size = wide, high * max(1.0, rows / 2)
-    with paper_style():
-        figure = new_figure(size)
-        parts = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel()
-        for letter, part, metric in zip(ascii_lowercase, parts, [*curves, *([None] if groups else [])], strict=False):
-            ax = part.subplots()
-            if metric is not None:
-                draw_layer_curves(ax, table, metric, labels=labels)
-            else:
-                draw_groups(ax, table, groups, labels)
-                ax.set_ylabel(f"weight MSE [{labels.metric(groups[0]).unit}]")
-            legend_below(part, ax)
-            if panels > 1:
-                ax.set_title(f"({letter})", loc="left", fontweight="bold")
-        if title:
-            figure.suptitle(title)
-        return save(figure, path)
+def _titled(path: Path) -> Drawn:
+    return Drawn(path, TITLES.get(path.stem, path.stem.replace("_", " ")))
 
 
-def plot_overlay(
-    tables: Mapping[str, pd.DataFrame],
+def _overlay(tables: Tables, metric: str, jobs: _Jobs) -> list[Drawn]:
+    stem, about = metric.replace("/", "_"), jobs.labels.metric(metric)
+    first = next(iter(tables.values()))
+    joined = pd.concat(tables.values(), ignore_index=True)
+    # One curve per job of what depends on the matching; what is the same in every job is drawn once, for reference.
+    of_pairs = set(joined.loc[joined["layer"] != joined["layer_to"], "variant"])
+    variants = sorted(set(joined["variant"]))
+    own = [about.reference] if about.reference in of_pairs else []
+    same = [name for name in variants if name not in own and _same(joined, name, len(tables))]
+    own = own or [name for name in variants if name not in same]
+    if len(tables) == 1 or not own:
+        path = plot_layer_curves(first, metric, jobs.directory / f"{stem}.png", about.title, labels=jobs.labels)
+        whose = jobs.named[next(iter(tables))].name if len(tables) == 1 else "every job"
+        return [Drawn(_with_data(path, [(whose, first)]), about.title)]
+    common = first[first["variant"].isin(same)]
+    return [
+        _own_curves(tables, metric, name, stem if len(own) == 1 else f"{stem}_{name}", common, jobs) for name in own
+    ]
+
+
+def _same(joined: pd.DataFrame, variant: str, jobs: int) -> bool:
+    """Whether every job has the same curve of a variant: its matching does not enter it."""
+    rows = joined[joined["variant"] == variant].sort_values(["layer", "layer_to"], kind="stable")
+    if len(rows) % jobs:
+        return False
+    places = rows[["layer", "layer_to"]].to_numpy().reshape(-1, jobs, 2)
+    values = rows["value"].to_numpy(dtype=float).reshape(-1, jobs)
+    return bool((places == places[:, :1]).all()) and np.allclose(values, values[:, :1], rtol=1e-6, atol=0)
+
+
+def _own_curves(tables: Tables, metric: str, variant: str, stem: str, common: pd.DataFrame, jobs: _Jobs) -> Drawn:
+    about = jobs.labels.metric(metric)
+    curves = {label: table[table["variant"] == variant] for label, table in tables.items()}
+    curves = {label: rows for label, rows in curves.items() if len(rows)}
+    sign = 1 if about.better == "lower" else -1
+    best = set(sorted(curves, key=lambda label: sign * float(curves[label]["value"].mean()))[: jobs.most])
+    title, note = f"{about.title}: {variant}", ""
+    if len(best) < len(curves):
+        note = f"The best {len(best)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
+        title += f" (best {len(best)} of {len(curves)} jobs)"
+    drawn = {label: rows for label, rows in curves.items() if label in best}
+    path = jobs.directory / f"{stem}.png"
+    if of_one_pair(drawn):
+        # The rows of all variants: a bar's own ceiling is drawn beside it.
+        rows = {label: tables[label] for label in drawn}
+        plot_bars(rows, metric, variant, path, title=title, common=common, labels=jobs.labels)
+    else:
+        keys = comparison_keys(list(jobs.named.values()))
+        look = factor_styles({label: [repr(setting(jobs.named[label], key)) for key in keys] for label in drawn})
+        plot_overlay(drawn, metric, variant, path, title=title, common=common, look=look, labels=jobs.labels)
+    plotted = [(jobs.named[label].name, rows) for label, rows in drawn.items()]
+    return Drawn(_with_data(path, [*plotted, ("every job", common)]), title, note)
+
+
+def _per_job(
+    tables: Tables, stem: str, plot: Plot, rows: Callable[[pd.DataFrame], pd.DataFrame], jobs: _Jobs
+) -> list[Drawn]:
+    """One figure for each of the first jobs that have what it shows."""
+    figures = []
+    note = f"The first {jobs.most} of {len(tables)} jobs have this figure." if len(tables) > jobs.most else ""
+    for number, (label, table) in enumerate(list(tables.items())[: jobs.most]):
+        path = jobs.directory / (f"{stem}.png" if len(tables) == 1 else f"{stem}_{number}.png")
+        alone = len(jobs.named) == 1
+        plot(table, path, None if alone else label, jobs.labels)
+        _with_data(path, [(jobs.named[label].name, rows(table))])
+        figures.append(Drawn(path, stem if alone else f"{stem}: {label}", note))
+    return figures
+
+
+def _with_data(path: Path, plotted: Sequence[tuple[str, pd.DataFrame]]) -> Path:
+    """Write the plotted rows, with the job they are from, as CSV beside the figure."""
+    rows = pd.concat([table.assign(job=job) for job, table in plotted if len(table)], ignore_index=True)
+    write_csv(path.with_suffix(".csv"), rows[["job", *(name for name in rows.columns if name != "job")]])
+    return path
+
+
+def write_paper_figures(records: Sequence[Record], directory: Path, labels: Labels = BUILT_IN_LABELS) -> list[Path]:
+    """Weight MSE by folding and splices against sparsity, where the records vary what these show."""
+    with_pairs = [record for record in records if record.pairs is not None]
+    found = dict(zip(job_labels(with_pairs), with_pairs, strict=True))
+    tables = {k: per_layer_rows(r.pairs.dropna(subset="value")) for k, r in found.items() if r.pairs is not None}
+    foldings = {label: str(record.factors.get("folding")) for label, record in found.items()}
+    sparse = {label: (str(r.config.get("sae", {}).get("l0")), tables[label]) for label, r in found.items()}
+    written = []
+    if (mse := weight_mse_rows(foldings, tables)) is not None:
+        written.append(plot_weight_mse(mse, directory / "weight_mse.png", labels))
+        write_csv(directory / "weight_mse.csv", mse)
+    if (rows := sparsity_rows(sparse, labels)) is not None:
+        written.append(plot_sparsity(rows, directory / "sparsity.png", labels=labels))
+        write_csv(directory / "sparsity.csv", rows)
+    return written
+
+
+def of_one_pair(tables: Tables) -> bool:
+    """Whether the tables (of one metric) hold one and the same layer pair: there is no curve over layers to draw."""
+    joined = pd.concat(tables.values())
+    pairs = joined[joined["layer"] != joined["layer_to"]]
+    return len(set(zip(pairs["layer"], pairs["layer_to"], strict=True))) == 1 and len(tables) > 1
+
+
+def plot_bars(
+    tables: Tables,
     metric: str,
     variant: str,
     path: Path,
     *,
     title: str | None = None,
     common: pd.DataFrame | None = None,
-    look: Mapping[str, Look] | None = None,
     labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
-    """The same metric and variant of several jobs (label -> table) over layer pairs; variants that are the
-    same in all of them (`common`) once, in grey. `look`: a style per label, in the legend's order.
-
-    Raises:
-        ValueError: no job has a value.
-    """
-    frames = [
-        table[(table["metric"] == metric) & (table["variant"] == variant)].assign(variant=label)
-        for label, table in tables.items()
-    ]
-    there = [label for label, frame in zip(tables, frames, strict=True) if len(frame)]
-    look = styles(there) if look is None else {label: look[label] for label in there}
-    if common is not None:
-        frames.append(common)
-        look = look | references(list(common["variant"].unique()), labels.variants)
-    with paper_style():
-        figure = new_figure(OVERLAY_INCHES)
-        ax = figure.subplots()
-        draw_layer_curves(ax, pd.concat(frames, ignore_index=True), metric, style=look, labels=labels)
-        _finish(figure, ax, title, wide=42)
-        return save(figure, path)
+    """One variant of a metric of several jobs (label -> table) at one layer pair (the paper's Fig. 12): a bar per job
+    with its 95 % interval and, where it was measured, its same-layer ceiling; what all jobs share as lines."""
+    values = {label: table[table["metric"] == metric] for label, table in tables.items()}
+    with one_panel(path, title, (OVERLAY_INCHES[0], 1.6 + 0.32 * len(values)), wide=42) as ax:
+        draw_bars(ax, values, variant, labels)
+        if common is not None:
+            # The splices of a random or vanilla permutation are so far off that the bars would look alike.
+            far = common["variant"].str.startswith(f"{SPLICED}_") | (common["layer"] == common["layer_to"])
+            lines = common[~far]
+            for name, value, dashes in zip(lines["variant"], lines["value"], cycle(("--", ":", "-.")), strict=False):
+                look = labels.variants.get(name)
+                ax.axvline(value, color=GREY, linestyle=dashes, linewidth=1.0, label=look.label if look else name)
+        ax.set_xlabel(labels.metric(metric).axis)
+    return path
 
 
-def _finish(figure: Figure, ax: Axes, title: str | None, wide: int = 24) -> None:
-    legend_below(figure, ax, wide)
-    if title:
-        ax.set_title(title)
+def draw_bars(ax: Axes, tables: Tables, variant: str, labels: Labels = BUILT_IN_LABELS) -> None:
+    """A horizontal bar per job, the first on top; a diamond where there is a ceiling (its mean over the two layers)."""
+    ceiling = labels.variants[CEILING]
+    for place, table in enumerate(tables.values()):
+        row = table[(table["variant"] == variant) & (table["layer"] != table["layer_to"])].iloc[0]
+        ax.barh(place, row["value"], color=BLUE, alpha=0.8, height=0.62)
+        if pd.notna(row["low"]) and pd.notna(row["high"]):
+            sides = np.clip([[row["value"] - row["low"]], [row["high"] - row["value"]]], 0, None)
+            ax.errorbar(row["value"], place, xerr=sides, color="black", fmt="none", capsize=2, linewidth=1)
+        own = table.loc[table["variant"] == CEILING, "value"]
+        if len(own):
+            named = ceiling.label if ceiling.label not in ax.get_legend_handles_labels()[1] else None
+            ax.plot(own.mean(), place, ceiling.marker, color=ceiling.color, label=named, linestyle="none")
+    ax.set_yticks(range(len(tables)), list(tables))
+    ax.invert_yaxis()
+    ax.grid(axis="x")
+    ax.grid(visible=False, axis="y")

@@ -1,11 +1,11 @@
-"""Reading records back: one directory with a status.json is one job."""
+"""Records read back, one per directory with a status.json, and what tells them apart."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
-from ..record.configuration import factors_of, flatten
+from ..record.configuration import FACTOR_PATHS, RUNTIME_KEYS, factors_of, flatten
 from ..record.contents import CONFIG, METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
@@ -27,12 +27,14 @@ BAD_STATES = ("failed", "killed", "unreadable")
 
 @dataclass(frozen=True)
 class Record:
-    """One job as its directory tells it.
+    """One job as its directory holds it.
 
-    `state` is running, done, failed or killed (also where its process is gone without saying so), or "unreadable" where
-    a file of the record is damaged (`error` then says which). `pairs` is None where the job has no pairs.csv. `labels`
-    are the package's own and what the record says beside them. `parts` are the jobs that a record was merged from
-    (`merge.merge_spans`), if it was.
+    Attributes:
+        state: running, done, failed, killed (also where its process is gone), or "unreadable" where a file of the
+            record is damaged (`error` names it).
+        pairs: the table of pairs.csv; None where the job has none.
+        labels: the package's own and those of the record.
+        parts: the jobs that a record was merged from (`merge_spans`), if it was.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Record:
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        """The factors of the job's configuration (`record.FACTOR_PATHS`)."""
+        """The factors of the job's configuration (`record.configuration.FACTOR_PATHS`)."""
         return factors_of(self.config)
 
     @cached_property
@@ -63,32 +65,54 @@ class Record:
 
     @property
     def reason(self) -> str:
-        """The first line of the error, without surrounding space; empty where there is none."""
-        lines = (self.error or "").strip().splitlines()
-        return " ".join(lines[0].split()) if lines else ""
+        """The first line of the error; empty where there is none."""
+        return " ".join((self.error or "").strip().partition("\n")[0].split())
+
+    def number(self, name: str) -> float | None:
+        """A headline number of a finished job."""
+        value = self.metrics.get(name) if self.state == "done" else None
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def read_record(path: Path, name: str | None = None) -> Record:
-    """Read one job's directory; damage is reported in the result, not raised, so that one broken job
+    """Read one job's directory. Damage gives a record of the state "unreadable", not an error, so that one broken job
     does not hide the others of a sweep."""
     name = path.name if name is None else name
     try:
-        status = _mapping(path / STATUS, json.loads)
-        now = interpret(status, path, probe=False)
-        error = now.error
+        now = interpret(_read(path / STATUS, _mapping), path, probe=False)
         return Record(
             name=name,
             path=path,
             state=now.state,
-            error=None if error is None else f"{error['type']}: {error['message']}",
+            error=None if now.error is None else f"{now.error['type']}: {now.error['message']}",
             seconds=now.seconds,
-            config=_mapping(path / CONFIG, _yaml) if (path / CONFIG).exists() else {},
-            metrics=_mapping(path / METRICS, json.loads) if (path / METRICS).exists() else {},
-            pairs=_pairs(path / PAIRS) if (path / PAIRS).exists() else None,
+            config=_read(path / CONFIG, _mapping, {}),
+            metrics=_read(path / METRICS, _mapping, {}),
+            pairs=_read(path / PAIRS, read_pairs),
             labels=read_labels(path / LABELS),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Record(name=name, path=path, state="unreadable", error=f"{type(error).__name__}: {error}")
+
+
+def _read(path: Path, read: Callable[[Path], Any], absent: Any = None) -> Any:
+    """What `read` makes of a file, `absent` where there is none; an error names the file."""
+    if not path.exists():
+        return absent
+    try:
+        return read(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    # libyaml is ten times faster than safe_load, which counts for hundreds of jobs.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    value = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=loader)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, got {type(value).__name__}")
+    return value
 
 
 def find_records(paths: Sequence[Path]) -> list[Record]:
@@ -107,13 +131,10 @@ def find_records(paths: Sequence[Path]) -> list[Record]:
         listed = ", ".join(str(path) for path in paths)
         raise UserError(f"no job found under {listed}: a job's directory holds a {STATUS}.")
     root = Path(os.path.commonpath([path.resolve() for path in paths]))
-    ordered = sorted(folders, key=_natural)
-    return [read_record(folder, _name(folder, root)) for folder in ordered]
-
-
-def _name(folder: Path, root: Path) -> str:
-    relative = folder.relative_to(root).as_posix()
-    return folder.name if relative == "." else relative
+    return [
+        read_record(folder, folder.name if folder == root else folder.relative_to(root).as_posix())
+        for folder in sorted(folders, key=_natural)
+    ]
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
@@ -121,23 +142,41 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
-def _yaml(text: str) -> Any:
-    """Like `yaml.safe_load`, with libyaml where it is there: ten times faster, which hundreds of jobs notice."""
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def setting(record: Record, key: str) -> Any:
+    """A factor's or a dotted configuration key's value, or None."""
+    return record.factors[key] if key in record.factors else record.flat.get(key)
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
-    try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name}: expected a mapping, got {type(value).__name__}")
-    return value
+def comparison_keys(records: Sequence[Record]) -> list[str]:
+    """Names of the settings that vary between the records: the factors, and, where these leave two jobs looking alike,
+    the other configuration keys that vary outside the groups whose name is a factor already listed."""
+    configured = [record for record in records if record.config]
+
+    def varies(key: str) -> bool:
+        return len({repr(setting(record, key)) for record in configured}) > 1
+
+    keys = [name for name in FACTOR_PATHS if varies(name)]
+    if len({repr([setting(record, key) for key in keys]) for record in configured}) == len(configured):
+        return keys
+    covered = {FACTOR_PATHS[name].split(".")[0] for name in keys if FACTOR_PATHS[name].endswith(".name")}
+    skipped = covered.union(RUNTIME_KEYS, ("device", "experiment"))
+    flat = sorted({key for record in configured for key in record.flat} - set(FACTOR_PATHS.values()))
+    return keys + [key for key in flat if key.split(".")[0] not in skipped and varies(key)]
 
 
-def _pairs(path: Path) -> pd.DataFrame:
-    try:
-        return read_pairs(path)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+def job_labels(records: Sequence[Record]) -> list[str]:
+    """A short, distinct label per record: its varying settings, with the job's name where these do not suffice."""
+    keys = comparison_keys(records)
+    plain = [", ".join(f"{key}={setting(record, key)}" for key in keys if record.config) for record in records]
+    return [
+        text if text and plain.count(text) == 1 else f"{text} ({record.name})".strip()
+        for text, record in zip(plain, records, strict=True)
+    ]
+
+
+def shared(mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The items that every mapping holds with the same value, in the first one's order."""
+    first = mappings[0] if mappings else {}
+    return {
+        key: value for key, value in first.items() if all(key in other and other[key] == value for other in mappings)
+    }

@@ -10,8 +10,7 @@ from typing import Any
 from sae_match.files import write_json, write_text
 from sae_match.record.labels import joined
 from sae_match.record.state import STATUS
-from sae_match.report.compare import comparison_keys, setting
-from sae_match.report.records import BAD_STATES, Record, read_record
+from sae_match.report.records import BAD_STATES, Record, comparison_keys, read_record, setting
 from sae_match.report.tables import format_value, markdown_table
 from sae_match.sweep.notes import read_notes
 

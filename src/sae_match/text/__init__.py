@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_match.text.token_windows import TokenWindows
-    from sae_match.text.windows import load_fit_windows, load_windows
+    from sae_match.text.windows import TokenWindows, load_fit_windows, load_windows
 
 __all__ = ["TokenWindows", "load_fit_windows", "load_windows"]
 

@@ -1,15 +1,17 @@
-"""What every text has in common: its options, the split into parts, and the order in which documents are drawn."""
+"""What every text has in common: its options, the split into parts, the order of drawing, and rows as documents."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from sae_match.errors import UserError
 from sae_match.hub import Lookup
 from sae_match.options import option
 
@@ -17,15 +19,26 @@ Part = Literal["train", "evaluation", "all"]
 
 EVALUATION_SHARE = 4
 """One document in this many belongs to the evaluation part."""
+TEXT_COLUMNS = ("text", "content", "code")
+"""Tried in this order where the configuration names no column."""
+LINES_WITHOUT_HEADING = 10_000
+"""So many lines without a heading are no WikiText."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can spell them, UTF-8 and tokenizers cannot."""
+_ARTICLE_HEADING = re.compile(r"^= ([^=]|[^=].*[^=]) =$")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `id` is unique and stable within its source: a title, a line number or a relative path."""
+    """One text. `id` is unique and stable within its source: a title, a line number or a relative path.
+
+    A text too long for memory is an iterable of its consecutive pieces, which is read once at most.
+    """
 
     id: str
     title: str
-    text: str
+    text: str | Iterable[str]
 
 
 @option
@@ -117,6 +130,19 @@ class TextSource(ABC):
         same = type(self) is type(other) and all(getattr(self, n) == getattr(other, n) for n in self.location)
         return same and {self.part, other.part} != {"train", "evaluation"}
 
+    def holds(self, document: Document) -> bool:
+        """Whether a document belongs to `part`: evaluation is a quarter, chosen by the SHA-256 of `label/id`."""
+        evaluation = _sha256(f"{self.label}/{document.id}") % EVALUATION_SHARE == 0
+        return self.part == "all" or evaluation == (self.part == "evaluation")
+
+    def rank(self, document: Document) -> int:
+        """Documents are drawn by ascending SHA-256 of `seed/label/id`.
+
+        The order depends neither on the order of reading nor on a random generator's version, and a smaller sample is
+        the beginning of a larger one.
+        """
+        return _sha256(f"{self.seed}/{self.label}/{document.id}")
+
     def key(self) -> dict[str, Any]:
         """Everything that the sample of documents and its windows depend on, apart from the tokenizer.
 
@@ -134,24 +160,81 @@ class TextSource(ABC):
         }
 
 
-def is_evaluation(source: str, document_id: str) -> bool:
-    """True for the documents of the evaluation part: a quarter, chosen by the SHA-256 of `source/document id`."""
-    return int(hashlib.sha256(f"{source}/{document_id}".encode()).hexdigest(), 16) % EVALUATION_SHARE == 0
+def _sha256(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def in_part(source: str, document_id: str, part: Part) -> bool:
-    """Whether a document of `source` belongs to `part`. Train and evaluation are disjoint and exhaust all."""
-    return part == "all" or is_evaluation(source, document_id) == (part == "evaluation")
+def text_column(columns: Sequence[str], wanted: str | None, where: str) -> str:
+    """The column that holds the text: `wanted`, or the first of TEXT_COLUMNS that exists.
 
-
-def drawing_order(source: str, documents: Iterable[Document], seed: int) -> list[Document]:
-    """Return the documents in the pseudo-random order in which a sample takes them.
-
-    The order is by SHA-256 of `seed/source/document id`: it depends neither on the order of reading nor on
-    a random generator's version, and a smaller sample is the beginning of a larger one.
+    Raises:
+        UserError: there is none; the message lists the columns.
     """
+    for name in (wanted,) if wanted else TEXT_COLUMNS:
+        if name in columns:
+            return name
+    missing = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(TEXT_COLUMNS)}"
+    raise UserError(f"{where} has {missing}. Its columns: {', '.join(columns)}.\nSet dataset.column to one of them.")
 
-    def rank(document: Document) -> tuple[str, str]:
-        return hashlib.sha256(f"{seed}/{source}/{document.id}".encode()).hexdigest(), document.id
 
-    return sorted(documents, key=rank)
+def row_texts(rows: Iterable[Mapping[str, Any]], column: str, where: str) -> Iterator[str]:
+    """Yield the text of each row, an empty string for a null.
+
+    Raises:
+        UserError: a cell holds anything else than text.
+    """
+    for number, row in enumerate(rows, start=1):
+        text = row.get(column)
+        if text is None:
+            text = ""
+        if not isinstance(text, str):
+            raise UserError(
+                f"{where}, row {number}: column {column!r} holds {type(text).__name__}, not text.\n"
+                "Set dataset.column to a text column."
+            )
+        if not text.isascii() and _LONE_SURROGATE.search(text):
+            raise UserError(f"{where}, row {number}: column {column!r} holds half a character (a lone surrogate)")
+        yield text
+
+
+def rows_to_documents(texts: Iterable[str], label: str, join: bool) -> Iterator[Document]:
+    """Turn rows into documents: one per row that is not blank, or one per article where `join` is set.
+
+    `label` begins the titles of rows. A row's id is its number from 1.
+
+    Raises:
+        UserError: articles are to be joined and there are no headings.
+    """
+    if join:
+        yield from _join_articles(texts, label)
+        return
+    for number, text in enumerate(texts, start=1):
+        if text.strip():
+            yield Document(str(number), f"{label} {number}", text)
+
+
+def _join_articles(lines: Iterable[str], where: str) -> Iterator[Document]:
+    """Join WikiText lines into articles at their ` = Title = ` headings (single =, after a blank line).
+
+    Lines before the first heading belong to no article and are dropped. An id is `number/title`, since titles repeat.
+    """
+    number, title = 0, ""
+    body: list[str] = []
+    blank_before = True
+    for count, line in enumerate(lines, start=1):
+        heading = _ARTICLE_HEADING.match(line.strip()) if blank_before else None
+        if heading:
+            if number:
+                yield Document(f"{number}/{title}", title, "".join(body))
+            number, title, body = number + 1, heading.group(1), []
+        elif not number and count >= LINES_WITHOUT_HEADING:
+            break
+        if number:
+            body.append(line if line.endswith("\n") else f"{line}\n")
+        blank_before = not line.strip()
+    if not number:
+        raise UserError(
+            f"{where}: dataset.join_articles=true, but no WikiText heading (` = Title = `) was found.\n"
+            "Set dataset.join_articles=false where every row is a document."
+        )
+    yield Document(f"{number}/{title}", title, "".join(body))

@@ -1,23 +1,115 @@
-"""From a text to token windows: sample, tokenize, cut, and keep the result."""
+"""From a text to token windows, which models read instead of text: sample, tokenize, cut, and keep the result."""
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from sae_match.content import content_key
 from sae_match.entries import Payload
 from sae_match.errors import UserError
 from sae_match.store import Store
-from sae_match.text.source import Document, Part, TextSource, drawing_order, in_part
-from sae_match.text.token_windows import TokenWindows
-from sae_match.text.tokenization import Bos, bos_token, encode, tokenizer_identity
+from sae_match.text.source import Part, TextSource
+from sae_match.text.tokenization import Bos, bos_token, cut_windows, tokenizer_identity
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Fixed-length windows of token ids, in document order.
+
+    Attributes:
+        ids: int64 [windows, tokens].
+        document: int64 [windows], the 0-based, contiguous, non-decreasing number of the document of each window.
+        titles: one per document.
+        key: SHA-256 of ids and document, so equal windows have equal keys wherever they came from.
+        info: the recipe and the counts, JSON-compatible.
+    """
+
+    ids: Int[Tensor, "windows tokens"]
+    document: Int[Tensor, "windows"]
+    titles: list[str]
+    key: str
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        ids: Int[Tensor, "windows tokens"],
+        document: Int[Tensor, "windows"],
+        titles: Sequence[str],
+        info: dict[str, Any],
+    ) -> TokenWindows:
+        """Check the invariants, compute the key and return the windows.
+
+        Raises:
+            ValueError: shapes, dtypes or the numbering of documents are not as the class says.
+        """
+        if ids.ndim != 2 or ids.dtype != torch.int64 or document.dtype != torch.int64:
+            raise ValueError(f"ids must be int64 [windows, tokens], not {ids.dtype} {tuple(ids.shape)}")
+        expected = torch.arange(len(titles))
+        if document.shape != ids.shape[:1] or not torch.equal(torch.unique_consecutive(document), expected):
+            raise ValueError(f"document must number {len(titles)} documents from 0, in order, one entry per window")
+        digest = hashlib.sha256(f"{tuple(ids.shape)}".encode())
+        for tensor in (ids, document):
+            digest.update(tensor.contiguous().numpy().astype("<i8", copy=False).data)
+        return cls(ids, document, list(titles), digest.hexdigest(), info)
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return self.ids.shape[0]
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens per window, BOS included."""
+        return self.ids.shape[1]
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return len(self.titles)
+
+    def leading(self, documents: int, windows_per_document: int) -> Bool[Tensor, "windows"]:
+        """Mark the first windows of the first documents (0 = all of them, either way)."""
+        _, counts = torch.unique_consecutive(self.document, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        position = torch.arange(self.n_windows) - starts[self.document]
+        mark = torch.ones(self.n_windows, dtype=torch.bool)
+        if documents:
+            mark &= self.document < documents
+        return mark & (position < windows_per_document) if windows_per_document else mark
+
+    def subset(self, keep: Bool[Tensor, "windows"]) -> TokenWindows:
+        """The marked windows, their documents numbered anew."""
+        kept, document = torch.unique_consecutive(self.document[keep], return_inverse=True)
+        titles = [self.titles[i] for i in kept.tolist()]
+        return TokenWindows.build(self.ids[keep], document, titles, self.info | {"subset_of": self.key})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenWindows]) -> TokenWindows:
+        """Join windows of several datasets, renumbering the documents; windows keep their order.
+
+        Raises:
+            UserError: `parts` is empty or the windows differ in length.
+        """
+        lengths = {part.window_tokens for part in parts}
+        if len(lengths) != 1:
+            raise UserError(f"Only windows of one length can be joined, not {sorted(lengths) or 'none at all'}.")
+        offsets = [sum(part.n_documents for part in parts[:i]) for i in range(len(parts))]
+        document = torch.cat([part.document + offset for part, offset in zip(parts, offsets, strict=True)])
+        titles = [title for part in parts for title in part.titles]
+        info = {"parts": [part.info for part in parts]}
+        return cls.build(torch.cat([part.ids for part in parts]), document, titles, info)
 
 
 def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto") -> TokenWindows:
@@ -27,13 +119,20 @@ def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "a
     over and counted; each of the first `source.documents` of the rest (0 = all) is cut from its start into
     `source.windows_per_document` windows (0 = as many as fit; fewer where it is shorter) of `source.window_tokens`
     tokens. Every window begins with BOS where `bos` calls for one, and a document's tokens follow on from window
-    to window without overlap.
+    to window without overlap. One document at a time is in memory.
 
-    Raises UserError where the source cannot be read or holds too few documents.
+    Raises:
+        UserError: the source cannot be read or holds too few documents.
     """
     first = bos_token(tokenizer, bos)
-    recipe = make_recipe(source, tokenizer, first)
-    windows = store.get_or("tokens", recipe, lambda: to_payload(_build(source, tokenizer, first, recipe)), from_payload)
+    recipe = _recipe(source, tokenizer, first)
+
+    def build() -> Payload:
+        windows = _build(source, tokenizer, first, recipe)
+        values = {name: getattr(windows, name) for name in ("ids", "document", "titles", "info")}
+        return values | {"windows_key": windows.key}
+
+    windows = store.get_or("tokens", recipe, build, _from_payload)
     _log.info("%s: %s documents, %s windows", source.label, windows.n_documents, windows.n_windows)
     return windows
 
@@ -41,44 +140,15 @@ def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "a
 def find_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto") -> TokenWindows | None:
     """The windows that `load_windows` would find in the store, or None where it would have to build them.
 
-    Raises UserError where the source is not as configured.
-    """
-    recipe = make_recipe(source, tokenizer, bos_token(tokenizer, bos))
-    payload = store.get("tokens", recipe)
-    return None if payload is None else from_payload(payload)
-
-
-def to_payload(windows: TokenWindows) -> Payload:
-    """Windows as the store keeps them."""
-    return {
-        "ids": windows.ids,
-        "document": windows.document,
-        "titles": windows.titles,
-        "info": windows.info,
-        "windows_key": windows.key,
-    }
-
-
-def from_payload(payload: Payload) -> TokenWindows:
-    """Windows from the store.
-
     Raises:
-        ValueError, KeyError, TypeError: they are not what was stored.
+        UserError: the source is not as configured.
     """
-    ids, document = (torch.from_numpy(payload[name]) for name in ("ids", "document"))
-    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"])
-    if windows.key != payload["windows_key"]:
-        raise ValueError("the windows are not those that were stored")
-    return windows
+    payload = store.get("tokens", _recipe(source, tokenizer, bos_token(tokenizer, bos)))
+    return None if payload is None else _from_payload(payload)
 
 
 def load_fit_windows(
-    source: TextSource,
-    evaluated: TokenWindows,
-    documents: int | None,
-    tokenizer: Any,
-    store: Store,
-    bos: Bos = "auto",
+    source: TextSource, evaluated: TokenWindows, documents: int | None, tokenizer: Any, store: Store, bos: Bos = "auto"
 ) -> TokenWindows:
     """Windows of documents of the same source, none of which is evaluated: what data-driven controls are fitted on.
 
@@ -91,7 +161,7 @@ def load_fit_windows(
         documents: how many; None = as many as are evaluated.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are not so many, or the text has changed since `evaluated` was cut.
     """
     wanted = source.documents if documents is None else documents
     try:
@@ -104,11 +174,6 @@ def load_fit_windows(
             f"{error}\nThe controls correlation and linear_map are fitted on {wanted} documents that are not evaluated "
             "(evaluation.fit_documents); the documents above are to be as many, or those and the evaluated ones."
         ) from error
-    return _beyond(more, evaluated)
-
-
-def _beyond(more: TokenWindows, evaluated: TokenWindows) -> TokenWindows:
-    """The windows after the evaluated ones, with which `more` must begin."""
     n = evaluated.n_windows
     if not (torch.equal(more.ids[:n], evaluated.ids) and torch.equal(more.document[:n], evaluated.document)):
         raise UserError(
@@ -118,73 +183,57 @@ def _beyond(more: TokenWindows, evaluated: TokenWindows) -> TokenWindows:
     return more.subset(more.document >= evaluated.n_documents)
 
 
-def make_recipe(source: TextSource, tokenizer: Any, bos: int | None) -> dict[str, Any]:
+def _recipe(source: TextSource, tokenizer: Any, bos: int | None) -> dict[str, Any]:
     """Everything that the windows depend on, JSON-compatible; the text's short name is only a label."""
     return {**source.key(), "tokenizer": tokenizer_identity(tokenizer), "bos": bos}
 
 
-@dataclass
-class _Sample:
-    """The windows cut so far and what was passed over."""
-
-    rows: list[list[int]] = field(default_factory=list)
-    document: list[int] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)
-    too_short: int = 0
-
-    def add(self, title: str, rows: Sequence[list[int]]) -> None:
-        self.rows.extend(rows)
-        self.document.extend([len(self.titles)] * len(rows))
-        self.titles.append(title)
+def _from_payload(payload: Payload) -> TokenWindows:
+    ids, document = (torch.from_numpy(payload[name]) for name in ("ids", "document"))
+    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"])
+    if windows.key != payload["windows_key"]:
+        raise ValueError("the windows are not those that were stored")
+    return windows
 
 
 def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str, Any]) -> TokenWindows:
     facts: dict[str, str] = {}
-    pool = [document for document in source.read(facts) if in_part(source.label, document.id, source.part)]
-    sample = _draw(source, drawing_order(source.label, pool, source.seed), tokenizer, bos)
-    found = len(sample.titles)
+    pool, short = 0, list[tuple[int, int]]()
+    sample: list[tuple[int, int, str, Tensor]] = []  # a heap: at its top the document that is drawn last
+    for document in source.read(facts):
+        if not source.holds(document):
+            continue
+        pool += 1
+        place = (-source.rank(document), -pool)
+        full = source.documents and len(sample) == source.documents
+        if full and place < sample[0][:2]:
+            continue
+        rows = cut_windows(tokenizer, document.text, source.window_tokens, source.windows_per_document, bos)
+        if not len(rows):
+            short.append(place)
+        elif full:
+            heapq.heapreplace(sample, (*place, document.title, rows))
+        else:
+            heapq.heappush(sample, (*place, document.title, rows))
+    found = len(sample)
     if found == 0 or found < source.documents:
-        raise UserError(_too_few(source, len(pool), found))
-    ids = torch.tensor(sample.rows, dtype=torch.int64)
+        raise UserError(_too_few(source, pool, found))
+    last = sample[0][:2]
+    sample.sort(reverse=True)
+    ids = torch.cat([rows for *_, rows in sample])
+    document_of = torch.repeat_interleave(torch.tensor([len(rows) for *_, rows in sample]))
     info = {
         "recipe": recipe,
         "recipe_key": content_key(recipe),
         "note": source.note(),
         "facts": facts,
-        "pool_documents": len(pool),
-        "too_short_documents": sample.too_short,
+        "pool_documents": pool,
+        "too_short_documents": sum(place > last for place in short) if source.documents else len(short),
         "documents": found,
-        "windows": len(sample.rows),
+        "windows": len(ids),
         "tokens": ids.numel(),
     }
-    return TokenWindows.build(ids, torch.tensor(sample.document, dtype=torch.int64), sample.titles, info)
-
-
-def _draw(source: TextSource, ordered: Sequence[Document], tokenizer: Any, bos: int | None) -> _Sample:
-    """Tokenize documents in drawing order until the sample is full."""
-    sample = _Sample()
-    for document in ordered:
-        if source.documents and len(sample.titles) == source.documents:
-            break
-        rows = cut(encode(tokenizer, document.text), source.window_tokens, source.windows_per_document, bos)
-        if rows:
-            sample.add(document.title, rows)
-        else:
-            sample.too_short += 1
-    return sample
-
-
-def cut(ids: Sequence[int], window_tokens: int, limit: int, bos: int | None) -> list[list[int]]:
-    """Cut a document's ids from the start into full windows of `window_tokens`, at most `limit` (0 = no limit).
-
-    Where `bos` is given every window begins with it and holds one token fewer of the document.
-    """
-    head = [] if bos is None else [bos]
-    body = window_tokens - len(head)
-    count = len(ids) // body
-    if limit:
-        count = min(count, limit)
-    return [head + list(ids[i * body : (i + 1) * body]) for i in range(count)]
+    return TokenWindows.build(ids, document_of, [title for _, _, title, _ in sample], info)
 
 
 def _too_few(source: TextSource, pool: int, found: int) -> str:
@@ -194,8 +243,7 @@ def _too_few(source: TextSource, pool: int, found: int) -> str:
         advice += f", or dataset.documents to {found} (0 = all that are long enough)"
     if source.part != "all":
         advice += ", or use dataset.part=all"
-    advice += source.advice
     return (
         f"{source.label}, part {source.part}: {found} of {pool} documents have at least "
-        f"{source.window_tokens} tokens, but {wanted}.\n{advice}."
+        f"{source.window_tokens} tokens, but {wanted}.\n{advice}{source.advice}."
     )

@@ -1,4 +1,7 @@
-"""The embedded texts: Wikipedia articles and news inside the gensim wheel, and Python's own standard library."""
+"""The embedded texts: Wikipedia articles and news inside the gensim wheel, and Python's own standard library.
+
+Their labels and ids never change: SAEs were trained on one part of each.
+"""
 
 from __future__ import annotations
 
@@ -32,88 +35,67 @@ MIN_CODE_BYTES = 4_000
 class EmbeddedWiki(TextSource):
     """Excerpt of the English Wikipedia inside the gensim wheel: articles as prose."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_wiki"
+    label = "embedded_wiki"
 
     def identity(self) -> dict[str, str]:
         """The dump's hash, and the version of what strips its markup."""
-        path, version = gensim_file(WIKI_FILE)
+        path, version = _gensim_file(WIKI_FILE)
         return {"file_sha256": file_sha256(path), "gensim": version, "stripping": RECIPE_VERSION}
 
     def read(self, facts: dict[str, str]) -> Iterator[Document]:
-        """Yield the articles."""
-        return _read_wiki(gensim_file(WIKI_FILE)[0])
+        return _read_wiki(_gensim_file(WIKI_FILE)[0])
 
     def note(self) -> str:
-        """Where the text is from."""
-        return f"English Wikipedia excerpt of gensim {gensim_file(WIKI_FILE)[1]}"
+        return f"English Wikipedia excerpt of gensim {_gensim_file(WIKI_FILE)[1]}"
 
 
 @option
 class EmbeddedNews(TextSource):
     """The Lee background corpus inside the gensim wheel: short news texts."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_news"
+    label = "embedded_news"
 
     def identity(self) -> dict[str, str]:
-        """The file's hash."""
-        path, version = gensim_file(NEWS_FILE)
+        path, version = _gensim_file(NEWS_FILE)
         return {"file_sha256": file_sha256(path), "gensim": version}
 
     def read(self, facts: dict[str, str]) -> Iterator[Document]:
         """Yield one document per line; the line number, from 1, is its id."""
-        path, _ = gensim_file(NEWS_FILE)
+        path, _ = _gensim_file(NEWS_FILE)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if line.strip():
                 yield Document(str(number), f"news {number}", line.strip())
 
     def note(self) -> str:
-        """Where the text is from."""
-        return f"Lee background corpus of gensim {gensim_file(NEWS_FILE)[1]}"
+        return f"Lee background corpus of gensim {_gensim_file(NEWS_FILE)[1]}"
 
 
 @option
 class EmbeddedCode(TextSource):
     """The Python standard library's own sources; the documents depend on the Python version."""
 
-    @property
-    def label(self) -> str:
-        """Fixed: SAEs were trained on one part of it."""
-        return "embedded_code"
+    label = "embedded_code"
 
     def identity(self) -> dict[str, str]:
-        """The files' hash."""
-        root, files = _standard_library()
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        for name, path in _standard_library().items():
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
         return {"files_sha256": digest.hexdigest(), "python": platform.python_version()}
 
     def read(self, facts: dict[str, str]) -> Iterator[Document]:
         """Yield one document per module; its relative path is its id."""
-        root, files = _standard_library()
-        for path in files:
-            relative = path.relative_to(root).as_posix()
+        for name, path in _standard_library().items():
             with tokenize.open(path) as stream:  # Honors a module's own encoding declaration.
-                yield Document(relative, relative, stream.read())
+                yield Document(name, name, stream.read())
 
     def note(self) -> str:
-        """Where the text is from."""
         _standard_library()
         version = platform.python_version()
         return f"Standard library sources of Python {version}; the documents depend on the Python version."
 
 
-def gensim_file(name: str) -> tuple[Path, str]:
-    """Return where a data file of the gensim wheel lies and gensim's version, without importing gensim.
-
-    Raises UserError where gensim, or the file in it, is missing.
-    """
+def _gensim_file(name: str) -> tuple[Path, str]:
+    """Where a data file of the gensim wheel lies and gensim's version, without importing gensim."""
     try:
         distribution = metadata.distribution("gensim")
     except metadata.PackageNotFoundError:
@@ -145,30 +127,21 @@ def _read_wiki(path: Path) -> Iterator[Document]:
             element.clear()
 
 
-def _standard_library() -> tuple[Path, list[Path]]:
-    """The standard library's folder and its modules that count as text.
-
-    Raises UserError where there are none.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    files = standard_library_files(root)
-    if not files:
-        raise UserError(
-            f"No Python sources found under {root}: this Python has no readable standard library.\n"
-            "Choose another dataset, or use an ordinary CPython installation."
-        )
-    return root, files
-
-
-def standard_library_files(root: Path) -> list[Path]:
-    """Return the standard library's modules under `root`, sorted by relative path.
+def _standard_library() -> dict[str, Path]:
+    """The standard library's modules that count as text by relative path, sorted.
 
     Tests, tables, installed packages and build-machine settings are left out, and so are short files.
     """
-    found = []
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {}
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
         wanted = SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]) and not relative.name.startswith("_sysconfigdata")
         if wanted and path.is_file() and path.stat().st_size >= MIN_CODE_BYTES:
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+            found[relative.as_posix()] = path
+    if not found:
+        raise UserError(
+            f"No Python sources found under {root}: this Python has no readable standard library.\n"
+            "Choose another dataset, or use an ordinary CPython installation."
+        )
+    return dict(sorted(found.items()))

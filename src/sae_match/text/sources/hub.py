@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from sae_match.errors import UserError
-from sae_match.hub import HubFile, Lookup, explained
+from sae_match.hub import Lookup, explained
 from sae_match.hub_errors import Repository, holds_token
 from sae_match.options import option
-from sae_match.text.source import Document, Part, TextSource
-from sae_match.text.sources.rows import row_texts, rows_to_documents, text_column
+from sae_match.text.source import Document, Part, TextSource, row_texts, rows_to_documents, text_column
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -37,9 +36,9 @@ class HubText(TextSource):
     """A dataset of the hub. Nothing is downloaded before its documents are read.
 
     The documents are the first `pool` of the stream (articles, where lines are joined), in the stream's own order. The
-    sample is drawn from them by `drawing_order`: it is the same on every machine as long as the revision is, but it is
-    not a sample of the whole split. Tokens made from a branch (revision null) stay what they were when first made,
-    also if the branch moves; the commit is kept with them.
+    sample is drawn from them by `rank`: it is the same on every machine as long as the revision is, but it is not a
+    sample of the whole split. Tokens made from a branch (revision null) stay what they were when first made, also if
+    the branch moves; the commit is kept with them.
     """
 
     location: ClassVar[tuple[str, ...]] = ("repo_id", "config_name", "split")
@@ -85,12 +84,10 @@ class HubText(TextSource):
 
     @property
     def label(self) -> str:
-        """The repository's name."""
         return f"hub/{self.repo_id}"
 
     @property
     def advice(self) -> str:
-        """More documents can be looked at."""
         return f", or raise dataset.pool (now {self.pool_size}), the number of documents that are looked at"
 
     @property
@@ -112,7 +109,6 @@ class HubText(TextSource):
         return identity | ({"data_files": self.data_files} if self.data_files else {})
 
     def note(self) -> str:
-        """Which documents are looked at."""
         return f"the first {self.pool_size} documents of {self.repo_id}, split {self.split}"
 
     def resized(self, documents: int, part: Part | None = None) -> Self:
@@ -129,13 +125,18 @@ class HubText(TextSource):
         try:
             with explained(self._repository()):
                 dataset = self._stream(facts)
-                column = text_column(_columns(dataset, where), self.column, where)
+                first = dataset.column_names or next(iter(dataset), None)  # not every format declares its columns
+                if first is None:
+                    raise UserError(f"{where} is empty.")
+                column = text_column(list(first), self.column, where)
                 texts = row_texts(dataset.select_columns([column]), column, where)
                 yield from islice(rows_to_documents(texts, self.repo_id, self.join_articles), self.pool_size)
         except UserError:
             raise
         except Exception as error:
-            if not _is_from_the_hub(error):
+            # datasets reports unknown configurations and splits as ValueError, loading scripts as RuntimeError.
+            library = type(error).__module__.split(".")[0]
+            if library not in _LIBRARIES_OF_THE_HUB and not isinstance(error, (OSError, ValueError, RuntimeError)):
                 raise
             raise UserError(self._explanation(error)) from (None if holds_token(error) else error)
 
@@ -145,10 +146,11 @@ class HubText(TextSource):
         Raises:
             UserError: unknown, gated or unreachable, or a loading script without data files.
         """
-        if self.data_files and self.data_files.startswith("hf://"):
+        if self._names_urls:
             return f"streamed from {self.data_files}, which is not looked up before"
         repository = self._repository()
-        data = _data_files(lookup.listing(repository))
+        listing = lookup.listing(repository)
+        data = [file for file in listing if file.filename.endswith(DATA_SUFFIXES) and file.filename not in _NO_DATA]
         if not data:
             if self.fallback_files and self.revision is None:
                 return f"its main branch holds no data files, so {self.fallback_files} is read"
@@ -160,42 +162,43 @@ class HubText(TextSource):
         total = sum(file.size or 0 for file in data)
         return f"streamed: only its beginning is read, of {len(data)} files with {total / 2**30:.1f} GiB"
 
+    @property
+    def _names_urls(self) -> bool:
+        return self.data_files is not None and self.data_files.startswith("hf://")
+
     def _repository(self) -> Repository:
         return Repository(self.repo_id, self.revision, "dataset", ELSEWHERE)
 
     def _stream(self, facts: dict[str, str]) -> IterableDataset:
         """Open the stream at one commit; where the repository is still a loading script, `fallback_files`."""
         load = _load_dataset()
-        if self.data_files and self.data_files.startswith("hf://"):
-            facts["files"] = self.data_files
-            return load("parquet", data_files=self.data_files, split=self.split, streaming=True)
-        facts["commit"] = _commit(self.repo_id, self.revision)
-        options = {"split": self.split, "revision": facts["commit"], "streaming": True}
-        if self.data_files:
-            options["data_files"] = facts["files"] = self.data_files
-        try:
-            return load(self.repo_id, self.config_name, **options)
-        except RuntimeError as error:
-            if "script" not in str(error).lower() or not self.fallback_files or self.revision:
-                raise
-            _log.warning(
-                "%s at commit %s is a loading script, which is not run; reading %s instead (dataset.fallback_files)",
-                self.repo_id, facts["commit"], self.fallback_files,
-            )  # fmt: skip
-            facts["files"] = self.fallback_files
-            return load("parquet", data_files=self.fallback_files, split=self.split, streaming=True)
+        if not self._names_urls:
+            facts["commit"] = _commit(self.repo_id, self.revision)
+            options = {"split": self.split, "revision": facts["commit"], "streaming": True}
+            if self.data_files:
+                options["data_files"] = facts["files"] = self.data_files
+            try:
+                return load(self.repo_id, self.config_name, **options)
+            except RuntimeError as error:
+                if "script" not in str(error).lower() or not self.fallback_files or self.revision:
+                    raise
+                _log.warning(
+                    "%s at commit %s is a loading script, which is not run; reading %s instead "
+                    "(dataset.fallback_files)", self.repo_id, facts["commit"], self.fallback_files,
+                )  # fmt: skip
+        facts["files"] = str(self.data_files if self._names_urls else self.fallback_files)
+        return load("parquet", data_files=facts["files"], split=self.split, streaming=True)
 
     def _explanation(self, error: Exception) -> str:
         revision = self.revision or "main"
         name = f"{self.repo_id}, configuration {self.config_name}, revision {revision}, split {self.split}"
         reason = type(error).__name__ + ("" if holds_token(error) else f": {error}".rstrip())
+        advice = "Check dataset.config_name, dataset.split, dataset.data_files and dataset.revision."
         if "script" in reason.lower():
             advice = (
                 "It is a loading script, and scripts are not run: set dataset.revision=refs/convert/parquet (the hub's "
                 "own conversion, where there is one), or dataset.data_files to its parquet files."
             )
-        else:
-            advice = "Check dataset.config_name, dataset.split, dataset.data_files and dataset.revision."
         return f"The hub dataset {name} cannot be read.\n{reason[:600]}\n{advice}"
 
 
@@ -207,28 +210,7 @@ def _commit(repo_id: str, revision: str | None) -> str:
 
 def _load_dataset() -> Any:
     try:
-        from datasets import load_dataset  # Slow to import, and wanted only when the cache is cold.
+        from datasets import load_dataset  # slow to import, and wanted only when the cache is cold
     except ImportError as error:
         raise UserError("dataset=hub needs the datasets library: `pip install datasets`.") from error
     return load_dataset
-
-
-def _data_files(listing: list[HubFile]) -> list[HubFile]:
-    """Of a dataset's files those that hold rows; a README's or the repository's own JSON files do not."""
-    return [file for file in listing if file.filename.endswith(DATA_SUFFIXES) and file.filename not in _NO_DATA]
-
-
-def _columns(dataset: IterableDataset, where: str) -> list[str]:
-    if dataset.column_names is not None:
-        return list(dataset.column_names)
-    first = next(iter(dataset), None)  # Not every format declares its columns.
-    if first is None:
-        raise UserError(f"{where} is empty.")
-    return list(first)
-
-
-def _is_from_the_hub(error: Exception) -> bool:
-    """Whether an error says that the hub or the network failed, or that the repository is not as configured."""
-    library = type(error).__module__.split(".")[0]
-    # datasets reports unknown configurations and splits as ValueError, loading scripts as RuntimeError.
-    return library in _LIBRARIES_OF_THE_HUB or isinstance(error, (OSError, ValueError, RuntimeError))

@@ -1,44 +1,92 @@
-"""The features of one layer pair: how their decoder MSE is distributed, with example pairs (Figs. 5 and 6)."""
+"""The features of one layer pair: how their decoder MSE is distributed, with example pairs (the paper's Figs. 5, 6)."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
+from ..errors import UserError
 from ..judging.descriptions import CONTEXTS
 from ..record.contents import FEATURES, JUDGEMENTS, TOP_TOKENS
 from ..style import BLUE, GREEN, ORANGE, VERMILION
-from .canvas import PAGE_INCHES, new_figure, paper_style, save
-from .panels import draw_histogram
-from .record_paths import top_tokens
+from .canvas import PAGE_INCHES, drawing, one_panel, styles
 from .records import Record
+from .tables import write_csv
 
 EXAMPLES = 8
+SHOWN_TOKENS = 8
 TOKEN_CHARACTERS = 46
 """What of a feature's tokens fits into a column of the figure."""
-LABELS = {"same": GREEN, "maybe": ORANGE, "different": VERMILION}
+LEVELS = {"same": GREEN, "maybe": ORANGE, "different": VERMILION}
+"""The judge's answers and their colors."""
 EXAMPLE_COLUMNS = (
     "mark", "layer", "feature", "layer_to", "partner", "mse_W_dec", "matching_score", "judge", "tokens",
     "partner_tokens",
 )  # fmt: skip
+MSE_LABEL = "decoder MSE of a pair [folded units²]"
+
+
+def plot_mse_histogram(
+    values: Mapping[str, Float[np.ndarray, " features"]], path: Path, title: str | None = None, xlabel: str = MSE_LABEL
+) -> Path:
+    """Per-feature decoder MSE by variant (matched against random, say).
+
+    Raises:
+        ValueError: no values, or a value is not finite.
+    """
+    with one_panel(path, title) as ax:
+        draw_histogram(ax, values)
+        ax.set_xlabel(xlabel)
+    return path
+
+
+def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]], bins: int = 50) -> None:
+    """Counts of per-feature values by variant on common bins (logarithmic where all are positive), medians marked.
+
+    A variant without values (nothing was matched) is left out.
+
+    Raises:
+        ValueError: no values, or a value is not finite.
+    """
+    arrays = {name: np.asarray(array, dtype=float).ravel() for name, array in values.items()}
+    data = {name: array for name, array in arrays.items() if array.size}
+    joined = np.concatenate([*data.values()]) if data else np.empty(0)
+    if not joined.size or not np.isfinite(joined).all():
+        raise ValueError(f"histogram of {list(values)}: expected finite values, got {joined.size} with NaN or none")
+    low, high = float(joined.min()), float(joined.max())
+    logarithmic = 0 < low < high
+    edges = np.geomspace(low, high, bins + 1) if logarithmic else np.histogram_bin_edges(joined, bins)
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # geomspace may round the ends inwards
+    for name, look in styles(list(data)).items():
+        median = float(np.median(data[name]))
+        label = f"{look.label} (median {median:.3g}, n = {data[name].size:,})"
+        counts, _ = np.histogram(data[name], edges)
+        ax.stairs(counts, edges, fill=True, color=look.color, alpha=0.25)
+        ax.stairs(counts, edges, color=look.color, linestyle=look.linestyle, label=label, linewidth=1.2)
+        ax.axvline(median, color=look.color, linestyle=":", linewidth=1.2)
+    if logarithmic:
+        ax.set_xscale("log")
+    ax.set_ylabel("features")
 
 
 def write_pair_figures(records: Sequence[Record], directory: Path) -> list[Path]:
     """`pairs.png` and `pairs.csv` (the examples) of every record of a single layer pair with top tokens or judgements;
     `pairs_N` where there are several. Returns the figures."""
-    found = [(record, shown) for record in records if (shown := pair_examples_of(record.path)) is not None]
+    found = [shown for record in records if (shown := pair_examples_of(record.path)) is not None]
     written = []
-    for number, (_, (features, examples)) in enumerate(found):
-        stem = "pairs" if len(found) == 1 else f"pairs_{number}"
-        written.append(plot_pair_examples(features, examples, directory / f"{stem}.png"))
-        examples.to_csv(directory / f"{stem}.csv", index=False, lineterminator="\n")
+    for number, (features, examples) in enumerate(found):
+        path = directory / ("pairs.png" if len(found) == 1 else f"pairs_{number}.png")
+        written.append(plot_pair_examples(features, examples, path))
+        write_csv(path.with_suffix(".csv"), examples)
     return written
 
 
@@ -51,16 +99,15 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     features = pd.read_parquet(directory / FEATURES)
     if features["layer"].nunique() != 1:
         return None
-    judged = _judged(directory / JUDGEMENTS)
+    judged = _judged_neighbors(directory / JUDGEMENTS)
     levels = {entry["feature"]: entry["level"] for entry in judged}
     features = features.assign(judge=features["feature"].map(levels).astype(object))
     return features, pair_examples(features, _explanations(judged) or top_tokens(directory / TOP_TOKENS))
 
 
-def _judged(path: Path) -> list[dict[str, Any]]:
-    """The lines of judgements.jsonl on matched neighbours."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    entries = [json.loads(line) for line in lines]
+def _judged_neighbors(path: Path) -> list[dict[str, Any]]:
+    """The lines of judgements.jsonl on matched neighbors."""
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
     return [e for e in entries if e["variant"] == "matched" and e["layer_to"] - e["layer"] == 1]
 
 
@@ -74,10 +121,31 @@ def _explanations(judged: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
     return {place: text for place, text in found.items() if text and not text.startswith(CONTEXTS)}
 
 
-def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str], count: int = EXAMPLES) -> pd.DataFrame:
-    """Pairs evenly spaced in the ranking by decoder MSE, the lowest first, marked A, B, ...
+def top_tokens(path: Path) -> dict[tuple[int, int], str]:
+    """The first tokens of every feature as one text, by layer and feature; empty where the record has no such table."""
+    if not path.is_file():
+        return {}
+    found: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for layer, feature, token in read_table(path, ["layer", "feature", "token"]).to_numpy(dtype=object):
+        found[int(layer), int(feature)].append(str(token))
+    return {place: " · ".join(texts[:SHOWN_TOKENS]) for place, texts in found.items()}
 
-    Only pairs whose two features both have tokens are chosen (all, where no tokens are known).
+
+def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of a Parquet file.
+
+    Raises:
+        UserError: it is damaged, or lacks a column.
+    """
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable table with {', '.join(columns)} ({error})") from error
+
+
+def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str], count: int = EXAMPLES) -> pd.DataFrame:
+    """Pairs evenly spaced in the ranking by decoder MSE, the lowest first, marked A, B, ... Only pairs whose two
+    features both have tokens are chosen (all, where no tokens are known).
 
     Args:
         features: rows of one layer pair, as in features.parquet, with `judge`.
@@ -97,47 +165,39 @@ def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str],
 
 def plot_pair_examples(features: pd.DataFrame, examples: pd.DataFrame, path: Path) -> Path:
     """Histogram of the decoder MSE with the examples marked, their top tokens below; where pairs were judged, the MSE
-    by the judge's answer.
-
-    Args:
-        features: rows of one layer pair, as in features.parquet, with `judge`.
-        examples: as from `pair_examples`.
-    """
+    by the judge's answer. Features and examples as from `pair_examples_of`."""
     judged = features.dropna(subset="judge")
-    with paper_style():
-        figure = new_figure((PAGE_INCHES[0], 3.1 + 0.2 * len(examples)))
-        top, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2.7, 0.4 + 0.2 * len(examples)))).ravel()
+    layer, lines = int(features["layer"].iloc[0]), 0.2 * len(examples)
+    with drawing(path, (PAGE_INCHES[0], 3.1 + lines), f"layers {layer} → {layer + 1}") as figure:
+        top, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2.7, 0.4 + lines))).ravel()
         axes = top.subplots(1, 2, width_ratios=(2, 1)) if len(judged) else [top.subplots()]
-        draw_marked_histogram(axes[0], features, examples)
+        _draw_marked_histogram(axes[0], features, examples)
         if len(judged):
             draw_mse_by_level(axes[1], judged)
         _write_examples(below.subplots(), examples)
-        layer = int(features["layer"].iloc[0])
-        figure.suptitle(f"layers {layer} → {layer + 1}")
-        return save(figure, path)
+    return path
 
 
-def draw_marked_histogram(ax: Axes, features: pd.DataFrame, examples: pd.DataFrame) -> None:
+def _draw_marked_histogram(ax: Axes, features: pd.DataFrame, examples: pd.DataFrame) -> None:
     """Counts of the decoder MSE of matched pairs; a letter above the axes at each example's."""
     draw_histogram(ax, {"matched": features["mse_W_dec"].to_numpy(dtype=float)})
     for mark, mse in zip(examples["mark"], examples["mse_W_dec"], strict=True):
         ax.annotate(mark, (mse, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7)
         ax.plot([mse, mse], [0.0, 1.0], transform=ax.get_xaxis_transform(), color=BLUE, linewidth=0.6, alpha=0.6)
-    ax.set_xlabel("decoder MSE of a pair [folded units²]")
+    ax.set_xlabel(MSE_LABEL)
     ax.legend(loc="upper left")
 
 
 def draw_mse_by_level(ax: Axes, judged: pd.DataFrame) -> None:
     """The decoder MSE of the judged pairs by the judge's level: every pair a point, the median a line."""
-    shown = [name for name in LABELS if (judged["judge"] == name).any()]
+    values = {name: np.sort(judged.loc[judged["judge"] == name, "mse_W_dec"].to_numpy(dtype=float)) for name in LEVELS}
+    shown = [name for name in LEVELS if len(values[name])]
     for place, name in enumerate(shown):
-        values = np.sort(judged.loc[judged["judge"] == name, "mse_W_dec"].to_numpy(dtype=float))
         # Spread by rank, not at random: the same record gives the same figure.
-        spread = 0.5 * ((np.arange(len(values)) * 0.618034) % 1 - 0.5)
-        ax.plot(place + spread, values, ".", color=LABELS[name], markersize=3, alpha=0.6)
-        ax.plot([place - 0.32, place + 0.32], [np.median(values)] * 2, color="black", linewidth=1.4)
-    counts = [int((judged["judge"] == name).sum()) for name in shown]
-    ax.set_xticks(range(len(shown)), [f"{name}\n(n = {n})" for name, n in zip(shown, counts, strict=True)])
+        spread = 0.5 * ((np.arange(len(values[name])) * 0.618034) % 1 - 0.5)
+        ax.plot(place + spread, values[name], ".", color=LEVELS[name], markersize=3, alpha=0.6)
+        ax.plot([place - 0.32, place + 0.32], [np.median(values[name])] * 2, color="black", linewidth=1.4)
+    ax.set_xticks(range(len(shown)), [f"{name}\n(n = {len(values[name])})" for name in shown])
     ax.set_xlim(-0.6, len(shown) - 0.4)
     ax.set_ylabel("decoder MSE [folded units²]")
     if (judged["mse_W_dec"] > 0).all():
@@ -151,8 +211,8 @@ def _write_examples(ax: Axes, examples: pd.DataFrame) -> None:
     head = ("", "MSE", "score", "features", "top tokens or explanation", "the partner's")
     lines = [head, *(_line(row) for row in examples.to_dict("records"))]
     for i, line in enumerate(lines):
+        y = 1 - (i + 0.5) / len(lines)
         for x, text in zip(columns, line, strict=True):
-            y = 1 - (i + 0.5) / len(lines)
             ax.text(x, y, text, transform=ax.transAxes, va="center", fontsize=6.2, parse_math=False)
 
 

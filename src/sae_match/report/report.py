@@ -1,0 +1,191 @@
+"""A report: tables of the records, and report.md, report.html, CSV files, figures and pages of paths."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sae_match.files import write_text
+
+from ..errors import UserError
+from ..record.contents import PATHS
+from ..record.labels import Labels, joined
+from .ablation import ablation_frame, compared_metrics, effects_frame, effects_note, rank, ranking_note, resample
+from .canvas import also_written
+from .controls import NOTE as CONTROLS_NOTE
+from .controls import controls_frame
+from .figures import MAX_CURVES, Drawn, write_overlays
+from .merge import merge_spans
+from .pages import html_page, write_path_pages
+from .records import BAD_STATES, Record
+from .tables import (
+    Table,
+    ablation_table,
+    comparison_frame,
+    comparison_table,
+    controls_table,
+    effects_table,
+    headline_names,
+    jobs_table,
+    settings_of_all,
+    summary_table,
+    write_csv,
+)
+
+HEADINGS = {
+    "jobs": "Jobs",
+    "comparison": "Comparison",
+    "ablation": "Ablation",
+    "effects": "Effect of each factor",
+    "controls": "Controls",
+    "figures": "Per layer",
+    "files": "Files",
+}
+"""Sections of report.html. The tables of report.md have the same headings."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report holds."""
+
+    metrics: Sequence[str] | None = None
+    """Columns of the tables, names in metrics.json; None for the usual ones."""
+    figures: bool = True
+    """Whether figures and pages of paths are drawn."""
+    only: Sequence[str] = ()
+    """Names of the figures to draw (`write_overlays`); empty: all."""
+    formats: Sequence[str] = ("svg",)
+    """Vector formats beside each PNG."""
+    features: Sequence[int] = ()
+    """Paths to show, as in `path_page`."""
+    merge: bool = True
+    """Whether jobs that split one span of layers become one row."""
+    most: int = MAX_CURVES
+    """Jobs in one figure, and figures or pages that every job has one of."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The jobs, their records as rows (those of one span merged), notes on them, and what was made from them: frames by
+    the name of their CSV file, tables by section, and the summary in Markdown."""
+
+    jobs: Sequence[Record]
+    records: Sequence[Record]
+    notes: list[str]
+    labels: Labels
+    frames: Mapping[str, pd.DataFrame]
+    tables: Mapping[str, Table]
+    summary: str
+
+    @property
+    def title(self) -> str:
+        """How many of the jobs are done."""
+        return f"SAE Match: {sum(job.state == 'done' for job in self.jobs)} of {len(self.jobs)} jobs done"
+
+
+def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path()) -> Report:
+    """Merge what belongs together, and compare. Links are relative to `folder`, where the report will stand."""
+    records, notes = merge_spans(jobs) if options.merge else (jobs, [])
+    labels = joined(record.labels for record in records)
+    names = headline_names(records, labels, options.metrics)
+    frames = {"report.csv": comparison_frame(records)}
+    tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
+    if compared := compared_metrics(records, options.metrics, labels):
+        resampled = resample(records, compared, labels)
+        rankings = {name: rank(records, name, resampled, labels) for name in compared}
+        frames["ablation.csv"] = frame = ablation_frame(records, rankings)
+        tables["ablation"] = ablation_table(records, frame, compared, labels, folder, ranking_note(rankings))
+        if len(effects := effects_frame(records, compared, resampled)):
+            frames["effects.csv"] = effects
+            tables["effects"] = effects_table(effects, compared, labels, effects_note(effects))
+    if len(controls := controls_frame(records)):
+        frames["controls_table.csv"] = controls
+        tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    summary = summary_table(records, options.metrics, labels)
+    return Report(jobs, records, notes, labels, frames, tables, summary)
+
+
+def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
+    """Write everything into `output`; returns the text of report.md.
+
+    Raises:
+        UserError: the directory cannot be written to, or a table of a record cannot be read.
+    """
+    report = make_report(jobs, options, output.resolve())
+    try:
+        figures, pages = _draw(report, output, options) if options.figures else ([], [])
+        text = report_text(report, figures, pages)
+        write_text(output / "report.md", text)
+        for name, frame in report.frames.items():
+            write_csv(output / name, frame)
+        write_text(output / "report.html", dashboard(report, figures, ["report.md", *report.frames, *pages]))
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror or error}. Give another --output.") from error
+    return text
+
+
+def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
+    with also_written(options.formats):
+        figures = write_overlays(report.records, output, options.most, options.only, report.labels)
+    with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
+    pages = write_path_pages(with_paths[: options.most], output, options.features)
+    if len(with_paths) > options.most:
+        report.notes.append(
+            f"Pages of feature paths: the first {options.most} of {len(with_paths)} jobs that have one."
+        )
+    return figures, [path.name for path in pages]
+
+
+def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[str] = ()) -> str:
+    """The whole report as Markdown: a pure function of the records (and the figures' file names)."""
+    parts = [f"# {report.title}\n", report.summary]
+    troubled = [
+        f"- **{job.name}** {job.state}: {' '.join((job.error or 'no reason recorded').split())}"
+        for job in report.jobs
+        if job.state in BAD_STATES
+    ]
+    if troubled:
+        parts.append("## Jobs that did not finish\n\n" + "\n".join(troubled) + "\n")
+    if report.notes:
+        parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
+    for section in ("ablation", "effects", "controls"):
+        if table := report.tables.get(section):
+            parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
+    if figures:
+        images = [f"![{figure.path.stem}]({figure.path.name})" for figure in figures]
+        notes = [f"\n{figure.path.stem}: {figure.note}\n" for figure in figures if figure.note]
+        parts.append(f"## {HEADINGS['figures']}\n\n" + "\n".join(images) + "\n" + "".join(notes))
+    if pages:
+        parts.append("## Feature paths\n\n" + "\n".join(f"- [{name}]({name})" for name in pages) + "\n")
+    return "\n".join(parts)
+
+
+def dashboard(report: Report, figures: Sequence[Drawn], files: Sequence[str]) -> str:
+    """The report as one HTML file that opens offline: states, tables that sort and filter, figures, links to the
+    records and to the other `files` beside it. A pure function of the records and the figures' bytes."""
+    shown = {*report.tables, "files"} | ({"figures"} if figures else set())
+    notes = [settings_of_all(report.records), *report.notes]
+    drawn = [{"title": figure.title, "note": figure.note, **_embedded(figure.path)} for figure in figures]
+    return html_page(
+        "dashboard",
+        report.title,
+        images=True,
+        headings={name: heading for name, heading in HEADINGS.items() if name in shown},
+        notes=[note for note in notes if note],
+        tables=report.tables,
+        figures=drawn,
+        files=files,
+    )
+
+
+def _embedded(png: Path) -> dict[str, str | list[str]]:
+    """The drawing as an address that needs no file, the vector one where there is one, and the files beside it."""
+    there = [path for kind in (".png", ".svg", ".pdf", ".csv") if (path := png.with_suffix(kind)).is_file()]
+    drawing = next((path for path in there if path.suffix == ".svg"), png)
+    kind = {".svg": "svg+xml", ".png": "png"}[drawing.suffix]
+    content = base64.b64encode(drawing.read_bytes()).decode()
+    return {"source": f"data:image/{kind};base64,{content}", "files": [path.name for path in there]}
