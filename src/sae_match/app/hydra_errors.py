@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
 from sae_match.app.known_keys import did_you_mean, dotted_keys
-from sae_match.launchers import missing_plugin
+from sae_match.sweep.launch import missing_plugin
 
 _UNKNOWN = re.compile(r"Could not override '(.+)'")
 _BAD_VALUE = re.compile(r"Error merging override (.+)", re.DOTALL)

@@ -19,9 +19,9 @@ from sae_match.app.hydra_errors import explain_hydra_error
 from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
-from sae_match.launchers import explain_worker_death
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
+from sae_match.sweep.launch import explain_worker_death
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def job(cfg: DictConfig) -> float | None:
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.rerun import Action, decide
-        from sae_match.sweep.progress import progress_line
+        from sae_match.sweep.notes import progress_line
 
         if config.dry_run:
             show_plan(config, in_sweep=place.sweep is not None)
@@ -81,12 +81,13 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     from sae_match.experiment.rerun import decide
     from sae_match.plan import make_plan
     from sae_match.plan.show import render
+    from sae_match.store import Store
 
     config = in_a_new_record(config, sys.argv[1:])
     output = Path(config.paths.output_dir)
     if output.is_dir():  # of earlier jobs, perhaps this one's
         config = decide(config, output.parent if in_sweep else None).study
-    plan = make_plan(config)
+    plan = make_plan(config, Store(config.paths.cache_dir))
     try:
         print(render(plan), flush=True)
     except BrokenPipeError:
