@@ -15,13 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sae_match.app.build import build, config_directory, register_schemas
-from sae_match.app.hydra_errors import explain_hydra_error
+from sae_match.app.errors import explain_crash, explain_hydra_error
 from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
-from sae_match.sweep.launch import explain_worker_death
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
@@ -120,18 +119,6 @@ def run_command(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def explain_crash(error: Exception) -> str | None:
-    """What to do when memory ran out or a worker process died; None for any other error."""
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return f"{error}; a group takes the name of one of its options"
-    # torch's own error is a RuntimeError; torch is not imported here.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        detail = str(error).splitlines()[0] if str(error) else "out of memory"
-        advice = "Lower evaluation.batch_windows, shorten the layer span, or use device=cpu; finished work is kept."
-        return f"{detail}\n{advice}"
-    return explain_worker_death(error)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -30,13 +29,6 @@ from sae_match.sweep import notes
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED_JOBS = 1
-_SOURCE_OF = {
-    "joblib": "pip install 'sae-match[joblib]'",
-    "submitit_slurm": "pip install 'sae-match[slurm]'",
-    "submitit_local": "pip install 'sae-match[slurm]'",
-    "ray": "in an environment of its own, as conf/launcher/ray.yaml says",
-}
-"""Hydra's launcher -> how to install what brings it."""
 
 
 class _Launch(ExitStack):
@@ -157,27 +149,3 @@ def _print_table(sweep: Path) -> bool:
         return False  # no job began: the configuration was refused, and that message has been printed
     print(f"\nsweep {sweep}\n{render(rows)}", flush=True)
     return all(row["state"] == "done" for row in rows)
-
-
-def missing_plugin(message: str) -> str | None:
-    """What to install, where Hydra's error is that it does not know a launcher; None for any other error."""
-    found = re.search(r"Could not find 'hydra/launcher/(\w+)'", message)
-    if found is None or found[1] not in _SOURCE_OF:
-        return None
-    return f"the launcher {found[1]} is not installed: {_SOURCE_OF[found[1]]} (launcher=local needs nothing)"
-
-
-def explain_worker_death(error: BaseException) -> str | None:
-    """What to do about the error of a launcher whose worker process died; None for any other error."""
-    name = type(error).__name__  # joblib and submitit may not be installed
-    if name in ("TerminatedWorkerError", "BrokenProcessPool"):
-        return (
-            "a job's process was killed, most likely for memory, and joblib has ended the other jobs with it. Choose "
-            "fewer hydra.launcher.n_jobs and launch again."
-        )
-    if name in ("UncompletedJobError", "FailedJobError"):
-        return (
-            f"{error}\nA job ended without a result (killed, out of memory or time); the others go on. See its log in "
-            "<sweep>/.submitit/."
-        )
-    return None
