@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from sae_match.files import atomic_path
 from sae_match.report.canvas import new_figure, paper_style, save
-from sae_match.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from sae_match.variants import Look
+from sae_match.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Look
 from tests.benchmarks.derive import Row
 from tests.benchmarks.methods import methods
 

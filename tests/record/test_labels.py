@@ -11,7 +11,7 @@ from sae_match.metrics import Description
 from sae_match.record import JobRecord
 from sae_match.record.labels import BUILT_IN_LABELS, LABELS, Labels, joined, read_labels
 from sae_match.report import read_record
-from sae_match.variants import Look
+from sae_match.style import Look
 
 MINE = Description(name="mine", label="my metric", unit="m", better="lower", combine="max", beside=("random",))
 LOOK = Look("#123456", "X", ":", "my splice")

@@ -21,7 +21,7 @@ from sae_match.report import (
 from sae_match.report.canvas import MARKERS, PALETTE, new_figure, references, styles
 from sae_match.report.curves import draw_changes, draw_groups, draw_layer_curves, draw_relative
 from sae_match.report.features import draw_histogram
-from sae_match.variants import VARIANTS
+from sae_match.style import VARIANTS
 
 pytestmark = pytest.mark.figures
 

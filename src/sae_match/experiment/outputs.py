@@ -29,9 +29,8 @@ from sae_match.report.axes import has_distances, has_quantiles
 from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.features import pair_examples_of, plot_pair_examples
-from sae_match.style import GREY, PURPLE, SKY, Style
+from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
-from sae_match.variants import VARIANTS, Look
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFo
 from ..metrics.description import CEILING, MATCHED, Description
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_quantile, near_rows
-from ..style import BLUE, GREEN, ORANGE
-from ..variants import Look
+from ..style import BLUE, GREEN, ORANGE, Look
 from .canvas import COLUMN_INCHES, drawing, legend_below, plot_panels, references, styles
 from .curves import draw_line
 

@@ -17,8 +17,7 @@ from matplotlib.text import Text
 
 from sae_match.files import atomic_path
 
-from ..style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from ..variants import VARIANTS, Look
+from ..style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VARIANTS, VERMILION, Look
 
 COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)

@@ -21,8 +21,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from ..metrics.built_in import WEIGHT_MSE
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import is_quantile, near_rows
-from ..style import BLUE, GREY, VERMILION
-from ..variants import VARIANTS, Look
+from ..style import BLUE, GREY, VARIANTS, VERMILION, Look
 from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, drawing, legend_below, one_panel, references, styles
 
 MAX_TICK_CHARACTERS = 42
