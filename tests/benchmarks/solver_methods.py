@@ -104,7 +104,7 @@ CERTIFIED = {
 
 BASELINES = {
     "greedy": _baseline("greedy one-to-one", "greedy"),
-    "mutual": _baseline("mutual nearest neighbours", "mutual"),
+    "mutual": _baseline("mutual nearest neighbors", "mutual"),
     "nearest": _baseline("nearest, many-to-one", "nearest"),
     "cosine": _baseline("exact on unit-norm rows", "cosine"),
     "soft": _baseline("soft matching, rounded", "soft"),

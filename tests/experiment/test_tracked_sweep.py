@@ -196,7 +196,7 @@ def test_the_page_on_reading_a_sweep_names_what_jobs_log(sweep: Path, tmp_path: 
     assert len(curves) > 30 and curves <= history
     table = page[page.index("## Runs table") : page.index("## Panels to build")]
     factors, sorted_by = (set(re.findall(r"`([a-zA-Z_0-9./]+)`", part)) for part in table.split("3. Sort by"))
-    of_other_options = {"rounding", "regularisation", "sae_width", "sae_l0_near", "judge_model", "judge_overlap"}
+    of_other_options = {"rounding", "regularization", "sae_width", "sae_l0_near", "judge_model", "judge_overlap"}
     assert of_other_options.isdisjoint(columns)
     assert factors - {"Group", "tracking.group"} - of_other_options <= columns
     assert sorted_by - {"metrics.json", "_low", "_high"} <= summary

@@ -61,7 +61,7 @@ class SoftSolver(Solver):
     """
 
     name: str = "soft"
-    regularisation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     """Strength of the entropy, in units of the median cost."""
     max_iterations: Annotated[int, Field(ge=1)] = 1000
     """Most Sinkhorn iterations; a warning says if they did not suffice."""
@@ -116,7 +116,7 @@ class SoftSolver(Solver):
         cost = squared_distances(problem.left, problem.right).to(self.device)
         n, m = cost.shape
         rows, columns = (torch.full((k,), 1.0 / k, device=cost.device) for k in (n, m))
-        scaled = cost / (self.regularisation * _unit(cost))
+        scaled = cost / (self.regularization * _unit(cost))
         stop = self.marginal_error / math.sqrt(m)
         _, log = ot.sinkhorn(
             rows, columns, scaled, 1.0, method="sinkhorn_log",
@@ -127,7 +127,7 @@ class SoftSolver(Solver):
         if not error <= SLACK * self.marginal_error:
             logger.warning(
                 "soft matching: column sums are off by %.1e after %d iterations (solver.marginal_error=%.1e); raise "
-                "solver.max_iterations or solver.regularisation",
+                "solver.max_iterations or solver.regularization",
                 error, self.max_iterations, self.marginal_error,
             )  # fmt: skip
         return TransportPlan(log_plan, cost, error, int(log["niter"]) + 1)
