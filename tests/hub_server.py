@@ -60,7 +60,7 @@ class Fault:
 
 @dataclass
 class Repository:
-    """One repository: a directory per revision; `gate` is the token whose owner accepted its licence."""
+    """One repository: a directory per revision; `gate` is the token whose owner accepted its license."""
 
     revisions: dict[str, Path] = field(default_factory=dict)
     gate: str | None = None
@@ -104,7 +104,7 @@ class Hub:
 
         Args:
             kind: model or dataset.
-            gate: the token whose owner has accepted the licence; every other request for content is refused.
+            gate: the token whose owner has accepted the license; every other request for content is refused.
         """
         repository = self.repositories.setdefault((kind, repo_id), Repository())
         repository.revisions[revision] = Path(directory)

@@ -10,7 +10,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from sae_match.plan import Plan, make_plan
+from sae_match.store import Store
+from sae_match.study import Study
+
 D_MODEL, LAYERS, WORDS = 8, 4, 40
+
+
+def planned(study: Study) -> Plan:
+    """The plan of a job with the store that its configuration names."""
+    return make_plan(study, Store(study.paths.cache_dir))
 
 
 def build_model(directory: Path) -> Path:

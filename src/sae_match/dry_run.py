@@ -18,21 +18,20 @@ _LAUNCHER = ("launcher=", "hydra/launcher=", "hydra.launcher.")
 
 @contextmanager
 def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
-    """Where the command line asks for a dry run, change it in place: Hydra
-    writes into a scratch directory, and launches jobs in this process.
+    """Where the command line asks for a dry run, change it in place: Hydra writes into a scratch directory, and
+    launches jobs in this process.
 
-    Hydra makes a job's folder, with its configuration and log, before the job can say that it is a dry run. A dry run
+    Hydra makes a job's folder, with its configuration and log, before the job knows that it is a dry run. A dry run
     that is switched on in a configuration file, not on the command line, leaves that folder.
     """
     if not any(_ASKED.match(argument) for argument in arguments[1:]):
         yield
         return
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:
-        # Of two values for one key Hydra takes the last.
-        arguments += [f"{key}={scratch}" for key in _FOLDERS]
         # The plans are printed here: a plan that waits in a cluster's queue is none.
         arguments[1:] = [argument for argument in arguments[1:] if not argument.lstrip("+").startswith(_LAUNCHER)]
-        arguments.append("launcher=local")
+        # Of two values for one key Hydra takes the last.
+        arguments += [*(f"{key}={scratch}" for key in _FOLDERS), "launcher=local"]
         yield
 
 
@@ -41,15 +40,13 @@ def is_scratch(directory: Path | str) -> bool:
     return _PREFIX in str(directory)
 
 
-def in_a_new_record(config: Study, arguments: list[str]) -> Study:
-    """The configuration with the output directory that the real run would have, in place of the scratch directory."""
-    parts = Path(config.paths.output_dir).parts
+def in_a_new_record(study: Study, arguments: list[str]) -> Study:
+    """The study with the output directory that the real run would have, in place of the scratch directory."""
+    parts = Path(study.paths.output_dir).parts
     scratch = next((place for place, part in enumerate(parts) if part.startswith(_PREFIX)), None)
     if scratch is None:
-        return config
+        return study
     job = parts[scratch + 1 :]  # a sweep's jobs have folders of their own
-    key = _FOLDERS[1 if job else 0]
     pairs = (argument.partition("=") for argument in arguments)
-    given = [value for name, _, value in pairs if name == key and _PREFIX not in value]
-    intended = Path(given[-1] if given else Path("multirun") / "<a new folder>")
-    return config.at(intended.joinpath(*job))
+    given = [value for key, _, value in pairs if key == _FOLDERS[bool(job)] and _PREFIX not in value]
+    return study.at(Path(given[-1] if given else "multirun/<a new folder>").joinpath(*job))

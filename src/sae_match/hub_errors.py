@@ -1,4 +1,4 @@
-"""What goes wrong with the Hugging Face Hub, in words: what, where, and how to mend it.
+"""What goes wrong with the Hugging Face Hub: what, where, and how to mend it.
 
 Tokens come from the environment (HF_TOKEN) through the hub client alone; none is ever put into a message.
 """
@@ -30,9 +30,38 @@ _ADDRESS = re.compile(r"https?://[^/]+/(datasets/)?")
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "TimeoutException", "ProxyError", "PoolTimeout"}
 _BROKEN_OFF = {"RemoteProtocolError", "ReadError", "IncompleteRead"}
-GATED_DATASET = "is a gated dataset on the Hub"
+_GATED_DATASET = "is a gated dataset on the Hub"
 """datasets cuts the hub client's error off its own, so that only these words are left."""
-_ABSENT = "and the local cache does not hold what is needed"
+_UNKNOWN = (
+    "no such repository, or it is private. Check {group}.repo_id; a private one needs HF_TOKEN in the environment, of "
+    "an account that may read it."
+)
+_EXPLANATIONS = {
+    "gated, no token": "the repository is gated, and HF_TOKEN is not set. Log in to the hub, accept its license at "
+    "{page}, make an access token there (read permission is enough) and set HF_TOKEN to it in the environment.",
+    "gated": "the repository is gated, and the account of HF_TOKEN has no access. With that account, accept its "
+    "license at {page}; a fine-grained token also needs the permission to read public gated repositories.",
+    "revision": "the repository has no such revision. Set {group}.revision to a branch, tag or commit of {page}, or to "
+    "null.",
+    "repository": _UNKNOWN,
+    "offline": "offline mode is on (HF_HUB_OFFLINE), {absent}. Run once with HF_HUB_OFFLINE=0 and a network, or "
+    "{elsewhere}.",
+    "file": "no such file in the repository. See {page}/tree/{revision}.",
+    "401, no token": _UNKNOWN,
+    "401": "the hub does not accept HF_TOKEN (401): it is mistyped, expired or revoked. Set a valid one, or none.",
+    "403": "the hub refuses access (403). The account of HF_TOKEN may not read {page}, or the token lacks the "
+    "permission.",
+    "429": "too many requests (429). Wait some minutes; with HF_TOKEN set the limit is higher.",
+    "5xx": "{hub} is in trouble ({status}), {absent}. Try later, or {elsewhere}.",
+    "status": "{hub} answers with status {status}. Check {group}.repo_id and HF_ENDPOINT.",
+    "disk": "the disk is full ({cache}). Make room, or set HF_HOME to another disk.",
+    "permission": "the hub's cache {cache} cannot be written. Set HF_HOME to another directory.",
+    "broken off": "the download broke off or arrived incomplete. Run again: it goes on from what has arrived. If that "
+    "fails every time, {elsewhere}.",
+    "request": "the request could not be sent. If HF_TOKEN is set, it holds characters that no token has.",
+    "unreachable": "{hub} cannot be reached, {absent}. Check the network (and HF_ENDPOINT, HTTPS_PROXY), or "
+    "{elsewhere}.",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +95,14 @@ class Repository:
             ) from None
 
     @property
+    def kind(self) -> str:
+        """The hub's type of repository."""
+        return "dataset" if self.group == "dataset" else "model"
+
+    @property
     def page(self) -> str:
-        """Where a person finds it, and its licence."""
-        return f"https://huggingface.co/{'datasets/' if self.group == 'dataset' else ''}{self.repo_id}"
+        """Where a person finds it, and its license."""
+        return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.repo_id}"
 
     @property
     def label(self) -> str:
@@ -78,107 +112,54 @@ class Repository:
 
 def explain(error: BaseException, repository: Repository, filename: str | None = None) -> str | None:
     """What is wrong, where, and how to mend it; None where the hub has nothing to do with `error`."""
-    chain = list(_chain(error))
-    what = repository.label + (f", file {filename}" if filename else "")
-    if any(GATED_DATASET in str(link) for link in chain):
-        return f"{what}: {_gated(repository)}"
-    for kind, explanation in (
-        (GatedRepoError, _gated), (RevisionNotFoundError, _revision), (RepositoryNotFoundError, _repository),
-    ):  # fmt: skip
-        if any(isinstance(link, kind) for link in chain):
-            return f"{what}: {explanation(repository)}"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain) or (
-        constants.is_offline_mode()
-        and any(isinstance(link, (LocalEntryNotFoundError, ConnectionError)) for link in chain)
-    ):
-        return f"{what}: {_offline(repository)}"
-    responses = [link.response for link in chain if isinstance(link, HfHubHTTPError)]
-    missing = [link for link in chain if isinstance(link, EntryNotFoundError)]
-    if missing and not any(isinstance(link, LocalEntryNotFoundError) for link in missing):
-        return f"{what}: no such file in the repository. See {repository.page}/tree/{repository.revision or 'main'}."
-    if responses:
-        return f"{what}: {_status(responses[0].status_code, repository)}"
-    below = _transport(chain, repository)
-    return None if below is None else f"{what}: {below}"
+    chain, cache = list(_chain(error)), constants.HF_HUB_CACHE
+    status = next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
+    kind = _kind(chain, status)
+    if kind is None:
+        return None
+    if kind in ("gated", "401") and not os.environ.get("HF_TOKEN"):
+        kind += ", no token"
+    where = repository.label + (f", file {filename}" if filename else "")
+    reason = _EXPLANATIONS[kind].format(
+        group=repository.group, page=repository.page, elsewhere=repository.elsewhere, cache=cache, status=status,
+        revision=repository.revision or "main", hub=f"the hub at {constants.ENDPOINT}",
+        absent=f"and the local cache ({cache}) does not hold what is needed",
+    )  # fmt: skip
+    return f"{where}: {reason}"
 
 
-def _transport(chain: list[BaseException], repository: Repository) -> str | None:
-    """Explains what happens below HTTP: no connection, a connection that breaks, a full or locked disk."""
-    names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-    cache, elsewhere = constants.HF_HUB_CACHE, repository.elsewhere
-    message = None
-    if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
-        message = f"the disk is full ({cache}). Make room, or set HF_HOME to another disk."
-    elif "PermissionError" in names:
-        message = f"the hub's cache {cache} cannot be written. Set HF_HOME to another directory."
-    elif names & _BROKEN_OFF or any("Consistency check failed" in str(link) for link in chain):
-        message = (
-            "the download broke off or arrived incomplete. Run again: it goes on from what has arrived. If that fails "
-            f"every time, {elsewhere}."
-        )
-    elif names & {"LocalProtocolError", "UnicodeEncodeError"}:
-        message = "the request could not be sent. If HF_TOKEN is set, it holds characters that no token has."
-    elif names & _UNREACHABLE or any(isinstance(link, LocalEntryNotFoundError) for link in chain):
-        message = (
-            f"the hub at {constants.ENDPOINT} cannot be reached, {_ABSENT}. Check the network (and HF_ENDPOINT, "
-            f"HTTPS_PROXY), or {elsewhere}."
-        )
-    return message
+def _kind(chain: list[BaseException], status: int | None) -> str | None:
+    """The first of `_EXPLANATIONS` that applies. Other libraries wrap errors of the hub client and of its transport."""
 
+    def holds(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
 
-def _gated(repository: Repository) -> str:
-    accept = f"accept its licence at {repository.page}"
-    if not os.environ.get("HF_TOKEN"):
-        return (
-            f"the repository is gated, and HF_TOKEN is not set. Log in to the hub, {accept}, make an access token "
-            "there (read permission is enough) and set HF_TOKEN to it in the environment."
-        )
-    return (
-        f"the repository is gated, and the account of HF_TOKEN has no access. With that account, {accept}; a "
-        "fine-grained token also needs the permission to read public gated repositories."
+    names = {kind.__name__ for link in chain for kind in type(link).__mro__}  # the client's transport is its own matter
+    texts = "\n".join(map(str, chain))
+    local = holds(LocalEntryNotFoundError)
+    offline = constants.is_offline_mode() and (local or holds(ConnectionError))
+    number = "5xx" if status is not None and status >= 500 else str(status)
+    kinds = (
+        ("gated", holds(GatedRepoError) or _GATED_DATASET in texts),
+        ("revision", holds(RevisionNotFoundError)),
+        ("repository", holds(RepositoryNotFoundError)),
+        ("offline", holds(OfflineModeIsEnabled) or offline),
+        ("file", holds(EntryNotFoundError) and not local),
+        (number if number in _EXPLANATIONS else "status", status is not None),
+        ("disk", any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain)),
+        ("permission", "PermissionError" in names),
+        ("broken off", bool(names & _BROKEN_OFF) or "Consistency check failed" in texts),
+        ("request", bool(names & {"LocalProtocolError", "UnicodeEncodeError"})),
+        ("unreachable", bool(names & _UNREACHABLE) or local),
     )
+    return next((kind for kind, applies in kinds if applies), None)
 
 
-def _revision(repository: Repository) -> str:
-    key = f"{repository.group}.revision"
-    return (
-        f"the repository has no such revision. Set {key} to a branch, tag or commit of {repository.page}, or to null."
-    )
-
-
-def _repository(repository: Repository) -> str:
-    return (
-        f"no such repository, or it is private. Check {repository.group}.repo_id; a private one needs HF_TOKEN in the "
-        "environment, of an account that may read it."
-    )
-
-
-def _offline(repository: Repository) -> str:
-    return (
-        f"offline mode is on (HF_HUB_OFFLINE), {_ABSENT} ({constants.HF_HUB_CACHE}). "
-        f"Run once with HF_HUB_OFFLINE=0 and a network, or {repository.elsewhere}."
-    )
-
-
-def _status(status: int, repository: Repository) -> str:
-    if status == 401 and not os.environ.get("HF_TOKEN"):
-        return _repository(repository)
-    if status == 401:
-        return "the hub does not accept HF_TOKEN (401): it is mistyped, expired or revoked. Set a valid one, or none."
-    if status == 403:
-        return (
-            f"the hub refuses access (403). The account of HF_TOKEN may not read {repository.page}, or the token lacks "
-            "the permission."
-        )
-    if status == 429:
-        return "too many requests (429). Wait some minutes; with HF_TOKEN set the limit is higher."
-    if status >= 500:
-        return (
-            f"the hub at {constants.ENDPOINT} is in trouble ({status}), {_ABSENT}. Try later, or "
-            f"{repository.elsewhere}."
-        )
-    check = f"Check {repository.group}.repo_id and HF_ENDPOINT"
-    return f"the hub at {constants.ENDPOINT} answers with status {status}. {check}."
+def holds_token(error: BaseException) -> bool:
+    """Whether the message of an exception, or of one behind it, repeats the token of the environment."""
+    token = (os.environ.get("HF_TOKEN") or "").strip()
+    secrets = {part for part in (token, *token.split()) if len(part) >= 6}
+    return any(secret in str(link) or secret in repr(link) for link in _chain(error) for secret in secrets)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -189,10 +170,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-
-
-def holds_token(error: BaseException) -> bool:
-    """Whether the message of an exception, or of one behind it, repeats the token of the environment."""
-    token = (os.environ.get("HF_TOKEN") or "").strip()
-    secrets = {part for part in (token, *token.split()) if len(part) >= 6}
-    return any(secret in str(link) or secret in repr(link) for link in _chain(error) for secret in secrets)

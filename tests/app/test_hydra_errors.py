@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.app.known_keys import did_you_mean
+from sae_match.app.errors import did_you_mean
 from tests.command import run_command
 
 

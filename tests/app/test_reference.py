@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sae_match.app.build import config_directory, register_schemas
-from sae_match.app.known_keys import dotted_keys
+from sae_match.app.errors import dotted_keys
 from sae_match.app.reference import PAGE, reference
 
 

@@ -24,7 +24,7 @@ Solve = Callable[[Float64], tuple[Int64, Int64]]
 
 
 def inner_product_costs(problem: MatchingProblem) -> Float64:
-    """Minus the inner product of every pair, float64 [F, F]: minimising it maximises the inner product."""
+    """Minus the inner product of every pair, float64 [F, F]: minimizing it maximizes the inner product."""
     return _matrix(problem, distances=False)
 
 

@@ -114,7 +114,7 @@ def _row(record: Record, product: float | None, optimum: float | None) -> Row:
 
 def _seconds(record: Record, product: float | None) -> Seconds:
     """Wall time less the product within it, but never less than by what the product takes alone: what a method's own
-    product takes longer, by quantising what it keeps for instance, is the method's."""
+    product takes longer, by quantizing what it keeps for instance, is the method's."""
     values = []
     for seconds, own in zip(record["seconds"], record["own_product"], strict=True):
         spared = own if product is None else min(product if own is None else own, product)
@@ -158,10 +158,10 @@ def fit(values: dict[int, float]) -> Fit | None:
         return None
     x = np.log(np.array(widths, float))
     y = np.log(np.array([values[width] for width in widths]))
-    centred = x - x.mean()
-    spread = float(centred @ centred)
-    slope = float(centred @ y) / spread
-    residual = y - y.mean() - slope * centred
+    centered = x - x.mean()
+    spread = float(centered @ centered)
+    slope = float(centered @ y) / spread
+    residual = y - y.mean() - slope * centered
     degrees = len(widths) - 2
     error = float(np.sqrt(residual @ residual / degrees / spread)) if degrees else None
     return Fit(slope, error, widths)

@@ -1,4 +1,4 @@
-"""Sparse solvers on the graph of nearest neighbours: the idea that is public elsewhere, exact on the graph only."""
+"""Sparse solvers on the graph of nearest neighbors: the idea that is public elsewhere, exact on the graph only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Int64, Method, NoAnswerError, Options, Promise
 
-NEIGHBOURS = 256
+NEIGHBORS = 256
 COST_STEPS = 2**20
 """Integer costs: the largest distance in the graph is this many steps."""
 LEFT_OVER = 8192
@@ -37,7 +37,7 @@ class Graph(NamedTuple):
     product_seconds: float
 
 
-def nearest_neighbours(problem: MatchingProblem, k: int, device: str) -> Graph:
+def nearest_neighbors(problem: MatchingProblem, k: int, device: str) -> Graph:
     """The graph of the `k` nearest features of B, in float32, one block of rows at a time."""
     n, m = problem.shape
     k = min(k, m)
@@ -65,7 +65,7 @@ def min_cost_flow(problem: MatchingProblem, options: Options) -> Answer:
     from ortools.graph.python.min_cost_flow import SimpleMinCostFlow  # type: ignore[import-untyped, unused-ignore]
 
     started = time.perf_counter()
-    graph = nearest_neighbours(problem, NEIGHBOURS, options.device)
+    graph = nearest_neighbors(problem, NEIGHBORS, options.device)
     n, m = problem.shape
     k = graph.columns.shape[1]
     scale = COST_STEPS / max(float(graph.distances.max()), 1e-30)
@@ -103,7 +103,7 @@ def _complete(problem: MatchingProblem, partner: Int64) -> int:
 def sparse_matching(problem: MatchingProblem, options: Options) -> Answer:
     """scipy's min_weight_full_bipartite_matching on the graph; without a perfect matching in it there is no answer."""
     started = time.perf_counter()
-    graph = nearest_neighbours(problem, NEIGHBOURS, options.device)
+    graph = nearest_neighbors(problem, NEIGHBORS, options.device)
     n, m = problem.shape
     k = graph.columns.shape[1]
     # Explicit zeros would count as missing edges; a constant on every edge changes no optimum.
@@ -120,20 +120,20 @@ def sparse_matching(problem: MatchingProblem, options: Options) -> Answer:
 
 METHODS = {
     "ortools-knn": Method(
-        f"OR-Tools min-cost flow, {NEIGHBOURS} neighbours",
+        f"OR-Tools min-cost flow, {NEIGHBORS} neighbors",
         Promise.approximate,
         min_cost_flow,
         makes_product=True,
         products=2.0,
-        least_bytes=lambda width: 40 * width * min(width, NEIGHBOURS),
+        least_bytes=lambda width: 40 * width * min(width, NEIGHBORS),
         requires="ortools",
     ),
     "scipy-sparse-knn": Method(
-        f"scipy sparse, {NEIGHBOURS} neighbours",
+        f"scipy sparse, {NEIGHBORS} neighbors",
         Promise.approximate,
         sparse_matching,
         makes_product=True,
         products=2.0,
-        least_bytes=lambda width: 24 * width * min(width, NEIGHBOURS),
+        least_bytes=lambda width: 24 * width * min(width, NEIGHBORS),
     ),
 }

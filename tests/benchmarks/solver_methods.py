@@ -10,7 +10,7 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.matching.certified.solver import CertifiedSolver
-from sae_match.matching.make_solver import SOLVERS, make_solver
+from sae_match.matching.match import SOLVERS, make_solver
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, Promise
 
@@ -104,7 +104,7 @@ CERTIFIED = {
 
 BASELINES = {
     "greedy": _baseline("greedy one-to-one", "greedy"),
-    "mutual": _baseline("mutual nearest neighbours", "mutual"),
+    "mutual": _baseline("mutual nearest neighbors", "mutual"),
     "nearest": _baseline("nearest, many-to-one", "nearest"),
     "cosine": _baseline("exact on unit-norm rows", "cosine"),
     "soft": _baseline("soft matching, rounded", "soft"),

@@ -60,7 +60,12 @@ def test_one_job_writes_a_complete_record(tmp_path: Path, sae_directory: Path) -
 
 
 def test_sweep_makes_one_record_and_one_run_per_job(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_in(tmp_path, "-m", *weights_only(sae_directory, "matching=both,decoder,encoder", "folding=theta"))
+    done = run_in(
+        tmp_path,
+        "-m",
+        *weights_only(sae_directory, "matching=both,decoder,encoder", "folding=theta"),
+        "tracking.detail=full",
+    )
     assert done.code == 0, done.err
     (sweep,) = (tmp_path / "multirun" / "sweeps").iterdir()
     jobs = sorted(p.parent for p in sweep.glob("*/status.json"))
@@ -98,7 +103,9 @@ def test_the_baselines_experiment_compares_eight_solvers(tmp_path: Path, sae_dir
 
 
 def test_a_baseline_end_to_end_with_its_run(tmp_path: Path, sae_directory: Path) -> None:
-    done = run_in(tmp_path, "solver=nearest", *weights_only(sae_directory, "paths.output_dir=out"))
+    done = run_in(
+        tmp_path, "solver=nearest", *weights_only(sae_directory, "paths.output_dir=out"), "tracking.detail=full"
+    )
     assert done.code == 0, done.err
     assert "no bound" in done.err
     assert "WARNING" not in (next((tmp_path / "multirun" / "single").glob("*/sae_match.log"))).read_text()

@@ -12,6 +12,7 @@ import pytest
 from sae_match.experiment import job
 from sae_match.plan.plan import Plan
 from sae_match.saes import save_native
+from sae_match.store import Store
 from sae_match.study import Study
 from tests.builders import random_sae
 from tests.cli.test_command_line import run_in, weights_only
@@ -29,13 +30,13 @@ def test_what_each_level_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         save_native(random_sae(seed=layer), tmp_path / "saes" / f"layer_{layer:02d}.safetensors")
     make_plan = job.make_plan
 
-    def speak(cfg: Study) -> Plan:
+    def speak(cfg: Study, store: Store) -> Plan:
         """Log and print what libraries of a job's own would."""
         logging.getLogger("sae_match.probe").debug("a detail")
         logging.getLogger("somelibrary").info("a library's news")
         logging.getLogger("sae_match.probe").warning("a warning")
         print("TRANSFORMERS", os.environ.get("TRANSFORMERS_VERBOSITY"), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"))
-        return make_plan(cfg)
+        return make_plan(cfg, store)
 
     monkeypatch.setattr(job, "make_plan", speak)
     monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)

@@ -53,7 +53,7 @@ def test_splices_are_compared_with_encode_permute_decode() -> None:
     assert found.value == pytest.approx(by_hand("matched", "greedy")[0])
 
 
-def test_neighbours_are_compared_with_the_seeds_of_their_layer() -> None:
+def test_neighbors_are_compared_with_the_seeds_of_their_layer() -> None:
     rows = [
         row("matched", ratio("matched"), (1, 2)),
         row("matched", ratio("greedy"), (2, 3)),

@@ -20,7 +20,7 @@ from tests.builders import permuted, random_sae
 from tests.hub_server import Hub
 
 BLOCKS, D_MODEL, WIDTH, WINDOW = 4, 32, 80, 24
-TOKEN = "hf_accepted_the_licence"
+TOKEN = "hf_accepted_the_license"
 MODEL, SAES, TEXT = "google/gemma-2-2b", "google/gemma-scope-2b-pt-res", "Skylion007/openwebtext"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 BOS = 2

@@ -178,7 +178,7 @@ def test_an_empty_step_ends_every_path() -> None:
     assert table[["path", "layer", "feature"]].values.tolist() == [[0, 0, 0], [1, 0, 1], [1, 1, 0]]
 
 
-def test_the_table_by_distance_begins_with_the_neighbours(configured: Configured, random_saes: Path) -> None:
+def test_the_table_by_distance_begins_with_the_neighbors(configured: Configured, random_saes: Path) -> None:
     result = run(configured(random_saes, "composition.max_distance=3"))
     rows = distance_rows(result.pairs)
     score = rows[rows.metric == "matching_score"]

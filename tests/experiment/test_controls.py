@@ -14,12 +14,12 @@ from sae_match import UserError, load_sae, match
 from sae_match.experiment import run
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.registry import DESCRIPTIONS
-from sae_match.plan.plan import make_plan
 from sae_match.record.documents import read_documents
 from sae_match.report.resampling import paired_difference
 from sae_match.rules import check_config
 from sae_match.study import Study
 from tests.cli.test_command_line import run_in
+from tests.tiny_setting import planned
 
 Configured = Callable[..., Study]
 MATCHINGS = {"matched", "vanilla", "random", "greedy", "nearest", "mutual", "cosine", "correlation"}
@@ -136,7 +136,7 @@ def test_controls_that_cannot_be_are_refused(
 
 def test_the_plan_counts_fitting_text_and_correlations(configured: Configured, random_saes: Path) -> None:
     plain, wide = (
-        make_plan(configured(random_saes, *FIT, *more)) for more in ([], ["evaluation/controls=[correlation]"])
+        planned(configured(random_saes, *FIT, *more)) for more in ([], ["evaluation/controls=[correlation]"])
     )
     assert [phase.name for phase in wide.phases if phase.name not in {p.name for p in plain.phases}] == [
         "match by correlation"

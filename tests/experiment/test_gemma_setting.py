@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sae_match import load_sae
 from sae_match.app.build import build, config_directory, register_schemas
-from sae_match.experiment import Result, make_plan, run
+from sae_match.experiment import Result, run
 from sae_match.language_model import load_language_model
 from sae_match.store import Store
 from sae_match.study import Study
@@ -22,6 +22,7 @@ from tests.builders import scientific
 from tests.experiment.gemma import BLOCKS, BOS, OVERRIDES, TOKEN, WINDOW, Setting
 from tests.experiment.gemma import build as build_setting
 from tests.hub_server import Hub
+from tests.tiny_setting import planned
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_full_evaluation(hub: Hub, setting: Setting, tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     setting.publish(hub)
     cfg = config(tmp_path, "model.dtype=float32")
-    plan = make_plan(cfg)
+    plan = planned(cfg)
     assert plan.problems == []
     result = run(cfg)
     for layer, planted in setting.planted.items():
@@ -80,7 +81,7 @@ def test_the_full_evaluation(hub: Hub, setting: Setting, tmp_path: Path, monkeyp
     assert found == pytest.approx(expected, abs=1e-5) and abs(found) > 1e-3
 
     # Everything that was planned is now in the cache, and the plan knows it.
-    again = make_plan(cfg)
+    again = planned(cfg)
     assert again.problems == [] and again.saes is not None and again.model is not None and again.text is not None
     assert all(file.cached is not None for file in again.saes.files + again.model.files)
     assert {file.filename for file in plan.model.files} == {file.filename for file in again.model.files}  # type: ignore[union-attr]

@@ -74,7 +74,7 @@ def test_distant_layers_are_judged_on_the_same_features(configured: Configured, 
     score = "composition/judge/score/{}/distance_2"
     assert result.metrics[score.format("composed")] == result.metrics[score.format("exact")]
     assert result.metrics[score.format("composed")] > result.metrics[score.format("random")]
-    assert result.metrics["judge_count/answered"] == 12  # neighbours only
+    assert result.metrics["judge_count/answered"] == 12  # neighbors only
 
 
 def test_an_endpoint_job_resumes_from_its_answers(

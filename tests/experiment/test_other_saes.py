@@ -164,7 +164,7 @@ def test_estimated_scale_of_relu_saes_needs_k(
             "cannot encode, because its inputs are normalized",
         ),
     ],
-    ids=["site", "unknown", "normalised"],
+    ids=["site", "unknown", "normalized"],
 )
 def test_saes_that_only_match(
     configured: Configured, tmp_path: Path, facts: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch

@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from sae_match import UserError, load_sae
 from sae_match.experiment import run
 from sae_match.experiment.rerun import input_hashes
-from sae_match.plan.plan import make_plan
 from sae_match.rules import check_config
 from sae_match.study import Study
 from tests.builders import identity_sae, permuted
-from tests.tiny_setting import D_MODEL, LAYERS
+from tests.tiny_setting import D_MODEL, LAYERS, planned
 
 FORMAT = '''
 from __future__ import annotations
@@ -95,7 +94,7 @@ def test_a_job_reads_a_users_own_format(
         "_target_": "own_formats.Tied", "name": "tied", "root": None, "repo_id": None, "revision": None, "site": None,
         "d_model": None, "n_layers": None, "neuronpedia": None, "first_layer": 0, "last_layer": 3, "prefix": "block_",
     }  # fmt: skip
-    assert make_plan(cfg).problems == []
+    assert planned(cfg).problems == []
     before = input_hashes(cfg)["saes"]
     run(cfg)
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")

@@ -39,7 +39,7 @@ def jobs(configured: Configured, saes: Path, *more: str) -> list[Result]:
 
 
 def of_pairs(result: Result) -> pd.DataFrame:
-    """Rows about pairs of neighbours, by name, without what the machine's speed and memory decide."""
+    """Rows about pairs of neighbors, by name, without what the machine's speed and memory decide."""
     table = result.pairs[result.pairs.layer_to == result.pairs.layer + 1]
     table = table[~table.metric.str.contains("seconds|memory")]
     return table.sort_values(["layer", "metric", "variant"]).reset_index(drop=True)

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import UserError
-from sae_match.experiment import make_plan, run
-from sae_match.plan.resources import durations
+from sae_match.experiment import run
+from sae_match.plan.machine import durations
 from sae_match.plan.show import render
 from sae_match.study import Study
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
-from tests.tiny_setting import LAYERS
+from tests.tiny_setting import LAYERS, planned
 
 Configured = Callable[..., Study]
 
@@ -44,7 +44,7 @@ def tree(root: Path) -> set[str]:
 
 def refused(cfg: Study) -> list[str]:
     """The plan's problems; a real run raises the same, before anything is matched."""
-    plan = make_plan(cfg)
+    plan = planned(cfg)
     with pytest.raises(UserError) as raised:
         run(cfg)
     assert str(raised.value) == "\n".join(plan.problems)
@@ -56,7 +56,7 @@ def test_a_plan_names_every_file_and_writes_nothing(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     before = tree(tmp_path)
-    plan = make_plan(config(tmp_path))
+    plan = planned(config(tmp_path))
     assert plan.problems == []
     assert plan.saes is not None and plan.model is not None and plan.shape is not None
     assert plan.saes.files[0].filename == "layer_0/width_16k/average_l0_105/params.npz"
@@ -78,7 +78,7 @@ def test_a_plan_names_every_file_and_writes_nothing(
 
 
 def test_counts_and_steps_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
-    plan = make_plan(configured(random_saes, "evaluation/controls=all", "dataset.documents=6"))
+    plan = planned(configured(random_saes, "evaluation/controls=all", "dataset.documents=6"))
     counts = next(need.bytes for need in plan.disk if need.what == "activation counts until it is done")
     assert counts and "activation counts until it is done" in render(plan)
     found = {step.step: step.seconds for step in durations(plan.shape, 50_000_000, plan.device, "float32", plan.layers)}
@@ -117,15 +117,15 @@ def test_saes_without_thresholds_and_of_unknown_sites_are_refused_together(
     assert "sae.site=resid_post" in problem
     (problem,) = refused(configured(tmp_path / "topk", *saes, "sae.site=resid_post"))
     assert "no thresholds to fold by. Choose folding.scale" in problem
-    plan = make_plan(configured(tmp_path / "topk", *saes, "sae.site=resid_post", "folding.scale=decoder_norm"))
+    plan = planned(configured(tmp_path / "topk", *saes, "sae.site=resid_post", "folding.scale=decoder_norm"))
     assert plan.problems == []
 
 
 def test_a_finished_record_of_another_job_is_refused(configured: Configured, random_saes: Path) -> None:
     cfg = configured(random_saes, "evaluation=weights_only")
     run(cfg)
-    assert make_plan(cfg).problems == []
-    (problem,) = make_plan(configured(random_saes, "evaluation=weights_only", "matching=decoder")).problems
+    assert planned(cfg).problems == []
+    (problem,) = planned(configured(random_saes, "evaluation=weights_only", "matching=decoder")).problems
     assert "holds the finished record of a job with another configuration" in problem
 
 
@@ -134,20 +134,20 @@ def test_shapes_of_safetensors_come_from_their_headers(
 ) -> None:
     hub.publish("me/saes", random_saes)
     changes = ["evaluation=weights_only", "sae=native", "sae.repo_id=me/saes", "sae.d_model=null", "sae.l0=null"]
-    plan = make_plan(config(tmp_path, *changes))
+    plan = planned(config(tmp_path, *changes))
     assert plan.problems == [] and plan.saes is not None
     assert {layer: (s.d_model, s.width) for layer, s in plan.saes.shapes.items()} == dict.fromkeys(range(4), (8, 24))
     assert not (tmp_path / "hub_cache").exists()
     run(config(tmp_path, *changes))
     hub.stop()
-    again = make_plan(config(tmp_path, *changes)).saes
+    again = planned(config(tmp_path, *changes)).saes
     assert again is not None and again.shapes == plan.saes.shapes
 
 
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
-    plan = make_plan(config(tmp_path, "evaluation=weights_only"))
+    plan = planned(config(tmp_path, "evaluation=weights_only"))
     assert plan.problems == [] and plan.model is None
-    assert "evaluation=weights_only needs no language model, and so no licence and no token" in render(plan)
+    assert "evaluation=weights_only needs no language model, and so no license and no token" in render(plan)
     assert not any("gemma-2-2b" in path or "openwebtext" in path for _, path in published.requests)
 
 
@@ -158,7 +158,7 @@ def test_a_gated_model(
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     (problem,) = refused(config(tmp_path))
-    assert f"accept its licence at https://huggingface.co/{MODEL}" in problem and words in problem
+    assert f"accept its license at https://huggingface.co/{MODEL}" in problem and words in problem
     assert "evaluation=weights_only needs no language model" in problem
     assert published.asked(r"npz$") <= 20 and not list((tmp_path / "hub_cache").rglob("*.npz")), "no SAE was fetched"
 
@@ -178,12 +178,12 @@ def test_every_problem_at_once(
     problems = refused(cfg)
     assert len(problems) == 5
     for words, problem in zip(
-        (f"licence at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
+        (f"license at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
          "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=certified needs", "the disk needs"),
         problems, strict=True,
     ):  # fmt: skip
         assert words in problem
-    text = render(make_plan(cfg))
+    text = render(planned(cfg))
     assert "== Problems: 5 ==" in text and all(f"- {problem}" in text for problem in problems)
 
 
@@ -233,7 +233,7 @@ def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all("cannot be reached" in problem for problem in problems)
     assert "layers without a cached copy: 0, 1, 2, 3" in problems[2]
-    plan = make_plan(config(tmp_path))
+    plan = planned(config(tmp_path))
     text = render(plan)
     assert plan.downloads is None and "downloads: size unknown" in text and "nothing to download" not in text
     assert "residual streams: size unknown" in text and "download: unknown" in text and "about" not in text
@@ -249,17 +249,17 @@ def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[soc
 
 
 def test_a_hub_that_does_not_answer(silent: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_match.hub_lookup.TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr("sae_match.hub_lookup.Lookup.__init__.__defaults__", (0.3,))
+    monkeypatch.setattr("sae_match.hub.TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("sae_match.hub.Lookup.__init__.__defaults__", (0.3,))
     started = time.monotonic()
-    plan = make_plan(config(tmp_path))
+    plan = planned(config(tmp_path))
     assert time.monotonic() - started < 5, "one short wait, not one for every file"
     assert len(plan.problems) == 3 and all("cannot be reached" in problem for problem in plan.problems)
 
 
 def test_a_hub_in_trouble(published: Hub, tmp_path: Path) -> None:
     published.fail(".*", status=503)
-    plan = make_plan(config(tmp_path))
+    plan = planned(config(tmp_path))
     assert len(plan.problems) == 3 and all("in trouble (503)" in problem for problem in plan.problems)
     assert len(published.requests) == 1, "not asked again"
 
@@ -275,7 +275,7 @@ def test_what_is_cached_needs_no_hub(published: Hub, tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     run(config(tmp_path))
     published.stop()
-    plan = make_plan(config(tmp_path))
+    plan = planned(config(tmp_path))
     assert plan.problems == []
     assert next(need.bytes for need in plan.disk if need.what == "downloads") == 0
     assert plan.text is not None and "already cut into windows" in plan.text.note
@@ -297,16 +297,16 @@ def test_captured_streams_need_no_more_disk(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = configured(random_saes)
-    first = make_plan(cfg)
+    first = planned(cfg)
     streams = {need.what: need.bytes for need in first.disk}["residual streams"]
     assert streams == 4 * 20 * 12 * 8 * 4
     run(cfg)
-    needs = {need.what: need for need in make_plan(configured(random_saes, "matching=decoder", output="b")).disk}
+    needs = {need.what: need for need in planned(configured(random_saes, "matching=decoder", output="b")).disk}
     assert needs["residual streams"].bytes == 0
 
 
 def test_an_unknown_number_of_windows_is_said_to_be_unknown(configured: Configured, random_saes: Path) -> None:
-    plan = make_plan(configured(random_saes, "dataset.windows_per_document=0"))
+    plan = planned(configured(random_saes, "dataset.windows_per_document=0"))
     assert plan.problems == [] and plan.text is not None and plan.text.windows is None
     text = render(plan)
     assert "unknown number of windows" in text and "residual streams: size unknown" in text
@@ -317,12 +317,12 @@ def test_a_full_disk_names_the_key_that_moves_the_files(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=1000))
-    (problem,) = make_plan(configured(random_saes)).problems
+    (problem,) = planned(configured(random_saes)).problems
     assert "the disk needs 0.0 GiB (residual streams" in problem and "paths.cache_dir or paths.output_dir" in problem
 
 
 def test_broken_rules_come_first_and_together(configured: Configured, random_saes: Path) -> None:
-    plan = make_plan(configured(random_saes, "layers.first=3", "seed=-1", "device=tpu"))
+    plan = planned(configured(random_saes, "layers.first=3", "seed=-1", "device=tpu"))
     assert len(plan.problems) == 1 and len(plan.problems[0].splitlines()) == 3
     assert plan.machine is None and "Problems: 1" in render(plan)
 

@@ -1,4 +1,4 @@
-"""SAEs of neighbouring layers that share an initialization are told from those that do not."""
+"""SAEs of neighboring layers that share an initialization are told from those that do not."""
 
 from __future__ import annotations
 

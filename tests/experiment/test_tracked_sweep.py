@@ -128,7 +128,7 @@ def test_by_default_a_run_holds_what_jobs_are_compared_by(sweep: Path, tmp_path:
     record = json.loads((sweep / "main" / "metrics.json").read_text())
     updates = {name: value for entry in logged["summary"] for name, value in entry.get("update", {}).items()}
     summary = {name: value for name, value in updates.items() if name in record}
-    assert summary == {name: record[name] for name in summary} and len(summary) <= 40 < len(record)
+    assert summary == {name: record[name] for name in summary} and len(summary) <= 45 < len(record)
     main = {"matching_score", "matching_score/random", "delta_loss/layer_drop", "gap", "solver_seconds"}
     assert main <= set(summary) and "explained_variance/encode_permute_decode" in summary
     names = keys(logged)
@@ -196,7 +196,7 @@ def test_the_page_on_reading_a_sweep_names_what_jobs_log(sweep: Path, tmp_path: 
     assert len(curves) > 30 and curves <= history
     table = page[page.index("## Runs table") : page.index("## Panels to build")]
     factors, sorted_by = (set(re.findall(r"`([a-zA-Z_0-9./]+)`", part)) for part in table.split("3. Sort by"))
-    of_other_options = {"rounding", "regularisation", "sae_width", "sae_l0_near", "judge_model", "judge_overlap"}
+    of_other_options = {"rounding", "regularization", "sae_width", "sae_l0_near", "judge_model", "judge_overlap"}
     assert of_other_options.isdisjoint(columns)
     assert factors - {"Group", "tracking.group"} - of_other_options <= columns
     assert sorted_by - {"metrics.json", "_low", "_high"} <= summary

@@ -57,7 +57,7 @@ def test_every_layer_gets_a_file_and_an_entry(training: TrainConfigured) -> None
     saes = [load_sae(output / "layer_{layer:02d}.safetensors", layer) for layer in (1, 2)]
     assert {(sae.d_model, sae.width) for sae in saes} == {(8, 12)}
     assert load_file(output / "layer_01.safetensors")["W_dec"].dtype == torch.bfloat16
-    # Independent initialisation: no feature of one layer starts from the other's.
+    # Independent initialization: no feature of one layer starts from the other's.
     assert float((saes[0].W_dec * saes[1].W_dec).sum(dim=1).mean()) < 0.7
 
 

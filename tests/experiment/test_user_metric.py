@@ -23,8 +23,7 @@ from sae_match.report import read_record
 from sae_match.report.cli import main
 from sae_match.report.resampling import paired_difference
 from sae_match.study import Study
-from sae_match.sweep.notes import SweepJob
-from sae_match.sweep.table import table
+from sae_match.sweep.table import SweepJob, table
 from tests.wandb_reader import inspect
 
 Configured = Callable[..., Study]

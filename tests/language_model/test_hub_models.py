@@ -99,7 +99,7 @@ def test_facts_of_something_else(tmp_path: Path, content: str) -> None:
         LocalModel(name="x", path=str(tmp_path)).facts(Store(tmp_path))
 
 
-def test_a_gated_model_names_its_licence_and_the_token(
+def test_a_gated_model_names_its_license_and_the_token(
     hub: Hub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("owner/tiny", files, gate=TOKEN)

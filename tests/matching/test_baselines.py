@@ -12,9 +12,9 @@ from torch import Tensor
 from sae_match import Permutation, UserError, match
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
-from sae_match.matching.baselines.cosine import unit_rows
-from sae_match.matching.baselines.greedy import LIST_LENGTH
-from sae_match.matching.baselines.neighbours import Neighbours
+from sae_match.matching.baselines.controls import unit_rows
+from sae_match.matching.baselines.nearest import LIST_LENGTH
+from sae_match.matching.baselines.neighbors import Neighbors
 from sae_match.matching.solution import Solution
 from tests.builders import permuted, random_sae
 
@@ -160,7 +160,7 @@ def test_an_inaccurate_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "mm", lambda a, b: exact(a.bfloat16(), b.bfloat16()).float())
     left, right = torch.randn(20, 64), torch.randn(20, 64)
     with pytest.raises(UserError, match="reduced-precision mode is on"):
-        Neighbours(left, right).nearest(np.arange(20), 4)
+        Neighbors(left, right).nearest(np.arange(20), 4)
 
 
 def test_cosine_sees_directions_only() -> None:

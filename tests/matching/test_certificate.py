@@ -16,15 +16,15 @@ from sae_match.matching.certified import lazy as lazy_module
 from sae_match.matching.certified.grid import grid_problem, row_classes
 from sae_match.matching.certified.lazy import LazyAssignment
 from sae_match.matching.certified.list_kernels import dot, kth_least
-from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, total_cost, verified
-from sae_match.matching.certified.similarity import Similarity
+from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, row_costs, verified
+from sae_match.matching.certified.rows import FactorRows
 from sae_match.matching.certified.ties import TightPairs, canonical
 from tests.matching.problems import KINDS, distances, problem_of
 
 
 def solved(problem: MatchingProblem, cached: bool = True) -> LazyAssignment:
     grid = grid_problem(problem.left, problem.right, threads=2)
-    similarity = Similarity(grid.left, grid.right, "cpu", cached, 64, 2, grid.costs.gamma)
+    similarity = FactorRows(grid.left, grid.right, "cpu", cached, 64, 2, grid.costs.gamma)
     lazy = LazyAssignment(grid.costs, grid.row_cost, similarity)
     assert lazy.run() is None
     return lazy
@@ -45,7 +45,7 @@ def test_duals_are_feasible_for_every_pair_in_float64(kind: str, n: int, m: int)
     # Unmatched columns carry the highest price, so the duals of the enlarged square problem add up to the cost.
     unmatched = np.setdiff1d(np.arange(m), lazy.held.partner)
     assert (price[unmatched] == price.max()).all()
-    assert dual_bound(lazy, exact_duals(lazy)) == total_cost(lazy, lazy.held.partner)
+    assert dual_bound(lazy, exact_duals(lazy)) == sum(row_costs(lazy, lazy.held.partner))
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -105,7 +105,7 @@ def test_selection_agrees_with_sorting(values: list[float], data: st.DataObject)
 def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
     problem = problem_of("gaussian", 300, 300, 8, seed=1)
     grid = grid_problem(problem.left, problem.right, threads=1)
-    similarity = Similarity(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+    similarity = FactorRows(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
     lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, deadline=time.monotonic() - 1)
     assert lazy.run() is not None
     assert similarity.rows_computed == 64
@@ -127,7 +127,7 @@ def test_searches_that_pass_over_equal_rows_find_the_same(seed: int, n: int, m: 
     grid = grid_problem(left, right, threads=1)
     answers = []
     for classes in (row_classes(grid.costs.left, grid.costs.left_norm), None):
-        similarity = Similarity(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+        similarity = FactorRows(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
         lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, row_class=classes)
         assert lazy.run() is None
         proof = prove(lazy, verify=True)

@@ -16,7 +16,6 @@ from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.certified import lazy as lazy_module
 from sae_match.matching.certified import workspace as workspace_module
-from sae_match.matching.certified.grid import grid_problem
 from sae_match.matching.solution import Solution
 from tests.matching.problems import KINDS, distances, least_optimum, optimum, problem_of
 
@@ -151,12 +150,12 @@ def test_stopping_in_any_phase_keeps_a_valid_bound(phase: str, monkeypatch: pyte
 
 
 def test_a_limit_that_falls_into_the_proof_keeps_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_match.matching.certified import solver as solver_module
+    from sae_match.matching.certified import proof as proof_module
 
     def late(lazy: object, verify: bool) -> None:
         raise workspace_module.Stopped("test")
 
-    monkeypatch.setattr(solver_module, "prove", late)
+    monkeypatch.setattr(proof_module, "prove", late)
     problem = problem_of("gaussian", 120, 130, 6, seed=2)
     solution = CertifiedSolver().solve(problem)
     assert solution.statistics["stopped_early"] == 1
@@ -189,21 +188,19 @@ def test_memory_is_checked_before_anything_is_allocated() -> None:
 
 def test_lists_that_outgrow_memory_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of("constant", 600, 600, 3, seed=0)  # every list wants to hold every column
-    monkeypatch.setattr(CertifiedSolver, "_most_slots", lambda self, grid, cached: 0)
+    monkeypatch.setattr(CertifiedSolver, "_most_slots", lambda self, n, m, d, cached: 0)
     solution = CertifiedSolver().solve(problem)
     assert solution.statistics["stopped_early"] == 1
     assert len(solution.permutation.matched) == 600
 
 
 def test_lists_without_a_cache_may_grow_where_the_cache_would_never_fit() -> None:
-    problem = problem_of("gaussian", 400, 400, 6, seed=0)
-    grid = grid_problem(problem.left, problem.right, threads=1)
     solver = CertifiedSolver(memory_limit_gib=0.05)
     assert solver.bytes_with(400, 400, 6, cached=False) < solver.memory()
     first = 2 * 400 * (workspace_module.slots_per_row(False) + 1) + 8 * 400
-    assert solver._most_slots(grid, False) > 2 * first
+    assert solver._most_slots(400, 400, 6, False) > 2 * first
     narrow = CertifiedSolver(memory_limit_gib=0.0)  # even then there is room for the first lists
-    assert narrow._most_slots(grid, False) == first
+    assert narrow._most_slots(400, 400, 6, False) == first
 
 
 def test_a_product_in_reduced_precision_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_match import SparseAutoencoder, UserError
-from sae_match.matching.chain import match_chain
+from sae_match.matching import match_chain
 from tests.builders import permuted, random_sae
 
 

@@ -1,4 +1,4 @@
-"""Compiled kernels where Numba finds no folder of its own to write to."""
+"""Compiled kernels: where they are kept, and that stale ones are not used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_match.matching.compiled import discard_stale
 from sae_match.store import FOLDER
 
 SCRIPT = """
@@ -33,3 +34,15 @@ def test_a_read_only_installation_and_home(tmp_path: Path, writable: bool) -> No
     else:
         assert place.parent == tmp_path and not place.exists(), "it goes with the process"
         assert "compiled kernels cannot be kept" in done.stderr and "NUMBA_CACHE_DIR=DIR" in done.stderr
+
+
+def test_only_stale_kernels_are_discarded(tmp_path: Path) -> None:
+    for name, age in [("auction_kernels.auction-1.nbi", 100), ("list_kernels.dot-2.nbi", 300), ("other.nbi", 250)]:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    discard_stale(tmp_path, 200)
+    assert sorted(f.name for f in tmp_path.glob("*.nbi")) == ["list_kernels.dot-2.nbi", "other.nbi"]
+
+
+def test_a_missing_folder_is_no_error(tmp_path: Path) -> None:
+    discard_stale(tmp_path / "nowhere", 0.0)

@@ -18,11 +18,10 @@ from torch import Tensor
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.certified.exact_numbers import as_integers, from_limbs, squares, to_limbs
-from sae_match.matching.certified.refine import ExactProblem, solve_exactly
-from sae_match.matching.certified.solver import exact_factors
+from sae_match.matching.certified.refine import ExactProblem, exact_factors, solve_exactly
 from sae_match.matching.dense import DenseSolver
 from sae_match.matching.permutation import UNMATCHED
-from sae_match.matching.spread import is_wide
+from sae_match.matching.problem import is_wide
 
 seeds = st.integers(0, 10**6)
 Costs = list[list[Fraction]]

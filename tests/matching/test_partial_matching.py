@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_match import Permutation, SparseAutoencoder, UserError, match
 from sae_match.matching import make_solver, matching_problem
-from sae_match.matching.make_solver import SOLVERS
+from sae_match.matching.match import SOLVERS
 from tests.builders import permuted, random_sae
 
 

@@ -34,7 +34,7 @@ def sinkhorn(cost: np.ndarray, strength: float) -> np.ndarray:
 @pytest.mark.parametrize(("n", "m"), [(30, 30), (20, 33), (33, 20), (1, 4)])
 def test_plan_has_uniform_marginals_and_is_the_textbook_one(n: int, m: int) -> None:
     given = problem(n, m)
-    solver = SoftSolver(regularisation=0.1, marginal_error=1e-5)
+    solver = SoftSolver(regularization=0.1, marginal_error=1e-5)
     found = solver.transport(given)
     plan = found.log_plan.exp().double().numpy()
     assert plan.sum(axis=1) == pytest.approx(np.full(n, 1 / n), rel=1e-5)
@@ -52,7 +52,7 @@ def test_transport_cost_falls_to_the_optimum_as_the_entropy_vanishes() -> None:
     given = problem(40, 40)
     optimum = CertifiedSolver().solve(given).objective
     costs = [
-        SoftSolver(regularisation=r, max_iterations=5000).solve(given).statistics["transport_cost"]
+        SoftSolver(regularization=r, max_iterations=5000).solve(given).statistics["transport_cost"]
         for r in (1.0, 0.3, 0.1, 0.02)
     ]
     assert costs == sorted(costs, reverse=True)
@@ -63,10 +63,10 @@ def test_transport_cost_falls_to_the_optimum_as_the_entropy_vanishes() -> None:
 def test_rounding_the_log_of_the_plan_is_the_exact_matching_and_of_the_plan_is_not() -> None:
     given = problem(60, 60, seed=3)
     exact = CertifiedSolver().solve(given).permutation.indices
-    for regularisation in (0.5, 0.1):
-        log_plan = SoftSolver(regularisation=regularisation, rounding=SoftRounding.log_plan).solve(given)
+    for regularization in (0.5, 0.1):
+        log_plan = SoftSolver(regularization=regularization, rounding=SoftRounding.log_plan).solve(given)
         assert torch.equal(log_plan.permutation.indices, exact)
-    soft = SoftSolver(regularisation=0.5)
+    soft = SoftSolver(regularization=0.5)
     rounded, plan = soft.solve(given), soft.transport(given).log_plan.exp().double().numpy()
     rows, columns = linear_sum_assignment(-plan)
     assert rounded.permutation.indices.tolist() == columns.tolist()
@@ -85,7 +85,7 @@ def test_equal_features_everywhere(rounding: SoftRounding) -> None:
 
 def test_too_few_iterations_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        solution = SoftSolver(regularisation=0.01, max_iterations=3).solve(problem(50, 50))
+        solution = SoftSolver(regularization=0.01, max_iterations=3).solve(problem(50, 50))
     assert "raise solver.max_iterations" in caplog.text
     assert solution.statistics["marginal_error"] > 1e-3
     assert solution.statistics["iterations"] == 3

@@ -22,7 +22,7 @@ JSON = st.recursive(
 )
 
 
-class Colour(StrEnum):
+class Color(StrEnum):
     red = "rot"
 
 
@@ -45,7 +45,7 @@ def test_known_key_and_differences() -> None:
 
 
 def test_enums_and_numpy_scalars_hash_as_their_values() -> None:
-    assert content_key([Colour.red, np.float64(0.1), np.int32(3)]) == content_key(["rot", 0.1, 3])
+    assert content_key([Color.red, np.float64(0.1), np.int32(3)]) == content_key(["rot", 0.1, 3])
 
 
 @pytest.mark.parametrize("value", [Path("a"), np.zeros(2), {1: 2}, object(), {1, 2}])

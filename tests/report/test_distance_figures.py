@@ -72,7 +72,7 @@ def test_figures_appear_and_need_rows(tmp_path: Path, table: pd.DataFrame, compo
             draw(table, tmp_path / "none.png")
 
 
-def test_per_layer_figures_see_only_neighbours(composed: pd.DataFrame, table: pd.DataFrame) -> None:
+def test_per_layer_figures_see_only_neighbors(composed: pd.DataFrame, table: pd.DataFrame) -> None:
     assert per_layer_rows(composed).equals(table)
 
 

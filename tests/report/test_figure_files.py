@@ -102,7 +102,7 @@ def test_hundreds_of_jobs(tmp_path: Path) -> None:
     assert text == report_text(make_report(records, Options()), write_overlays(records, tmp_path))
 
 
-def test_colours_tell_a_factor_when_there_are_more_jobs_than_colours() -> None:
+def test_colors_tell_a_factor_when_there_are_more_jobs_than_colors() -> None:
     settings = {f"{a}{b}": (a, b) for a in "abcd" for b in "xyz"}
     looks = factor_styles(settings)
     assert {looks[f"a{b}"].color for b in "xyz"} == {PALETTE[0]}

@@ -145,7 +145,7 @@ def test_groups_show_the_mean_over_pairs(ax: Axes, table: pd.DataFrame) -> None:
     assert line(ax, VARIANTS["vanilla"].label)[1] == pytest.approx([2.0, 20.0, 0.2])
 
 
-def test_styles_are_told_apart_by_more_than_colour() -> None:
+def test_styles_are_told_apart_by_more_than_color() -> None:
     names = [*VARIANTS, *(f"unknown {i}" for i in range(4))]
     looks = styles(names)
     assert list(looks)[: len(VARIANTS)] == list(VARIANTS)

@@ -165,7 +165,7 @@ def test_saelens_norm_scaling_factor_is_folded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["constant_norm_rescale", "layer_norm", "covariance_whitening"])
-def test_saelens_other_normalisations_only_match(tmp_path: Path, normalization: str) -> None:
+def test_saelens_other_normalizations_only_match(tmp_path: Path, normalization: str) -> None:
     sae = load_sae(write_saelens(tmp_path / "s", {**RESID, "normalize_activations": normalization}), 3)
     plain = load_sae(write_saelens(tmp_path / "plain", RESID), 3)
     assert torch.equal(sae.W_enc, plain.W_enc)

@@ -20,9 +20,9 @@ from tests.builders import random_sae
 
 def test_native_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "sae.safetensors"
-    save_native(random_sae(), path, {"licence": "MIT"})
+    save_native(random_sae(), path, {"license": "MIT"})
     assert load_sae(path).content_hash == random_sae().content_hash
-    assert read_metadata(path)["licence"] == "MIT"
+    assert read_metadata(path)["license"] == "MIT"
     assert [p.name for p in path.parent.iterdir()] == ["sae.safetensors"]
 
 
@@ -61,11 +61,11 @@ TOPK = Activation(ActivationKind.topk, k=2, stored_threshold=0.7)
         {"scale": 0.5 + torch.rand(24)},
         {"match_only": "a test says so"},
     ],
-    ids=["relu", "topk", "gated", "normalised", "site", "scale", "match_only"],
+    ids=["relu", "topk", "gated", "normalized", "site", "scale", "match_only"],
 )
 def test_native_files_carry_the_facts(tmp_path: Path, facts: dict[str, Any]) -> None:
     sae = random_sae().replace(**facts)
-    save_native(sae, tmp_path / "sae.safetensors", {"licence": "MIT"})
+    save_native(sae, tmp_path / "sae.safetensors", {"license": "MIT"})
     back = load_sae(tmp_path / "sae.safetensors")
     assert (back.activation, back.site, back.match_only) == (sae.activation, sae.site, sae.match_only)
     assert back.content_hash == sae.content_hash

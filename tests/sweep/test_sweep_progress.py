@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.sweep.progress import duration, progress_line
+from sae_match.sweep.notes import progress_line
 
 START = 1_700_000_000
 
@@ -63,11 +63,3 @@ def test_a_clock_that_went_back_and_missing_notes(sweep: Path, tmp_path: Path) -
     note(sweep, 0)
     assert progress_line(sweep, 1, now=START - 10) == "job 2 of 12"
     assert progress_line(tmp_path / "elsewhere", 4) == "job 5"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (40, "40 s"), (89, "89 s"), (90, "2 min"), (840, "14 min"), (5400, "1.5 h"), (86400, "24.0 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

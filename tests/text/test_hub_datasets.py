@@ -150,7 +150,7 @@ def test_names_that_the_hub_does_not_know(hub: Hub, files: Path, load: Callable[
     assert "cannot be read" in message(load)
 
 
-def test_a_gated_dataset_names_its_licence_and_the_token(
+def test_a_gated_dataset_names_its_license_and_the_token(
     hub: Hub, files: Path, load: Callable[..., TokenWindows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("owner/set", files, kind="dataset", gate=TOKEN)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from sae_match.app.known_keys import did_you_mean, dotted_keys
+from sae_match.app.errors import did_you_mean, dotted_keys
 from sae_match.app.schema import Schema, TrainSchema
 from sae_match.errors import UserError
 from sae_match.study import Layers, Study

@@ -15,11 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sae_match.app.build import build, config_directory, register_schemas
-from sae_match.app.hydra_errors import explain_hydra_error
+from sae_match.app.errors import explain_crash, explain_hydra_error
 from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
-from sae_match.launchers import explain_worker_death
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
@@ -50,7 +49,7 @@ def job(cfg: DictConfig) -> float | None:
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.rerun import Action, decide
-        from sae_match.sweep.progress import progress_line
+        from sae_match.sweep.notes import progress_line
 
         if config.dry_run:
             show_plan(config, in_sweep=place.sweep is not None)
@@ -81,12 +80,13 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     from sae_match.experiment.rerun import decide
     from sae_match.plan import make_plan
     from sae_match.plan.show import render
+    from sae_match.store import Store
 
     config = in_a_new_record(config, sys.argv[1:])
     output = Path(config.paths.output_dir)
     if output.is_dir():  # of earlier jobs, perhaps this one's
         config = decide(config, output.parent if in_sweep else None).study
-    plan = make_plan(config)
+    plan = make_plan(config, Store(config.paths.cache_dir))
     try:
         print(render(plan), flush=True)
     except BrokenPipeError:
@@ -119,18 +119,6 @@ def run_command(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def explain_crash(error: Exception) -> str | None:
-    """What to do when memory ran out or a worker process died; None for any other error."""
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return f"{error}; a group takes the name of one of its options"
-    # torch's own error is a RuntimeError; torch is not imported here.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        detail = str(error).splitlines()[0] if str(error) else "out of memory"
-        advice = "Lower evaluation.batch_windows, shorten the layer span, or use device=cpu; finished work is kept."
-        return f"{detail}\n{advice}"
-    return explain_worker_death(error)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def activation_correlations(
 ) -> Float[Tensor, "K_a K_b"]:
     """Correlation of every feature of A with every feature of B, float32.
 
-    Two passes over the tokens: means and standard deviations in float64, then products of standardised activations.
+    Two passes over the tokens: means and standard deviations in float64, then products of standardized activations.
     A feature that never changes (a dead one) correlates with nothing: 0. Memory beyond one batch: 4 K_a K_b bytes.
 
     Args:

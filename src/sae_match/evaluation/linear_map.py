@@ -123,7 +123,7 @@ def _fitted(pair: SplicePair) -> LinearMap:
     fitted = fit_linear_map(x_a, x_b, pair.batch_windows, pair.sink_positions, pair.b.device)
     if fitted.ridge > 0:
         logger.warning(
-            "layers %d -> %d: the linear map is regularised (ridge %.2g): %d tokens do not determine it",
+            "layers %d -> %d: the linear map is regularized (ridge %.2g): %d tokens do not determine it",
             *pair.layers, fitted.ridge, fitted.tokens,
         )  # fmt: skip
     return fitted

@@ -65,7 +65,7 @@ def composition_headline(rows: Sequence[MetricRow], labels: Labels = BUILT_IN_LA
     Far distances have fewer starts: the mean is over those that reach them.
 
     Args:
-        rows: all rows of the job; empty result if none lies further apart than neighbours.
+        rows: all rows of the job; empty result if none lies further apart than neighbors.
     """
     curves = _curves(rows)
     numbers: dict[str, float] = {}
@@ -127,7 +127,7 @@ def _reach(
 
 
 def _curves(rows: Sequence[MetricRow]) -> Curves:
-    """Rows by metric, variant and distance, of metrics measured beyond neighbours; distance 1 from the adjacent pairs
+    """Rows by metric, variant and distance, of metrics measured beyond neighbors; distance 1 from the adjacent pairs
     of the starts."""
     far = {row.metric for row in rows if row.layer_to - row.layer >= 2}
     rows = [row for row in rows if row.metric in far]

@@ -59,9 +59,9 @@ def run(study: Study, *, group: str | None = None) -> Result:
     record.key = job_key(study)
     record.write_config(yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True))
     with record.guard():
-        make_plan(study).require()
         # rerun=all is asked for after a change of code or libraries, of which stored results know nothing.
         store = Store(study.paths.cache_dir, read=study.rerun is not Rerun.all, owner=science_hash(study.config))
+        make_plan(study, store).require()
         check_writable(store.root, "paths.cache_dir")
         options = _mirror_options(study, store, group)
         with open_mirror(record.directory, mode=study.tracking.mode.value, **options) as mirror:

@@ -22,7 +22,7 @@ from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 
 MATCHING_VERSION = 3
-"""To be raised when a solver, or what it minimises, changes its results."""
+"""To be raised when a solver, or what it minimizes, changes its results."""
 KIND = "matchings"
 
 

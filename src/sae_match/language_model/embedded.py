@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sae_match.errors import UserError
-from sae_match.hub import content_hash
-from sae_match.hub_lookup import Lookup
+from sae_match.hub import Lookup, content_hash
 from sae_match.language_model.sources import ModelSource, PlannedModel
 from sae_match.options import option
 

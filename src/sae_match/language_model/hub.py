@@ -14,9 +14,8 @@ from huggingface_hub import constants, hf_hub_download
 from pydantic import Field
 
 from sae_match.errors import UserError
-from sae_match.hub import explained, snapshot, verify
+from sae_match.hub import HubFile, Lookup, cached_path, explained, snapshot, verify
 from sae_match.hub_errors import Repository
-from sae_match.hub_lookup import HubFile, Lookup, cached_path
 from sae_match.language_model.sources import CONFIG, SMALL, ModelSource, PlannedModel
 from sae_match.options import option
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from sae_match.errors import UserError
-from sae_match.hub import content_hash
-from sae_match.hub_lookup import HubFile, Lookup
+from sae_match.hub import HubFile, Lookup, content_hash
 from sae_match.options import option
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """Matching: the assignment problem over SAE parameters, its solvers, and permutations."""
 
-from sae_match.matching.chain import Chain, match_chain
-from sae_match.matching.make_solver import make_solver
-from sae_match.matching.match import Matching, match
+from sae_match.matching.match import Chain, Matching, make_solver, match, match_chain
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem, matching_problem
 

@@ -1,7 +1,9 @@
-"""`njit` for the kernels, with a folder for compiled code that can be written.
+"""`njit` for the kernels, and the folder where compiled code is kept.
 
 Numba keeps compiled code beside the source or in the user's cache directory, and refuses to define a function where
-neither can be written, as in a container that runs as another user or a module on a cluster.
+neither can be written, as in a container that runs as another user or a module on a cluster. It keeps a kernel as long
+as the kernel's own file is unchanged, but compiles kernels of other files into it: after an update that touches one
+file only, the others would go on with the old code.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba import njit
@@ -19,7 +23,7 @@ from numba import njit
 from sae_match.errors import UserError
 from sae_match.store import Store
 
-__all__ = ["njit"]
+__all__ = ["njit", "prepare_kernels"]
 
 logger = logging.getLogger(__name__)
 VARIABLE = "NUMBA_CACHE_DIR"
@@ -57,10 +61,35 @@ def choose_kernel_directory() -> None:
 
 
 def _probe() -> None:
-    """Never compiled: defining it tells whether Numba finds a folder."""
+    """Never compiled: Numba looks for a folder when it is defined."""
 
 
 _stores: list[Store] = []
 """Keeps the folder from being cleaned as long as the process runs."""
 
 choose_kernel_directory()
+
+
+def prepare_kernels(kernel: Any) -> None:
+    """Discard stale kernels and log where a wait for the compiler is to come; cheap after the first call.
+
+    Args:
+        kernel: one of the kernels; the others are in the files beside its own.
+    """
+    if kernel.signatures:  # loaded in this process already
+        return
+    source = Path(kernel.py_func.__code__.co_filename)
+    folder = Path(kernel.stats.cache_path) if kernel.stats.cache_path else None
+    if folder is not None:
+        discard_stale(folder, max(file.stat().st_mtime for file in source.parent.glob("*.py")))
+    if folder is None or not any(folder.glob(f"{source.stem}.{kernel.py_func.__name__}-*.nbi")):
+        logger.info("compiling the solver's kernels: once per installation, about 20 s")
+
+
+def discard_stale(folder: Path, newest: float) -> None:
+    """Remove the indexes of kernels compiled before `newest`; without its index a kernel is compiled anew."""
+    for index in folder.glob("*.nbi"):
+        # Another process may be at it too, or the folder may be read-only: the kernels are then compiled in memory.
+        with suppress(OSError):
+            if index.stat().st_mtime < newest:
+                index.unlink()

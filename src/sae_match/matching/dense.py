@@ -19,10 +19,9 @@ import torch
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem, SimilarityProblem
+from sae_match.matching.permutation import Permutation
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem, describe_outliers
 from sae_match.matching.solution import Solution, Solver, is_negligible
-from sae_match.matching.spread import describe_outliers
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -55,13 +54,12 @@ class DenseSolver(Solver):
             UserError: too little memory, NaN or infinity in the problem, a rejection cost or a number of pairs.
         """
         n_a, n_b = problem.shape
-        problem.check_complete(self.name)
-        self.check_memory(n_a, n_b, problem.left.shape[1])
+        self.check_complete(problem)
         rows, columns = (problem.left, problem.right) if n_a <= n_b else (problem.right, problem.left)
         cost, step = grid_cost(rows, columns, self.block_rows)
         _, assigned = linear_sum_assignment(cost)
         deficit = dual_deficit(cost, assigned, self.block_rows)
-        permutation = assigned_permutation(assigned, n_a, n_b)
+        permutation = Permutation.of_narrower(assigned, n_a, n_b)
         objective = problem.objective(permutation)
         bound = max(0.0, objective - deficit * step)
         solution = Solution(permutation, objective, bound, len(rows) * step)
@@ -77,9 +75,7 @@ class DenseSolver(Solver):
     def solve_similarity(self, problem: SimilarityProblem) -> Solution:
         """The largest sum of given similarities, by scipy in float64; no bound of its own."""
         rows, columns = linear_sum_assignment(problem.matrix.numpy(), maximize=True)
-        indices = torch.full((problem.shape[0],), UNMATCHED, dtype=torch.int64)
-        indices[torch.from_numpy(rows)] = torch.from_numpy(columns).to(torch.int64)
-        permutation = Permutation(indices, problem.shape[1])
+        permutation = Permutation.of_pairs(rows, columns, *problem.shape)
         return Solution(permutation, problem.objective(permutation))
 
 
@@ -133,13 +129,3 @@ def _relax(cost: Floats, base: Floats, block_rows: int) -> Floats:
         block = cost[start : start + block_rows] + base[start : start + block_rows, None]
         np.minimum(reached, block.min(axis=0), out=reached)
     return reached
-
-
-def assigned_permutation(assigned: npt.NDArray[np.int64], n_a: int, n_b: int) -> Permutation:
-    """The matching A -> B from the partner of each feature of the narrower side."""
-    partners = torch.from_numpy(assigned.astype(np.int64))
-    if n_a <= n_b:
-        return Permutation(partners, n_b)
-    indices = torch.full((n_a,), UNMATCHED, dtype=torch.int64)
-    indices[partners] = torch.arange(n_b)
-    return Permutation(indices, n_b)

@@ -1,23 +1,49 @@
-"""`match`: from two SAEs to the optimal permutation, its cost and its certificate."""
+"""`match` and `match_chain`: from SAEs and a solver's name to permutations, their costs and certificates."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from jaxtyping import Bool
+from pydantic import ValidationError
 from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import arguments
+from sae_match.matching.baselines import (
+    CosineSolver,
+    GreedySolver,
+    MutualSolver,
+    NearestSolver,
+    RandomSolver,
+    SoftSolver,
+    VanillaSolver,
+)
+from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.dense import DenseSolver
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.make_solver import make_solver
-from sae_match.matching.permutation import Permutation
+from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
+
+SOLVERS: dict[str, type[Solver]] = {
+    "certified": CertifiedSolver,
+    "dense": DenseSolver,
+    "vanilla": VanillaSolver,
+    "random": RandomSolver,
+    "greedy": GreedySolver,
+    "nearest": NearestSolver,
+    "mutual": MutualSolver,
+    "cosine": CosineSolver,
+    "soft": SoftSolver,
+}
+"""The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,23 @@ class Matching:
     def __repr__(self) -> str:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
         return f"Matching({self.permutation!r}, objective {self.objective:.6g}, {gap}, {self.seconds:.2f} s)"
+
+
+def make_solver(name: str = "certified", **options: Any) -> Solver:
+    """The solver of that name.
+
+    Args:
+        options: fields of its class.
+
+    Raises:
+        UserError: unknown name (the message lists the valid ones), or options that it does not take.
+    """
+    if name not in SOLVERS:
+        raise UserError(f"solver={name}: must be one of {', '.join(SOLVERS)}")
+    try:
+        return SOLVERS[name](**options)
+    except ValidationError as error:
+        raise UserError(f"solver={name}: {error}") from error
 
 
 def match(
@@ -158,3 +201,81 @@ def _matched(
         seconds=seconds,
         statistics=statistics,
     )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Matchings of consecutive SAEs.
+
+    Attributes:
+        matchings: matching t leads from SAE t to SAE t + 1.
+    """
+
+    matchings: list[Matching]
+
+    def __len__(self) -> int:
+        """Number of SAEs."""
+        return len(self.matchings) + 1
+
+    def between(self, start: int, stop: int) -> Permutation:
+        """Features of SAE `start` -> features of SAE `stop` (either may come first), composed step by step.
+
+        A feature that is unmatched at any step has no partner. start == stop gives the identity.
+
+        Raises:
+            UserError: a position outside the chain.
+        """
+        for position in (start, stop):
+            if not 0 <= position < len(self):
+                raise UserError(f"position {position} is outside the chain of {len(self)} SAEs (0..{len(self) - 1})")
+        if stop < start:
+            return self.between(stop, start).inverse()
+        if start == stop:
+            return Permutation.identity(self._width(start))
+        composed = self.matchings[start].permutation
+        for matching in self.matchings[start + 1 : stop]:
+            composed = composed.compose(matching.permutation)
+        return composed
+
+    def path(self, feature: int, start: int = 0) -> list[int]:
+        """The feature of SAE `start` followed to the end of the chain: one index per SAE, as far as it has a partner.
+
+        Raises:
+            UserError: no such feature or SAE.
+        """
+        if not 0 <= start < len(self):
+            raise UserError(f"position {start} is outside the chain of {len(self)} SAEs (0..{len(self) - 1})")
+        if not 0 <= feature < self._width(start):
+            raise UserError(f"feature {feature} is outside 0..{self._width(start) - 1}")
+        path = [feature]
+        for matching in self.matchings[start:]:
+            partner = int(matching.permutation.indices[path[-1]])
+            if partner == UNMATCHED:
+                break
+            path.append(partner)
+        return path
+
+    def _width(self, position: int) -> int:
+        if position < len(self.matchings):
+            return self.matchings[position].permutation.n_a
+        return self.matchings[-1].permutation.n_b
+
+
+def match_chain(saes: Iterable[SparseAutoencoder], **options: Any) -> Chain:
+    """Match every SAE with the next one; `options` are those of `match`.
+
+    Args:
+        saes: SAEs in order; an iterator is read one at a time, and only two are held.
+
+    Raises:
+        UserError: fewer than two SAEs, or what `match` raises.
+    """
+    matchings: list[Matching] = []
+    previous: SparseAutoencoder | None = None
+    for sae in saes:
+        if previous is not None:
+            matchings.append(match(previous, sae, **options))
+        previous = sae
+    if not matchings:
+        raise UserError("a chain needs at least two SAEs")
+    return Chain(matchings)

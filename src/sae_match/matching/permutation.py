@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
+
+Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 UNMATCHED = -1
 """Index that marks a feature without a partner."""
@@ -85,6 +89,20 @@ class Permutation:
         order = torch.randperm(max(n_a, n_b), generator=torch.Generator().manual_seed(seed))[:n_a]
         return cls(torch.where(order < n_b, order, UNMATCHED), n_b, {"solver": "random", "seed": seed})
 
+    @classmethod
+    def of_pairs(cls, rows: Ints, columns: Ints, n_a: int, n_b: int) -> Permutation:
+        """Feature rows[k] of A to feature columns[k] of B; the others stay unmatched."""
+        indices = np.full(n_a, UNMATCHED, np.int64)
+        indices[rows] = columns
+        return cls(torch.from_numpy(indices), n_b)
+
+    @classmethod
+    def of_narrower(cls, partner: Ints, n_a: int, n_b: int) -> Permutation:
+        """The matching from the partner of every feature of the narrower side (A's, if both are equally wide)."""
+        matched = np.flatnonzero(partner != UNMATCHED)
+        rows, columns = (matched, partner[matched]) if n_a <= n_b else (partner[matched], matched)
+        return cls.of_pairs(rows, columns, n_a, n_b)
+
     def compose(self, after: Permutation) -> Permutation:
         """This A -> B followed by `after`: B -> C, as one A -> C (method section 4). Unmatched stays unmatched.
 
@@ -145,7 +163,7 @@ class Permutation:
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(_serialised(self.indices, metadata))
+            temporary.write_bytes(_serialized(self.indices, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Permutation:
@@ -167,7 +185,7 @@ class Permutation:
         return cls(indices, width_b, json.loads(metadata.get("provenance", "{}")), many_to_one)
 
 
-def _serialised(indices: Int[Tensor, " F_a"], metadata: dict[str, str]) -> bytes:
+def _serialized(indices: Int[Tensor, " F_a"], metadata: dict[str, str]) -> bytes:
     """A safetensors file; the library's own writer orders metadata anew each time."""
     data = indices.cpu().contiguous().numpy().astype("<i8").tobytes()
     tensor = {"dtype": "I64", "shape": list(indices.shape), "data_offsets": [0, len(data)]}

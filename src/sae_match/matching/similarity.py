@@ -14,7 +14,6 @@ from sae_match.errors import UserError
 from sae_match.keys import Keyed
 from sae_match.matching import by_similarity
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.memory import refuse_above
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
 from sae_match.matching.solution import Solver
 from sae_match.options import option
@@ -109,8 +108,7 @@ class Similarity(Comparison):
 
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As the matrix needs it."""
-        needed = self.required_bytes(solver, n_a, n_b, d_model)
-        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), by_similarity.ADVICE)
+        by_similarity.check_memory(n_a, n_b, solver.memory_limit_gib, self.name)
 
 
 @option

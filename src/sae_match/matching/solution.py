@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Self
 
+import psutil
 from pydantic import Field
 
 from sae_match.errors import UserError
+from sae_match.files import GIB
 from sae_match.keys import Keyed
-from sae_match.matching.memory import refuse_above
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.options import option
@@ -95,6 +96,15 @@ class Solver(Keyed, ABC):
         """
         refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)
 
+    def check_complete(self, problem: MatchingProblem) -> None:
+        """Refuse what a solver that pairs every feature of the narrower side cannot answer, or not in memory.
+
+        Raises:
+            UserError: NaN or infinity, a rejection cost or a number of pairs, or too little memory.
+        """
+        problem.check_complete(self.name)
+        self.check_memory(*problem.shape, problem.left.shape[1])
+
     def solve_similarity(self, problem: SimilarityProblem) -> Solution:
         """The same for given similarities.
 
@@ -114,3 +124,27 @@ class Solver(Keyed, ABC):
         Raises:
             UserError: NaN or infinity, too little memory, or limits to the pairs that the solver does not know.
         """
+
+
+def problem_bytes(n_a: int, n_b: int, d: int) -> int:
+    """The rows of a problem, with the SAEs and their folded copies behind them."""
+    return 3 * 4 * (n_a + n_b) * d
+
+
+def refuse_above(limit_gib: float | None, needed: float, solver: str, shape: tuple[int, int], advice: str) -> None:
+    """Refuse a problem that needs more bytes than the limit.
+
+    Args:
+        limit_gib: the limit; None = what the machine has available now.
+        needed: bytes.
+        advice: what to do about it, after "Use ".
+
+    Raises:
+        UserError: it needs more.
+    """
+    limit = psutil.virtual_memory().available / GIB if limit_gib is None else limit_gib
+    if needed / GIB > limit:
+        raise UserError(
+            f"solver={solver} needs {needed / GIB:.1f} GiB for {shape[0]} x {shape[1]} features, but only {limit:.1f} "
+            f"GiB are available. Use {advice} (or raise solver.memory_limit_gib)."
+        )

@@ -127,7 +127,7 @@ class WeightMSE(WeightMetric):
 class DecoderCosine(WeightMetric):
     """Mean cosine of matched decoder rows, the same folded or not."""
 
-    about = Description(name="decoder_cosine", label="cosine of decoder rows", better="higher")
+    about = Description(name="decoder_cosine", label="cosine of decoder rows", better="higher", tracked=True)
 
     def value(self, pair: MatchedWeights) -> float:
         """The mean over pairs."""

@@ -39,6 +39,8 @@ class Description:
     """Shown when a job ends, in a sweep's table and in the report's main table."""
     compared: bool = False
     """In the report's main table and ranked between jobs, also where it is no headline."""
+    tracked: bool = False
+    """Sent to experiment trackers by default, also where it is neither headline nor compared."""
     difference: bool = False
     """The matching's value minus that of every other variant is written too, where both have resamples."""
     figure: Literal["record", "report", "none"] = "report"

@@ -1,5 +1,5 @@
 """What plan and run both refuse: layers, SAEs, model and judge that do not fit together, known from headers and
-config.json alone."""
+config.json alone. Every `check_*` raises a UserError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.loading import ModelFacts
 from sae_match.matching.solution import Solver
-from sae_match.pairs import Role, distant_pairs
+from sae_match.pairs import adjacent_pairs, distant_pairs, span
 from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
 from sae_match.record.state import read_status
@@ -38,11 +38,7 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
 
 
 def check_output(study: Study) -> None:
-    """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written.
-
-    Raises:
-        UserError: the first of these that holds.
-    """
+    """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written."""
     directory = Path(study.paths.output_dir)
     check_writable(directory, "paths.output_dir", create=False)
     refuse_foreign_files(directory)
@@ -60,16 +56,11 @@ def check_output(study: Study) -> None:
 
 
 def check_model_facts(store: Store, study: Study) -> int | None:
-    """Refuse a layer span or a window that the model does not have.
-
-    A gated or unreachable model is met here too: its config.json is the first file of it that a job needs.
+    """Read the model's config.json, the first file of it that a job needs, and refuse what does not fit to it.
 
     Returns:
         d_model. Of the embedded model it is what the configuration states: its files are made on first use, which
         takes longer than the check is worth.
-
-    Raises:
-        UserError: an unreadable, gated or unreachable model, or one that does not fit the rest of the configuration.
     """
     facts = study.model.facts(store)
     if facts is None:
@@ -77,66 +68,38 @@ def check_model_facts(store: Store, study: Study) -> int | None:
     logger.info(
         "model %s: %s, %d blocks, d_model %d", study.model.name, facts.architecture, facts.n_layers, facts.d_model
     )
-    check_span(study, facts)
-    check_window(study, facts)
-    check_dtype(study, facts)
+    check_model(study, facts)
     return facts.d_model
 
 
-def check_span(study: Study, facts: ModelFacts) -> None:
-    """Refuse layers that the model does not have, and SAEs of a model of another depth.
-
-    Raises:
-        UserError: the first of them.
-    """
+def check_model(study: Study, facts: ModelFacts) -> None:
+    """Refuse layers that the model does not have, SAEs of a model of another depth, windows longer than its context,
+    and float16 for a Gemma."""
+    name, found = study.model.name, []
     if study.layers.last >= facts.n_layers:
-        raise UserError(
-            f"layers.last={study.layers.last}: {study.model.name} ({facts.architecture}) has blocks "
-            f"0..{facts.n_layers - 1}. Set layers.first and layers.last within them, or choose the model that the SAEs "
-            "were trained on"
+        found.append(
+            f"layers.last={study.layers.last}: {name} ({facts.architecture}) has blocks 0..{facts.n_layers - 1}. Set "
+            "layers.first and layers.last within them, or choose the model that the SAEs were trained on"
         )
-    if study.sae.n_layers is not None and study.sae.n_layers != facts.n_layers:
-        raise UserError(
-            f"sae.n_layers={study.sae.n_layers}: {study.model.name} ({facts.architecture}) has {facts.n_layers} "
-            f"blocks, so it is not the model that the SAEs {study.sae.name} were trained on. "
-            "Choose it with model=..., or evaluation=weights_only"
+    elif study.sae.n_layers is not None and study.sae.n_layers != facts.n_layers:
+        found.append(
+            f"sae.n_layers={study.sae.n_layers}: {name} ({facts.architecture}) has {facts.n_layers} blocks, so it is "
+            f"not the model that the SAEs {study.sae.name} were trained on. Choose it with model=..., or "
+            "evaluation=weights_only"
         )
-
-
-def check_window(study: Study, facts: ModelFacts) -> None:
-    """Refuse windows longer than the model's context.
-
-    Raises:
-        UserError: they are.
-    """
     if facts.context is not None and study.dataset.window_tokens > facts.context:
-        raise UserError(
-            f"dataset.window_tokens={study.dataset.window_tokens}: the context of {study.model.name} is "
-            f"{facts.context} tokens"
+        found.append(
+            f"dataset.window_tokens={study.dataset.window_tokens}: the context of {name} is {facts.context} tokens"
         )
-
-
-def check_dtype(study: Study, facts: ModelFacts) -> None:
-    """Refuse float16 for Gemma.
-
-    Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
-
-    Raises:
-        UserError: the model is a Gemma in float16.
-    """
+    # Gemma 3 270M's residual stream at BOS has a norm of 98,606 after block 11; float16 ends at 65,504.
     if facts.architecture.startswith("Gemma") and study.model.dtype == "float16":
-        raise UserError("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
+        found.append("model.dtype=float16: Gemma's residual stream overflows it; use bfloat16 or float32")
+    if found:
+        raise UserError("\n".join(found))
 
 
 def check_one_stream(d_models: dict[int, int]) -> None:
-    """Refuse SAEs of different models in one span.
-
-    Args:
-        d_models: by layer.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuse SAEs of different models in one span; `d_models` by layer."""
     first = min(d_models)
     for layer, d_model in d_models.items():
         if d_model != d_models[first]:
@@ -147,11 +110,7 @@ def check_one_stream(d_models: dict[int, int]) -> None:
 
 
 def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
-    """Refuse a model whose residual stream is not the one the SAEs read.
-
-    Raises:
-        UserError: different d_model.
-    """
+    """Refuse a model whose residual stream is not the one the SAEs read."""
     if d_sae != d_model:
         raise UserError(
             f"the SAEs {sae} read d_model={d_sae}, but the model {model} has d_model={d_model}: "
@@ -160,11 +119,7 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
 
 
 def check_pair(study: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
-    """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for.
-
-    Raises:
-        UserError: too few features, or from the solver.
-    """
+    """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for."""
     n_pairs = study.matching.n_pairs
     if n_pairs is not None and n_pairs > min(width_a, width_b):
         raise UserError(
@@ -182,11 +137,7 @@ def needs_no_scale(study: Study) -> bool:
 
 
 def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
-    """Refuse an SAE of another site than the span's first, or that evaluation or folding cannot use.
-
-    Raises:
-        UserError: the first of these that holds.
-    """
+    """Refuse an SAE of another site than the span's first, or that evaluation or folding cannot use."""
     if header.site is not first.site:
         raise UserError(
             f"layer {layer} reads {header.site.value}, layer {study.layers.first} {first.site.value}: "
@@ -205,17 +156,12 @@ def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) 
 
 
 def check_judging(study: Study) -> None:
-    """Find out before long work whether judging can begin.
-
-    Raises:
-        UserError: explanation files are missing, or what the judge itself needs.
-    """
+    """Refuse missing explanation files, and what the judge itself cannot begin with."""
     judging = study.judging
     if not judging.enabled:
         return
-    layers = range(study.layers.first, study.layers.last + 1)
     if judging.neuronpedia is not None:
-        for layer in layers:
+        for layer in span(study):
             explanation_files(judging.neuronpedia, layer)
-    judged = (len(layers) - 1) * len(Role.adjacent.judged) + len(distant_pairs(study)) * len(Role.distant.judged)
+    judged = sum(len(pair.role.judged) for pair in (*adjacent_pairs(study), *distant_pairs(study)))
     judging.check(judged * judging.pairs)

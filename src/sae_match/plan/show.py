@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import yaml
 
 from sae_match.files import format_duration, format_size
-from sae_match.hub_lookup import HubFile
+from sae_match.hub import HubFile
+from sae_match.plan.machine import durations
 from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, total_size
-from sae_match.plan.resources import durations
-from sae_match.study import Study
 
 
 def render(plan: Plan) -> str:
@@ -21,7 +20,7 @@ def render(plan: Plan) -> str:
             (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
-            ("Disk", _disk(plan)),
+            ("Disk", (f"{need.what}: {_size(need.bytes)} in {need.path} ({need.key})" for need in plan.disk)),
             ("Time, as far as it can be counted", _time(plan)),
         ):
             lines += ["", f"== {title} ==", *part]
@@ -32,16 +31,6 @@ def render(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def size(n: int | None) -> str:
-    """Bytes for people, where they are known."""
-    return "size unknown" if n is None else format_size(n)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people, where they are known."""
-    return "unknown" if seconds is None else format_duration(seconds)
-
-
 def _jobs(plan: Plan) -> Iterator[str]:
     study = plan.study
     how = f"matching {study.matching.name}, folding {study.folding.name.value}, solver {study.solver.name}"
@@ -50,52 +39,39 @@ def _jobs(plan: Plan) -> Iterator[str]:
 
 
 def _reads(plan: Plan) -> Iterator[str]:
-    study = plan.study
-    yield from _saes(plan)
+    study, saes, model, text = plan.study, plan.saes, plan.model, plan.text
+    if saes is not None and study.sae.root is not None:
+        yield f"SAEs {study.sae.name}: {len(saes.shapes)} found in {study.sae.root}"
+    elif saes is not None:
+        yield f"SAEs {study.sae.repo_id}, revision {study.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
+        yield from map(_file, saes.files)
+    shapes = {(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()} if saes is not None else ()
+    yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in sorted(shapes))
     if not study.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
-    yield from _model(plan)
-    if plan.text is not None:
-        windows = "unknown number of" if plan.text.windows is None else f"at most {plan.text.windows}"
-        yield f"text {study.dataset.name}: {windows} windows of {plan.text.tokens} tokens. {plan.text.note}"
-
-
-def _saes(plan: Plan) -> Iterator[str]:
-    study, saes = plan.study, plan.saes
-    if saes is None:
-        return
-    if study.sae.root is not None:
-        yield f"SAEs {study.sae.name}: {len(saes.shapes)} found in {study.sae.root}"
-    else:
-        yield f"SAEs {study.sae.repo_id}, revision {study.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
-        yield from (f"  {_file(file)}" for file in saes.files)
-    shapes = sorted({(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()})
-    yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in shapes)
-
-
-def _model(plan: Plan) -> Iterator[str]:
-    study, model = plan.study, plan.model
     if model is None:
         yield f"model {study.model.name} ({study.model.origin}): unknown (see the problems)"
-        return
-    yield f"model {study.model.name} ({study.model.origin}): {_files(model.files)}"
-    yield from (f"  {_file(file)}" for file in model.files)
-    if model.facts is not None and model.size is not None:
-        facts, held = model.facts, model.size
-        yield (
-            f"  {facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}, {held.parameters:,} weights in "
-            f"{study.model.dtype}{_placement(study)}"
-        )
-    if model.note:
-        yield f"  {model.note}"
+    else:
+        yield f"model {study.model.name} ({study.model.origin}): {_files(model.files)}"
+        yield from map(_file, model.files)
+        if model.facts is not None and model.size is not None:
+            facts, weights = model.facts, f"{model.size.parameters:,} weights in {study.model.dtype}"
+            shape = f"{facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}"
+            yield f"  {shape}, {weights}{_placement(plan)}"
+        if model.note:
+            yield f"  {model.note}"
+    if text is not None:
+        windows = "unknown number of" if text.windows is None else f"at most {text.windows}"
+        yield f"text {study.dataset.name}: {windows} windows of {text.tokens} tokens. {text.note}"
 
 
-def _placement(study: Study) -> str:
-    if study.model.device_map is None:
+def _placement(plan: Plan) -> str:
+    model = plan.study.model
+    if model.device_map is None:
         return ""
-    most = ", ".join(f"{place} {most}" for place, most in study.model.max_memory.items())
-    return f", spread by accelerate ({study.model.device_map}{f': {most}' if most else ''})"
+    most = ", ".join(f"{place} {most}" for place, most in model.max_memory.items())
+    return f", spread by accelerate ({model.device_map}{f': {most}' if most else ''})"
 
 
 def _files(files: list[HubFile], found: bool = True) -> str:
@@ -104,12 +80,12 @@ def _files(files: list[HubFile], found: bool = True) -> str:
     if not files:
         return "nothing to download"
     missing = [file for file in files if file.cached is None]
-    total, left = total_size(files), total_size(missing)
-    return f"{len(files)} files, {size(total)}; {len(files) - len(missing)} in the cache, {size(left)} to download"
+    total, left = _size(total_size(files)), _size(total_size(missing))
+    return f"{len(files)} files, {total}; {len(files) - len(missing)} in the cache, {left} to download"
 
 
 def _file(file: HubFile) -> str:
-    return f"{file.filename}  {size(file.size)}  {'download' if file.cached is None else 'in the cache'}"
+    return f"  {file.filename}  {_size(file.size)}  {'download' if file.cached is None else 'in the cache'}"
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -119,28 +95,29 @@ def _memory(plan: Plan) -> Iterator[str]:
     if not plan.phases:
         yield "unknown: the SAEs' shapes are not known before they are downloaded"
     for phase in plan.phases:
-        parts = ", ".join(f"{name} {size(n)}" for name, n in phase.ram.items())
-        yield f"{phase.name}: {size(phase.ram_bytes)}" + (f" ({parts})" if parts else "")
+        yield f"{phase.name}: {_size(phase.ram_bytes)}{_parts(phase.ram)}"
         if phase.gpu:
-            parts = ", ".join(f"{name} {size(n)}" for name, n in phase.gpu.items())
-            yield f"  on {machine.gpu}: {size(phase.gpu_bytes)} ({parts})"
-    yield f"Python and its libraries hold {size(machine.ram_used)} already; {size(machine.ram_free)} are free"
+            yield f"  on {machine.gpu}: {_size(phase.gpu_bytes)}{_parts(phase.gpu)}"
+    yield f"Python and its libraries hold {_size(machine.ram_used)} already; {_size(machine.ram_free)} are free"
     if machine.gpu is not None:
-        yield f"{machine.gpu}: {size(machine.gpu_free)} free"
+        yield f"{machine.gpu}: {_size(machine.gpu_free)} free"
     if plan.phases and plan.study.evaluation.full and (plan.shape is None or plan.shape.model is None):
         yield "without the steps that need the language model: its size is not known now"
 
 
-def _disk(plan: Plan) -> Iterator[str]:
-    for need in plan.disk:
-        yield f"{need.what}: {size(need.bytes)} in {need.path} ({need.key})"
+def _parts(held: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{name} {_size(n)}' for name, n in held.items())})" if held else ""
 
 
 def _time(plan: Plan) -> Iterator[str]:
     steps = list(durations(plan.shape, plan.downloads, plan.device, plan.study.model.dtype, plan.layers))
     for step in steps:
-        yield f"{step.step}: {duration(step.seconds)} ({step.because})"
+        yield f"{step.step}: {'unknown' if step.seconds is None else format_duration(step.seconds)} ({step.because})"
     known = [step.seconds for step in steps if step.seconds is not None]
     if known:
         rest = "" if len(known) == len(steps) else ", and what is unknown"
-        yield f"in all: about {duration(sum(known))}{rest}"
+        yield f"in all: about {format_duration(sum(known))}{rest}"
+
+
+def _size(n: int | None) -> str:
+    return "size unknown" if n is None else format_size(n)

@@ -51,7 +51,7 @@ COLUMN_PATHS: dict[str, str] = FACTOR_PATHS | {
     "quantiles": "evaluation.quantiles",
     "max_distance": "composition.max_distance",
     "starts": "composition.starts",
-    "regularisation": "solver.regularisation",
+    "regularization": "solver.regularization",
     "rounding": "solver.rounding",
     "time_limit_s": "solver.time_limit_s",
     "judge_model": "judging.model",

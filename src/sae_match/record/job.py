@@ -39,12 +39,20 @@ from .contents import (
     undefined,
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
-from .heartbeat import SILENT_S, beating, claim, release, silence
 from .labels import LABELS, Labels
 from .pairs import undefined_rows, write_pairs
-from .process import this_process
 from .provenance import git_state, versions
-from .state import STATUS, Status, read_status
+from .state import (
+    STALE_S,
+    STATUS,
+    Status,
+    claim,
+    heartbeat,
+    heartbeat_age,
+    read_status,
+    release,
+    this_process,
+)
 from .termination import sigterm_raises
 
 log = logging.getLogger(__name__)
@@ -95,7 +103,7 @@ class JobRecord:
                 `overwrite` is false), or another process is writing there. Where results go and how they are
                 tracked does not count.
         """
-        status = read_status(self.directory)  # before the sign of life there is this process's
+        status = read_status(self.directory)  # before the heartbeat there is this process's
         self._claim()
         try:
             self._check_free(yaml_text, status)
@@ -125,14 +133,14 @@ class JobRecord:
         self._claimed = True
 
     def _taken(self, pid: object, host: object) -> UserError:
-        silent = silence(self.directory)
-        sign = (
-            f" (last sign of life {silent:.0f} s ago; from another host it counts as dead after {SILENT_S:.0f} s)"
-            if silent is not None
+        age = heartbeat_age(self.directory)
+        seen = (
+            f" (last heartbeat {age:.0f} s ago; on another host it counts as dead after {STALE_S:.0f} s)"
+            if age is not None
             else ""
         )
         return UserError(
-            f"{self.directory}: process {pid} on {host} is running a job there{sign}. Wait for it, or choose another "
+            f"{self.directory}: process {pid} on {host} is running a job there{seen}. Wait for it, or choose another "
             "paths.output_dir."
         )
 
@@ -196,7 +204,7 @@ class JobRecord:
         goes on. `finish` may be called inside to end in another state without raising."""
         if not self._claimed:
             self._claim()
-        with sigterm_raises(), beating(self.directory):
+        with sigterm_raises(), heartbeat(self.directory):
             try:
                 self.running()
                 yield self
@@ -206,7 +214,7 @@ class JobRecord:
                 self._record_failure(error)
                 raise
             finally:
-                self._claimed = False  # `beating` lets go of it
+                self._claimed = False  # `heartbeat` releases it
 
     def _record_failure(self, error: BaseException) -> None:
         try:

@@ -58,8 +58,8 @@ class Labels:
     def is_main(self, number: str) -> bool:
         """Whether a number or curve (`METRIC/VARIANT...`) is of what jobs are compared by; no ends of intervals."""
         about = self.of_number(number)
-        known = about.headline or about.compared or about.distance or about.figure == "record"
-        return (known or about.name in ("gap", "solver_seconds")) and not number.endswith(("_low", "_high"))
+        compared = about.headline or about.compared or about.distance or about.tracked or about.figure == "record"
+        return compared and not number.endswith(("_low", "_high"))
 
     @property
     def headlines(self) -> list[str]:

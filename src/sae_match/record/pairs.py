@@ -100,7 +100,7 @@ _AT_DISTANCE_ONE: dict[str, tuple[str, ...]] = {
     "encode_decode_previous": ("encode_decode_previous",),
     "layer_drop": ("layer_drop",),
 }
-"""Variants of an adjacent pair and what they are called at a distance: of neighbours the composed permutation and the
+"""Variants of an adjacent pair and what they are called at a distance: of neighbors the composed permutation and the
 exact one are the same, so the table does not hold them twice."""
 
 
@@ -128,7 +128,7 @@ def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str
 
 def distance_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column `distance`, by variant `composed`, `exact`, `random` or a splice's name; empty where only
-    neighbours were compared.
+    neighbors were compared.
 
     Distance 1 comes from the adjacent pairs of those layers from which something was composed.
     """
@@ -151,7 +151,7 @@ def layer_curves(pairs: pd.DataFrame) -> Curves:
 
 
 def distance_curves(pairs: pd.DataFrame) -> Curves:
-    """`METRIC/VARIANT/mean` (over starts) and `METRIC/VARIANT/layer_START` by `distance`; empty where only neighbours
+    """`METRIC/VARIANT/mean` (over starts) and `METRIC/VARIANT/layer_START` by `distance`; empty where only neighbors
     were compared."""
     rows = distance_rows(pairs)
     return _curves(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -10,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 0.1
 """After which a signal that was lost is raised anew."""
@@ -37,17 +34,14 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def sigterm_raises() -> Iterator[None]:
     """Inside the block SIGTERM raises `Terminated`; outside, whatever held before holds again.
 
-    Python drops an exception that meets it inside a callback from C (of a compiler, a finaliser); inside the block such
-    a `Terminated` or KeyboardInterrupt is raised anew a moment later.
-
-    Python allows signal handlers in the main thread only; elsewhere the block changes nothing.
+    Python drops an exception that is raised inside a callback from C (of a compiler, a finalizer); inside the block
+    such a `Terminated` or KeyboardInterrupt is raised anew a moment later. Python allows signal handlers in the main
+    thread only; elsewhere the block changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        log.debug("not in the main thread: SIGTERM keeps its meaning")
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    hook = sys.unraisablehook
+    previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
 
     def raise_again(lost: Any) -> None:
         if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):

@@ -17,7 +17,6 @@ import yaml
 from ..errors import UserError
 from ..record.configuration import FACTOR_PATHS, RUNTIME_KEYS, factors_of, flatten
 from ..record.contents import CONFIG, METRICS, PAIRS
-from ..record.heartbeat import silence
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
@@ -80,7 +79,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
     does not hide the others of a sweep."""
     name = path.name if name is None else name
     try:
-        now = interpret(_read(path / STATUS, _mapping), lambda: silence(path, probe=False))
+        now = interpret(_read(path / STATUS, _mapping), path, probe=False)
         return Record(
             name=name,
             path=path,

@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
-from sae_match.hub import content_hash
-from sae_match.hub_lookup import cached_path
+from sae_match.hub import cached_path, content_hash
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +24,36 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sae_match.dry_run import is_scratch
+from sae_match.sweep import notes
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED_JOBS = 1
 
-# What is heavier than Hydra is imported where it is needed: --help must not wait for pandas.
 
-
-@dataclass
-class Launch:
-    """The sweep that a command launches, if it does.
-
-    Attributes:
-        directory: the sweep's directory; None = no sweep.
-        stack: what holds until the table is written.
-    """
+class _Launch(ExitStack):
+    """What holds until the table of a launch is written, and the directory of its sweep; None = no sweep."""
 
     directory: Path | None = None
-    stack: ExitStack = field(default_factory=ExitStack)
 
 
-_launch: ContextVar[Launch | None] = ContextVar("launch", default=None)
+_launch: ContextVar[_Launch | None] = ContextVar("launch", default=None)
 
 
 class SweepCallback(Callback):
-    """Hydra tells the launching process where a sweep goes, and which jobs it has."""
+    """Called by Hydra in the launching process, with the place of the sweep and its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin the notes of a launch; those of an earlier one in the same directory go, its jobs' records stay."""
-        from sae_match.record.termination import sigterm_raises
-        from sae_match.sweep.notes import begin
+        from sae_match.record.termination import sigterm_raises  # not for --help: the package loads pandas
 
         directory = Path(str(config.hydra.sweep.dir)).absolute()
         if is_scratch(directory):
             return
-        begin(directory, planned_overrides(config))
+        notes.begin(directory, planned_overrides(config))
         if (launch := _launch.get()) is not None:
             # Between two jobs, too, SIGTERM must leave time for the table.
-            launch.stack.enter_context(sigterm_raises())
+            launch.enter_context(sigterm_raises())
             launch.directory = directory
 
 
@@ -101,16 +92,7 @@ class CurrentJob:
     def note(self, record: Path, action: str) -> None:
         """Note for the sweep's table where the job's record is and what happens to it."""
         if self.sweep is not None and not is_scratch(self.sweep):
-            from sae_match.sweep.notes import note_job
-
-            note_job(self.sweep, self.number, self.overrides, record, action)
-
-    def note_error(self, error: BaseException) -> None:
-        """Note for the sweep's table what ended the job."""
-        if self.sweep is not None and not is_scratch(self.sweep):
-            from sae_match.sweep.notes import note_error
-
-            note_error(self.sweep, self.number, self.overrides, f"{type(error).__name__}: {error}")
+            notes.note_job(self.sweep, self.number, self.overrides, record, action)
 
 
 @contextmanager
@@ -124,16 +106,17 @@ def current_job() -> Iterator[CurrentJob]:
     try:
         yield job
     except BaseException as error:
-        log_to_file(traceback.format_exc())
+        _log_to_file(traceback.format_exc())
         if job.sweep is not None:
             logger.error("job %s failed: %s", job.number, error)
-            with suppress(OSError):
-                job.note_error(error)
+            if not is_scratch(job.sweep):
+                with suppress(OSError):
+                    notes.note_error(job.sweep, job.number, job.overrides, f"{type(error).__name__}: {error}")
         raise
 
 
-def log_to_file(text: str) -> None:
-    """Write to the job's log file and not to the terminal, where a short message says enough."""
+def _log_to_file(text: str) -> None:
+    """Write to the job's log file and not to the terminal, where a short message is enough."""
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -144,13 +127,13 @@ def log_to_file(text: str) -> None:
 def report_on_exit() -> Iterator[None]:
     """Around the whole command: a sweep that it launches ends with its table, printed and written, whatever happens,
     and with a non-zero exit code if a job is not done."""
-    launch = Launch()
+    launch = _Launch()
     token = _launch.set(launch)
     done = False
     try:
         yield
     finally:
-        with launch.stack, suppress(OSError):
+        with launch, suppress(OSError):
             done = launch.directory is None or _print_table(launch.directory)
         _launch.reset(token)
     if not done:
@@ -163,6 +146,6 @@ def _print_table(sweep: Path) -> bool:
 
     rows = write_table(sweep)
     if all(row["action"] is None and row["error"] is None for row in rows):
-        return False  # no job began: the configuration was refused, and that has been said
+        return False  # no job began: the configuration was refused, and that message has been printed
     print(f"\nsweep {sweep}\n{render(rows)}", flush=True)
     return all(row["state"] == "done" for row in rows)

@@ -7,53 +7,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_match.files import write_json
-from sae_match.record.state import STATUS
-from sae_match.report.records import BAD_STATES, Record, read_record
+from sae_match.files import format_duration, write_json
 
 NOTES, PLANNED = ".jobs", "sweep.json"
-NOT_STARTED = "not started"
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """One job of a launch.
-
-    Attributes:
-        number: its place in the sweep, from 0.
-        overrides: what its command line says.
-        action: run, skip (was finished), report (rerun=none), or None where it never began.
-        record: what its directory tells; None where there is no record.
-        error: what ended it, also where it could not write a record, or was refused the place of another job's.
-    """
-
-    number: int
-    overrides: Sequence[str]
-    action: str | None
-    record: Record | None
-    error: str | None = None
-
-    @property
-    def state(self) -> str:
-        """done, failed, killed, running, unreadable, or `not started`."""
-        recorded = None if self.record is None else self.record.state
-        if self.error is not None and recorded not in BAD_STATES:
-            return "failed"
-        return recorded or NOT_STARTED
 
 
 def begin(sweep: Path, jobs: list[list[str]]) -> None:
     """Start the notes of a launch."""
-    notes = sweep / NOTES
-    notes.mkdir(parents=True, exist_ok=True)
-    for path in notes.glob("[0-9]*.json"):
+    for path in (sweep / NOTES).glob("[0-9]*.json"):
         path.unlink(missing_ok=True)
-    write_json(notes / PLANNED, jobs)
+    write_json(sweep / NOTES / PLANNED, jobs)
 
 
 def note_job(sweep: Path, number: int, overrides: Sequence[str], record: Path, action: str) -> None:
@@ -71,26 +39,45 @@ def note_error(sweep: Path, number: int, overrides: Sequence[str], error: str) -
     write_json(path, {**note, "error": error})
 
 
-def jobs_of(sweep: Path) -> list[SweepJob]:
-    """The jobs of the last launch in a directory, by number, as the files there tell now."""
-    planned = read_note(sweep / NOTES / PLANNED) or []
-    noted = {int(path.stem): read_note(path) for path in (sweep / NOTES).glob("[0-9]*.json")}
-    numbers = sorted({*range(len(planned)), *noted})
-    return [_job(sweep, n, planned[n] if n < len(planned) else [], noted.get(n)) for n in numbers]
-
-
-def _job(sweep: Path, number: int, overrides: list[str], note: Mapping[str, Any] | None) -> SweepJob:
-    if note is None:
-        return SweepJob(number, overrides, None, None)
-    directory = None if note["record"] is None else sweep / note["record"]
-    there = directory is not None and (directory / STATUS).exists()
-    record = read_record(directory, str(number)) if directory is not None and there else None
-    return SweepJob(number, note["overrides"], note["action"], record, note["error"])
-
-
 def read_note(path: Path) -> Any:
     """A note's content; None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_notes(sweep: Path) -> tuple[list[list[str]], dict[int, dict[str, Any] | None]]:
+    """The overrides of the jobs that were planned, and the jobs' notes by number."""
+    noted = {int(path.stem): read_note(path) for path in (sweep / NOTES).glob("[0-9]*.json")}
+    return read_note(sweep / NOTES / PLANNED) or [], noted
+
+
+def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
+    """One line for the job `number` (from 0), which begins: `job 3 of 12, about 14 min left`.
+
+    The time left is that of the jobs that ran so far in this launch, per job, times the jobs that are left; jobs that
+    were found finished count as neither. It is named once one job has ended.
+
+    Args:
+        sweep: the sweep's directory.
+        now: seconds since the epoch; None = now.
+    """
+    planned, noted = read_notes(sweep)
+    if not planned:
+        return f"job {number + 1}"
+    line = f"job {number + 1} of {len(planned)}"
+    ended = [note for note in noted.values() if note and _has_ended(sweep, note)]
+    ran = sum(note.get("action") == "run" for note in ended)
+    elapsed = (time.time() if now is None else now) - (sweep / NOTES / PLANNED).stat().st_mtime
+    if not ran or elapsed <= 0:
+        return line
+    return f"{line}, about {format_duration(max(1.0, elapsed / ran * (len(planned) - len(ended))))} left"
+
+
+def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
+    """Whether a noted job is over: found finished, failed, or so by its record."""
+    if note.get("action") != "run" or note.get("error") is not None:
+        return True
+    status = read_note(sweep / str(note["record"]) / "status.json") if note.get("record") else None
+    return isinstance(status, dict) and status.get("seconds") is not None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from sae_match.errors import UserError
-from sae_match.hub_lookup import Lookup
+from sae_match.hub import Lookup
 from sae_match.options import option
 
 Part = Literal["train", "evaluation", "all"]

@@ -1,16 +1,19 @@
-"""The two controls that look at no parameter: the identity and a random matching."""
+"""Baselines of one step each: the identity, a random matching, and the exact matching by direction alone."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
-from sae_match.matching.memory import problem_bytes
+from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem, SimilarityProblem
-from sae_match.matching.solution import Solution, Solver
+from sae_match.matching.solution import Solution, Solver, problem_bytes
 from sae_match.options import option
 
 
@@ -51,10 +54,57 @@ class RandomSolver(Solver):
     def solve(self, problem: MatchingProblem) -> Solution:
         """The draw."""
         problem.check_complete(self.name)
-        permutation = Permutation.random(*problem.shape, seed=self.seed)
-        return Solution(permutation, problem.objective(permutation))
+        return self.solve_similarity(problem)
 
-    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+    def solve_similarity(self, problem: SimilarityProblem | MatchingProblem) -> Solution:
         """The draw."""
         permutation = Permutation.random(*problem.shape, seed=self.seed)
         return Solution(permutation, problem.objective(permutation))
+
+
+@option
+class CosineSolver(CertifiedSolver):
+    """The exact matching of the rows scaled to unit norm: the largest sum of cosines.
+
+    A row of zeros has no direction and stays zero: at distance 1 from every unit row, 0 from another zero row.
+    The objective is that of the original problem, so it bounds nothing; `cosine_objective` and `cosine_gap` are those
+    of the scaled problem.
+    """
+
+    name: str = "cosine"
+
+    limits_pairs: ClassVar[bool] = False
+    advice: ClassVar[str] = "narrower SAEs, matching=decoder or a machine with more memory"
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """Peak memory of a match: that of the exact solver, and the scaled rows."""
+        return CertifiedSolver.required_bytes(self, n_a, n_b, d) + 4 * (n_a + n_b) * d
+
+    def solve(self, problem: MatchingProblem) -> Solution:
+        """The matching with the largest sum of cosines.
+
+        Raises:
+            UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
+        """
+        self.check_complete(problem)
+        scaled = replace(problem, left=unit_rows(problem.left), right=unit_rows(problem.right))
+        solution = CertifiedSolver.solve(self, scaled)
+        statistics = {**solution.statistics, "cosine_objective": solution.objective}
+        if solution.gap is not None:
+            statistics["cosine_gap"] = solution.gap
+        return Solution(solution.permutation, problem.objective(solution.permutation), statistics=statistics)
+
+
+def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
+    """Rows of unit norm; zero rows stay zero."""
+    out = torch.empty_like(rows)
+    for low in range(0, len(rows), 4096):
+        part = rows[low : low + 4096].to(torch.float64)
+        # First by the largest entry: squares of very small or large numbers would leave the range.
+        part = part / _without_zeros(part.abs().amax(dim=1, keepdim=True))
+        out[low : low + 4096] = part / _without_zeros(part.norm(dim=1, keepdim=True))
+    return out
+
+
+def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
+    return torch.where(norms == 0, 1.0, norms)

@@ -15,15 +15,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.matching.memory import problem_bytes
-from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem
-from sae_match.matching.solution import Solution, Solver
+from sae_match.matching.solution import Solution, Solver, problem_bytes
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
-ADVICE = "solver=certified, narrower SAEs or a machine with more memory"
 BYTES_PER_PAIR = 32
 """Seven float32 matrices at the widest point (29 bytes, measured at 4,096 x 4,096), and some room."""
 SLACK = 1.05
@@ -63,7 +61,7 @@ class SoftSolver(Solver):
     """
 
     name: str = "soft"
-    regularisation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    regularization: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     """Strength of the entropy, in units of the median cost."""
     max_iterations: Annotated[int, Field(ge=1)] = 1000
     """Most Sinkhorn iterations; a warning says if they did not suffice."""
@@ -76,7 +74,7 @@ class SoftSolver(Solver):
     device: str = "cpu"
     """Where the iterations run; set by the job."""
 
-    advice: ClassVar[str] = ADVICE
+    advice: ClassVar[str] = "solver=certified, narrower SAEs or a machine with more memory"
 
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
         """Peak memory of a match: the problem and several dense matrices."""
@@ -88,8 +86,7 @@ class SoftSolver(Solver):
         Raises:
             UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
         """
-        problem.check_complete(self.name)
-        self.check_memory(*problem.shape, problem.left.shape[1])
+        self.check_complete(problem)
         started = time.monotonic()
         found = self.transport(problem)
         transported = time.monotonic()
@@ -98,9 +95,7 @@ class SoftSolver(Solver):
         transport_cost = narrower * float((mass * found.cost).sum(dtype=torch.float64))
         values = mass if self.rounding is SoftRounding.plan else found.log_plan
         rows, columns = linear_sum_assignment(values.cpu().numpy(), maximize=True)
-        indices = torch.full((problem.shape[0],), UNMATCHED, dtype=torch.int64)
-        indices[torch.from_numpy(rows)] = torch.from_numpy(columns).to(torch.int64)
-        permutation = Permutation(indices, problem.shape[1])
+        permutation = Permutation.of_pairs(rows, columns, *problem.shape)
         statistics = {
             "transport_cost": transport_cost,
             "mass_on_pairs": float(mass.cpu()[rows, columns].sum(dtype=torch.float64)) * max(problem.shape) / narrower,
@@ -121,7 +116,7 @@ class SoftSolver(Solver):
         cost = squared_distances(problem.left, problem.right).to(self.device)
         n, m = cost.shape
         rows, columns = (torch.full((k,), 1.0 / k, device=cost.device) for k in (n, m))
-        scaled = cost / (self.regularisation * _unit(cost))
+        scaled = cost / (self.regularization * _unit(cost))
         stop = self.marginal_error / math.sqrt(m)
         _, log = ot.sinkhorn(
             rows, columns, scaled, 1.0, method="sinkhorn_log",
@@ -132,7 +127,7 @@ class SoftSolver(Solver):
         if not error <= SLACK * self.marginal_error:
             logger.warning(
                 "soft matching: column sums are off by %.1e after %d iterations (solver.marginal_error=%.1e); raise "
-                "solver.max_iterations or solver.regularisation",
+                "solver.max_iterations or solver.regularization",
                 error, self.max_iterations, self.marginal_error,
             )  # fmt: skip
         return TransportPlan(log_plan, cost, error, int(log["niter"]) + 1)

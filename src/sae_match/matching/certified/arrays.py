@@ -32,7 +32,7 @@ class Potentials(NamedTuple):
     """Exact row and column potentials, where the costs are what they leave; empty arrays where they are all 0.
 
     An exact number is an integer times 2^lowest. It is stored in limbs of 32 bits, least first, in two's complement:
-    the last limb is signed. See `exact_kernels`.
+    the last limb is signed. See `exact_numbers`.
     """
 
     row: Int64

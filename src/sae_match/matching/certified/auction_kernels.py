@@ -22,13 +22,22 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.matching.certified.list_kernels import exact_cost, extend, make_list, move_list
+from sae_match.matching.certified.list_kernels import (
+    BIDS,
+    DEFERRED,
+    EXACT,
+    PENDING,
+    QUEUE,
+    REMADE,
+    SPARES_LOST,
+    exact_cost,
+    extend,
+    index,
+    make_list,
+    move_list,
+)
 from sae_match.matching.compiled import njit
 
-QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
-"""Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
-spare rows lost, exact costs computed, lists remade."""
-COUNTERS = 8
 DOUBTS = 8
 """Costs that a bid makes exact one after another, each after a look at the whole list."""
 
@@ -54,13 +63,13 @@ def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64
             doubtful = second_at
         if doubtful < 0:
             return best_at, best, second_at, second
-        lists.cost[doubtful] = exact_cost(costs, i, lists.column[doubtful])
+        lists.cost[doubtful] = exact_cost(costs, i, index(lists.column[doubtful]))
         lists.exact[doubtful] = True
         counters[EXACT] += 1
     # Many columns are almost as good: one pass over the list computes a few costs more than are needed.
     best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
     for t in range(first, first + lists.length[i]):
-        j = lists.column[t]
+        j = index(lists.column[t])
         value = lists.cost[t] - prices.price[j]
         if value < second and value < lists.bound[i] and not lists.exact[t]:
             lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
@@ -83,40 +92,30 @@ def set_price(j: int, price: int, costs: Costs, prices: Prices) -> None:
 
 
 @njit(cache=True, nogil=True)
-def renew(
-    i: int, quantised: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
-) -> bool:
-    """Remake row i's list in place at today's prices; False where the pool is full."""
-    while True:
-        needed = make_list(i, quantised[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
-        if needed == 0:
-            return True
-        if not move_list(i, 2 * needed, lists):
-            return False
-
-
-@njit(cache=True, nogil=True)
 def stale(
-    i: int, best: int, counters: Int64, few: int, quantised: Int16, scale: Float32,
+    i: int, best: int, counters: Int64, few: int, quantized: Int16, scale: Float32,
     costs: Costs, prices: Prices, lists: Lists, scratch: Scratch,
 ) -> bool:  # fmt: skip
     """Remake an exhausted list here and now, where that is possible and cheaper than waiting for a batch."""
-    if quantised.shape[0] == 0 or counters[QUEUE] > few:
+    if quantized.shape[0] == 0 or counters[QUEUE] > few:
         return False
     counters[REMADE] += 1
     before = lists.bound[i]
-    if not renew(i, quantised, scale, costs, prices, lists, scratch):
-        return False
+    needed = 1
+    while needed > 0:
+        needed = make_list(i, quantized[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
+        if needed > 0 and not move_list(i, 2 * needed, lists):
+            return False
     # Prices that did not move since the list was made leave it as it was: only a longer one helps.
     if lists.bound[i] <= before and lists.bound[i] <= best:
-        return extend(i, quantised[i], scale[i], costs, prices, lists, scratch)
+        return extend(i, quantized[i], scale[i], costs, prices, lists, scratch)
     return True
 
 
 @njit(cache=True, nogil=True)
 def auction(
     epsilon: int, most_bids: int, few: int, queue: Int32, head: int, pending: Int32, counters: Int64,
-    quantised: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, held: Assignment, scratch: Scratch,
+    quantized: Int16, scale: Float32, costs: Costs, prices: Prices, lists: Lists, held: Assignment, scratch: Scratch,
 ) -> int:  # fmt: skip
     """Bids, first come first served, until the queue is empty, `pending` is full or `most_bids` are made.
 
@@ -126,11 +125,11 @@ def auction(
     # A row whose list is exhausted makes no bid, but work.
     stop = counters[BIDS] + counters[PENDING] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0] and counters[BIDS] + counters[PENDING] < stop:
-        i = queue[head]
+        i = index(queue[head])
         head = (head + 1) % ring
         counters[QUEUE] -= 1
         best_at, best, _, second = two_best(i, costs, prices, lists, counters)
-        while best >= lists.bound[i] and stale(i, best, counters, few, quantised, scale, costs, prices, lists, scratch):
+        while best >= lists.bound[i] and stale(i, best, counters, few, quantized, scale, costs, prices, lists, scratch):
             best_at, best, _, second = two_best(i, costs, prices, lists, counters)
         if best >= lists.bound[i]:
             pending[counters[PENDING]] = i
@@ -139,10 +138,10 @@ def auction(
         counters[BIDS] += 1
         # What lies outside the list is no better than its bound, so the bound can stand in for the second choice.
         second = min(second, lists.bound[i])
-        j = lists.column[best_at]
+        j = index(lists.column[best_at])
         drop = epsilon if second == INFINITE else second - best + epsilon
         set_price(j, prices.price[j] - drop, costs, prices)
-        loser = held.owner[j]
+        loser = index(held.owner[j])
         held.owner[j], held.partner[i] = i, j
         if loser >= 0:
             held.partner[loser] = UNOWNED
@@ -189,7 +188,7 @@ def reduce_rows(
     stop = counters[BIDS] + counters[PENDING] + most_bids
     while counters[QUEUE] > 0 and counters[PENDING] < pending.shape[0]:
         counters[QUEUE] -= 1
-        i = queue[counters[QUEUE]]
+        i = index(queue[counters[QUEUE]])
         while i >= 0:
             if counters[BIDS] + counters[PENDING] >= stop:
                 queue[counters[QUEUE]] = i
@@ -215,14 +214,20 @@ def take(
 ) -> int:  # fmt: skip
     """Give row i its best column at a price that leaves it indifferent; returns the row to go on with, or -1."""
     limit = min(second, lists.bound[i])
-    j = lists.column[best_at]
+    j = index(lists.column[best_at])
     counters[BIDS] += 1
     if best < limit:
         if limit < INFINITE:
             set_price(j, prices.price[j] - (limit - best), costs, prices)
     elif held.owner[j] != UNOWNED and second_at >= 0 and second == best:
-        j = lists.column[second_at]
-    loser = held.owner[j]
+        j = index(lists.column[second_at])
+        if held.owner[j] != UNOWNED:  # where many columns tie, one that is free ends the row's search
+            for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+                k = index(lists.column[t])
+                if lists.exact[t] and lists.cost[t] - prices.price[k] == best and held.owner[k] == UNOWNED:
+                    j = k
+                    break
+    loser = index(held.owner[j])
     held.owner[j], held.partner[i] = i, j
     if loser == SPARE:
         counters[SPARES_LOST] += 1

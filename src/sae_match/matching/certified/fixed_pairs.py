@@ -2,7 +2,7 @@
 
 The least cost of K pairs is a convex function of K (it is a minimum-cost flow), so for every K there is a rejection
 cost R at which a best matching with rejection has K pairs; cost(K) = best(R) - (n - K) R. Where costs tie, the optimum
-may pass over K between two neighbouring integers R: then it is put together from the two optima.
+may pass over K between two neighboring integers R: then it is put together from the two optima.
 """
 
 from __future__ import annotations
@@ -16,33 +16,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from sae_match.matching.certified.arrays import Int32
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import Proof
+from sae_match.matching.certified.proof import Attempt
 
 BELOW_ALL_COSTS = -4
 """Steps: a rejection cost at which no pair is matched, as a squared distance is rounded by at most three steps."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The solution of one problem, and what the costs of other assignments are in it.
-
-    Attributes:
-        proof: its solution.
-        lazy: the search that led to it.
-        costs_of: cost of every row in its column, in the units of the proof's deficit.
-        deficit_of: cost of an assignment less the bound; None = no bound is known.
-    """
-
-    proof: Proof
-    lazy: LazyAssignment
-    costs_of: Callable[[Int32], list[int]]
-    deficit_of: Callable[[Int32], int | None]
-
-    @property
-    def n_pairs(self) -> int:
-        """Rows that have a column of the other SAE."""
-        return int((self.proof.partner < self.lazy.m).sum())
 
 
 @dataclass
@@ -103,7 +80,7 @@ def between(
 ) -> Int32:  # fmt: skip
     """An assignment of `n_pairs` pairs from one with fewer and one with more.
 
-    Their difference consists of disjoint alternating paths and cycles. If both are optimal at neighbouring rejection
+    Their difference consists of disjoint alternating paths and cycles. If both are optimal at neighboring rejection
     costs, each path adds one pair at one of these two costs; the cheaper ones come first.
     """
     n = len(fewer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.list_kernels import squared_norms
-from sae_match.matching.certified.similarity import split
+from sae_match.matching.certified.rows import split
 
 COST_BITS = 46
 """Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less from 2^15 rows on, so that the
@@ -60,7 +60,7 @@ class GridProblem:
 
 def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], threads: int) -> GridProblem:
     """Scale and round a problem with n <= m."""
-    left, right, factor = _comfortable(left.contiguous(), right.contiguous())
+    left, right, factor = comfortable(left.contiguous(), right.contiguous())
     left_square, right_square = (_squares(side.numpy(), threads) for side in (left, right))
     span = (math.sqrt(left_square.max()) + math.sqrt(right_square.max())) ** 2
     unit = 2.0 ** (cost_bits(len(left)) - math.ceil(math.log2(span))) if span > 0 else 1.0
@@ -109,7 +109,7 @@ def _squares(rows: Float32, threads: int) -> Float64:
     return out
 
 
-def _comfortable(
+def comfortable(
     left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
 ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"], float]:
     """Both sides times a power of two where their squares would leave float32's range, and that factor."""

@@ -16,16 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_match.matching.certified.arrays import INFINITE, SPARE, UNOWNED, Int32, Int64
-from sae_match.matching.certified.auction_kernels import (
-    BIDS,
-    DEFERRED,
-    PENDING,
-    QUEUE,
-    SPARES_LOST,
-    auction,
-    reduce_rows,
-    release,
-)
+from sae_match.matching.certified.auction_kernels import auction, reduce_rows, release
+from sae_match.matching.certified.list_kernels import BIDS, DEFERRED, PENDING, QUEUE, SPARES_LOST
 from sae_match.matching.certified.path_kernels import (
     HEAP,
     HEAP_FULL,
@@ -146,7 +138,7 @@ class LazyAssignment(Workspace):
             with size.timed():
                 head = auction(
                     epsilon, min(size.now, int(stop - self.counters[BIDS])), FEW, self.queue, head, self.pending,
-                    self.counters, self.similarity.quantised, self.similarity.scale, self.costs, self.prices,
+                    self.counters, self.similarity.quantized, self.similarity.scale, self.costs, self.prices,
                     self.lists, self.held, self.scratch[0],
                 )  # fmt: skip
             self.make_room()
@@ -178,7 +170,7 @@ class LazyAssignment(Workspace):
         price = self.prices.price.copy()
         following = price[candidates[order[lost]]] if lost < len(candidates) else price[taken].min()
         price[taken] = np.minimum(price[taken], following) - epsilon
-        self.lower(price)
+        self.set_prices(price)
         losers = self.held.owner[taken]
         losers = losers[losers >= 0]
         self.held.partner[losers] = UNOWNED
@@ -196,7 +188,7 @@ class LazyAssignment(Workspace):
         if self.spares:
             held = self.held.owner == SPARE
             if held.any():
-                self.lower(np.minimum(self.prices.price, self.prices.price[held].min()))
+                self.set_prices(np.minimum(self.prices.price, self.prices.price[held].min()))
         self.release(0)
         rows = self.queue[: self.counters[QUEUE]].copy()
         for _ in range(2):
@@ -233,7 +225,7 @@ class LazyAssignment(Workspace):
             while len(sources):
                 with size.timed():
                     done, outcome = augment(
-                        sources, size.now, self.similarity.quantised, self.similarity.scale, heap, search, self.costs,
+                        sources, size.now, self.similarity.quantized, self.similarity.scale, heap, search, self.costs,
                         self.prices, self.lists, self.held, self.scratch[0], self.counters,
                     )  # fmt: skip
                 self.augmentations += done

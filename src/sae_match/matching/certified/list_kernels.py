@@ -1,6 +1,8 @@
-"""Compiled kernels that price pairs exactly and choose each row's candidate list from quantised inner products."""
+"""Compiled kernels that price pairs exactly and choose each row's candidate list from quantized inner products."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +19,29 @@ from sae_match.matching.certified.arrays import (
     Real,
     Scratch,
 )
-from sae_match.matching.certified.exact_kernels import remainder, steps_of
+from sae_match.matching.certified.exact_numbers import remainder, steps_of
 from sae_match.matching.compiled import njit
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
-"""Lets the compiler vectorise a sum or a minimum; the values are finite by construction."""
+"""Lets the compiler vectorize a sum or a minimum; the values are finite by construction."""
 SCAN_SLACK = 1e-6
 """Relative slack for the float32 arithmetic of a scan: 2^-20 of the largest quantity that enters it."""
-QUANTISATION = 1.01
-"""Error of a cost from quantisation, in steps of the row: twice half a step, and the rounding's own rounding."""
-
-
+QUANTIZATION = 1.01
+"""Error of a cost from quantization, in steps of the row: twice half a step, and the rounding's own rounding."""
 LANES = 128
 """Partial sums of an inner product."""
+CHUNK = 64
+"""Columns that a scan passes over together, at most."""
+QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
+"""Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
+spare rows lost, exact costs computed, lists remade."""
+COUNTERS = 8
+
+
+@njit(cache=True, nogil=True)
+def index(value: Any) -> int:
+    """A row, column or place as int64, from arrays of any type: so every kernel is compiled for one type only."""
+    return np.int64(value)  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True)
@@ -37,7 +49,7 @@ def dot(a: Float32, b: Float32) -> float:
     """Inner product of two float32 vectors in float64, summed in one fixed order.
 
     The order must not be the compiler's choice: two kernels that price the same pair have to agree to the last bit.
-    Lanes that never mix until the end are vectorised without that freedom.
+    Lanes that never mix until the end are vectorized without that freedom.
     """
     lanes = np.zeros(LANES, np.float64)
     whole = a.shape[0] - a.shape[0] % LANES
@@ -55,21 +67,32 @@ def dot(a: Float32, b: Float32) -> float:
 
 
 @njit(cache=True, nogil=True)
-def product(costs: Costs, i: int, j: int) -> float:
-    """Inner product of row i and column j in float64: as given, or from the factors."""
-    if costs.given.shape[0] > 0:
-        return np.float64(costs.left[costs.given[i], j])
-    return dot(costs.left[i], costs.right[j])
-
-
-@njit(cache=True, nogil=True)
 def exact_cost(costs: Costs, i: int, j: int) -> int:
     """Cost of row i in column j in grid steps."""
     if j >= costs.right.shape[0]:
         return costs.private_cost[i]
     if costs.potentials.row.shape[0] > 0:
         return costs.column_cost[j] + steps_of(remainder(costs, i, j), costs.potentials)
-    return costs.column_cost[j] - np.int64(np.rint(2.0 * product(costs, i, j) * costs.unit))
+    given = costs.given.shape[0] > 0
+    product = np.float64(costs.left[costs.given[i], j]) if given else dot(costs.left[i], costs.right[j])
+    return costs.column_cost[j] - np.int64(np.rint(2.0 * product * costs.unit))
+
+
+@njit(cache=True, nogil=True)
+def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
+    """Exact cost of a pair, remembered where the pair is listed."""
+    slot = -1
+    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+        if lists.column[t] == j:
+            slot = t
+            break
+    if slot >= 0 and lists.exact[slot]:
+        return lists.cost[slot]
+    counters[EXACT] += 1
+    cost = exact_cost(costs, i, j)
+    if slot >= 0:
+        lists.cost[slot], lists.exact[slot] = cost, True
+    return cost
 
 
 @njit(cache=True, nogil=True)
@@ -80,17 +103,17 @@ def squared_norms(rows: Float32, out: Float64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def quantise(similarity: Float32, out: Int16, scale: Float32) -> None:
+def quantize(similarity: Float32, out: Int16, scale: Float32) -> None:
     """Rows of inner products as int16 multiples of a step per row; the error is at most half a step."""
     for i in range(similarity.shape[0]):
-        row, quantised = similarity[i], out[i]
+        row, quantized = similarity[i], out[i]
         top = np.float32(0)
         for j in range(row.shape[0]):
             top = max(top, abs(row[j]))
         scale[i] = top / np.float32(32767)
         inverse = np.float32(1) / scale[i] if scale[i] > 0 else np.float32(0)
         for j in range(row.shape[0]):
-            quantised[j] = np.int16(np.rint(row[j] * inverse))
+            quantized[j] = np.int16(np.rint(row[j] * inverse))
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -140,7 +163,7 @@ def select(
     values lie below it, so one pass for the minima and one over a few chunks are enough.
     """
     m = row.shape[0]
-    chunk = 64
+    chunk = CHUNK
     while chunk > 8 and m < 8 * wanted * chunk:
         chunk //= 2
     n_chunks = (m + chunk - 1) // chunk
@@ -152,31 +175,22 @@ def select(
     for c in range(n_chunks):
         minima[c] = scan_minimum(row, offset, norm, twice, beta, c * chunk, min(m, (c + 1) * chunk))
     threshold = kth_least(minima.copy(), wanted - 1)
-    return collect(row, offset, norm, twice, beta, chunk, minima, threshold, chosen), threshold
-
-
-@njit(cache=True, nogil=True)
-def collect(
-    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real,
-    chunk: int, minima: Float32, threshold: Real, chosen: Int32,
-) -> int:  # fmt: skip
-    """The columns whose lower bound is at most `threshold`; returns their number."""
     count = 0
     # The two passes may round differently (fused or not): the slack keeps what the first pass saw.
     reach = threshold + np.float32(1e-6) * (abs(threshold) + twice * np.float32(32767))
     for c in range(minima.shape[0]):
         if minima[c] <= threshold:
-            for j in range(c * chunk, min(row.shape[0], (c + 1) * chunk)):
+            for j in range(c * chunk, min(m, (c + 1) * chunk)):
                 if -twice * np.float32(row[j]) - offset[j] - beta * norm[j] <= reach:
                     chosen[count] = j
                     count += 1
-    return count
+    return count, threshold
 
 
 @njit(cache=True, nogil=True)
 def lower_cost(costs: Costs, i: int, j: int, scale: Real, level: int) -> int:
-    """Lower bound of the exact cost, from the quantised inner product `level` * `scale`."""
-    error = QUANTISATION * scale + 2.0 * costs.gamma * costs.left_norm[i] * costs.right_norm[j]
+    """Lower bound of the exact cost, from the quantized inner product `level` * `scale`."""
+    error = QUANTIZATION * scale + 2.0 * costs.gamma * costs.left_norm[i] * costs.right_norm[j]
     return costs.column_cost[j] + np.int64(np.floor((-2.0 * scale * level - error) * costs.unit)) - 2
 
 
@@ -200,11 +214,12 @@ def make_list(
             scratch.known[lists.column[t]] = lists.cost[t]
     before = lists.column[first : first + lists.length[i]].copy()
     for e in range(count):
-        j, t = scratch.chosen[e], first + e
+        j, t = index(scratch.chosen[e]), first + e
         lists.column[t] = j
         lists.exact[t] = scratch.known[j] != INFINITE
         lists.cost[t] = scratch.known[j] if lists.exact[t] else lower_cost(costs, i, j, scale, row[j])
-    scratch.known[before] = INFINITE
+    for e in range(before.shape[0]):
+        scratch.known[before[e]] = INFINITE
     if private:
         t = first + count
         lists.column[t], lists.cost[t], lists.exact[t] = row.shape[0] + i, costs.private_cost[i], True
@@ -214,20 +229,20 @@ def make_list(
         lists.bound[i] = INFINITE
     else:
         value = np.float64(threshold)
-        slack = QUANTISATION * scale + SCAN_SLACK * (2.0 * 32767.0 * scale + abs(value))
+        slack = QUANTIZATION * scale + SCAN_SLACK * (2.0 * 32767.0 * scale + abs(value))
         lists.bound[i] = np.int64(np.floor((value - slack) * costs.unit)) - 2
     return 0
 
 
 @njit(cache=True, nogil=True)
 def make_lists(
-    rows: Int64, local: Int64, quantised: Int16, scale: Float32, wanted: Int64,
+    rows: Int64, local: Int64, quantized: Int16, scale: Float32, wanted: Int64,
     costs: Costs, prices: Prices, lists: Lists, scratch: Scratch, needed: Int64,
 ) -> None:  # fmt: skip
-    """`make_list` for several rows; `local` are their positions in `quantised`."""
+    """`make_list` for several rows; `local` are their positions in `quantized`."""
     for r in range(rows.shape[0]):
         at = local[r]
-        needed[r] = make_list(rows[r], quantised[at], scale[at], wanted[r], costs, prices, lists, scratch)
+        needed[r] = make_list(rows[r], quantized[at], scale[at], wanted[r], costs, prices, lists, scratch)
 
 
 @njit(cache=True, nogil=True)

@@ -26,14 +26,14 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.matching.certified.auction_kernels import EXACT, REMADE, set_price
-from sae_match.matching.certified.list_kernels import exact_cost, extend
+from sae_match.matching.certified.auction_kernels import set_price
+from sae_match.matching.certified.list_kernels import REMADE, certain_cost, extend, index
 from sae_match.matching.compiled import njit
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
 """Outcomes of a search."""
-HEAP, REACHED, SCANNED, GATE, ROW, UPPER, NEAREST, NEAREST_ROW, END = range(9)
-"""Places in the state of a search: heap size, columns reached, rows scanned, the column through which the spare rows
+HEAP, REACHED, GATE, ROW, UPPER, NEAREST, NEAREST_ROW, END = range(8)
+"""Places in the state of a search: heap size, columns reached, the column through which the spare rows
 were reached, the row whose list is too short, the least label of an unowned column, that column and the row it was
 reached from, the unowned column where the search ended."""
 SPARE_ROW = -1
@@ -54,7 +54,7 @@ class Search(NamedTuple):
     origin: Int64
     """[n + 1] distance of a row minus its dual, so that origin + cost - price is a column's label; last: spares."""
     state: Int64
-    """[9] see HEAP ... END."""
+    """[8] see HEAP ... END."""
     row_class: Int32
     """[n] rows of one class have the same costs in every column."""
     scanned: Int64
@@ -82,7 +82,7 @@ def new_search(row_class: Int32, n_columns: int) -> Search:
         done=np.zeros(n_columns, np.bool_),
         reached=np.empty(n_columns, np.int32),
         origin=np.zeros(n + 1, np.int64),
-        state=np.zeros(9, np.int64),
+        state=np.zeros(8, np.int64),
         row_class=row_class,
         scanned=np.zeros(n, np.int64),
         nearest=np.zeros(n, np.int64),
@@ -128,28 +128,6 @@ def pop(heap: Heap, state: Int64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def find(i: int, j: int, lists: Lists) -> int:
-    """Slot of column j in row i's list, or -1."""
-    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-        if lists.column[t] == j:
-            return t
-    return -1
-
-
-@njit(cache=True, nogil=True)
-def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
-    """Exact cost of a pair, remembered where the pair is listed."""
-    t = find(i, j, lists)
-    if t >= 0 and lists.exact[t]:
-        return lists.cost[t]
-    counters[EXACT] += 1
-    cost = exact_cost(costs, i, j)
-    if t >= 0:
-        lists.cost[t], lists.exact[t] = cost, True
-    return cost
-
-
-@njit(cache=True, nogil=True)
 def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignment) -> None:
     """An exact label for column j."""
     if key < search.distance[j] and key <= search.state[UPPER]:
@@ -167,7 +145,7 @@ def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, h
         return False
     origin = search.origin[i]
     for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-        j = lists.column[t]
+        j = index(lists.column[t])
         key = origin + lists.cost[t] - prices.price[j]
         if search.done[j]:
             continue
@@ -203,7 +181,7 @@ def settle_column(
     search.done[j], search.predecessor[j] = True, row
     search.reached[state[REACHED]] = j
     state[REACHED] += 1
-    owner = held.owner[j]
+    owner = index(held.owner[j])
     if owner == UNOWNED:
         state[END] = j
     elif owner >= 0:
@@ -214,11 +192,10 @@ def settle_column(
         if search.scanned[like] == search.number[0] and search.nearest[like] <= search.origin[owner]:
             return DONE
         search.scanned[like], search.nearest[like] = search.number[0], search.origin[owner]
-        state[SCANNED] += 1
         if not scan_row(owner, heap, search, prices, lists, held):
             return HEAP_FULL
     elif state[GATE] < 0:
-        # All spare rows share one dual: the first of their columns to be reached speaks for them all.
+        # All spare rows share one dual: the first of their columns to be reached stands for them all.
         state[GATE] = j
         search.origin[search.origin.shape[0] - 1] = key + prices.price[j]
         if not scan_spares(heap, search, prices, held):
@@ -228,7 +205,7 @@ def settle_column(
 
 @njit(cache=True, nogil=True)
 def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the order of events
-    source: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
+    source: int, quantized: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
     lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> int:  # fmt: skip
     """Shortest path from `source` (a row or SPARE_ROW) to an unowned column, left in the search's arrays."""
@@ -247,7 +224,7 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
     if not fits:
         return HEAP_FULL
     while state[HEAP] > 0:
-        key, i, column = heap.key[0], heap.row[0], heap.column[0]
+        key, i, column = heap.key[0], index(heap.row[0]), index(heap.column[0])
         if key >= state[UPPER]:
             # Nothing left can be nearer, and among equals the search need not go on: many may be equal.
             j, i = state[NEAREST], state[NEAREST_ROW]
@@ -255,11 +232,11 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
         pop(heap, state)
         j = -2 - column if column < -1 else column
         if column == -1:
-            if quantised.shape[0] == 0:
+            if quantized.shape[0] == 0:
                 state[ROW] = i
                 return NEEDS_ROW
             counters[REMADE] += 1
-            if not extend(i, quantised[i], scale[i], costs, prices, lists, scratch):
+            if not extend(i, quantized[i], scale[i], costs, prices, lists, scratch):
                 return POOL_FULL
             if not scan_row(i, heap, search, prices, lists, held):
                 return HEAP_FULL
@@ -313,14 +290,15 @@ def clear_search(heap: Heap, search: Search) -> None:
 
 @njit(cache=True, nogil=True)
 def augment(
-    sources: Int32, most: int, quantised: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs,
+    sources: Int32, most: int, quantized: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs,
     prices: Prices, lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> tuple[int, int]:  # fmt: skip
     """Augment from up to `most` of the `sources` in turn: how many were finished, and why it stopped."""
     for s in range(min(most, sources.shape[0])):
-        outcome = find_path(sources[s], quantised, scale, heap, search, costs, prices, lists, held, scratch, counters)
+        source = index(sources[s])
+        outcome = find_path(source, quantized, scale, heap, search, costs, prices, lists, held, scratch, counters)
         if outcome == DONE:
-            apply_path(sources[s], search, costs, prices, held)
+            apply_path(source, search, costs, prices, held)
         clear_search(heap, search)
         if outcome != DONE:
             return s, outcome

@@ -5,25 +5,50 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import INFINITE, Costs, Float64, Int32, Int64
-from sae_match.matching.certified.auction_kernels import COUNTERS
-from sae_match.matching.certified.check_kernels import feasible_duals, row_duals, tight_pairs
+from sae_match.matching.certified.arrays import (
+    INFINITE,
+    Assignment,
+    Bool,
+    Costs,
+    Float32,
+    Float64,
+    Int16,
+    Int32,
+    Int64,
+    Lists,
+    Prices,
+    Real,
+)
 from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.list_kernels import exact_cost
-from sae_match.matching.certified.similarity import split
+from sae_match.matching.certified.list_kernels import (
+    CHUNK,
+    COUNTERS,
+    EXACT,
+    FAST,
+    QUANTIZATION,
+    SCAN_SLACK,
+    certain_cost,
+    exact_cost,
+    index,
+    lower_cost,
+    scan_minimum,
+)
+from sae_match.matching.certified.rows import split
 from sae_match.matching.certified.ties import TightPairs, canonical
 from sae_match.matching.certified.workspace import Stopped
+from sae_match.matching.compiled import njit
 
 logger = logging.getLogger(__name__)
 
 MOST_TIES = 20_000_000
 """Tight pairs that are stored to choose among equal optima."""
-COMPLETION_BLOCK, HASTY_BLOCK = 2048, 128
+COMPLETION_BLOCK, HASTY_BLOCK = 512, 128
 """Rows that are completed together, by an assignment problem of their own; the second where most rows are still free:
 a search that was stopped so early has no good answer to protect, and its time is over."""
 
@@ -45,6 +70,46 @@ class Proof:
     stopped: str | None
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """The solution of one problem, and what the costs of other assignments are in it.
+
+    Attributes:
+        proof: its solution.
+        lazy: the search that led to it.
+        costs_of: cost of every row in its column, in the units of the proof's deficit.
+    """
+
+    proof: Proof
+    lazy: LazyAssignment
+    costs_of: Callable[[Int32], list[int]]
+
+    @property
+    def n_pairs(self) -> int:
+        """Rows that have a column of the other SAE."""
+        return int((self.proof.partner < self.lazy.m).sum())
+
+    def deficit_of(self, partner: Int32) -> int | None:
+        """Cost of an assignment less the bound; None = no bound is known."""
+        if self.proof.deficit is None:
+            return None
+        return self.proof.deficit + sum(self.costs_of(partner)) - sum(self.costs_of(self.proof.partner))
+
+
+def search(lazy: LazyAssignment, verify: bool = True) -> Proof:
+    """Run to the proof, or to a complete assignment where a limit is met."""
+    stopped = lazy.run()
+    return proved(lazy, verify) if stopped is None else complete(lazy, stopped)
+
+
+def proved(lazy: LazyAssignment, verify: bool = True) -> Proof:
+    """The proof of a solved problem; where a limit falls into it, the answer stands with the bound that is known."""
+    try:
+        return prove(lazy, verify)
+    except Stopped as late:
+        return complete(lazy, late)
+
+
 def prove(lazy: LazyAssignment, verify: bool) -> Proof:
     """Duals of a solved problem, the canonical optimum, and its deficit."""
     with lazy.timed("duals"):
@@ -57,31 +122,33 @@ def prove(lazy: LazyAssignment, verify: bool) -> Proof:
         if violated:
             logger.warning("dual feasibility fails in %d rows: the bound is lowered accordingly", violated)
         dual = proven
-    return Proof(partner, total_cost(lazy, partner) - dual_bound(lazy, dual), ties, None)
+    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), ties, None)
+
+
+def list_duals(lazy: LazyAssignment) -> tuple[Int64, Bool]:
+    """Feasible row duals, and whether each may be too low because its list is short."""
+    dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
+
+    def work(low: int, high: int) -> None:
+        counters = np.zeros(COUNTERS, np.int64)
+        row_duals(low, high, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, counters)
+
+    split(lazy.similarity.threads, lazy.n, work)
+    return dual, short
 
 
 def exact_duals(lazy: LazyAssignment) -> Int64:
     """Row duals, with lists long enough that nothing outside them is tight."""
-    dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
-
-    def all_duals(low: int, high: int) -> None:
-        counters = np.zeros(COUNTERS, np.int64)
-        row_duals(low, high, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, counters)
-
-    split(lazy.similarity.threads, lazy.n, all_duals)
+    dual, short = list_duals(lazy)
     rows = np.flatnonzero(short)
     while len(rows):
-        own = np.array([_own_value(lazy, int(i)) for i in rows], np.int64)
-        lazy.lengthen(rows, own)
+        columns = lazy.held.partner[rows]
+        own = [exact_cost(lazy.costs, i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
+        lazy.lengthen(rows, np.array(own, np.int64) - lazy.prices.price[columns])
         for i in rows.tolist():
             row_duals(i, i + 1, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
         rows = rows[short[rows]]
     return dual
-
-
-def _own_value(lazy: LazyAssignment, i: int) -> int:
-    j = int(lazy.held.partner[i])
-    return int(exact_cost(lazy.costs, i, j) - lazy.prices.price[j])
 
 
 def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
@@ -123,27 +190,41 @@ def whole_assignment(lazy: LazyAssignment) -> Int32:
 def verified(lazy: LazyAssignment, dual: Int64) -> Int64:
     """min over every column of cost - price, where that is below the dual; every pair is looked at."""
     proven = dual.copy()
+    if len(lazy.costs.private_cost):
+        np.minimum(proven, lazy.costs.private_cost - lazy.prices.price[lazy.m :], out=proven)
     for block in lazy.similarity.blocks():
-        split(lazy.similarity.threads, len(block), _checker(lazy, block, dual, proven))
+        check = partial(_verify, lazy, block, lazy.similarity.get(block), dual, proven)
+        split(lazy.similarity.threads, len(block), check)
     return proven
 
 
-def _checker(lazy: LazyAssignment, rows: Int64, dual: Int64, proven: Int64) -> Callable[[int, int], None]:
-    """Work on a range of `rows` for one thread."""
-    quantised, scale, local = lazy.similarity.get(rows)
+def _verify(
+    lazy: LazyAssignment, rows: Int64, source: tuple[Int16, Float32, Int64], dual: Int64, proven: Int64,
+    low: int, high: int,
+) -> None:  # fmt: skip
+    """`verified` of rows[low:high]."""
+    found, most = None, len(rows)
+    while found is None:
+        found = pairs_within(lazy, rows[low:high], (*source[:2], source[2][low:high]), dual, -1, most)
+        most *= 8
+    for i, j in zip(*(side.tolist() for side in found), strict=True):
+        proven[i] = min(proven[i], exact_cost(lazy.costs, i, j) - lazy.prices.price[j])
 
-    def check(low: int, high: int) -> None:
-        chosen, counters = np.empty(lazy.m, np.int32), np.zeros(COUNTERS, np.int64)
-        feasible_duals(
-            rows[low:high], local[low:high], quantised, scale, dual, proven, chosen, lazy.costs, lazy.prices, counters
-        )
 
-    return check
+def pairs_within(
+    lazy: LazyAssignment, rows: Int64, source: tuple[Int16, Float32, Int64], dual: Int64, slack: int, most: int
+) -> tuple[Int64, Int64] | None:
+    """Pairs of some rows whose cost - price exceeds the dual by at most `slack`; None where there are `most` or more.
 
-
-def total_cost(lazy: LazyAssignment, partner: Int32) -> int:
-    """Cost of an assignment in grid steps, without the rows' own norms and the indifferent rows."""
-    return sum(row_costs(lazy, partner))
+    Args:
+        source: the quantized rows, as `QuantizedRows.get` returns them.
+    """
+    out, chosen = np.empty((2, most), np.int32), np.empty(lazy.m, np.int32)
+    quantized, scale, local = source
+    count = near_pairs(rows, local, quantized, scale, dual, slack, out, chosen, lazy.costs, lazy.prices)
+    if count == most:
+        return None
+    return out[0, :count].astype(np.int64), out[1, :count].astype(np.int64)
 
 
 def row_costs(lazy: LazyAssignment, partner: Int32) -> list[int]:
@@ -167,9 +248,8 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
     partner = whole_assignment(lazy)
     if bool((lazy.lists.bound == -INFINITE).any()):
         return Proof(partner, None, 0, str(stopped))
-    dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
-    row_duals(0, lazy.n, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
-    return Proof(partner, total_cost(lazy, partner) - dual_bound(lazy, dual), 0, str(stopped))
+    dual, _ = list_duals(lazy)
+    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), 0, str(stopped))
 
 
 def _match_the_rest(lazy: LazyAssignment) -> None:
@@ -198,3 +278,92 @@ def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
 
 def _assign(lazy: LazyAssignment, i: int, j: int) -> None:
     lazy.held.owner[j], lazy.held.partner[i] = i, j
+
+
+@njit(cache=True, nogil=True)
+def row_duals(
+    low: int, high: int, dual: Int64, short: Bool, costs: Costs, prices: Prices, lists: Lists, held: Assignment,
+    counters: Int64,
+) -> None:  # fmt: skip
+    """dual_i = min over all columns of cost - price, from the lists of rows low..high-1.
+
+    `short` marks a row whose own column is not provably better than everything outside its list; its dual is then
+    the bound, which is valid but may be too low.
+    """
+    for i in range(low, high):
+        own = INFINITE
+        if held.partner[i] >= 0:
+            j = index(held.partner[i])
+            own = certain_cost(i, j, costs, lists, counters) - prices.price[j]
+        least = own
+        for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+            j = index(lists.column[t])
+            # An inexact entry is a lower bound: only one that reaches down to the row's own value matters.
+            if lists.cost[t] - prices.price[j] <= least and not lists.exact[t]:
+                lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
+                counters[EXACT] += 1
+            least = min(least, lists.cost[t] - prices.price[j])
+        short[i] = lists.bound[i] <= least
+        dual[i] = min(least, lists.bound[i])
+
+
+@njit(cache=True, nogil=True)
+def tight_pairs(dual: Int64, rows: Int32, columns: Int32, prices: Prices, lists: Lists, held: Assignment) -> int:
+    """Pairs outside the assignment that cost no more than their duals allow; returns their number, stored or not."""
+    count = 0
+    for i in range(dual.shape[0]):
+        for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+            j = lists.column[t]
+            if lists.exact[t] and lists.cost[t] - prices.price[j] == dual[i] and held.partner[i] != j:
+                if count < rows.shape[0]:
+                    rows[count], columns[count] = i, j
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def scan_below(
+    row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real, threshold: Real, chosen: Int32
+) -> int:
+    """Columns whose float32 lower bound of cost - price is below `threshold`; returns their number."""
+    count, m = 0, row.shape[0]
+    for low in range(0, m, CHUNK):
+        high = min(m, low + CHUNK)
+        if scan_minimum(row, offset, norm, twice, beta, low, high) > threshold:
+            continue
+        for j in range(low, high):
+            if -twice * np.float32(row[j]) - offset[j] - beta * norm[j] <= threshold:
+                chosen[count] = j
+                count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def near_pairs(
+    rows: Int64, local: Int64, quantized: Int16, scale: Float32, dual: Int64, slack: int, out: Int32, chosen: Int32,
+    costs: Costs, prices: Prices,
+) -> int:  # fmt: skip
+    """Pairs whose cost - price exceeds the dual by at most `slack`, as rows and columns in out[0] and out[1].
+
+    Returns their number; it stops where `out` is full. The float32 filter sees every pair; one that it cannot clear is
+    priced exactly.
+    """
+    count = 0
+    for r in range(rows.shape[0]):
+        i, at = rows[r], local[r]
+        s = scale[at]
+        beta, twice = np.float32(2.0 * costs.gamma * costs.left_norm[i]), np.float32(2) * s
+        limit = dual[i] + slack
+        level = limit / costs.unit
+        error = QUANTIZATION * s + SCAN_SLACK * (2.0 * 32767.0 * s + abs(level)) + 4.0 / costs.unit
+        threshold = np.float32(level + 2.0 * error)
+        for c in range(scan_below(quantized[at], prices.offset, costs.right_norm, twice, beta, threshold, chosen)):
+            j = index(chosen[c])
+            if lower_cost(costs, i, j, s, quantized[at][j]) - prices.price[j] > limit:
+                continue
+            if exact_cost(costs, i, j) - prices.price[j] <= limit:
+                if count == out.shape[1]:
+                    return count
+                out[0, count], out[1, count] = i, j
+                count += 1
+    return count

@@ -12,26 +12,28 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-import torch
+from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import INFINITE, Costs, Float32, Float64, Int32, Int64
-from sae_match.matching.certified.auction_kernels import COUNTERS
-from sae_match.matching.certified.check_kernels import near_pairs, row_duals
-from sae_match.matching.certified.exact_kernels import LIMB_BITS
+from sae_match.matching.certified.arrays import INFINITE, NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.exact_numbers import (
+    LIMB_BITS,
     as_floats,
     as_integers,
     exact_remainders,
+    lowest_exponent,
+    squares,
     with_potentials,
 )
+from sae_match.matching.certified.grid import cost_bits, row_norms
 from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.long_rows import competing_potentials, long_ones
-from sae_match.matching.certified.proof import Proof, complete, prove
-from sae_match.matching.certified.similarity import QuantisedRows
+from sae_match.matching.certified.proof import Attempt, Proof, complete, list_duals, pairs_within, prove
+from sae_match.matching.certified.rows import RemainderRows
 from sae_match.matching.certified.sparse_exact import Remainders, finish
 from sae_match.matching.certified.workspace import Stopped
+from sae_match.matching.problem import MAX_SPREAD
 
 logger = logging.getLogger(__name__)
 
@@ -39,80 +41,14 @@ FIRST_CAP = 2.0**16
 """Where the first level's grid ends, in units of a typical remainder."""
 SAMPLE_ROWS = 64
 """Rows from which the typical remainder is taken."""
-CLIP = 4.0
-"""Largest quantised cost of a row in units of its median: a few huge ones must not spoil the resolution of all."""
 MOST_NEAR = 64
 """Pairs per row that are left to Python integers."""
 MOST_STEPS = 20_000_000
 """Work that Python integers are given: free rows times pairs."""
-COLUMN_CHUNK = 1024
-"""Columns that are converted to float64 together."""
-
-
-class RemainderRows(QuantisedRows):
-    """Lower bounds of the remainders, as inner products: minus half of them, in units of the cap.
-
-    Args:
-        costs: the factors, or given inner products.
-        norms: Euclidean norms of rows and columns; of given inner products, their largest magnitudes and 1.
-        potentials: of rows and columns, in float64.
-        cap: where the grid ends, in cost units.
-        cached, block_rows, threads: as in `QuantisedRows`.
-    """
-
-    def __init__(
-        self,
-        costs: Costs,
-        norms: tuple[Float64, Float64],
-        potentials: tuple[Float64, Float64],
-        cap: float,
-        cached: bool,
-        block_rows: int,
-        threads: int,
-    ) -> None:
-        (row, column), (self.left_norm, self.right_norm) = potentials, norms
-        super().__init__(len(row), len(column), cached, block_rows, threads)
-        self.costs, self.row, self.column, self.cap = costs, row, column, cap
-
-    def bounds(self, rows: Int64 | slice) -> Float64:
-        """[r, m] float64 numbers that no remainder is below."""
-        if len(self.costs.given):
-            out: Float64 = -2.0 * self.costs.left[self.costs.given[rows]].astype(np.float64)
-            relative = 0.0
-        else:
-            left = self.costs.left[rows].astype(np.float64)
-            out = np.empty((len(left), self.m), np.float64)
-            for start in range(0, self.m, COLUMN_CHUNK):
-                part = slice(start, start + COLUMN_CHUNK)
-                right = torch.from_numpy(self.costs.right[part]).to(torch.float64)
-                out[:, part] = torch.mm(torch.from_numpy(left), right.T).numpy()
-            out *= -2.0
-            relative = 2.002 * self.costs.left.shape[1] * 2.0**-53
-        row = self.row[rows]
-        out -= row[:, None]
-        out -= self.column[None, :]
-        out -= (2.0**-50 * np.abs(row))[:, None]
-        out -= (2.0**-50 * np.abs(self.column))[None, :]
-        norms = relative + 2.0**-50
-        out -= (norms * self.left_norm[rows])[:, None] * self.right_norm[None, :]
-        return out
-
-    def block(self, rows: Int64 | slice) -> Float32:
-        """[r, m] minus half the bounds; a bound far above the row's median is lowered."""
-        bounds = self.bounds(rows)
-        middle = np.partition(bounds, self.m // 2, axis=1)[:, self.m // 2]
-        top = np.where(middle > 0, np.minimum(self.cap, CLIP * middle), self.cap)
-        # Remainders are never negative, so a bound that is says nothing but that float64 does not resolve the pair.
-        np.clip(bounds, 0.0, top[:, None], out=bounds)
-        bounds *= -0.5 / self.cap
-        return bounds.astype(np.float32)
-
-    def products(self, rows: Int64) -> Float32:
-        """[r, m] minus half the bounds."""
-        if self.cached:
-            return self.quantised[rows] * self.scale[rows, None]
-        self.rows_computed += len(rows)
-        return self.block(rows)
+MOST_LONG = 2048
+"""Rows and columns far longer than the others whose competition is settled first."""
+ROUNDS = 100
+"""Rounds of shortest paths for the potentials of the long ones."""
 
 
 @dataclass
@@ -128,7 +64,7 @@ class ExactProblem:
         private: [n] cost of leaving a row out; empty where every row must be matched.
         bits: bits that hold every cost and potential.
         cap_bits: bits of the largest cost of a level.
-        block_rows, threads, cached: as in `QuantisedRows`.
+        block_rows, threads, cached: as in `QuantizedRows`.
         indifferent: as in `Workspace`.
     """
 
@@ -302,47 +238,64 @@ class ExactProblem:
         """Pairs whose remainders are at most `slack` steps; None where they are too many."""
         if slack >= lazy.costs.potentials.cap:
             return None
-        limit, rows, columns = MOST_NEAR * self.n, [], []
+        limit, found = MOST_NEAR * self.n, []
         for block in lazy.similarity.blocks():
-            quantised, scale, local = lazy.similarity.get(block)
-            out, chosen = np.empty((2, limit), np.int32), np.empty(self.m, np.int32)
-            counters = np.zeros(COUNTERS, np.int64)
-            count = near_pairs(
-                block, local, quantised, scale, dual, slack, out, chosen, lazy.costs, lazy.prices, counters
-            )  # fmt: skip
-            limit -= count
-            if limit <= 0:
+            pairs = pairs_within(lazy, block, lazy.similarity.get(block), dual, slack, limit)
+            if pairs is None:
                 return None
-            rows.append(out[0, :count].astype(np.int64))
-            columns.append(out[1, :count].astype(np.int64))
+            found.append(pairs)
+            limit -= len(pairs[0])
             lazy.check_time()
-        return np.concatenate(rows), np.concatenate(columns)
+        rows, columns = (np.concatenate(side) for side in zip(*found, strict=True))
+        return rows, columns
 
 
-@dataclass(frozen=True)
-class ExactProof:
-    """An assignment and its proof in exact integers.
+def exact_factors(left: Float32, right: Float32, *, rejection_cost: float | None, **options: Any) -> ExactProblem:
+    """The problem of squared distances of rows, n <= m, in units that `rejection_cost` is a multiple of.
 
-    Attributes:
-        proof: with the deficit in units of 2^lowest.
-        problem: with potentials that prove the deficit, up to what Python integers added in the end.
-        lazy: the last level.
+    Args:
+        options: fields of `ExactProblem` from `block_rows` on.
     """
+    lowest = 2 * min(lowest_exponent(left), lowest_exponent(right))
+    if rejection_cost is not None and 0 < rejection_cost < math.inf:
+        # No squared distance of float32 rows but 0 is below 2^-298.
+        lowest = min(lowest, max(-400, math.frexp(rejection_cost)[1] - 53))
+    norms = row_norms(left, options["threads"]), row_norms(right, options["threads"])
+    bits = 2 * math.frexp(max(float(norms[0].max()), float(norms[1].max())))[1] + 8 - lowest
+    n, m = len(left), len(right)
+    costs = Costs(
+        left=left, right=right, given=np.empty(0, np.int64), left_norm=np.ones(n), right_norm=np.ones(m, np.float32),
+        column_cost=np.zeros(m, np.int64), private_cost=np.empty(0, np.int64), unit=1.0, gamma=0.0,
+        potentials=NO_POTENTIALS._replace(lowest=lowest),
+    )  # fmt: skip
+    limbs = bits // LIMB_BITS + 4
+    row_squares, column_squares = squares(left, lowest, limbs), squares(right, lowest, limbs)
+    return ExactProblem(costs, norms, row_squares, column_squares, [], bits, cost_bits(n) - 1, **options)
 
-    proof: Proof
-    problem: ExactProblem
-    lazy: LazyAssignment
 
-    def deficit_of(self, partner: Int32) -> int | None:
-        """Deficit of another assignment: that of the proof and what it costs more."""
-        if self.proof.deficit is None:
-            return None
-        own, other = self.problem.deficit(self.proof.partner), self.problem.deficit(partner)
-        return self.proof.deficit + other - own
+def exact_similarities(costs: Costs, **options: Any) -> ExactProblem:
+    """The problem of given inner products, n <= m: the cost of a pair is minus twice its inner product.
+
+    Args:
+        costs: which rows of which matrix.
+        options: fields of `ExactProblem` from `block_rows` on.
+    """
+    # The cost -2 S is a multiple of twice what S is a multiple of.
+    lowest = lowest_exponent(costs.left) + 1
+    top = np.maximum(costs.left.max(axis=1), -costs.left.min(axis=1))[costs.given].astype(np.float64)
+    n, m = len(costs.given), len(costs.right_norm)
+    exact = costs._replace(
+        potentials=NO_POTENTIALS._replace(lowest=lowest), column_cost=np.zeros(m, np.int64), gamma=0.0
+    )  # fmt: skip
+    bits = math.frexp(float(top.max()))[1] + 8 - lowest
+    return ExactProblem(exact, (top, np.ones(m)), [0] * n, [0] * m, [], bits, cost_bits(n) - 1, **options)
 
 
-def solve_exactly(problem: ExactProblem) -> ExactProof:
-    """The optimum in exact arithmetic, or the best assignment and its deficit when time or memory ran out."""
+def solve_exactly(problem: ExactProblem) -> Attempt:
+    """The optimum in exact arithmetic, or the best assignment and its deficit when time or memory ran out.
+
+    Deficits are in units of 2^lowest; the search is that of the last level.
+    """
     problem.reduce()
     shift = max(0, problem.first_cap() - problem.cap_bits)
     seconds: dict[str, float] = {}
@@ -354,13 +307,13 @@ def solve_exactly(problem: ExactProblem) -> ExactProof:
         except Stopped as stopped:
             partner = complete(lazy, stopped).partner
             if (lazy.lists.bound > -INFINITE).all():  # lists exist, so the prices reached give a bound
-                problem.add_duals(lazy, _row_duals(lazy))
+                problem.add_duals(lazy, list_duals(lazy)[0])
             proof = Proof(partner, problem.deficit(partner[lazy.places]), 0, str(stopped))
         for phase, taken in lazy.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + taken
         if isinstance(proof, Proof):
             lazy.seconds = seconds
-            return ExactProof(proof, problem, lazy)
+            return Attempt(proof, lazy, problem.costs_of)
         shift = max(0, (2 * proof).bit_length() - problem.cap_bits)
 
 
@@ -372,7 +325,7 @@ def _one_level(problem: ExactProblem, lazy: LazyAssignment) -> Proof | int:
     shift = lazy.costs.potentials.shift
     last = shift == 0 and problem.levels > 1
     proof = prove(lazy, verify=True) if last else None
-    dual = _row_duals(lazy)
+    dual, _ = list_duals(lazy)
     problem.add_duals(lazy, dual)
     deficit = problem.deficit(lazy.held.partner)
     logger.debug("level %d: steps of 2^%d, deficit 2^%d", problem.levels, shift, deficit.bit_length())
@@ -386,11 +339,42 @@ def _one_level(problem: ExactProblem, lazy: LazyAssignment) -> Proof | int:
         found = finish(Remainders.collect(problem, lazy, near, deficit), MOST_STEPS)
     if found is None:
         return deficit
-    return Proof(found.partner, 0, found.ties, None)
+    partner, ties = found
+    return Proof(partner, 0, ties, None)
 
 
-def _row_duals(lazy: LazyAssignment) -> Int64:
-    """Feasible duals of a level; where a list is short, lower than they could be."""
-    dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
-    row_duals(0, lazy.n, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
-    return dual
+# Among rows and columns that are far longer than the others, a pair costs orders of magnitude more or less than any
+# other, so which of them compete is settled first: otherwise their conflicts would set the scale of the first grid. The
+# others are one anonymous partner here. The result only has to be good, not right: whatever it is, the row potentials
+# that follow make it feasible.
+
+
+def long_ones(norms: tuple[Float64, Float64]) -> tuple[Bool, Bool] | None:
+    """Which rows and columns are far longer than the median one; None where they are none or too many to tell."""
+    median = float(np.median(np.concatenate(norms)))
+    rows, columns = (side > MAX_SPREAD * median for side in norms)
+    if median == 0 or not 0 < int(rows.sum()) + int(columns.sum()) <= MOST_LONG:
+        return None
+    return rows, columns
+
+
+def competing_potentials(cost: Float64, row_alone: Float64, column_alone: Float64) -> Float64:
+    """Potentials of the columns, relative to those of all columns outside.
+
+    Args:
+        cost: [k, l] cost of long rows in long columns.
+        row_alone: [k] least cost of each row in another column.
+        column_alone: [l] least cost of each column in another row.
+    """
+    k, m = cost.shape
+    small = np.zeros((k + m, m + k))
+    small[:k, :m], small[:k, m:], small[k:, :m] = cost, row_alone[:, None], column_alone[None, :]
+    assigned = linear_sum_assignment(small)[1]
+    own = small[np.arange(k + m), assigned]
+    potential = np.zeros(k + m)
+    for _ in range(ROUNDS):
+        reached = (small + (potential[assigned] - own)[:, None]).min(axis=0)
+        if (reached >= potential).all():
+            break
+        potential = np.minimum(potential, reached)
+    return potential[:m] - (potential[m:] if k else potential).max()

@@ -16,22 +16,19 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_match.files import GIB
-from sae_match.matching.certified.arrays import NO_POTENTIALS, Costs, Float32, Int32
-from sae_match.matching.certified.auction_kernels import BIDS, EXACT, REMADE
-from sae_match.matching.certified.exact_kernels import LIMB_BITS
-from sae_match.matching.certified.exact_numbers import lowest_exponent, squares
-from sae_match.matching.certified.fixed_pairs import Attempt, exactly
-from sae_match.matching.certified.grid import GridProblem, cost_bits, grid_problem, row_classes, row_norms
-from sae_match.matching.certified.kernel_cache import prepare_kernels
+from sae_match.matching.certified.auction_kernels import auction
+from sae_match.matching.certified.fixed_pairs import exactly
+from sae_match.matching.certified.grid import grid_problem, row_classes
 from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import Proof, complete, prove, row_costs, total_cost
-from sae_match.matching.certified.refine import ExactProblem, solve_exactly
-from sae_match.matching.certified.similarity import Similarity
-from sae_match.matching.certified.workspace import SLOT_BYTES, Stopped, slots_per_row
+from sae_match.matching.certified.list_kernels import BIDS, EXACT, REMADE
+from sae_match.matching.certified.proof import Attempt, row_costs, search
+from sae_match.matching.certified.refine import exact_factors, solve_exactly
+from sae_match.matching.certified.rows import FactorRows
+from sae_match.matching.certified.workspace import lists_bytes, most_slots
+from sae_match.matching.compiled import prepare_kernels
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem, SimilarityProblem
-from sae_match.matching.solution import Solution, Solver, is_negligible
-from sae_match.matching.spread import describe_outliers, is_wide
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem, describe_outliers, is_wide
+from sae_match.matching.solution import Solution, Solver, is_negligible, problem_bytes
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -76,9 +73,8 @@ class CertifiedSolver(Solver):
         """Peak memory of a match: the rows with the SAEs and their folded copies behind them, the lists, one block of
         the product, and the cache."""
         n, m = sorted((n_a, n_b))
-        lists = 4 * n * slots_per_row(cached) * SLOT_BYTES + 120 * (n + m)
         block = min(self.block_rows, n) * m
-        return 3 * 4 * (n + m) * d + lists + 8 * block + (2 * n * m if cached else 0)
+        return problem_bytes(n, m, d) + lists_bytes(n, m, cached) + 8 * block + (2 * n * m if cached else 0)
 
     def use_cache(self, n_a: int, n_b: int, d: int) -> bool:
         """Whether the inner products are kept.
@@ -107,7 +103,7 @@ class CertifiedSolver(Solver):
         started = time.monotonic()
         cached = self.use_cache(*problem.shape, problem.left.shape[1])
         problem.check()
-        prepare_kernels()
+        prepare_kernels(auction)
         if is_wide(problem):
             outliers = describe_outliers(problem)
             if outliers is not None:
@@ -134,30 +130,26 @@ class CertifiedSolver(Solver):
         """All costs rounded to multiples of one step: exact up to `Solution.tolerance`."""
         begun = time.perf_counter()
         threads = torch.get_num_threads()
-        grid = grid_problem(*_narrower_first(problem), threads)
-        similarity = Similarity(
+        left, right = _narrower_first(problem)
+        grid = grid_problem(left, right, threads)
+        similarity = FactorRows(
             grid.left, grid.right, self.device, cached, self.block_rows, threads, grid.costs.gamma
         )  # fmt: skip
+        slots = self._most_slots(len(left), len(right), left.shape[1], cached)
         set_up = time.perf_counter() - begun
 
         def attempt(rejection: int | None) -> Attempt:
             costs = grid.costs if rejection is None else grid.with_rejection(rejection)
             lazy = LazyAssignment(
-                costs, grid.row_cost, similarity, self._deadline(started), self._most_slots(grid, cached),
+                costs, grid.row_cost, similarity, self._deadline(started), slots, self.progress,
                 # A private column of its own sets a row apart.
                 row_class=row_classes(costs.left, costs.left_norm) if rejection is None else None,
             )  # fmt: skip
-            lazy.progress, lazy.seconds["setup"] = self.progress, set_up
-            proof = _search(lazy, self.verify)
-            bound = None if proof.deficit is None else total_cost(lazy, proof.partner) - proof.deficit
-
-            def deficit_of(partner: Int32) -> int | None:
-                return None if bound is None else total_cost(lazy, partner) - bound
-
-            return Attempt(proof, lazy, lambda partner: row_costs(lazy, partner), deficit_of)
+            lazy.seconds["setup"] = set_up
+            return Attempt(search(lazy, self.verify), lazy, lambda partner: row_costs(lazy, partner))
 
         if problem.n_pairs is not None:
-            found = exactly(problem.n_pairs, attempt, grid.steps(float("inf")))
+            found = exactly(problem.n_pairs, attempt, grid.steps(math.inf))
         else:
             found = attempt(None if problem.rejection_cost is None else grid.steps(problem.rejection_cost))
         deficit = None if found.proof.deficit is None else found.proof.deficit * grid.step
@@ -169,23 +161,17 @@ class CertifiedSolver(Solver):
         exact = exact_factors(
             left, right, rejection_cost=problem.rejection_cost, cached=cached,
             block_rows=min(self.block_rows, EXACT_BLOCK_ROWS), threads=torch.get_num_threads(),
-        )  # fmt: skip
-        room = self.memory() - self.bytes_with(*problem.shape, left.shape[1], cached)
-        exact = replace(
-            exact, deadline=self._deadline(started), most_slots=_slots(len(left), len(right), cached, room),
-            progress=self.progress,
+            deadline=self._deadline(started), progress=self.progress,
+            most_slots=self._most_slots(len(left), len(right), left.shape[1], cached),
         )  # fmt: skip
 
         def attempt(rejection: int | None) -> Attempt:
-            found = solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
-            return Attempt(found.proof, found.lazy, found.problem.costs_of, found.deficit_of)
+            return solve_exactly(replace(exact) if rejection is None else exact.with_rejection(rejection))
 
         if problem.n_pairs is not None:
             found = exactly(problem.n_pairs, attempt, 1 << exact.bits)
-        elif problem.rejection_cost is not None:
-            found = attempt(exact.units(problem.rejection_cost))
         else:
-            found = attempt(None)
+            found = attempt(None if problem.rejection_cost is None else exact.units(problem.rejection_cost))
         deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
         solution = _solution(problem, found, deficit, 0.0, started)
         # What is left is the rounding of the objective itself.
@@ -194,15 +180,9 @@ class CertifiedSolver(Solver):
     def _deadline(self, started: float) -> float | None:
         return None if self.time_limit_s is None else started + self.time_limit_s
 
-    def _most_slots(self, grid: GridProblem, cached: bool) -> int:
-        """List entries that memory allows, and the first lists in any case."""
-        n, m, d = len(grid.left), len(grid.right), grid.left.shape[1]
-        return _slots(n, m, cached, self.memory() - self.bytes_with(n, m, d, cached))
-
-
-def _slots(n: int, m: int, cached: bool, room: float) -> int:
-    """List entries in `room` bytes beside what is required, and the first lists in any case."""
-    return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
+    def _most_slots(self, n: int, m: int, d: int, cached: bool) -> int:
+        """List entries that memory allows."""
+        return most_slots(n, m, cached, self.memory() - self.bytes_with(n, m, d, cached))
 
 
 def _narrower_first(problem: MatchingProblem) -> tuple[Tensor, Tensor]:
@@ -210,28 +190,13 @@ def _narrower_first(problem: MatchingProblem) -> tuple[Tensor, Tensor]:
     return (right, left) if len(left) > len(right) else (left, right)
 
 
-def _search(lazy: LazyAssignment, verify: bool) -> Proof:
-    """Run to the proof, or to a complete assignment where a limit is met."""
-    stopped = lazy.run()
-    if stopped is None:
-        try:
-            return prove(lazy, verify)
-        except Stopped as late:  # the limit fell into the proof: the answer stands, the bound is what is known
-            stopped = late
-    return complete(lazy, stopped)
-
-
 def _solution(
     problem: MatchingProblem, found: Attempt, deficit: float | None, tolerance: float, started: float
 ) -> Solution:
     """What the user gets: the permutation in the user's orientation, cost, bound and statistics."""
     proof, lazy = found.proof, found.lazy
-    n_a, n_b = problem.shape
-    partner = torch.from_numpy(proof.partner.astype(np.int64))
-    partner[partner >= lazy.m] = UNMATCHED
-    permutation = Permutation(partner, lazy.m)
-    if n_a > n_b:
-        permutation = Permutation(permutation.inverse().indices, n_b)
+    partner = np.where(proof.partner < lazy.m, proof.partner, UNMATCHED)
+    permutation = Permutation.of_narrower(partner, *problem.shape)
     objective = problem.objective(permutation)
     lower_bound = 0.0 if deficit is None else max(0.0, objective - deficit)
     if proof.stopped:
@@ -262,24 +227,3 @@ def peak_memory_gib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB
-
-
-def exact_factors(
-    left: Float32, right: Float32, *, rejection_cost: float | None, cached: bool, block_rows: int, threads: int
-) -> ExactProblem:
-    """The problem of squared distances of rows, n <= m, in units that `rejection_cost` is a multiple of."""
-    lowest = 2 * min(lowest_exponent(left), lowest_exponent(right))
-    if rejection_cost is not None and 0 < rejection_cost < math.inf:
-        # No squared distance of float32 rows but 0 is below 2^-298.
-        lowest = min(lowest, max(-400, math.frexp(rejection_cost)[1] - 53))
-    norms = row_norms(left, threads), row_norms(right, threads)
-    bits = 2 * math.frexp(max(float(norms[0].max()), float(norms[1].max())))[1] + 8 - lowest
-    limbs = bits // LIMB_BITS + 4
-    n, m = len(left), len(right)
-    costs = Costs(
-        left=left, right=right, given=np.empty(0, np.int64), left_norm=np.ones(n), right_norm=np.ones(m, np.float32),
-        column_cost=np.zeros(m, np.int64), private_cost=np.empty(0, np.int64), unit=1.0, gamma=0.0,
-        potentials=NO_POTENTIALS._replace(lowest=lowest),
-    )  # fmt: skip
-    own = squares(left, lowest, limbs), squares(right, lowest, limbs)
-    return ExactProblem(costs, norms, *own, [], bits, cost_bits(n) - 1, block_rows, threads, cached)

@@ -68,16 +68,11 @@ class Remainders:
         return cls(partner, cost, spare_cost, len(problem.column), lazy.places, lazy.indifferent)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The canonical optimum and the number of rows that had a choice."""
+def finish(left: Remainders, most_steps: int) -> tuple[Int32, int] | None:
+    """The canonical optimum among the pairs that are left, and the number of rows that had a choice.
 
-    partner: Int32
-    ties: int
-
-
-def finish(left: Remainders, most_steps: int) -> Finished | None:
-    """The canonical optimum among the pairs that are left; None where it would take too long."""
+    None where it would take too long.
+    """
     n, partner = len(left.partner), left.partner.copy()
     label = _components(left)
     members: dict[int, list[int]] = {}
@@ -105,7 +100,7 @@ def finish(left: Remainders, most_steps: int) -> Finished | None:
     pairs = TightPairs(
         left.places[np.array(rows, np.int64)].astype(np.int32), np.array(columns, np.int32), ceiling, left.indifferent
     )
-    return Finished(*canonical(whole, pairs))
+    return canonical(whole, pairs)
 
 
 def _components(left: Remainders) -> Int64:

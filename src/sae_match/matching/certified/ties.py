@@ -47,7 +47,7 @@ def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
     n, n_columns = len(partner), len(tight.at_ceiling)
     owner = np.full(n_columns, -1, np.int64)
     owner[partner] = np.arange(n)
-    # One node per row; one per column that is left over, played by a spare row that may hold any column at the ceiling.
+    # One node per row; one per column that is left over, held by a spare row that may hold any column at the ceiling.
     left_over = np.flatnonzero((owner < 0) & tight.at_ceiling)
     owner[left_over] = n + np.arange(len(left_over))
     component = _components(partner, tight, owner, n, left_over)
@@ -210,11 +210,11 @@ class Exchange:
                 continue
             else:
                 groups_seen.add(self.group[node])
-            neighbours = self._neighbours(node)
+            neighbors = self._neighbors(node)
             if node in self.eligible_rows and not alike_seen:
                 alike_seen = True
-                neighbours += [self.holder[j] for j in self.alike]
-            for other in neighbours:
+                neighbors += [self.holder[j] for j in self.alike]
+            for other in neighbors:
                 if other not in came_from and other not in self.fixed and other != i:
                     came_from[other] = node
                     frontier.append(other)
@@ -228,7 +228,7 @@ class Exchange:
             return j in self.ceiling
         return j in self.choices[node] or (node in self.eligible_rows and j in self.any_alike)
 
-    def _neighbours(self, node: int) -> list[int]:
+    def _neighbors(self, node: int) -> list[int]:
         """Nodes whose column this node could hold."""
         columns = self.ascending if self._like_spare(node) else self.sorted_choices[self.group[node]]
         return [self.holder[j] for j in columns]

@@ -25,9 +25,8 @@ from sae_match.matching.certified.arrays import (
     new_lists,
     new_scratch,
 )
-from sae_match.matching.certified.auction_kernels import COUNTERS, PENDING, REMADE
-from sae_match.matching.certified.list_kernels import make_lists, move_list
-from sae_match.matching.certified.similarity import QuantisedRows, split
+from sae_match.matching.certified.list_kernels import COUNTERS, PENDING, REMADE, make_lists, move_list
+from sae_match.matching.certified.rows import QuantizedRows, split
 
 LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
 """Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that
@@ -54,6 +53,16 @@ def slots_per_row(cached: bool) -> int:
     return 2 * list_length(cached)
 
 
+def lists_bytes(n: int, m: int, cached: bool) -> int:
+    """Candidate lists with their room to grow, and what every row and column has beside them."""
+    return 4 * n * slots_per_row(cached) * SLOT_BYTES + 120 * (n + m)
+
+
+def most_slots(n: int, m: int, cached: bool, room: float) -> int:
+    """List entries in `room` bytes beside what is required, and the first lists in any case."""
+    return max(2 * n * (slots_per_row(cached) + 1) + 8 * m, int(room / SLOT_BYTES / 2))
+
+
 class Stopped(Exception):  # noqa: N818  not an error: the answer is complete, only not proved
     """The search ended before the optimum; the message says why."""
 
@@ -78,7 +87,7 @@ class Workspace:
 
     costs: Costs
     row_cost: Int64
-    similarity: QuantisedRows
+    similarity: QuantizedRows
     deadline: float | None = None
     most_slots: int = 1 << 40
     progress: bool = False
@@ -162,15 +171,14 @@ class Workspace:
         split(self.similarity.threads, self.m, quantiles)
         real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
         private = self.costs.private_cost + self.row_cost[: len(self.costs.private_cost)]
-        self.lower(np.concatenate([real, private]), first=True)
+        self.set_prices(np.concatenate([real, private]))
         if self.spares:
             # The columns that will stay unmatched all share the highest price.
             ceiling = np.partition(self.prices.price, self.n)[self.n]
-            self.lower(np.minimum(self.prices.price, ceiling))
+            self.set_prices(np.minimum(self.prices.price, ceiling))
 
-    def lower(self, price: Int64, first: bool = False) -> None:
-        """Set all prices; only the first time may one rise."""
-        assert first or bool((price <= self.prices.price).all())
+    def set_prices(self, price: Int64) -> None:
+        """Set all prices; after the first ones they may only fall, as every list's bound relies on it."""
         self.prices.price[:] = price
         self.prices.offset[:] = (price[: self.m] - self.costs.column_cost[: self.m]) / self.costs.unit
 
@@ -190,7 +198,7 @@ class Workspace:
 
     def _make(self, rows: Int64, wanted: Int64, source: tuple[Int16, Float32, Int64]) -> Int64:
         """`make_lists` in threads; returns the slots that the lists which did not fit would need."""
-        quantised, scale, local = source
+        quantized, scale, local = source
         needed = np.zeros(len(rows), np.int64)
         free: SimpleQueue[Scratch] = SimpleQueue()
         for scratch in self.scratch:
@@ -199,7 +207,7 @@ class Workspace:
         def work(low: int, high: int) -> None:
             part, scratch = slice(low, high), free.get()
             make_lists(
-                rows[part], local[part], quantised, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
+                rows[part], local[part], quantized, scale, wanted[part], self.costs, self.prices, self.lists, scratch,
                 needed[part],
             )  # fmt: skip
             free.put(scratch)

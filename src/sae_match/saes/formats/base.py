@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.hub import download
+from sae_match.hub import HubFile, download
 from sae_match.hub_errors import Repository
-from sae_match.hub_lookup import HubFile
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, Activation
 from sae_match.saes.formats.reading import SaeShape, shape_at_hub

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.hub_lookup import HubFile
+from sae_match.hub import HubFile
 from sae_match.saes.activation import as_float32
 
 logger = logging.getLogger(__name__)

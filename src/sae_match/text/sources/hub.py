@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from sae_match.errors import UserError
-from sae_match.hub import explained
+from sae_match.hub import Lookup, explained
 from sae_match.hub_errors import Repository, holds_token
-from sae_match.hub_lookup import Lookup
 from sae_match.options import option
 from sae_match.text.source import Document, Part, TextSource, row_texts, rows_to_documents, text_column
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from sae_match.errors import UserError
 from sae_match.files import known_sha256
-from sae_match.hub_lookup import Lookup
+from sae_match.hub import Lookup
 from sae_match.options import option
 from sae_match.text.source import Document, TextSource, row_texts, rows_to_documents, text_column
 
