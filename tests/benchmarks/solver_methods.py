@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 from functools import partial
+from pkgutil import resolve_name
 
 import torch
 
@@ -56,7 +57,7 @@ def certified(cache: bool, problem: MatchingProblem, options: Options) -> Answer
 
 def baseline(name: str, makes_product: bool, problem: MatchingProblem, options: Options) -> Answer:
     """A solver of the package by its name."""
-    known = {item.name for item in fields(SOLVERS[name])}
+    known = {item.name for item in fields(resolve_name(SOLVERS[name]))}
     wanted = {"time_limit_s": options.time_limit_s, "seed": options.seed}
     chosen = {key: value for key, value in wanted.items() if key in known}
     solver = make_solver(name, memory_limit_gib=options.memory_limit_gib, **chosen).on(options.device)

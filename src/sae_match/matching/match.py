@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pkgutil import resolve_name
 from typing import Any
 
 from jaxtyping import Bool
@@ -13,17 +14,6 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import arguments
-from sae_match.matching.baselines import (
-    CosineSolver,
-    GreedySolver,
-    MutualSolver,
-    NearestSolver,
-    RandomSolver,
-    SoftSolver,
-    VanillaSolver,
-)
-from sae_match.matching.certified import CertifiedSolver
-from sae_match.matching.dense import DenseSolver
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
@@ -32,18 +22,19 @@ from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 
-SOLVERS: dict[str, type[Solver]] = {
-    "certified": CertifiedSolver,
-    "dense": DenseSolver,
-    "vanilla": VanillaSolver,
-    "random": RandomSolver,
-    "greedy": GreedySolver,
-    "nearest": NearestSolver,
-    "mutual": MutualSolver,
-    "cosine": CosineSolver,
-    "soft": SoftSolver,
+SOLVERS: Mapping[str, str] = {
+    "certified": "sae_match.matching.certified:CertifiedSolver",
+    "dense": "sae_match.matching.dense:DenseSolver",
+    "vanilla": "sae_match.matching.baselines:VanillaSolver",
+    "random": "sae_match.matching.baselines:RandomSolver",
+    "greedy": "sae_match.matching.baselines:GreedySolver",
+    "nearest": "sae_match.matching.baselines:NearestSolver",
+    "mutual": "sae_match.matching.baselines:MutualSolver",
+    "cosine": "sae_match.matching.baselines:CosineSolver",
+    "soft": "sae_match.matching.baselines:SoftSolver",
 }
-"""The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well."""
+"""The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well. They are
+imported on first use: numba and scipy take a second."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,8 @@ def make_solver(name: str = "certified", **options: Any) -> Solver:
     if name not in SOLVERS:
         raise UserError(f"solver={name}: must be one of {', '.join(SOLVERS)}")
     try:
-        return SOLVERS[name](**options)
+        solver: Solver = resolve_name(SOLVERS[name])(**options)
+        return solver
     except ValidationError as error:
         raise UserError(f"solver={name}: {error}") from error
 

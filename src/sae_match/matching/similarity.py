@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import Keyed
-from sae_match.matching import by_similarity
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
 from sae_match.matching.solution import Solver
@@ -104,10 +103,14 @@ class Similarity(Comparison):
 
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The matrix of similarities and its assignment."""
+        from sae_match.matching import by_similarity  # loads numba
+
         return by_similarity.required_bytes(n_a, n_b)
 
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As the matrix needs it."""
+        from sae_match.matching import by_similarity
+
         by_similarity.check_memory(n_a, n_b, solver.memory_limit_gib, self.name)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
-from sae_match.hub import cached_path, content_hash
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
@@ -163,6 +162,8 @@ class SaeSource:
             UserError: a file of the hub is not on this machine.
             OSError: a local file cannot be read.
         """
+        from sae_match.hub import cached_path, content_hash  # the hub's client is not loaded for local files
+
         saes, hashes = self.format, []
         for name in self.files(layer):
             if saes.root is not None:

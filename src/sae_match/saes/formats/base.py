@@ -10,19 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.hub import HubFile, download
-from sae_match.hub_errors import Repository
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, Activation
 from sae_match.saes.formats.reading import SaeShape, shape_at_hub
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
+
+if TYPE_CHECKING:
+    from sae_match.hub import HubFile
+    from sae_match.hub_errors import Repository
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +148,8 @@ class SaeFormat(ABC):
     @property
     def repository(self) -> Repository:
         """The hub repository that is read where `root` is not set."""
+        from sae_match.hub_errors import Repository  # the hub's client is loaded where the hub is asked
+
         return Repository(
             self.repo_id or "", self.revision, "sae", "point sae.root at a local copy in the hub's layout"
         )
@@ -161,6 +165,8 @@ class SaeFormat(ABC):
             return _local_file(local_root(self.root), name, layer)
         if self.repo_id is None:
             raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
+        from sae_match.hub import download
+
         return download(self.repository, name)
 
     def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:

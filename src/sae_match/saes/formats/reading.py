@@ -16,17 +16,18 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, HfFileSystem, constants
 from safetensors import safe_open
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.hub import HubFile
 from sae_match.saes.activation import as_float32
+
+if TYPE_CHECKING:
+    from sae_match.hub import HubFile
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +248,8 @@ def _shapes_at_hub(file: HubFile) -> Shapes:
     repo_id, revision, name = file.repository.repo_id, file.repository.revision, file.filename
     if file.cached is not None:
         return npz_shapes(file.cached) if name.endswith(".npz") else safetensors_shapes(file.cached)
+    from huggingface_hub import HfApi, HfFileSystem, constants
+
     if name.endswith(".npz"):
         files = HfFileSystem(endpoint=constants.ENDPOINT)
         with files.open(f"{repo_id}/{name}", revision=revision, block_size=REMOTE_BLOCK) as opened:
