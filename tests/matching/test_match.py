@@ -173,3 +173,11 @@ def test_a_negative_weight_is_refused() -> None:
 def test_different_residual_streams_are_refused() -> None:
     with pytest.raises(UserError, match="d_model 8 and 6"):
         match(random_sae(), random_sae(d=6))
+
+
+def test_a_matching_is_shown_in_one_line_and_as_a_small_table() -> None:
+    matching = match(random_sae(seed=1), random_sae(width=30, seed=2))
+    assert len(repr(matching)) < 160 and "\n" not in repr(matching)
+    page = matching._repr_html_()
+    assert "24 and 30, 24 matched" in page and "proved optimal" in page
+    assert "no bound" in match(random_sae(seed=1), random_sae(width=30, seed=2), solver="greedy")._repr_html_()

@@ -64,6 +64,22 @@ class Matching:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
         return f"Matching({self.permutation!r}, objective {self.objective:.6g}, {gap}, {self.seconds:.2f} s)"
 
+    def _repr_html_(self) -> str:
+        proof = "no bound" if self.gap is None else "0: proved optimal" if self.gap == 0 else f"{self.gap:.2e}"
+        found = self.permutation
+        rows = {
+            "features": f"{found.n_a:,} and {found.n_b:,}, {len(found.matched):,} matched",
+            "objective": f"{self.objective:.6g}",
+            "lower bound": "" if self.lower_bound is None else f"{self.lower_bound:.6g}",
+            "gap": proof,
+            "seconds": f"{self.seconds:.2f}",
+        }
+        return (
+            "<table>"
+            + "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+            + "</table>"
+        )
+
 
 def make_solver(name: str = "certified", **options: Any) -> Solver:
     """The solver of that name.
