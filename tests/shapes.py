@@ -17,7 +17,7 @@ from beartype import BeartypeConf, beartype
 PACKAGES = ("saes", "matching", "metrics", "evaluation", "language_model", "text")
 RESULT = "ret0"
 """What jaxtyping calls the parameter that a result is checked as."""
-UNCHECKED = ("ActivationRequest.__init__",)
+UNCHECKED = ("ActivationRequest.__init__", "FeaturePair.__init__")
 """What it holds is refused by the function that it is made for, in words for the user."""
 
 

@@ -63,7 +63,7 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def residual_of(output: Any) -> Float[Tensor, "B T d"]:
+def residual_of(output: Any) -> Tensor:
     """The residual stream in a block's output: the output itself, or the first part of a tuple or list."""
     return output[0] if isinstance(output, (tuple, list)) else output
 
