@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= multirun/demo
 
-.PHONY: demo test lint report clean
+.PHONY: demo test test-slow lint report clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/sae-match paths.output_dir=$(OUTPUT) hydra.run.dir=$(OUTPUT)
 	$(BIN)/sae-match-report $(OUTPUT)
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+# Golden jobs, every experiment file, killed processes, launchers, full disks, a built wheel: CI runs these too.
+test-slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check src tests conftest.py

@@ -80,6 +80,7 @@ def test_more_noise_is_harder(tmp_path: Path) -> None:
     assert max(score.accuracy for score in scores) < 0.95
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path, repository: Path) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tests.benchmarks.gemma_scope_scale", "--out", str(tmp_path / "saes")]

@@ -26,6 +26,7 @@ from tests.experiments import EXPERIMENTS, jobs
 from tests.judging.chat_server import Response, chat_server, completion
 from tests.tiny_setting import D_MODEL, WORDS
 
+pytestmark = pytest.mark.slow
 ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command_line.py"}
 ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""

@@ -20,6 +20,7 @@ from sae_match.matching import Permutation
 from tests.command import run_command
 from tests.experiment.gemma import save_saes
 
+pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parent
 RELATIVE = 1e-6
 ABSOLUTE = 1e-9
