@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import explained_variance_score, r2_score
 
 from sae_match import Permutation, SparseAutoencoder, UserError
-from sae_match.experiment.headline import headline
+from sae_match.experiment.headline import headline, summary_lines
 from sae_match.metrics.bootstrap import Bootstrap, Estimate, wilson
 from sae_match.metrics.built_in import (
     L0,
@@ -33,6 +33,7 @@ from sae_match.metrics.built_in import (
 from sae_match.metrics.metric import LayerActivity, MetricRow, SplicedLosses
 from sae_match.metrics.streaming import ActivationCounts, CoactivationCounts, ReconstructionStatistics
 from sae_match.metrics.weight_distance import weight_distances
+from sae_match.record.labels import BUILT_IN_LABELS
 
 ONE = Bootstrap(1, samples=20)
 
@@ -237,3 +238,9 @@ def test_the_mean_of_proportions_has_the_interval_of_all_trials() -> None:
     assert Estimate.mean([none, some]).interval == pytest.approx(wilson(0.25, 44))
     plain = Estimate(0.0, np.zeros(10))
     assert Estimate.mean([none, plain]).interval == (0.0, 0.0)
+
+
+def test_the_closing_lines_hold_intervals_and_what_stands_beside_a_number() -> None:
+    numbers = {"matching_score": 0.45, "matching_score_low": 0.44, "matching_score_high": 0.46, "l0/sae": 30.0}
+    lines = summary_lines(numbers | {"matching_score/random": 0.05}, BUILT_IN_LABELS)
+    assert lines == ["matching score [probability]: 0.45 [0.44, 0.46]; random 0.05"]

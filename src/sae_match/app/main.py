@@ -48,6 +48,7 @@ def job(cfg: DictConfig) -> float | None:
         config = build(cfg, Study)
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
+        from sae_match.experiment.headline import summary_lines
         from sae_match.experiment.rerun import Action, decide
         from sae_match.sweep.notes import progress_line
 
@@ -64,9 +65,8 @@ def job(cfg: DictConfig) -> float | None:
             return decision.metrics.get("matching_score")
         result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
     logger.info("record: %s", result.directory)
-    for name in result.labels.headlines:
-        if name in result.metrics:
-            logger.info("%-45s %.4f %s", name, result.metrics[name], result.labels.of_number(name).unit)
+    for line in summary_lines(result.metrics, result.labels):
+        logger.info("%s", line)
     return result.metrics.get("matching_score")
 
 

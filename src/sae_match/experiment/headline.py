@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,20 @@ def headline(rows: Sequence[MetricRow], labels: Labels = BUILT_IN_LABELS) -> dic
         numbers[name] = labels.metric(metric).over_pairs([row.value for row in group])
         add_interval(numbers, name, mean_estimate(group))
     return numbers
+
+
+def summary_lines(numbers: Mapping[str, float], labels: Labels) -> list[str]:
+    """A line per headline metric: the matching's number with its interval, and what it stands beside."""
+    lines: list[str] = []
+    for about in labels.metrics.values():
+        name, *beside = about.numbers
+        if about.headline and name in numbers:
+            low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+            interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+            others = [f"{labels.split(other)[1]} {numbers[other]:.4g}" for other in beside if other in numbers]
+            found = f"{about.axis}: {numbers[name]:.4g}{interval}"
+            lines.append(found + (f"; {', '.join(others)}" if others else ""))
+    return lines
 
 
 def mean_estimate(group: Sequence[MetricRow]) -> Estimate | None:
