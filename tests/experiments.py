@@ -11,7 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sae_match.app.build import config_directory, register_schemas
+from sae_match.app.build import register_schemas
+from sae_match.files import config_directory
 
 EXPERIMENTS = sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]

@@ -184,3 +184,16 @@ def format_duration(seconds: float) -> str:
         if seconds < limit * length:
             return f"{seconds / length:.1f} h" if unit == "h" else f"{seconds / length:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
+
+
+def config_directory() -> Path:
+    """The folder of YAML groups: inside the installed package, or `conf/` of a source checkout.
+
+    Raises:
+        UserError: neither exists, which means a broken installation.
+    """
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parents[1] / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError(f"the configuration folder is missing beside {package}; reinstall sae_match")

@@ -7,9 +7,10 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
 from sae_match.app.main import run_command
 from sae_match.app.trust import check_trust
+from sae_match.files import config_directory
 from sae_match.rules import check_train_config
 from sae_match.terminal import quiet_libraries, quiet_when_unread
 from sae_match.training.options import TrainConfig

@@ -8,9 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sae_match.app.build import config_directory, register_schemas
+from sae_match.app.build import register_schemas
 from sae_match.app.errors import dotted_keys
 from sae_match.app.reference import PAGE, reference
+from sae_match.files import config_directory
 
 
 def test_the_committed_page_is_fresh() -> None:

@@ -15,7 +15,8 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
+from sae_match.files import config_directory
 from sae_match.matching.problem import Metric
 from sae_match.rules import check_config, check_train_config
 from sae_match.saes.folding import FoldingKind

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sae_match import UserError
-from sae_match.app.build import config_directory
+from sae_match.files import config_directory
 from sae_match.rules import check_config
 from sae_match.saes import SaeSource, Site
 from sae_match.saes.folding import FoldingScale

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sae_match import UserError
+from sae_match.evaluation.controls import FiringRate
 from sae_match.evaluation.correlation import activation_correlations
 from sae_match.matching.by_similarity import check_memory, match_by_similarity
+from sae_match.matching.feature_pair import FeaturePair
 from tests.builders import permuted, random_sae
 
 
@@ -74,3 +76,26 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"correlation needs 4\.\d GiB for 32768 x 32768"):
         check_memory(32768, 32768, limit_gib=4)
     check_memory(32768, 32768, limit_gib=5)
+
+
+def test_the_frequency_control_pairs_ranks_of_firing_rates() -> None:
+    a = random_sae(width=12, d=8, seed=1)
+    b = permuted(a, torch.randperm(12, generator=torch.Generator().manual_seed(3)))
+    x = torch.randn(20, 6, 8, generator=torch.Generator().manual_seed(4))
+
+    class Fit:
+        key = "fit"
+
+        def layer(self, layer: int) -> torch.Tensor:
+            return x
+
+    excluded = torch.zeros(12, dtype=torch.bool)
+    excluded[2] = True
+    pair = FeaturePair(a, b, excluded=(excluded, None), fit=Fit())
+    control = FiringRate()
+    found = control.match(pair, lambda *_: pytest.fail("needs no solver")).permutation
+    counts_a, counts_b = ((sae.encode(x[:, 1:]) > 0).sum(dim=(0, 1)) for sae in (a, b))
+    order_a = sorted((i for i in range(12) if i != 2), key=lambda i: (-int(counts_a[i]), i))
+    order_b = sorted(range(12), key=lambda j: (-int(counts_b[j]), j))
+    assert control.fitted and int(found.indices[2]) == -1
+    assert [int(found.indices[i]) for i in order_a] == order_b[:11]

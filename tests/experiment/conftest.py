@@ -9,7 +9,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
+from sae_match.files import config_directory
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.study import Study
 from tests.builders import identity_sae, permuted, random_sae

@@ -22,7 +22,7 @@ from tests.cli.test_command_line import run_in
 from tests.tiny_setting import planned
 
 Configured = Callable[..., Study]
-MATCHINGS = {"matched", "vanilla", "random", "greedy", "nearest", "mutual", "cosine", "correlation"}
+MATCHINGS = {"matched", "vanilla", "random", "greedy", "nearest", "mutual", "frequency", "cosine", "correlation"}
 FIT = ["dataset.documents=6", "evaluation.fit_documents=4"]
 
 

@@ -16,7 +16,7 @@ import transformers
 from omegaconf import OmegaConf
 
 from sae_match import app
-from sae_match.app.build import config_directory
+from sae_match.files import config_directory
 from sae_match.report import find_records
 from sae_match.report.features import write_pair_figures
 from sae_match.report.figures import write_paper_figures

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from sae_match import load_sae
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
 from sae_match.experiment import Result, run
+from sae_match.files import config_directory
 from sae_match.language_model import load_language_model
 from sae_match.store import Store
 from sae_match.study import Study

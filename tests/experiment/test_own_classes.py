@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
 from sae_match.experiment import run
+from sae_match.files import config_directory
 from sae_match.study import Study
 
 PACKAGE = """

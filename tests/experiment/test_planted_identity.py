@@ -14,6 +14,8 @@ from sae_match import Permutation, SparseAutoencoder
 from sae_match.experiment import run
 from sae_match.experiment.matching import planted_identity
 from sae_match.metrics.weight_distance import weight_distances
+from sae_match.report import find_records
+from sae_match.report.report import Options, make_report, report_text
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae
@@ -56,6 +58,8 @@ def test_a_job_says_so_in_its_log_and_record(
     warnings = json.loads((result.directory / "status.json").read_text())["warnings"]
     assert [text.split(":")[0] for text in warnings] == ["layers 0 -> 1", "layers 1 -> 2"]
     assert all(text in caplog.text for text in warnings)
+    report = report_text(make_report(find_records([result.directory]), Options()))
+    assert all(f"Warning of out: {text}" in report for text in warnings)
     for layer in range(3):
         save_native(random_sae(seed=layer), tmp_path / "seeds" / f"layer_{layer:02d}.safetensors")
     result = run(configured(tmp_path / "seeds", *span, output="two"))

@@ -16,8 +16,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sae_match import UserError
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
 from sae_match.experiment import run, steps
+from sae_match.files import config_directory
 from sae_match.record.configuration import COLUMN_PATHS
 from sae_match.saes import save_native
 from sae_match.study import Study

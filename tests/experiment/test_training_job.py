@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from sae_match import UserError, load_sae
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
+from sae_match.files import config_directory
 from sae_match.rules import check_train_config
 from sae_match.training import run as run_module
 from sae_match.training.options import TrainConfig

@@ -168,6 +168,23 @@ def test_a_failed_job_closes_its_run_as_failed_and_restores_the_environment(
     assert [entry["item"]["layer"] for entry in run["history"]] == [0]
 
 
+def test_a_run_that_the_caller_has_open_stays_open(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "notebook").mkdir()
+    mine = wandb.init(project="notebook", mode="offline", dir=str(tmp_path / "notebook"))
+    with WandbMirror(tmp_path / "job", mode="offline", config=config, cache_dir=tmp_path / "c") as mirror:
+        assert mirror.run.id != mine.id
+        mirror.summary({"matching_score": 1.0})
+    mine.log({"own": 2})
+    assert wandb.run is mine
+    mine.finish()
+    logged, own = inspect(tmp_path / "job"), inspect(tmp_path / "notebook")
+    assert not any("own" in entry["item"] for entry in logged.get("history", []))
+    assert [entry["item"]["own"] for entry in own["history"]] == [2]
+
+
 def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
     tmp_path: Path, config: dict[str, Any], pairs: pd.DataFrame
 ) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -32,19 +31,6 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Schema)
     store.store(name="train_schema", node=TrainSchema)
-
-
-def config_directory() -> Path:
-    """The folder of YAML groups: inside the installed package, or `conf/` of a source checkout.
-
-    Raises:
-        UserError: neither exists, which means a broken installation.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "conf", package.parents[1] / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise UserError(f"the configuration folder is missing beside {package}; reinstall sae_match")
 
 
 def build(cfg: DictConfig, kind: type[T]) -> T:

@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sae_match.app.build import build, config_directory, register_schemas
+from sae_match.app.build import build, register_schemas
 from sae_match.app.errors import explain_crash, explain_hydra_error
 from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
+from sae_match.files import config_directory
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread

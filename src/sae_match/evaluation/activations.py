@@ -115,15 +115,22 @@ def compute_activations(request: ActivationRequest) -> ActivationStatistics:
     return statistics
 
 
-@torch.no_grad()
 def never_active(
     sae: SparseAutoencoder, x: Float[Tensor, "windows tokens d"], batch_windows: int = 8, sink_positions: int = 1
 ) -> Bool[Tensor, " F"]:
     """Which features fire on no token of these windows, sink positions left out; on the CPU."""
-    fired = torch.zeros(sae.width, dtype=torch.bool, device=sae.device)
+    return firing_counts(sae, x, batch_windows, sink_positions) == 0
+
+
+@torch.no_grad()
+def firing_counts(
+    sae: SparseAutoencoder, x: Float[Tensor, "windows tokens d"], batch_windows: int = 8, sink_positions: int = 1
+) -> Int[Tensor, " F"]:
+    """On how many tokens of these windows each feature fires, sink positions left out; on the CPU."""
+    counts = torch.zeros(sae.width, dtype=torch.int64, device=sae.device)
     for part in x[:, sink_positions:].split(batch_windows):
-        fired |= (sae.encode(part.to(sae.device)) > 0).any(dim=(0, 1))
-    return ~fired.cpu()
+        counts += (sae.encode(part.to(sae.device)) > 0).sum(dim=(0, 1))
+    return counts.cpu()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from sae_match.evaluation.activations import firing_counts
 from sae_match.evaluation.linear_map import LinearMapSplice
 from sae_match.evaluation.splices import Splice
 from sae_match.keys import Keyed
@@ -105,6 +106,34 @@ class Random(MatchingControl):
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """A draw among the features that are not excluded."""
         return ControlMatching(random(pair))
+
+
+@option
+class FiringRate(MatchingControl):
+    """Features paired by the rank of how often they fire on text that is not evaluated; of equal ones by index.
+
+    Features that fire often fire together often, so this is a floor that a score has to beat: above `random`.
+    """
+
+    name: str = "frequency"
+    label: str = "rank of firing rate"
+
+    @property
+    def fitted(self) -> bool:
+        """Firing rates are those on other text."""
+        return True
+
+    def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
+        """The n-th most frequent feature of A to the n-th most frequent one of B."""
+        ranked: list[torch.Tensor] = []
+        for sae, layer, kept in zip((pair.a, pair.b), pair.layers, pair.kept(), strict=True):
+            x = pair.fit_streams.layer(layer)
+            counts = firing_counts(sae, x, pair.batch_windows, pair.sink_positions)[kept]
+            ranked.append(kept[counts.argsort(descending=True, stable=True)])
+        n = min(map(len, ranked))
+        indices = torch.full((pair.a.width,), UNMATCHED)
+        indices[ranked[0][:n]] = ranked[1][:n]
+        return ControlMatching(Permutation(indices, pair.b.width))
 
 
 @option

@@ -89,7 +89,7 @@ class Steps:
             self.results.add(matched.rows, pair.layers, matched.features)
             found.append(matched)
         self.results.add(rows)
-        self.results.record.warn([warning for matched in found for warning in matched.warnings])
+        self.results.warn([warning for matched in found for warning in matched.warnings])
         self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
         return found
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -47,12 +47,15 @@ class LanguageModel:
         name: short name used in records.
         n_layers: number of blocks.
         d_model: width of the residual stream.
+        bos: whether windows of tokens begin with BOS (`text.load_windows`).
     """
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: Any, name: str, bos: Literal["auto", "required", "none"] = "auto"
+    ) -> None:
         self.hf: PreTrainedModel = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name = name
+        self.name, self.bos = name, bos
         self.blocks: nn.ModuleList = find_blocks(hf)
         self.decoder: nn.Module = find_decoder(hf)
         self.n_layers: int = len(self.blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,7 @@ class Results:
         rows: those whose value is a number.
         random_mse: decoder MSE of random pairs, to draw beside the matched ones.
         numbers: headline numbers, once they are known.
+        warnings: what a reader of the results must know.
     """
 
     def __init__(self, record: JobRecord, labels: Labels) -> None:
@@ -33,6 +34,7 @@ class Results:
         self.rows: list[MetricRow] = []
         self.random_mse: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self.numbers: dict[str, float] = {}
+        self.warnings: list[str] = []
         self._features: dict[tuple[int, int], pd.DataFrame] = {}
         self._lines: list[dict[str, int | str | float | None]] = []
 
@@ -59,6 +61,11 @@ class Results:
             self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
             self.__dict__.pop("features", None)
             self.record.write_features(self.features)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Add what a reader of the results must know; it is in status.json, the report and the W&B run's notes."""
+        self.warnings += warnings
+        self.record.warn(warnings)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -32,6 +32,7 @@ class Record:
     Attributes:
         state: running, done, failed, killed (also where its process is gone), or "unreadable" where a file of the
             record is damaged (`error` names it).
+        warnings: what a reader of the results must know, from the job's status.
         pairs: the table of pairs.csv; None where the job has none.
         labels: the package's own and those of the record.
         parts: the jobs that a record was merged from (`merge_spans`), if it was.
@@ -44,6 +45,7 @@ class Record:
     seconds: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     pairs: pd.DataFrame | None = None
     labels: Labels = BUILT_IN_LABELS
     parts: tuple[Record, ...] = ()
@@ -79,7 +81,8 @@ def read_record(path: Path, name: str | None = None) -> Record:
     does not hide the others of a sweep."""
     name = path.name if name is None else name
     try:
-        now = interpret(_read(path / STATUS, _mapping), path, probe=False)
+        status = _read(path / STATUS, _mapping)
+        now = interpret(status, path, probe=False)
         return Record(
             name=name,
             path=path,
@@ -88,6 +91,7 @@ def read_record(path: Path, name: str | None = None) -> Record:
             seconds=now.seconds,
             config=_read(path / CONFIG, _mapping, {}),
             metrics=_read(path / METRICS, _mapping, {}),
+            warnings=tuple(str(warning) for warning in status.get("warnings") or ()),
             pairs=_read(path / PAIRS, read_pairs),
             labels=read_labels(path / LABELS),
         )

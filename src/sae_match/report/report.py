@@ -90,6 +90,7 @@ class Report:
 def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path()) -> Report:
     """Merge what belongs together, and compare. Links are relative to `folder`, where the report will stand."""
     records, notes = merge_spans(jobs) if options.merge else (jobs, [])
+    notes = [*notes, *warning_notes(jobs)]
     labels = joined(record.labels for record in records)
     names = headline_names(records, labels, options.metrics)
     frames = {"report.csv": comparison_frame(records)}
@@ -107,6 +108,18 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
     summary = summary_table(records, options.metrics, labels)
     return Report(jobs, records, notes, labels, frames, tables, summary)
+
+
+def warning_notes(jobs: Sequence[Record]) -> list[str]:
+    """What the jobs warn of, each warning once, with the jobs that have it."""
+    names: dict[str, list[str]] = {}
+    for job in jobs:
+        for warning in job.warnings:
+            names.setdefault(warning, []).append(job.name)
+    return [
+        f"Warning of {', '.join(found[:5])}{f' and {len(found) - 5} more' if len(found) > 5 else ''}: {warning}"
+        for warning, found in names.items()
+    ]
 
 
 def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:

@@ -152,7 +152,8 @@ class WandbMirror:
             return wandb.init(
                 dir=str(self._directory.resolve()),  # W&B's own process may have another working directory
                 mode=self._mode,
-                reinit="finish_previous",  # The default would merge the jobs of a sweep into one run.
+                # A run of its own, beside one that a notebook may have open; the default would log into that one.
+                reinit="create_new",
                 settings=settings,
                 **self._arguments,
             )
@@ -217,6 +218,10 @@ class WandbMirror:
     def log_permutations(self, directory: Path) -> None:
         """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
         log_permutations(self.run, Path(directory), self._config)
+
+    def note(self, text: str) -> None:
+        """Add to the run's notes, below those of WANDB_NOTES."""
+        self.run.notes = "\n".join(part for part in (self.run.notes, text) if part)
 
     def summary(self, numbers: Mapping[str, Any]) -> None:
         """Headline numbers; nothing but numbers, so that columns sort."""
