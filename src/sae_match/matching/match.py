@@ -133,7 +133,6 @@ def match(
         UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
             that the solver does not know, or too little memory.
     """
-    started = time.perf_counter()
     for sae in (a, b):
         if not isinstance(sae, SparseAutoencoder):
             raise UserError(
@@ -141,6 +140,7 @@ def match(
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
     chosen = make_solver(solver) if isinstance(solver, str) else solver
+    started = time.perf_counter()  # without the import of a solver
     pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:
         problem = weights_problem(
