@@ -135,11 +135,11 @@ def option(group: str, name: str, **changes: Any) -> Any:
         UserError: there is no such option, or a value is missing, unknown or wrong.
     """
     folder = config_directory() / group
-    if not (folder / f"{name}.yaml").is_file():
-        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise UserError(f"{group}={name}: must be one of {names}")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"{group}={name}: must be one of {', '.join(names)}")
     values = _values(folder, name) | changes
-    if missing := [key for key, value in values.items() if value == "???"]:
+    if missing := [key for key, value in values.items() if value == "???" or "${" in str(value)]:
         raise UserError(f"{group}={name}: set {', '.join(missing)}")
     try:
         return resolve_name(values.pop("_target_"))(**values)

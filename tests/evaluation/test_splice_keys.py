@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sae_match import Permutation, UserError
+from sae_match.evaluation.controls import Random
 from sae_match.evaluation.linear_map import LinearMapSplice
+from sae_match.evaluation.settings import Evaluation, EvaluationLevel
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, first_equals
 from sae_match.evaluation.standard_splices import (
     STANDARD,
@@ -120,3 +123,10 @@ def test_two_of_one_name_are_refused() -> None:
 def test_a_fitted_splice_needs_text() -> None:
     with pytest.raises(UserError, match="fitted = True"):
         LinearMapSplice().bind(replace(PAIR, fit=None))
+
+
+@pytest.mark.parametrize("kind", ["controls", "splices"])
+def test_names_of_the_jobs_own_rows_are_refused(kind: str) -> None:
+    entry = Random(name="matched") if kind == "controls" else LayerDrop(name="ceiling")
+    with pytest.raises(ValidationError, match="own rows"):
+        Evaluation(level=EvaluationLevel.full, **{kind: {"mine": entry}})

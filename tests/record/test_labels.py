@@ -73,3 +73,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
         read_labels(path)
     record = read_record(tmp_path)
     assert record.state == "unreadable" and LABELS in (record.error or "")
+
+
+def test_composition_sends_its_reach_to_trackers() -> None:
+    assert BUILT_IN_LABELS.is_main("composition/beats_random_until")
+    assert not BUILT_IN_LABELS.is_main("composition/beats_random_until_low")
+    assert not BUILT_IN_LABELS.is_main("composition/matching_score/exact/distance_3")

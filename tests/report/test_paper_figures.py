@@ -127,7 +127,7 @@ def pair_record(root: Path, layers: tuple[int, ...] = (12,), text: str = "Most a
         for i in n
         for level in [("same" if i < 20 else "different") if (to, variant) == (13, "matched") else "maybe"]
     ]  # fmt: skip
-    record.write_judgements(lines)
+    record.add_judgements(lines)
     return root
 
 

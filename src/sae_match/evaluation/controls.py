@@ -108,6 +108,10 @@ class Random(MatchingControl):
         return ControlMatching(random(pair))
 
 
+_COUNTS: dict[tuple[str, str, int, int], torch.Tensor] = {}
+"""Firing counts of the SAEs seen last."""
+
+
 @option
 class FiringRate(MatchingControl):
     """Features paired by the rank of how often they fire on text that is not evaluated; of equal ones by index.
@@ -127,8 +131,14 @@ class FiringRate(MatchingControl):
         """The n-th most frequent feature of A to the n-th most frequent one of B."""
         ranked: list[torch.Tensor] = []
         for sae, layer, kept in zip((pair.a, pair.b), pair.layers, pair.kept(), strict=True):
-            x = pair.fit_streams.layer(layer)
-            counts = firing_counts(sae, x, pair.batch_windows, pair.sink_positions)[kept]
+            streams = pair.fit_streams
+            key = (sae.content_hash, streams.key, layer, pair.sink_positions)
+            if key not in _COUNTS:  # of the layer before: each is the second one of a pair, then the first
+                while len(_COUNTS) > 3:
+                    _COUNTS.pop(next(iter(_COUNTS)))
+                x = streams.layer(layer)
+                _COUNTS[key] = firing_counts(sae, x, pair.batch_windows, pair.sink_positions)
+            counts = _COUNTS[key][kept]
             ranked.append(kept[counts.argsort(descending=True, stable=True)])
         n = min(map(len, ranked))
         indices = torch.full((pair.a.width,), UNMATCHED)

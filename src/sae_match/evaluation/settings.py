@@ -12,6 +12,8 @@ from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.options import option
 
+RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model"))
+"""Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -63,6 +65,8 @@ class Evaluation:
             )
         for kind in (self.controls, self.splices):
             names = [entry.name for entry in kind.values()]
+            if taken := RESERVED.intersection(names):
+                raise ValueError(f"{', '.join(sorted(taken))}: a name of the job's own rows; give another one")
             if twice := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"two controls or splices are called {', '.join(sorted(twice))}: rename one of them")
         return self

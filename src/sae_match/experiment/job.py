@@ -55,6 +55,7 @@ def run(study: Study, *, group: str | None = None) -> Result:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
+    metrics = with_built_in(study.metrics)
     record = JobRecord(Path(study.paths.output_dir))
     record.key = job_key(study)
     record.write_config(yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True))
@@ -65,7 +66,7 @@ def run(study: Study, *, group: str | None = None) -> Result:
         check_writable(store.root, "paths.cache_dir")
         options = _mirror_options(study, store, group)
         with open_mirror(record.directory, mode=study.tracking.mode.value, **options) as mirror:
-            results = prepare_steps(study, store, record, with_built_in(study.metrics)).run()
+            results = prepare_steps(study, store, record, metrics).run()
             draw_figures(results, study.evaluation.controls.values())
             if mirror is not None:
                 mirror_results(mirror, results, study.evaluation.min_count, study.tracking.detail.value == "full")

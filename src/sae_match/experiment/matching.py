@@ -31,6 +31,8 @@ from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
+IDENTITY, ANY_RANDOM = "/identity", "/random"
+"""Compared beside the variants of neighbors; no variant has such a name."""
 Excluded = Callable[[Site, SparseAutoencoder], Bool[Tensor, " F"] | None]
 """Features of a dictionary that stay unmatched; None = none."""
 
@@ -44,6 +46,7 @@ class PairMatcher:
         excluded: features to leave unmatched.
         fit: residual streams of text on which similarities are fitted; None where none needs any.
         provenance: written into the headers of permutations.
+        keep: called with each permutation as soon as it is found, but for those of two seeds.
     """
 
     store: Store
@@ -56,6 +59,7 @@ class PairMatcher:
     sink_positions: int = 1
     seed: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
+    keep: Callable[[Pair, Permutation], None] = lambda pair, permutation: None
 
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
@@ -64,12 +68,15 @@ class PairMatcher:
             a, b, self.folding, excluded, pair.layers, self.fit, self.batch_windows, self.sink_positions, self.seed
         )
 
-    def match(self, features: FeaturePair) -> Matching:
+    def match(self, pair: Pair, features: FeaturePair) -> Matching:
         """The job's own matching of a pair, from the store where it is known."""
         found = cached_matching(self.store, self.similarity, self.solver, features)
         a, b = features.layers
         provenance = {**found.permutation.provenance, "layer_a": a, "layer_b": b, **self.provenance}
-        return replace(found, permutation=replace(found.permutation, provenance=provenance))
+        permutation = replace(found.permutation, provenance=provenance)
+        if pair.role is not Role.seeds:
+            self.keep(pair, permutation)
+        return replace(found, permutation=permutation)
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,6 @@ class MatchedPair:
     random_mse: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     warnings: tuple[str, ...] = ()
 
-    @property
-    def solved(self) -> Permutation:
-        """The permutation that the job's solver found."""
-        return self.permutations[{Role.adjacent: MATCHED, Role.distant: EXACT, Role.seeds: CEILING}[self.pair.role]]
-
 
 def match_neighbors(
     matcher: PairMatcher,
@@ -108,7 +110,7 @@ def match_neighbors(
 ) -> MatchedPair:
     """Match layers t and t+1, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
-    matching = matcher.match(features)
+    matching = matcher.match(pair, features)
     permutations, rows = {MATCHED: matching.permutation}, certificate_rows(matching, pair, MATCHED)
 
     def match(similarity: Comparison, solver: Solver) -> Matching:
@@ -120,13 +122,14 @@ def match_neighbors(
         n = len(other.permutation.matched)
         rows += [MetricRow(*pair.layers, control.name, name, value, n) for name, value in other.values.items()]
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
-    references = weight_distances_of(a, b, {"identity": identity(features), "random": random(features)})
-    distances = weight_distances_of(a, b, permutations)
+    # In one call, which folds both SAEs once.
+    compared = weight_distances_of(a, b, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)})
+    distances = {name: compared[name] for name in permutations}
     logger.info(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
-    planted = planted_identity(references["identity"], references["random"], *pair.layers)
+    planted = planted_identity(compared[IDENTITY], compared[ANY_RANDOM], *pair.layers)
     if planted is not None:
         logger.warning("%s", planted)
     return MatchedPair(
@@ -134,7 +137,7 @@ def match_neighbors(
         permutations,
         rows + weight_rows(metrics, distances, pair.layers),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
-        references["random"].W_dec.cpu().numpy(),
+        compared[ANY_RANDOM].W_dec.cpu().numpy(),
         () if planted is None else (planted,),
     )
 
@@ -148,7 +151,7 @@ def match_distant(
     metrics: Mapping[str, Metric],
 ) -> MatchedPair:
     """Match two layers further apart, and compose the permutations of the neighbors between them."""
-    matching = matcher.match(matcher.features(pair, a, b))
+    matching = matcher.match(pair, matcher.features(pair, a, b))
     between = [found for found in neighbors if pair.a.layer <= found.pair.a.layer < pair.b.layer]
     permutations = {
         COMPOSED: reduce(Permutation.compose, (found.permutations[MATCHED] for found in between)),
@@ -167,7 +170,7 @@ def match_seeds(
     matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
 ) -> MatchedPair:
     """Match two seeds of one layer: the ceiling of every score."""
-    permutations = {CEILING: matcher.match(matcher.features(pair, a, b)).permutation}
+    permutations = {CEILING: matcher.match(pair, matcher.features(pair, a, b)).permutation}
     return MatchedPair(pair, permutations, weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers))
 
 

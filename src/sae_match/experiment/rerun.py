@@ -13,6 +13,7 @@ from sae_match.content import content_key
 from sae_match.errors import UserError
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
+from sae_match.keys import Keyed
 from sae_match.pairs import span
 from sae_match.record.configuration import LOCATIONS, science_hash, science_of
 from sae_match.record.contents import FEATURES, METRICS, PAIRS
@@ -152,6 +153,8 @@ def job_key(study: Study) -> str | None:
     except (UserError, OSError):
         return None
     facts = {"version": KEY_VERSION, "science": science_of(study.config, LOCATIONS), "inputs": inputs}
+    if own := _own_classes(study):
+        facts["own"] = own
     if study.metrics:
         facts["metrics"] = {metric.name: metric.key() for metric in study.metrics.values()}
     return content_key(facts)
@@ -176,3 +179,13 @@ def input_hashes(study: Study) -> dict[str, Any]:
         folder = study.judging.neuronpedia
         inputs["explanations"] = [[content_hash(path) for path in explanation_files(folder, layer)] for layer in layers]
     return inputs
+
+
+def _own_classes(study: Study) -> list[object]:
+    """Facts (with the code) of what results depend on that is not of this package: editing it makes another job."""
+    controls = list(study.evaluation.controls.values())
+    parts: list[object] = [study.matching, study.solver, *study.evaluation.splices.values(), *controls]
+    for control in controls:
+        parts += [getattr(control, name) for name in ("similarity", "solver") if hasattr(control, name)]
+    own = (part for part in parts if not type(part).__module__.startswith("sae_match."))
+    return [part.facts() for part in own if isinstance(part, Keyed)]

@@ -85,7 +85,6 @@ class Steps:
         for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
             controls = self.study.evaluation.matchers
             matched = match_neighbors(self.matcher, pair, *self.saes.pair(pair), controls, self.metrics)
-            self._save(matched)
             self.results.add(matched.rows, pair.layers, matched.features)
             found.append(matched)
         self.results.add(rows)
@@ -102,13 +101,13 @@ class Steps:
         self.results.add(difference_rows(rows, self.metrics) + ceiling_gap_rows(rows, self.metrics))
         log_ceiling_gaps(self.results.rows, self.metrics)
         self.results.record.write_documents(document_sums(evaluator, self.results.rows))
+        self.results.rows[:] = [row.without_sums() for row in self.results.rows]
 
     def match_distant(self, neighbors: list[MatchedPair]) -> list[MatchedPair]:
         """Match layers further apart exactly, and compare with the composed permutations of the neighbors."""
         found: list[MatchedPair] = []
         for pair in tqdm(distant_pairs(self.study), desc="composing over distance", disable=not self.progress):
             matched = self._match_distant(pair, neighbors)
-            self._save(matched)
             found.append(matched)
         return found
 
@@ -121,11 +120,11 @@ class Steps:
             describe = by_explanations(judging, judging.neuronpedia or "", self.widths)
         else:
             describe = by_contexts(judging, self.evaluator, self.saes)
-        rows, lines = list[MetricRow](), list[dict[str, object]]()
+        rows: list[MetricRow] = []
         samples, seed = self.study.evaluation.bootstrap_samples, self.study.seed
         for judged in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
-            rows, lines = rows + judged.rows, lines + judged.lines
-            self.results.record.write_judgements(lines)
+            rows += judged.rows
+            self.results.record.add_judgements(judged.lines)
         self.results.add(rows)
 
     def follow_features(self) -> None:
@@ -149,7 +148,10 @@ class Steps:
     def _match_distant(self, pair: Pair, neighbors: list[MatchedPair]) -> MatchedPair:
         a, b = self.saes.pair(pair)
         matched = match_distant(self.matcher, pair, a, b, neighbors, self.metrics)
-        self.results.add(matched.rows + ([] if self.evaluator is None else self.evaluator.evaluate(matched, a, b)[0]))
+        self.results.add(matched.rows)
+        if self.evaluator is not None:
+            # Sums per document are written of neighbors only; those of all distances would outgrow memory.
+            self.results.add(row.without_sums() for row in self.evaluator.evaluate(matched, a, b)[0])
         return matched
 
     def _seed_rows(self, evaluator: Evaluator, pair: Pair) -> list[MetricRow]:
@@ -158,9 +160,6 @@ class Steps:
         a, b = self.saes.pair(pair)
         matched = match_seeds(self.matcher, pair, a, b, self.metrics)
         return matched.rows + evaluator.evaluate(matched, a, b)[0]
-
-    def _save(self, matched: MatchedPair) -> None:
-        matched.solved.save(self.results.record.permutation_path(*matched.pair.layers))
 
 
 def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mapping[str, Metric]) -> Steps:
@@ -194,6 +193,7 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
         fit=None if inputs is None else inputs.fit_streams,
         batch_windows=study.evaluation.batch_windows, sink_positions=study.model.sink_positions, seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
+        keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
     )  # fmt: skip
     return Steps(
         study=study,

@@ -247,6 +247,10 @@ class MetricRow:
     n: int
     estimate: Estimate | None = None
 
+    def without_sums(self) -> MetricRow:
+        """The same row; its estimate keeps the replicates, not what they were computed from."""
+        return self if self.estimate is None else replace(self, estimate=replace(self.estimate, sums=None))
+
     def as_dict(self) -> dict[str, int | str | float | None]:
         """Columns of `pairs.csv`."""
         low, high = self.estimate.interval if self.estimate is not None else (None, None)  # NaN: an empty cell

@@ -21,7 +21,7 @@ FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.j
 TOP_TOKENS = "top_tokens.parquet"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
-RESULTS = (METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+RESULTS = (TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}
 _CONFIG_KEYS = {"matching", "folding", "solver", "sae", "layers", "paths"}

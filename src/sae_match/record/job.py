@@ -273,15 +273,15 @@ class JobRecord:
         """Write documents.parquet: the sums behind each averaged metric, per document."""
         write_documents(self.directory / DOCUMENTS, sums)
 
-    def write_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
-        """Write judgements.jsonl, one JSON object per judged pair.
+    def add_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
+        """Add to judgements.jsonl, one JSON object per judged pair.
 
         Raises:
             ValueError: a number is NaN or infinite.
         """
         lines = [json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in judgements]
-        with atomic_path(self.directory / JUDGEMENTS) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+        with (self.directory / JUDGEMENTS).open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(lines))
 
     def write_paths(self, paths: pd.DataFrame) -> None:
         """Write paths.parquet, one row per layer of each feature's path."""

@@ -57,6 +57,8 @@ class Labels:
 
     def is_main(self, number: str) -> bool:
         """Whether a number or curve (`METRIC/VARIANT...`) is of what jobs are compared by; no ends of intervals."""
+        if number.startswith("composition/"):  # its numbers by distance are curves as well
+            return number.endswith("_until")
         about = self.of_number(number)
         compared = about.headline or about.compared or about.distance or about.tracked or about.figure == "record"
         return compared and not number.endswith(("_low", "_high"))
