@@ -15,7 +15,7 @@ from sae_match.errors import UserError
 
 if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
-    from sae_match.library import load_language_model, load_text, residual_streams, top_tokens
+    from sae_match.library import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
         match,
@@ -37,6 +37,7 @@ __all__ = [
     "Permutation",
     "SparseAutoencoder",
     "UserError",
+    "evaluate_on_text",
     "evaluate_pair",
     "feature_table",
     "fold",
@@ -54,6 +55,7 @@ _HOMES = {
     "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",
     "SparseAutoencoder": "sae_match.saes",
+    "evaluate_on_text": "sae_match.library",
     "evaluate_pair": "sae_match.evaluation",
     "feature_table": "sae_match.evaluation",
     "fold": "sae_match.saes",
@@ -72,3 +74,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sae_match' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

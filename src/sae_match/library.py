@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from sae_match.saes import SparseAutoencoder
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sae_match.evaluation import PairEvaluation, PairSettings
     from sae_match.language_model import LanguageModel, ResidualStreams
     from sae_match.language_model.sources import ModelSource
+    from sae_match.matching import Permutation
     from sae_match.text import TokenWindows
     from sae_match.text.source import TextSource
 
@@ -82,6 +85,33 @@ def residual_streams(
     return capture(model, windows, list(layers), Store(cache_dir), batch_windows, progress)
 
 
+def evaluate_on_text(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutations: Permutation | dict[str, Permutation],
+    model: LanguageModel,
+    windows: TokenWindows,
+    layers: tuple[int, int],
+    cache_dir: str | Path = "",
+    settings: PairSettings | None = None,
+) -> PairEvaluation:
+    """`evaluate_pair` on a model's residual streams, without its sink positions, with intervals over documents.
+
+    Args:
+        a, b: SAEs of these two layers.
+        settings: as of `evaluate_pair`; `sink_positions` is the model's.
+
+    Raises:
+        UserError: as `residual_streams` and `evaluate_pair`.
+    """
+    from sae_match.evaluation import PairSettings, evaluate_pair
+
+    streams = residual_streams(model, windows, layers, cache_dir)
+    how = replace(settings or PairSettings(), sink_positions=model.sink_positions)
+    x_a, x_b = (streams.layer(layer) for layer in layers)
+    return evaluate_pair(a, b, permutations, x_a, x_b, windows.document, layers=layers, settings=how)
+
+
 def top_tokens(
     sae: SparseAutoencoder,
     x: Float[Tensor, "windows tokens d"],
@@ -96,16 +126,18 @@ def top_tokens(
     Columns: `feature`, `activation`, `token`, and the text `before` and `after` it (up to `context` tokens each).
 
     Args:
-        x: resid_post of the SAE's layer on these windows; position 0 is left out.
+        x: resid_post of the SAE's layer on these windows; the model's sink positions are left out.
 
     Raises:
-        UserError: the SAE cannot encode, or reads another width.
+        UserError: the SAE cannot encode, reads another width, or has no such feature.
     """
     import pandas as pd
 
     from sae_match.evaluation.top_activations import top_activations
 
-    top = top_activations(sae, x, k)
+    if wrong := [feature for feature in features if not 0 <= feature < sae.width]:
+        raise UserError(f"features {wrong}: the SAE has features 0..{sae.width - 1}")
+    top = top_activations(sae, x, k, sink_positions=model.sink_positions)
 
     def text(window: int, start: int, end: int) -> str:
         ids = windows.ids[window, max(start, 0) : end].tolist()

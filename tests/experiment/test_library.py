@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from sae_match import (
+    PairSettings,
     UserError,
+    evaluate_on_text,
     evaluate_pair,
     load_language_model,
     load_sae,
@@ -42,8 +44,25 @@ def test_from_names_to_tables(model_directory: Path, text_directory: Path, rando
     assert rows.iloc[0]["before"] == model.tokenizer.decode(before.tolist())
 
 
-def test_a_model_brings_its_bos(model_directory: Path, tmp_path: Path) -> None:
-    assert load_language_model("local", "cpu", tmp_path, path=str(model_directory), bos="none").bos == "none"
+def test_a_model_brings_its_bos_and_sink_positions(
+    model_directory: Path, text_directory: Path, random_saes: Path, tmp_path: Path
+) -> None:
+    model = load_language_model("local", "cpu", tmp_path, path=str(model_directory), bos="none", sink_positions=3)
+    assert (model.bos, model.sink_positions) == ("none", 3)
+    windows = load_text("local", model, tmp_path, path=str(text_directory), documents=6, window_tokens=12)
+    a, b = (load_sae(random_saes / f"layer_{layer:02d}.safetensors") for layer in (1, 2))
+    permutation = match(a, b).permutation
+    found = evaluate_on_text(a, b, permutation, model, windows, (1, 2), tmp_path)
+    streams = residual_streams(model, windows, [1, 2], tmp_path)
+    settings = PairSettings(sink_positions=3)
+    direct = evaluate_pair(
+        a, b, permutation, streams.layer(1), streams.layer(2), windows.document, layers=(1, 2), settings=settings
+    )
+    assert found.to_frame().equals(direct.to_frame())
+    table = top_tokens(a, streams.layer(1), windows, model, [3], k=1)
+    assert float(table["activation"].iloc[0]) == pytest.approx(float(a.encode(streams.layer(1)[:, 3:])[..., 3].max()))
+    with pytest.raises(UserError, match=r"features \[24\]: the SAE has features 0\.\.23"):
+        top_tokens(a, streams.layer(1), windows, model, [24])
 
 
 @pytest.mark.parametrize(

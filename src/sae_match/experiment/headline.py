@@ -40,14 +40,19 @@ def headline(rows: Sequence[MetricRow], labels: Labels = BUILT_IN_LABELS) -> dic
 
 
 def summary_lines(numbers: Mapping[str, float], labels: Labels) -> list[str]:
-    """A line per headline metric: the matching's number with its interval, and what it stands beside."""
+    """A line per headline metric: the matching's number with its interval, and those of every other variant."""
     lines: list[str] = []
     for about in labels.metrics.values():
-        name, *beside = about.numbers
+        name = about.numbers[0]
         if about.headline and name in numbers:
             low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
             interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
-            others = [f"{labels.split(other)[1]} {numbers[other]:.4g}" for other in beside if other in numbers]
+            others = [
+                f"{variant} {value:.4g}"
+                for other, value in numbers.items()
+                for metric, variant in [labels.split(other)]
+                if metric.name == about.name and other != name and not other.endswith(("_low", "_high"))
+            ]
             found = f"{about.axis}: {numbers[name]:.4g}{interval}"
             lines.append(found + (f"; {', '.join(others)}" if others else ""))
     return lines

@@ -88,7 +88,6 @@ def _mirror_options(study: Study, store: Store, group: str | None) -> dict[str, 
         "group": study.tracking.group,
         "default_group": group,
         "tags": study.tracking.tags,
-        "name": "-".join(
-            str(getattr(study, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")
-        ),
+        "name": f"{study.layers.first}-{study.layers.last}-"
+        + "-".join(str(getattr(study, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")),
     }

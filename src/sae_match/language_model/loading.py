@@ -156,7 +156,9 @@ def load_language_model(source: ModelSource, device: str, store: Store) -> Langu
     target = resolve_device(device)
     hf, tokenizer = _load(source, source.files(store), store)
     try:
-        model = LanguageModel(hf if source.device_map else hf.to(target), tokenizer, source.name, source.bos)
+        model = LanguageModel(
+            hf if source.device_map else hf.to(target), tokenizer, source.name, source.bos, source.sink_positions
+        )
         model.check_architecture()
     except torch.OutOfMemoryError as error:
         raise UserError(f"model {source.name} does not fit on {target}: {error}\nTry model.dtype=bfloat16") from error

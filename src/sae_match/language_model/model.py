@@ -48,14 +48,20 @@ class LanguageModel:
         n_layers: number of blocks.
         d_model: width of the residual stream.
         bos: whether windows of tokens begin with BOS (`text.load_windows`).
+        sink_positions: positions at each window's start that are never counted.
     """
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: Any, name: str, bos: Literal["auto", "required", "none"] = "auto"
+        self,
+        hf: PreTrainedModel,
+        tokenizer: Any,
+        name: str,
+        bos: Literal["auto", "required", "none"] = "auto",
+        sink_positions: int = 1,
     ) -> None:
         self.hf: PreTrainedModel = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.name, self.bos = name, bos
+        self.name, self.bos, self.sink_positions = name, bos, sink_positions
         self.blocks: nn.ModuleList = find_blocks(hf)
         self.decoder: nn.Module = find_decoder(hf)
         self.n_layers: int = len(self.blocks)

@@ -138,7 +138,11 @@ class SimilarDecoders(WeightMetric):
     """Share of matched pairs whose decoder rows have a cosine above 0.7."""
 
     about = Description(
-        name="decoder_cosine_above_0.7", label="decoder rows with cosine above 0.7", unit="share", better="higher"
+        name="decoder_cosine_above_0.7",
+        label="decoder rows with cosine above 0.7",
+        unit="share",
+        better="higher",
+        tracked=True,
     )
 
     def value(self, pair: MatchedWeights) -> float:
@@ -237,7 +241,7 @@ class DeadFeatures(LayerMetric):
 class MeanTheta(LayerMetric):
     """Mean threshold, or folding scale used in its place, over features."""
 
-    about = Description(name="mean_theta", label="mean threshold θ")
+    about = Description(name="mean_theta", label="mean threshold θ", tracked=True)
 
     def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured | None:
         """The mean over features; None where they are not scaled."""
@@ -260,7 +264,7 @@ class DecoderNorm(LayerMetric):
 class ResidualNorm(LayerMetric):
     """Median norm of the residual stream over counted tokens; of an even number the lower of the two middle ones."""
 
-    about = Description(name="residual_norm", label="median residual norm")
+    about = Description(name="residual_norm", label="median residual norm", tracked=True)
     reference = "model"
 
     def measure(self, layer: LayerActivity, bootstrap: Bootstrap) -> Measured:

@@ -22,7 +22,7 @@ NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_h
 NOTE = (
     "Means over the span's layer pairs on the same tokens, with 95 % intervals over documents. Beside each metric: "
     "what the job's own matching has more than the control, with the interval of the paired difference. "
-    "`correlation` and `linear_map` are fitted on text that is not evaluated."
+    "Controls that read activations are fitted on text that is not evaluated."
 )
 
 
