@@ -15,12 +15,12 @@ from sae_match.errors import UserError
 
 if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
-    from sae_match.library import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
         match,
         match_chain,
     )
+    from sae_match.notebook import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
     from sae_match.saes import SparseAutoencoder, fold, load_sae
 
 # A notebook names its backend to every process that it starts, and matplotlib refuses to be imported where that is not
@@ -55,17 +55,17 @@ _HOMES = {
     "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",
     "SparseAutoencoder": "sae_match.saes",
-    "evaluate_on_text": "sae_match.library",
+    "evaluate_on_text": "sae_match.notebook",
     "evaluate_pair": "sae_match.evaluation",
     "feature_table": "sae_match.evaluation",
     "fold": "sae_match.saes",
-    "load_language_model": "sae_match.library",
+    "load_language_model": "sae_match.notebook",
     "load_sae": "sae_match.saes",
-    "load_text": "sae_match.library",
+    "load_text": "sae_match.notebook",
     "match": "sae_match.matching",
     "match_chain": "sae_match.matching",
-    "residual_streams": "sae_match.library",
-    "top_tokens": "sae_match.library",
+    "residual_streams": "sae_match.notebook",
+    "top_tokens": "sae_match.notebook",
 }
 
 

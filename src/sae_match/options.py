@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
@@ -29,3 +29,8 @@ def arguments(value: object) -> dict[str, Any]:
     kind = type(value)
     plain: dict[str, Any] = TypeAdapter(kind).dump_python(value, mode="json")
     return {"class": f"{kind.__module__}.{kind.__qualname__}", **plain}
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The arguments that an option refused, and why, on one line."""
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())

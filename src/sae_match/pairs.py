@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sae_match.metrics.description import CEILING
+from sae_match.metrics.description import CEILING, MATCHED
 
 if TYPE_CHECKING:
     from sae_match.study import Study
 
-MATCHED, RANDOM, VANILLA = "matched", "random", "vanilla"
+RANDOM, VANILLA = "random", "vanilla"
 COMPOSED, EXACT = "composed", "exact"
 """Of layers further apart: the composition of the matched neighbors, and the matching of the two layers themselves.
 `random` is then the composition of the neighbors' random controls (again a uniformly random permutation)."""

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
-from sae_match.evaluation.standard_splices import MATCHED, STANDARD
+from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap
+from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import Metric, MetricRow, metric_rows
 from sae_match.metrics.registry import BUILT_IN
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances, weight_distances_of

@@ -16,14 +16,11 @@ from sae_match.evaluation.splices import BoundSplice, PairActivations, Reconstru
 from sae_match.keys import tensor_digest
 from sae_match.matching import Permutation
 from sae_match.matching.feature_pair import sae_facts
+from sae_match.metrics.description import MATCHED, SPLICED
 from sae_match.metrics.weight_distance import weight_distances
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 from sae_match.style import BLACK, BLUE, GREEN, PURPLE, Style
-
-MATCHED = "matched"
-"""The variant that is the matching itself."""
-ENCODE_PERMUTE_DECODE = "encode_permute_decode"
 
 
 def permuted_splice(
@@ -48,7 +45,7 @@ def permuted_splice(
 class EncodePermuteDecode(Splice):
     """Eq. 5 along every permutation: Dec_B(P Enc_A(x_a)); `matched` gives NAME, any other variant V gives NAME_V."""
 
-    name: str = ENCODE_PERMUTE_DECODE
+    name: str = SPLICED
     label: str = "encode-permute-decode"
     style: Style | None = Style(BLUE, "o", "-")
 

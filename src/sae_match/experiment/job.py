@@ -69,7 +69,7 @@ def run(study: Study, *, group: str | None = None) -> Result:
             results = prepare_steps(study, store, record, metrics).run()
             draw_figures(results, study.evaluation.controls.values())
             if mirror is not None:
-                mirror_results(mirror, results, study.evaluation.min_count, study.tracking.detail.value == "full")
+                mirror_results(mirror, results, study.evaluation.min_count, study.tracking.full)
         record.key = record.key or job_key(study)  # what had to be downloaded is here now
     store.forget(passes.KIND)
     return Result(record.directory, results.numbers, results.pairs, results.features, results.labels)
@@ -80,7 +80,7 @@ def _mirror_options(study: Study, store: Store, group: str | None) -> dict[str, 
         return {}
     directory = Path(study.paths.output_dir)
     return {
-        "config": study.config if study.tracking.detail.value == "full" else science_of(study.config),
+        "config": study.config if study.tracking.full else science_of(study.config),
         "run_id": run_id(study.config, directory if group is None else directory.parent),
         "cache_dir": store.scratch("wandb"),
         "project": study.tracking.project,

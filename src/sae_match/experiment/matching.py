@@ -21,10 +21,10 @@ from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
-from sae_match.metrics.description import CEILING
+from sae_match.metrics.description import CEILING, MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
-from sae_match.pairs import COMPOSED, EXACT, MATCHED, RANDOM, Pair, Role, Site
+from sae_match.pairs import COMPOSED, EXACT, RANDOM, Pair, Role, Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 from sae_match.store import Store

@@ -12,8 +12,8 @@ import pandas as pd
 from sae_match.evaluation.controls import Control
 from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
-from sae_match.evaluation.standard_splices import ENCODE_PERMUTE_DECODE
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
+from sae_match.metrics.description import SPLICED
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
@@ -67,7 +67,7 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
 def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
     """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
     more = [control.name for control in controls if not control.in_curves]
-    return pairs[~pairs["variant"].isin(more + [f"{ENCODE_PERMUTE_DECODE}_{name}" for name in more])]
+    return pairs[~pairs["variant"].isin(more + [f"{SPLICED}_{name}" for name in more])]
 
 
 def looks(evaluation: Evaluation) -> dict[str, Look]:
@@ -79,7 +79,11 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
         if owner.name not in VARIANTS and (owner.style is not None or owner.label):
             style = owner.style or next(free)
             own[owner.name] = Look(*style, owner.label or owner.name.replace("_", " "))
-    return {**VARIANTS, **own}
+    known = {**VARIANTS, **own}
+    for control in evaluation.matchers:  # the splice along a permutation looks like the permutation
+        if (look := known.get(control.name)) is not None:
+            known[f"{SPLICED}_{control.name}"] = look._replace(label=f"encode-permute-decode ({look.label})")
+    return known
 
 
 def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: bool = False) -> None:

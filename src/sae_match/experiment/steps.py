@@ -75,7 +75,7 @@ class Steps:
         return self.results
 
     def match_neighbors(self) -> list[MatchedPair]:
-        """Match layers t and t+1 with their controls; each permutation is on disk as soon as its pair is done."""
+        """Match layers t and t+1 with their controls; each permutation is on disk as soon as it is found."""
         evaluator, found = self.evaluator, list[MatchedPair]()
         if evaluator is not None and self.study.matching.dead_features is DeadFeatures.exclude:
             bar = tqdm(self.widths, desc="finding dead features", disable=not self.progress)
@@ -135,7 +135,8 @@ class Steps:
             if self.evaluator is not None:
                 record.write_top_tokens(top_tokens_table(self.evaluator, self.saes, layers, self.progress))
 
-    # Two SAEs are in memory at a time: nothing below outlives its call but rows and permutations.
+    # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
+    # outlive a call.
 
     def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> None:
         a, b = self.saes.pair(matched.pair)

@@ -19,6 +19,7 @@ from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
+from sae_match.options import what_is_wrong
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 
@@ -96,7 +97,7 @@ def make_solver(name: str = "certified", **options: Any) -> Solver:
         solver: Solver = resolve_name(SOLVERS[name])(**options)
         return solver
     except ValidationError as error:
-        raise UserError(f"solver={name}: {error}") from error
+        raise UserError(f"solver={name}: {what_is_wrong(error)}") from error
 
 
 def match(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from sae_match.errors import UserError
 from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, Estimate
 from sae_match.metrics.description import MATCHED, SPLICED, Description
 
@@ -158,10 +159,10 @@ class ReconstructionMetric(_EstimatedMetric):
         """The number with its resamples: the statistic that `about` names.
 
         Raises:
-            NotImplementedError: `about` names none, so the class must define this method.
+            UserError: `about` names none, and the class does not define this method.
         """
         if self.about.statistic is None:
-            raise NotImplementedError(f"{type(self).__name__} has neither a statistic nor an estimate of its own")
+            raise UserError(f"{type(self).__name__}: name a statistic in `about`, or define `estimate`")
         return bootstrap.from_sums(sums, self.about.statistic)
 
 

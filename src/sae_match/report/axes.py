@@ -65,6 +65,7 @@ def draw_distances(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = B
             x, y = mean.index.to_numpy(dtype=float), mean.to_numpy()
             ax.plot(x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("distance [layers]")
     ax.set_ylabel(labels.metric(metric).axis)
     if labels.metric(metric).reference != MATCHED:  # of splices

@@ -16,7 +16,7 @@ from .canvas import COLUMN_INCHES, drawing
 from .records import Record
 
 USUAL = ("vanilla", "random")
-CONTROLS = (*USUAL, "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
+CONTROLS = (*USUAL, "frequency", "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
 """The package's own, in the order of the table; those of users follow by name."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
 NOTE = (
@@ -101,6 +101,9 @@ def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, lab
                 if control == MATCHED:
                     ax.axvline(value, color=GREY, linestyle=":", linewidth=1.0)
                 ax.errorbar(value, names.index(control), xerr=sides, fmt="o", color=color, capsize=2, linewidth=1)
+            off = frame.loc[(frame["metric"] == metric) & frame["value"].notna(), "control"]
+            if missing := [name for name in off if name not in set(rows.loc[rows["metric"] == metric, "control"])]:
+                ax.set_title(f"{', '.join(missing)}: off the axis", fontsize=7, color=GREY)
             ax.grid(axis="x")
             ax.grid(visible=False, axis="y")
             ax.margins(x=0.12)

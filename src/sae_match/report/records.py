@@ -21,6 +21,8 @@ from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
 from ..record.pairs import read_pairs
 from ..record.state import STATUS, interpret
 
+LOOKS = ("label", "style")
+"""Last parts of keys that say how something is drawn."""
 BAD_STATES = ("failed", "killed", "unreadable")
 """States that make a report end with a non-zero exit code."""
 
@@ -165,7 +167,8 @@ def comparison_keys(records: Sequence[Record]) -> list[str]:
     covered = {FACTOR_PATHS[name].split(".")[0] for name in keys if FACTOR_PATHS[name].endswith(".name")}
     skipped = covered.union(RUNTIME_KEYS, ("device", "experiment"))
     flat = sorted({key for record in configured for key in record.flat} - set(FACTOR_PATHS.values()))
-    return keys + [key for key in flat if key.split(".")[0] not in skipped and varies(key)]
+    meant = [key for key in flat if key.split(".")[0] not in skipped and key.rpartition(".")[2] not in LOOKS]
+    return keys + [key for key in meant if varies(key)]
 
 
 def job_labels(records: Sequence[Record]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
+from sae_match.options import what_is_wrong
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
@@ -102,8 +103,8 @@ def load_sae(
     try:
         saes = kind(name=file.name, site=place, last_layer=layer or 0)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"dialect={kind.__name__}: {found}; pass an object, {kind.__name__}(name=..., ...)") from error
+        advice = f"pass an object, {kind.__name__}(name=..., ...)"
+        raise UserError(f"dialect={kind.__name__}: {what_is_wrong(error)}; {advice}") from error
     return saes.read(file, layer)
 
 

@@ -42,3 +42,8 @@ class Tracking:
     """Run group; null = WANDB_RUN_GROUP, else the sweep's directory name, or none for a single run."""
     tags: list[Annotated[str, StringConstraints(min_length=1, max_length=64)]] = Field(default_factory=list)
     """Tags, at most 64 characters each; none = those of WANDB_TAGS."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every number, curve and key is sent."""
+        return self.detail is TrackingDetail.full

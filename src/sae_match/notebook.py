@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.files import config_directory
+from sae_match.options import what_is_wrong
 from sae_match.saes import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -176,8 +177,7 @@ def option(group: str, name: str, **changes: Any) -> Any:
     try:
         return resolve_name(values.pop("_target_"))(**values)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UserError(f"{group}={name}: {found}") from error
+        raise UserError(f"{group}={name}: {what_is_wrong(error)}") from error
 
 
 def _values(folder: Path, name: str) -> dict[str, Any]:
