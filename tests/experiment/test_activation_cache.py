@@ -22,6 +22,8 @@ from sae_match.experiment import passes as passes_module
 from sae_match.experiment import saes as saes_module
 from sae_match.experiment.passes import activations, pass_key
 from sae_match.matching import by_similarity
+from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.problem import SimilarityProblem
 from sae_match.store import Store
 from sae_match.study import Study
 from tests.builders import random_sae, splices_of_pair
@@ -213,6 +215,7 @@ def test_the_key_holds_everything_that_changes_a_pass() -> None:
 def test_a_matching_by_correlation_is_solved_once(
     configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    CertifiedSolver().warm_up(SimilarityProblem(torch.rand(2, 2)))  # solves a small problem of its own
     solved: list[int] = []
     solve = by_similarity.match_by_similarity
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_match import SparseAutoencoder, UserError, fold, match
 from sae_match.matching import matching_problem
+from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.dense import DenseSolver, dual_deficit, grid_cost
-from sae_match.matching.problem import GroupWeights
+from sae_match.matching.problem import GroupWeights, SimilarityProblem
 from tests.builders import permuted, random_sae
 
 METRICS = ["both", "decoder", "encoder"]
@@ -181,3 +184,31 @@ def test_a_matching_is_shown_in_one_line_and_as_a_small_table() -> None:
     page = matching._repr_html_()
     assert "24 and 30, 24 matched" in page and "proved optimal" in page
     assert "no bound" in match(random_sae(seed=1), random_sae(width=30, seed=2), solver="greedy")._repr_html_()
+
+
+def test_compiling_is_no_time_of_a_matching(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def compile_kernels(self: CertifiedSolver, problem: object) -> None:
+        now[0] += 20.0
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(sys.modules["sae_match.matching.match"], "time", clock)
+    monkeypatch.setattr(CertifiedSolver, "warm_up", compile_kernels)
+    assert match(random_sae(seed=1), random_sae(seed=2)).seconds == 0.0 and now == [20.0]
+
+
+def test_confidence_orders_the_pairs_by_what_was_compared() -> None:
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    gone = torch.zeros(a.width, dtype=torch.bool)
+    gone[3] = True
+    found = match(a, b, exclude_a=gone)
+    assert torch.isnan(found.confidence).nonzero().flatten().tolist() == [3]
+    assert float(-found.confidence.nansum()) == pytest.approx(found.objective)
+    left, right = (torch.cat([sae.W_enc.T, sae.b_enc[:, None], sae.W_dec], dim=1) for sae in (fold(a), fold(b)))
+    partner = int(found.permutation.indices[5])
+    assert float(found.confidence[5]) == pytest.approx(-float((left[5] - right[partner]).square().sum()), rel=1e-5)
+    similarities = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    best = SimilarityProblem(similarities)
+    permutation = DenseSolver().solve_similarity(best).permutation
+    torch.testing.assert_close(best.confidence(permutation), similarities[torch.arange(4), permutation.indices])

@@ -185,6 +185,16 @@ def test_a_run_that_the_caller_has_open_stays_open(
     assert [entry["item"]["own"] for entry in own["history"]] == [2]
 
 
+def test_a_curve_with_a_dot_in_its_name_leaves_no_summary(tmp_path: Path, config: dict[str, Any]) -> None:
+    with WandbMirror(tmp_path, mode="offline", config=config, cache_dir=tmp_path / "c") as mirror:
+        mirror.log_curves("layer", [{"layer": n, "cosine_above_0.7/matched": n / 10} for n in (1, 2)])
+        mirror.summary({"cosine_above_0.7": 0.5})
+    run = inspect(tmp_path)
+    summary = {name: value for entry in run["summary"] for name, value in entry.get("update", {}).items()}
+    assert {name: value for name, value in summary.items() if not name.startswith("_")} == {"cosine_above_0.7": 0.5}
+    assert [entry["item"]["per_layer/cosine_above_0.7/matched"] for entry in run["history"]] == [0.1, 0.2]
+
+
 def test_numbers_that_are_not_finite_are_refused_before_anything_is_logged(
     tmp_path: Path, config: dict[str, Any], pairs: pd.DataFrame
 ) -> None:

@@ -21,7 +21,7 @@ from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 
-MATCHING_VERSION = 3
+MATCHING_VERSION = 4
 """To be raised when a solver, or what it minimizes, changes its results."""
 KIND = "matchings"
 
@@ -64,6 +64,7 @@ def _encode(matching: Matching) -> Payload:
         "tolerance": matching.tolerance,
         "seconds": matching.seconds,
         "statistics": dict(matching.statistics),
+        "confidence": matching.confidence,
     }
 
 
@@ -75,6 +76,9 @@ def _decode(payload: Payload, a: SparseAutoencoder, b: SparseAutoencoder, solver
     """
     indices, provenance = payload["indices"], payload["provenance"]
     check_indices(indices, payload["width_b"], a.width, b.width)
+    confidence = payload["confidence"]
+    if not isinstance(confidence, np.ndarray) or confidence.shape != (a.width,):
+        raise ValueError(f"its confidence is not that of {a.width} features")
     if (provenance["sae_a"], provenance["sae_b"], provenance["solver"]) != (a.content_hash, b.content_hash, solver):
         raise ValueError("it is for other SAEs or from another solver")
     return Matching(
@@ -85,6 +89,7 @@ def _decode(payload: Payload, a: SparseAutoencoder, b: SparseAutoencoder, solver
         tolerance=finite(payload["tolerance"]),
         seconds=finite(payload["seconds"]),
         statistics=dict(payload["statistics"]),
+        confidence=torch.from_numpy(confidence),
     )
 
 

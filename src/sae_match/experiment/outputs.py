@@ -82,7 +82,7 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
     known = {**VARIANTS, **own}
     for control in evaluation.matchers:  # the splice along a permutation looks like the permutation
         if (look := known.get(control.name)) is not None:
-            known[f"{SPLICED}_{control.name}"] = look._replace(label=f"encode-permute-decode ({look.label})")
+            known[f"{SPLICED}_{control.name}"] = look._replace(label=f"encode-permute-decode ({control.name})")
     return known
 
 

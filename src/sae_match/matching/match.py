@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pkgutil import resolve_name
 from typing import Any
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class Matching:
         tolerance: absolute rounding uncertainty of the bound.
         seconds: wall time of building and solving the problem.
         statistics: what the solver did: seconds per phase, counts, peak memory.
+        confidence: [F_a] by what the matcher itself orders its pairs, larger = surer: the similarity of the pair, or
+            minus its squared distance; NaN where a feature has no partner.
     """
 
     permutation: Permutation
@@ -60,6 +63,7 @@ class Matching:
     tolerance: float
     seconds: float
     statistics: dict[str, float] = field(default_factory=dict)
+    confidence: Float[Tensor, " F_a"] = field(default_factory=lambda: torch.zeros(0))
 
     def __repr__(self) -> str:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
@@ -179,8 +183,13 @@ def _matched(
     """Solve the problem of the features that are matched; the answer is in the numbers of the whole SAEs."""
     kept_a, kept_b = pair.kept()
     n_a, n_b = pair.a.width, pair.b.width
+    warming = time.perf_counter()
+    solver.warm_up(problem)
+    started += time.perf_counter() - warming
     solution = solver.solve(problem) if isinstance(problem, MatchingProblem) else solver.solve_similarity(problem)
     whole = solution.permutation
+    confidence = torch.full((n_a,), torch.nan)
+    confidence[kept_a[whole.matched]] = problem.confidence(whole)
     if (len(kept_a), len(kept_b)) != (n_a, n_b):
         whole = whole.embedded(kept_a, kept_b, n_a, n_b)
     seconds = time.perf_counter() - started
@@ -209,6 +218,7 @@ def _matched(
         tolerance=solution.tolerance,
         seconds=seconds,
         statistics=statistics,
+        confidence=confidence,
     )
 
 

@@ -111,30 +111,30 @@ class MatchingProblem:
         """(F_a, F_b)."""
         return len(self.left), len(self.right)
 
+    def pair_costs(self, permutation: Permutation) -> Float[Tensor, " M"]:
+        """Squared distance of every matched pair, float64."""
+        a, b = permutation.matched, permutation.indices[permutation.matched]
+        # A few megabytes at a time: in float64 the rows of a wide SAE would outweigh everything else.
+        parts = zip(*(rows.split(max(1, 2**20 // self.left.shape[1])) for rows in (a, b)), strict=True)
+        return torch.cat([(self.left[i].double() - self.right[j].double()).square().sum(dim=1) for i, j in parts])
+
     def objective(self, permutation: Permutation) -> float:
         """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
-        total = 0.0
-        matched = permutation.matched
-        # A few megabytes at a time: in float64 the rows of a wide SAE would outweigh everything else.
-        for rows in matched.split(max(1, 2**20 // self.left.shape[1])):
-            a = self.left[rows].to(torch.float64)
-            b = self.right[permutation.indices[rows]].to(torch.float64)
-            total += float((a - b).square().sum())
-        rejected = min(self.shape) - len(matched)
-        return total + rejected * self.rejection_cost if self.rejection_cost is not None else total
+        costs = self.pair_costs(permutation)
+        return float(costs.sum()) + (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)
 
     def ordinary_cost(self, permutation: Permutation) -> float:
         """`objective` without its costliest 1% of pairs: what a bound's uncertainty has to be small against.
 
         A few pairs may outweigh all others by orders of magnitude.
         """
-        a = self.left[permutation.matched]
-        b = self.right[permutation.indices[permutation.matched]]
-        parts = zip(*(side.split(max(1, 2**20 // self.left.shape[1])) for side in (a, b)), strict=True)
-        costs = torch.cat([(x.double() - y.double()).square().sum(dim=1) for x, y in parts])
-        rejected = min(self.shape) - len(costs)
+        costs = self.pair_costs(permutation)
         kept = costs.sort().values[: len(costs) - math.ceil(len(costs) / 100)]
-        return float(kept.sum()) + rejected * (self.rejection_cost or 0.0)
+        return float(kept.sum()) + (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)
+
+    def confidence(self, permutation: Permutation) -> Float[Tensor, " M"]:
+        """Minus the squared distance of every matched pair."""
+        return -self.pair_costs(permutation).float().cpu()
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,11 @@ class SimilarityProblem:
         rows = permutation.matched
         found = self.matrix[rows, permutation.indices[rows]].to(torch.float64)
         return float((2 - 2 * found).sum())
+
+    def confidence(self, permutation: Permutation) -> Float[Tensor, " M"]:
+        """Similarity of every matched pair."""
+        rows = permutation.matched
+        return self.matrix[rows, permutation.indices[rows]].float().cpu()
 
 
 def feature_rows(

@@ -105,6 +105,11 @@ class Solver(Keyed, ABC):
         problem.check_complete(self.name)
         self.check_memory(*problem.shape, problem.left.shape[1])
 
+    def warm_up(self, problem: MatchingProblem | SimilarityProblem) -> None:
+        """What a process does once before it can solve a problem of this kind, such as compiling; not counted as time
+        of solving."""
+        return None
+
     def solve_similarity(self, problem: SimilarityProblem) -> Solution:
         """The same for given similarities.
 

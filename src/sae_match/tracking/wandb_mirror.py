@@ -181,6 +181,9 @@ class WandbMirror:
         for row in rows:
             numbers = {f"{PREFIXES[axis]}{name}": value for name, value in row.items() if name != axis}
             steps.append(_measured({axis: row[axis]}) | _measured(numbers))
+        for name in {name for step in steps for name in step if "." in name}:
+            # A dot means a level of its own to W&B, which its patterns do not enter.
+            self.run.define_metric(name.replace(".", "\\."), step_metric=axis, summary="none")
         for step in steps:
             self.run.log(step)
 

@@ -33,6 +33,8 @@ from sae_match.options import option
 
 logger = logging.getLogger(__name__)
 
+_WARM: set[type] = set()
+"""Kinds of problems that this process has solved one of."""
 EXACT_BLOCK_ROWS = 256
 """Rows that the exact solution computes at a time, in float64."""
 
@@ -93,6 +95,19 @@ class CertifiedSolver(Solver):
         if self.memory_limit_gib is not None:
             return self.memory_limit_gib * GIB
         return float(psutil.virtual_memory().available)
+
+    def warm_up(self, problem: MatchingProblem | SimilarityProblem) -> None:
+        """Compile the kernels, or load them, on a small problem of the same kind."""
+        if type(problem) in _WARM:
+            return
+        _WARM.add(type(problem))
+        generator = torch.Generator().manual_seed(0)
+        solver = CertifiedSolver(cache=self.cache, verify=self.verify)
+        if isinstance(problem, SimilarityProblem):
+            solver.solve_similarity(SimilarityProblem(torch.rand(24, 30, generator=generator)))
+        else:
+            left, right = (torch.rand(n, 8, generator=generator) for n in (24, 30))
+            solver.solve(MatchingProblem(left, right))
 
     def solve(self, problem: MatchingProblem) -> Solution:
         """The optimal matching and its proof.
