@@ -14,10 +14,11 @@ from sae_match.files import write_text
 from ..errors import UserError
 from ..record.contents import PATHS
 from ..record.labels import Labels, joined
-from .ablation import ablation_frame, compared_metrics, effects_frame, effects_note, rank, ranking_note, resample
+from .ablation import ablation_frame, compared_metrics, rank, ranking_note, resample
 from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
+from .effects import effects_frame, effects_note
 from .figures import MAX_CURVES, Drawn, write_overlays
 from .merge import merge_spans
 from .pages import html_page, write_path_pages

@@ -236,26 +236,33 @@ def ablation_table(
 def effects_table(
     frame: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS, note: str = ""
 ) -> Table:
-    """One row per contrast of `effects_frame`, one column per metric."""
+    """One row per contrast of `effects_frame`, below it those at the levels of other factors; a column per metric."""
     rows = []
-    for (factor, level, reference), group in frame.groupby(["factor", "level", "reference"], sort=False):
+    for (factor, level, reference, where), group in frame.groupby(
+        ["factor", "level", "reference", "where"], sort=False
+    ):
         missing = int(group["unmatched"].iloc[0])
         count = f"{group['cells'].max()} (+{missing} without partner)" if missing else str(group["cells"].max())
         found = {row["metric"]: row for row in group.to_dict("records")}
         numbers = [_effect(found[name]) for name in metrics]
-        rows.append([Cell(str(factor)), Cell(f"{level} − {reference}"), Cell(count), *numbers])
+        rows.append(
+            [Cell(str(factor)), Cell(f"{level} − {reference}"), Cell(str(where) or "all"), Cell(count), *numbers]
+        )
     titles = [titled(name, labels) for name in metrics]
-    return Table(["factor", "levels", "cells", *titles], rows, titles, ["factor"], note)
+    return Table(["factor", "levels", "where", "cells", *titles], rows, titles, ["factor", "where"], note)
 
 
 def _effect(row: Mapping[Any, Any]) -> Cell:
-    """`+0.012 [low, high]` with an interval, `+0.012 (smallest … largest)` without."""
+    """`+0.012 [low, high]` with an interval, `+0.012 (smallest … largest)` without; with * where it depends on another
+    factor."""
     title = f"{row['metric']}: {row['jobs']}"
     if row["cells"] == 0:
         return Cell(ABSENT, title=title)
     text = ("+" if row["effect"] > 0 else "") + format_row(row, "effect", "low", "high")
     if pd.isna(row["low"]) and row["cells"] > 1:
         text += f" ({format_value(row['smallest'])} … {format_value(row['largest'])})"
+    if row["depends_on"]:
+        text, title = f"{text} *", f"{title}; depends on {row['depends_on']}"
     return Cell(text, float(row["effect"]), title)
 
 
