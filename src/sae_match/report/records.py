@@ -25,6 +25,8 @@ LOOKS = ("label", "style")
 """Last parts of keys that say how something is drawn."""
 BAD_STATES = ("failed", "killed", "unreadable")
 """States that make a report end with a non-zero exit code."""
+REFUSALS = ("UserError", "HubRefusalError")
+"""Errors of configurations and inputs that cannot work."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ class Record:
     def sources(self) -> tuple[Record, ...]:
         """The jobs on disk behind this record: its parts, or itself."""
         return self.parts or (self,)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the job ended before its work began, since its configuration or an input cannot work."""
+        kind = (self.error or "").partition(":")[0]
+        return self.state == "failed" and kind in REFUSALS and self.pairs is None
+
+    @property
+    def outcome(self) -> str:
+        """The state, as tables show it: a job that was refused did not fail at its work."""
+        return "refused" if self.refused else self.state
 
     @property
     def reason(self) -> str:

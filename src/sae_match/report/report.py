@@ -96,12 +96,14 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     names = headline_names(records, labels, options.metrics)
     frames = {"report.csv": comparison_frame(records)}
     tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
-    if compared := compared_metrics(records, options.metrics, labels):
-        resampled = resample(records, compared, labels)
-        rankings = {name: rank(records, name, resampled, labels) for name in compared}
-        frames["ablation.csv"] = frame = ablation_frame(records, rankings)
-        tables["ablation"] = ablation_table(records, frame, compared, labels, folder, ranking_note(rankings))
-        if len(effects := effects_frame(records, compared, resampled)):
+    # A combination that cannot work is no cell of the design.
+    tried = [record for record in records if not record.refused]
+    if compared := compared_metrics(tried, options.metrics, labels):
+        resampled = resample(tried, compared, labels)
+        rankings = {name: rank(tried, name, resampled, labels) for name in compared}
+        frames["ablation.csv"] = frame = ablation_frame(tried, rankings)
+        tables["ablation"] = ablation_table(tried, frame, compared, labels, folder, ranking_note(rankings))
+        if len(effects := effects_frame(tried, compared, resampled)):
             frames["effects.csv"] = effects
             tables["effects"] = effects_table(effects, compared, labels, effects_note(effects))
     if len(controls := controls_frame(records)):
@@ -157,13 +159,17 @@ def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], 
 def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[str] = ()) -> str:
     """The whole report as Markdown: a pure function of the records (and the figures' file names)."""
     parts = [f"# {report.title}\n", report.summary]
-    troubled = [
-        f"- **{job.name}** {job.state}: {' '.join((job.error or 'no reason recorded').split())}"
-        for job in report.jobs
-        if job.state in BAD_STATES
-    ]
-    if troubled:
-        parts.append("## Jobs that did not finish\n\n" + "\n".join(troubled) + "\n")
+    refused = [job for job in report.jobs if job.refused]
+    troubled = [job for job in report.jobs if job.state in BAD_STATES and not job.refused]
+    for heading, found in (
+        ("Jobs that were refused: they are in no ablation and no effect", refused),
+        ("Jobs that did not finish", troubled),
+    ):
+        listed = [
+            f"- **{job.name}** {job.outcome}: {' '.join((job.error or 'no reason recorded').split())}" for job in found
+        ]
+        if listed:
+            parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
     for section in ("ablation", "effects", "controls"):

@@ -129,7 +129,7 @@ def _settings(record: Record, keys: Sequence[str]) -> list[Cell]:
 
 def _begin(record: Record, keys: Sequence[str], folder: Path) -> list[Cell]:
     """The first cells of a row: job, state, settings."""
-    state = Cell(record.state, kind="bad" if record.state in BAD_STATES else "")
+    state = Cell(record.outcome, kind="bad" if record.state in BAD_STATES else "")
     return [_job(record, folder), state, *_settings(record, keys)]
 
 
@@ -141,7 +141,7 @@ def _number(record: Record, name: str, folder: Path, place: str | None = None) -
     """A headline number with its interval (and rank); the state where the job has not finished and has none."""
     value = record.metrics.get(name) if place is None else record.number(name)
     if value is None and record.state != "done":
-        return Cell(record.state, title=record.reason, kind="bad" if record.state in BAD_STATES else "")
+        return Cell(record.outcome, title=record.reason, kind="bad" if record.state in BAD_STATES else "")
     text = format_value(value, record.metrics.get(f"{name}_low"), record.metrics.get(f"{name}_high"))
     if value is None:
         return Cell(text)
@@ -165,7 +165,7 @@ def jobs_table(jobs: Sequence[Record], folder: Path) -> Table:
         there = {name: (job.path / name).is_file() for name in (METRICS, PAIRS)}
         files = [Cell(name, href=f"{relative(job, folder)}/{name}") if there[name] else Cell(ABSENT) for name in there]
         rows.append([*_begin(job, keys, folder), _seconds(job), reason, *files])
-    states = pd.Series([job.state for job in jobs]).value_counts().sort_index()
+    states = pd.Series([job.outcome for job in jobs]).value_counts().sort_index()
     note = ", ".join(f"{count} {state}" for state, count in states.items()) + "."
     header = ["job", "state", *keys, "seconds", "error", "metrics", "pairs"]
     return Table(header, rows, ["seconds"], ["state", *keys], note)
@@ -212,7 +212,7 @@ def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:
     keys = comparison_keys(records)
     rows = []
     for record in records:
-        row = {"job": record.name, "state": record.state, "error": record.error, "seconds": record.seconds}
+        row = {"job": record.name, "state": record.outcome, "error": record.error, "seconds": record.seconds}
         rows.append(row | {key: setting(record, key) for key in [*record.factors, *keys]})
     metrics = sorted({name for record in records for name in record.metrics})
     numbers = pd.DataFrame([{name: record.metrics.get(name) for name in metrics} for record in records])
