@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -21,7 +22,7 @@ from sae_match.report import (
 from sae_match.report.canvas import MARKERS, PALETTE, new_figure, references, styles
 from sae_match.report.curves import draw_changes, draw_groups, draw_layer_curves, draw_relative
 from sae_match.report.features import draw_histogram
-from sae_match.style import VARIANTS
+from sae_match.style import VARIANTS, Look
 
 pytestmark = pytest.mark.figures
 
@@ -47,7 +48,7 @@ def test_layer_curves_put_pairs_between_their_layers(ax: Axes, table: pd.DataFra
     assert [text.get_text() for text in ax.get_xticklabels()] == ["11→12", "12→13", "13→14"]
     assert list(ax.get_xticks()) == [11.5, 12.5, 13.5]
     assert ax.get_xlabel() == "layer pair" and ax.get_ylabel() == "matching score [probability]"
-    assert labels_of(ax) == ["matched", "random", "two seeds of one layer, layer 12"]
+    assert labels_of(ax) == ["matched", "random", "two seeds of the layer (reference)"]
 
 
 def test_the_band_is_the_interval(ax: Axes, table: pd.DataFrame) -> None:
@@ -75,6 +76,17 @@ def test_ceilings_of_several_layers_stand_at_their_layers(ax: Axes, table: pd.Da
     )
     draw_layer_curves(ax, pd.concat([table, second]), "matching_score")
     assert line(ax, VARIANTS["ceiling"].label) == ([12.0, 13.0], [0.55, 0.6])
+
+
+@pytest.mark.parametrize("style", [None, references(["ceiling"]), {"ceiling": Look("#000000", "D", "--", "old")}])
+def test_two_seeds_are_a_marker_at_their_layer(ax: Axes, table: pd.DataFrame, style: dict[str, Look] | None) -> None:
+    """No line says anything of the layers between, whatever style the record was written with."""
+    draw_layer_curves(ax, table, "matching_score", ["matched", "ceiling"], style)
+    (seeds,) = [each for each in ax.get_lines() if list(each.get_ydata()) == [0.55]]
+    assert (seeds.get_linestyle(), list(seeds.get_xdata())) == ("None", [12.0])
+    (bars,) = [each for each in ax.collections if isinstance(each, LineCollection)]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.54, 0.56])
+    assert not [each for each in ax.get_lines() if len(each.get_xdata()) == 2]
 
 
 def test_rows_without_a_value_are_not_drawn(ax: Axes, table: pd.DataFrame) -> None:
@@ -149,7 +161,7 @@ def test_styles_are_told_apart_by_more_than_color() -> None:
     names = [*VARIANTS, *(f"unknown {i}" for i in range(4))]
     looks = styles(names)
     assert list(looks)[: len(VARIANTS)] == list(VARIANTS)
-    assert len({look[:3] for look in looks.values()}) == len(names) - 2  # matched and ceiling have their splice's look
+    assert len({look[:3] for look in looks.values()}) == len(names) - 1  # matched has the look of its splice
     for family in (["matched", "vanilla", "random", "ceiling"], list(VARIANTS)[4:]):
         assert len({looks[name].color for name in family}) == len(family)
         assert len({looks[name].marker for name in family}) == len(family)

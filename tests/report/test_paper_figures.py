@@ -18,6 +18,7 @@ from sae_match.report.axes import draw_sparsity, sparsity_rows
 from sae_match.report.curves import weight_mse_rows
 from sae_match.report.features import draw_mse_by_level, pair_examples, pair_examples_of, write_pair_figures
 from sae_match.report.figures import draw_bars, of_one_pair, write_overlays
+from sae_match.style import VARIANTS
 from tests.report.conftest import job_table
 
 
@@ -63,7 +64,7 @@ def test_weight_mse_has_vanilla_once_and_both_foldings(table: pd.DataFrame) -> N
     assert weight_mse_rows({"a": "theta"}, {"a": table}) is None
 
 
-def test_bars_show_each_jobs_value_interval_and_ceiling(ax: Axes, table: pd.DataFrame) -> None:
+def test_bars_show_each_jobs_value_interval_and_two_seeds(ax: Axes, table: pd.DataFrame) -> None:
     score = table[table["metric"] == "matching_score"]
     tables = {"x": one_pair(score), "y": one_pair(job_table(0.1)).query("metric == 'matching_score'")}
     assert of_one_pair(tables)
@@ -71,8 +72,8 @@ def test_bars_show_each_jobs_value_interval_and_ceiling(ax: Axes, table: pd.Data
     draw_bars(ax, tables, "matched")
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.45, 0.55])  # type: ignore[attr-defined]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "y"]
-    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx([0.55, 0.55])  # type: ignore[index]
+    seeds = [line for line in ax.lines if line.get_marker() == VARIANTS["ceiling"].marker]
+    assert [line.get_xdata()[0] for line in seeds] == pytest.approx([0.55, 0.55])  # type: ignore[index]
 
 
 def test_sparsity_is_the_mean_l0_of_one_pair(ax: Axes) -> None:

@@ -169,7 +169,7 @@ def match_distant(
 def match_seeds(
     matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
 ) -> MatchedPair:
-    """Match two seeds of one layer: the ceiling of every score."""
+    """Match two seeds of one layer, in the same way: the reference of every score."""
     permutations = {CEILING: matcher.match(pair, matcher.features(pair, a, b)).permutation}
     return MatchedPair(pair, permutations, weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers))
 

@@ -56,12 +56,12 @@ def rows_of(table: pd.DataFrame, metric: str, variants: Sequence[str] | None = N
 
 
 def draw_line(ax: Axes, x: Any, curve: pd.DataFrame, look: Look) -> None:
-    """A curve of the columns `value`, `low` and `high` over `x`, with its band; error bars where only one point has an
-    interval, since a band needs two points to be seen."""
+    """A curve of the columns `value`, `low` and `high` over `x`, with its band; error bars where no line joins the
+    points, or only one has an interval, since a band needs two points to be seen."""
     x, y, low, high = (np.asarray(each, dtype=float) for each in (x, curve["value"], curve["low"], curve["high"]))
     ax.plot(x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label)
     known = np.isfinite(low) & np.isfinite(high)
-    if known.sum() == 1:
+    if known.sum() == 1 or (known.any() and look.linestyle == "none"):
         bars = np.vstack([y - low, high - y])[:, known]
         ax.errorbar(x[known], y[known], yerr=np.clip(bars, 0, None), color=look.color, fmt="none", capsize=2)
     elif known.any():
@@ -78,22 +78,18 @@ def draw_layer_curves(
 ) -> None:
     """One line per variant over layer pairs, with its 95 % band.
 
-    A pair a->b stands midway between a and b, so that a same-layer value (the ceiling: layer_to = layer) stands at its
-    layer, between the two pairs that share it. One known for a single layer is drawn as a level across the axes.
+    A pair a->b stands midway between a and b, so that a same-layer value (of two seeds: layer_to = layer) stands at its
+    layer, between the two pairs that share it. It is a marker there, since nothing is known of the other layers.
     """
     rows = rows_of(table, metric, variants)
     style = styles(list(rows["variant"].unique()), labels.variants) if style is None else style
     pairs = rows[rows["layer"] != rows["layer_to"]]
     for name, look in style.items():
         curve = rows[rows["variant"] == name]
-        if len(curve) == 1 and len(pairs) > 1 and (curve["layer"] == curve["layer_to"]).all():
-            level = curve.iloc[0]
-            label = f"{look.label}, layer {level['layer']}"
-            ax.axhline(level["value"], color=look.color, linestyle=look.linestyle, label=label)
-            if pd.notna(level["low"]) and pd.notna(level["high"]):
-                ax.axhspan(level["low"], level["high"], color=look.color, alpha=0.10, linewidth=0)
-        elif len(curve):
-            draw_line(ax, (curve["layer"] + curve["layer_to"]) / 2, curve, look)
+        if len(curve):
+            single = len(pairs) and (curve["layer"] == curve["layer_to"]).all()
+            own = look._replace(linestyle="none") if single else look
+            draw_line(ax, (curve["layer"] + curve["layer_to"]) / 2, curve, own)
     _layer_ticks(ax, pairs if len(pairs) else rows)
     described = labels.metric(metric)
     ax.set_ylabel(described.axis)
@@ -179,8 +175,8 @@ def plot_weight_mse(rows: pd.DataFrame, path: Path, labels: Labels = BUILT_IN_LA
 
 
 def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
-    """The job on one page: the main metrics of every variant (matching score against its ceiling, explained variance
-    and delta loss of every splice), and the weight MSE of each group by variant. A panel without values is left out
+    """The job on one page: the main metrics of every variant (matching score, explained variance and delta loss of
+    every splice), and the weight MSE of each group by variant. A panel without values is left out
     (`evaluation=weights_only` leaves the last one)."""
     present = set(table.loc[table["value"].notna(), "metric"])
     groups = [name for name in WEIGHT_MSE.values() if name in present]

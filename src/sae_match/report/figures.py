@@ -166,7 +166,7 @@ def _own_curves(tables: Tables, metric: str, variant: str, stem: str, common: pd
     drawn = {label: rows for label, rows in curves.items() if label in best}
     path = jobs.directory / f"{stem}.png"
     if of_one_pair(drawn):
-        # The rows of all variants: a bar's own ceiling is drawn beside it.
+        # The rows of all variants: a bar's own two seeds are drawn beside it.
         rows = {label: tables[label] for label in drawn}
         plot_bars(rows, metric, variant, path, title=title, common=common, labels=jobs.labels)
     else:
@@ -234,7 +234,7 @@ def plot_bars(
     labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
     """One variant of a metric of several jobs (label -> table) at one layer pair (the paper's Fig. 12): a bar per job
-    with its 95 % interval and, where it was measured, its same-layer ceiling; what all jobs share as lines."""
+    with its 95 % interval and, where they were measured, its two seeds of a layer; what all jobs share as lines."""
     values = {label: table[table["metric"] == metric] for label, table in tables.items()}
     with one_panel(path, title, (OVERLAY_INCHES[0], 1.6 + 0.32 * len(values)), wide=42) as ax:
         draw_bars(ax, values, variant, labels)
@@ -250,8 +250,8 @@ def plot_bars(
 
 
 def draw_bars(ax: Axes, tables: Tables, variant: str, labels: Labels = BUILT_IN_LABELS) -> None:
-    """A horizontal bar per job, the first on top; a diamond where there is a ceiling (its mean over the two layers)."""
-    ceiling = labels.variants[CEILING]
+    """A horizontal bar per job, the first on top; a marker where there are two seeds (mean of both layers)."""
+    seeds = labels.variants[CEILING]
     for place, table in enumerate(tables.values()):
         row = table[(table["variant"] == variant) & (table["layer"] != table["layer_to"])].iloc[0]
         ax.barh(place, row["value"], color=BLUE, alpha=0.8, height=0.62)
@@ -260,8 +260,8 @@ def draw_bars(ax: Axes, tables: Tables, variant: str, labels: Labels = BUILT_IN_
             ax.errorbar(row["value"], place, xerr=sides, color="black", fmt="none", capsize=2, linewidth=1)
         own = table.loc[table["variant"] == CEILING, "value"]
         if len(own):
-            named = ceiling.label if ceiling.label not in ax.get_legend_handles_labels()[1] else None
-            ax.plot(own.mean(), place, ceiling.marker, color=ceiling.color, label=named, linestyle="none")
+            named = seeds.label if seeds.label not in ax.get_legend_handles_labels()[1] else None
+            ax.plot(own.mean(), place, seeds.marker, color=seeds.color, label=named, linestyle="none")
     ax.set_yticks(range(len(tables)), list(tables))
     ax.invert_yaxis()
     ax.grid(axis="x")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sae_match.files import atomic_path
 
+from ..metrics.description import CEILING
 from ..record.contents import METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .controls import NUMBERS
@@ -103,8 +104,10 @@ def headline_names(records: Sequence[Record], labels: Labels, asked: Sequence[st
 def legend(names: Sequence[str], labels: Labels) -> str:
     """What the columns show: label and unit of each metric that a name is no substitute for."""
     metrics = {about.name: about for about in map(labels.of_number, names)}
-    listed = "; ".join(f"{name}: {about.axis}" for name, about in metrics.items() if about.axis != name)
-    return f"{listed}." if listed else ""
+    parts = [f"{name}: {about.axis}" for name, about in metrics.items() if about.axis != name]
+    if any(labels.split(name)[1] == CEILING for name in names):
+        parts.append(f"{CEILING}: two seeds of one layer, a reference and no bound")
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def settings_of_all(records: Sequence[Record], quote: str = "") -> str:
