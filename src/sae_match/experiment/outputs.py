@@ -14,6 +14,7 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import SPLICED
+from sae_match.record.contents import EXAMPLES
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
@@ -28,6 +29,7 @@ from sae_match.report import (
 from sae_match.report.axes import has_distances, has_quantiles
 from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
+from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
@@ -117,6 +119,8 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
         mirror.log_curves(axis, rows)
     mirror.log_pair_table(stored)
     mirror.log_comparison(numbers)
+    if (record.directory / EXAMPLES).is_file():
+        mirror.log_examples(read_examples(record.directory / EXAMPLES))
     mirror.log_labels(labels)
     histograms: Mapping[str, pd.Series[float]] = {name: features[name] for name in ("mse_W_dec", "decoder_cosine")}
     if "matching_score" in features:

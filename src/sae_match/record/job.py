@@ -23,6 +23,7 @@ from ..metrics.bootstrap import DocumentSums
 from .configuration import science_hash, science_of
 from .contents import (
     CONFIG,
+    EXAMPLES,
     FEATURES,
     FIGURES,
     JUDGEMENTS,
@@ -292,6 +293,11 @@ class JobRecord:
         """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
         with atomic_path(self.directory / TOP_TOKENS) as temporary:
             tokens.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_examples(self, examples: pd.DataFrame) -> None:
+        """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
+        with atomic_path(self.directory / EXAMPLES) as temporary:
+            examples.to_csv(temporary, index=False, lineterminator="\n")
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.

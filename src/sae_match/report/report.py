@@ -19,6 +19,7 @@ from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
 from .effects import effects_frame, effects_note
+from .examples import examples_frame, examples_table
 from .figures import MAX_CURVES, Drawn, write_overlays
 from .merge import merge_spans
 from .pages import html_page, write_path_pages
@@ -43,6 +44,7 @@ HEADINGS = {
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
+    "examples": "Example pairs",
     "figures": "Per layer",
     "files": "Files",
 }
@@ -109,6 +111,11 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     if len(controls := controls_frame(records)):
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    if len(examples := examples_frame(records[: options.most])):
+        frames["example_pairs.csv"] = examples
+        tables["examples"] = examples_table(examples, records, folder)
+        if len(records) > options.most:
+            notes.append(f"Example pairs: of the first {options.most} of {len(records)} jobs.")
     summary = summary_table(records, options.metrics, labels)
     return Report(jobs, records, notes, labels, frames, tables, summary)
 
