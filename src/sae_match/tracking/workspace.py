@@ -77,7 +77,7 @@ def make_view(place: str, varied: Sequence[str] = ()) -> ws.Workspace:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ModuleNotFoundError as error:
-        if error.name != "wandb_workspaces":
+        if not (error.name or "").startswith("wandb_workspaces"):
             raise
         raise UserError(
             "--wandb-workspace needs the package wandb-workspaces: pip install 'sae-match[workspace]'"
