@@ -19,7 +19,16 @@ from sae_match.report import (
     plot_overview,
     plot_theta,
 )
-from sae_match.report.canvas import MARKERS, PALETTE, new_figure, references, styles
+from sae_match.report.canvas import (
+    DPI,
+    LEGEND_LINE_INCHES,
+    MARKERS,
+    PALETTE,
+    axis_label,
+    new_figure,
+    references,
+    styles,
+)
 from sae_match.report.curves import draw_changes, draw_groups, draw_layer_curves, draw_relative
 from sae_match.report.features import draw_histogram
 from sae_match.style import VARIANTS, Look
@@ -87,6 +96,27 @@ def test_two_seeds_are_a_marker_at_their_layer(ax: Axes, table: pd.DataFrame, st
     (bars,) = [each for each in ax.collections if isinstance(each, LineCollection)]
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.54, 0.56])
     assert not [each for each in ax.get_lines() if len(each.get_xdata()) == 2]
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(-1.3, False), (0.2, True)])
+def test_a_splice_along_a_control_is_drawn_or_said(ax: Axes, table: pd.DataFrame, value: float, drawn: bool) -> None:
+    """On one axis with a random permutation's explained variance all others would look alike."""
+    own = table.query("metric == 'explained_variance' and variant == 'layer_drop'")
+    far = own.assign(variant="encode_permute_decode_random", value=value)
+    draw_layer_curves(ax, pd.concat([table, far]), "explained_variance")
+    there = [each for each in ax.get_lines() if value in list(each.get_ydata())]
+    assert bool(there) == drawn
+    assert f"encode permute decode random{'' if drawn else ': -1.3, off the axis'}" in labels_of(ax)
+
+
+def test_long_labels_have_two_lines_and_legends_take_no_room_from_the_axes(tmp_path: Path, table: pd.DataFrame) -> None:
+    assert axis_label("matching score [probability]") == "matching score [probability]"
+    assert axis_label("MSE of decoder rows [folded units²]") == "MSE of decoder rows\n[folded units²]"
+    heights = []
+    for metric in ("residual_norm", "delta_loss"):  # one curve, and four with long names
+        with Image.open(plot_layer_curves(table, metric, tmp_path / "a.png")) as image:
+            heights.append(image.size[1])
+    assert heights[1] - heights[0] == round(2 * LEGEND_LINE_INCHES * DPI)
 
 
 def test_rows_without_a_value_are_not_drawn(ax: Axes, table: pd.DataFrame) -> None:
@@ -162,7 +192,7 @@ def test_styles_are_told_apart_by_more_than_color() -> None:
     looks = styles(names)
     assert list(looks)[: len(VARIANTS)] == list(VARIANTS)
     assert len({look[:3] for look in looks.values()}) == len(names) - 1  # matched has the look of its splice
-    for family in (["matched", "vanilla", "random", "ceiling"], list(VARIANTS)[4:]):
+    for family in (["matched", "vanilla", "random", "ceiling"], list(VARIANTS)[3:-1]):
         assert len({looks[name].color for name in family}) == len(family)
         assert len({looks[name].marker for name in family}) == len(family)
     many = styles([str(i) for i in range(20)])

@@ -159,7 +159,8 @@ def _own_curves(tables: Tables, metric: str, variant: str, stem: str, common: pd
     curves = {label: rows for label, rows in curves.items() if len(rows)}
     sign = 1 if about.better == "lower" else -1
     best = set(sorted(curves, key=lambda label: sign * float(curves[label]["value"].mean()))[: jobs.most])
-    title, note = f"{about.title}: {variant}", ""
+    look = jobs.labels.variants.get(variant)
+    title, note = f"{about.title}: {look.label if look else variant.replace('_', ' ')}", ""
     if len(best) < len(curves):
         note = f"The best {len(best)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
         title += f" (best {len(best)} of {len(curves)} jobs)"
