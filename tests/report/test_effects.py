@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from sae_match.report.ablation import resample
 from sae_match.report.effects import effects_frame, effects_note, factors
+from sae_match.report.effects_figure import contrasts, draw_effects, effect_metrics, plot_effects
+from sae_match.report.figures import write_overlays
 from sae_match.report.records import Record, find_records
 from sae_match.report.tables import effects_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
@@ -157,3 +161,19 @@ def test_three_levels_are_compared_in_pairs_with_a_correction(tmp_path: Path) ->
     counts = np.random.default_rng(0).multinomial(41, np.full(41, 1 / 41), size=1000)
     interaction = counts @ (0.0565 + steps) / 41
     assert np.quantile(interaction, 0.025) > 0 > np.quantile(interaction, 0.025 / 3)
+
+
+@pytest.mark.figures
+def test_the_figure_shows_what_the_table_has(tmp_path: Path) -> None:
+    frame = effects_frame(design(), [SCORE, LOSS], {record.path: {} for record in design()})
+    rows = contrasts(frame)
+    ax = Figure().subplots()
+    draw_effects(ax, frame[frame["metric"] == LOSS], rows)
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [float(line.get_xdata()[0]) for line in dots] == pytest.approx([0.75, -0.5, 2.0, 2.25, 1.0, 3.5])
+    assert [line.get_markerfacecolor() == "white" for line in dots] == [True, False, False] * 2
+    assert effect_metrics(frame) == [SCORE, LOSS]
+    assert plot_effects(frame, tmp_path / "effects.png").stat().st_size > 5000
+    drawn = write_overlays(design(), tmp_path, only=["effects"], effects=frame)
+    assert [figure.title for figure in drawn] == ["effect of each factor"]
+    assert len(pd.read_csv(tmp_path / "effects.csv")) == len(frame)

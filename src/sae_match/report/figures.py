@@ -29,6 +29,7 @@ from .axes import (
 from .canvas import OVERLAY_INCHES, factor_styles, one_panel
 from .controls import controls_frame, drawn_rows, plot_controls
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
+from .effects_figure import MOST_ROWS, contrasts, effect_metrics, plot_effects
 from .features import write_pair_figures
 from .records import Record, comparison_keys, job_labels, setting
 from .tables import write_csv
@@ -39,6 +40,7 @@ TITLES = {
     "weight_mse": "weight MSE by folding, over layer pairs",
     "sparsity": "splices against the sparsity of the SAEs",
     "pairs": "example pairs",
+    "effects": "effect of each factor",
 }
 """Titles of the figures in the paper's form, by file name."""
 
@@ -71,14 +73,17 @@ def write_overlays(
     most: int = MAX_CURVES,
     only: Sequence[str] = (),
     labels: Labels = BUILT_IN_LABELS,
+    effects: pd.DataFrame | None = None,
 ) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance, one over quantiles and one of controls, where it has them; those in
-    the paper's form. File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
+    the paper's form; the effect of each factor. File names are the metrics' with '/' as '_', and the variant's where a
+    metric needs several.
 
     Args:
         most: jobs in one figure, and figures of one job's own kind; the note names what was left out.
         only: names of the figures to draw, without suffix or number; empty: all.
+        effects: as from `effects_frame`, where there are factors.
 
     Raises:
         UserError: `only` names a figure that these records do not give.
@@ -106,6 +111,7 @@ def write_overlays(
         "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
         "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
         "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
+        "effects": lambda: [] if effects is None else _effects(effects, jobs),
     }
     figures: list[Drawn] = []
     for name in only or makers:
@@ -113,10 +119,19 @@ def write_overlays(
         if only and not drawn:
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity) and pairs."
+                "show, composition, quantiles, controls, effects, paper (weight MSE by folding, sparsity) and pairs."
             )
         figures += drawn
     return figures
+
+
+def _effects(frame: pd.DataFrame, jobs: _Jobs) -> list[Drawn]:
+    if not effect_metrics(frame, jobs.labels):
+        return []
+    path, count = plot_effects(frame, jobs.directory / "effects.png", jobs.labels), len(contrasts(frame))
+    write_csv(path.with_suffix(".csv"), frame)
+    note = "Dots: mean effect with its 95 % interval over documents; hollow: it depends on another factor."
+    return [Drawn(path, TITLES["effects"], note + (f" The first {MOST_ROWS} of {count}." if count > MOST_ROWS else ""))]
 
 
 def _titled(path: Path) -> Drawn:

@@ -153,7 +153,8 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
     with also_written(options.formats):
-        figures = write_overlays(report.records, output, options.most, options.only, report.labels)
+        effects = report.frames.get("effects.csv")
+        figures = write_overlays(report.records, output, options.most, options.only, report.labels, effects)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
     if len(with_paths) > options.most:
