@@ -185,9 +185,12 @@ def comparison_keys(records: Sequence[Record]) -> list[str]:
 
 
 def job_labels(records: Sequence[Record]) -> list[str]:
-    """A short, distinct label per record: its varying settings, with the job's name where these do not suffice."""
+    """A short, distinct label per record: its varying settings, by the last parts of their keys where these tell them
+    apart, with the job's name where the settings do not suffice."""
     keys = comparison_keys(records)
-    plain = [", ".join(f"{key}={setting(record, key)}" for key in keys if record.config) for record in records]
+    last = [key.rpartition(".")[2] for key in keys]
+    names = {key: part if last.count(part) == 1 else key for key, part in zip(keys, last, strict=True)}
+    plain = [", ".join(f"{names[key]}={setting(record, key)}" for key in keys if record.config) for record in records]
     return [
         text if text and plain.count(text) == 1 else f"{text} ({record.name})".strip()
         for text, record in zip(plain, records, strict=True)
