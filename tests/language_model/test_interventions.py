@@ -52,32 +52,23 @@ def test_divergence_is_that_of_two_full_passes(
     model: LanguageModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = other(model, ids)
-    changed = torch.stack([clean, clean.clone(), clean.clone()])
-    changed[1, :, 4:] += 0.1 * other(model, ids, 5)[:, 4:]
-    changed[2, 0, 6:] *= 1.5
-    first = torch.tensor([4, 5, 6])
+    window, first = torch.tensor([0, 2, 2, 0, 1]), torch.tensor([4, 5, 4, 7, 4])
+    changed = clean[window]
+    changed[0, 4:] += 0.1 * other(model, ids, 5)[0, 4:]
+    changed[1, 5:] += 0.3 * other(model, ids, 7)[0, 5:]
+    changed[2, 4:] -= 0.2 * other(model, ids, 6)[1, 4:]
+    changed[3, 7:] *= 1.5
     with torch.no_grad():
         log_p = full_pass(model, ids, {1: clean}, 1)[0].double().log_softmax(dim=-1)
-        expected = torch.stack(
-            [
-                functional.kl_div(
-                    full_pass(model, ids, {1: one}, 1)[0].double().log_softmax(dim=-1),
-                    log_p,
-                    log_target=True,
-                    reduction="none",
-                ).sum(dim=-1)
-                for one in changed
-            ]
-        )
-    expected = torch.stack([expected[:, row, start:].sum(dim=1) for row, start in enumerate(first)], dim=1)
-    got = next_token_divergence(model, 1, clean, changed, ids, first)
-    assert got.shape == (3, 3)
+        log_q = full_pass(model, ids[window], {1: changed}, 1)[0].double().log_softmax(dim=-1)
+    expected = functional.kl_div(log_q, log_p[window], log_target=True, reduction="none").sum(dim=-1)
+    expected = (expected * (torch.arange(ids.shape[1]) >= first[:, None])).sum(dim=1)
+    got = next_token_divergence(model, 1, clean, ids, changed, window, first)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
-    assert bool((got[0] == 0).all()) and float(got[1].min()) > 0 and float(got[2, 1:].max()) == 0
+    assert float(got[4]) < 1e-6 and float(got[:4].min()) > 1e-3
     monkeypatch.setattr(interventions, "CHUNK_ELEMENTS", 61 * 2)
-    torch.testing.assert_close(
-        next_token_divergence(model, 1, clean, changed, ids, first, batch=2), got, rtol=1e-3, atol=1e-5
-    )
+    again = next_token_divergence(model, 1, clean, ids, changed, window, first, batch=2)
+    torch.testing.assert_close(again, got, rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_those_of_a_full_pass(model: LanguageModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +91,7 @@ def test_gradients_are_those_of_a_full_pass(model: LanguageModel, ids: Tensor, m
 def test_a_layer_that_does_not_exist_is_refused(llama: LanguageModel, ids: Tensor) -> None:
     for call in (
         lambda: resid_post_from(llama, 0, other(llama, ids), ids, 3),
-        lambda: next_token_divergence(llama, 3, other(llama, ids), other(llama, ids)[None], ids, torch.zeros(3).long()),
+        lambda: next_token_divergence(llama, 3, other(llama, ids), ids, other(llama, ids), *torch.zeros(2, 3).long()),
         lambda: loss_gradients(llama, [3], other(llama, ids), ids),
     ):
         with pytest.raises(UserError, match="has blocks 0 to 2"):

@@ -54,42 +54,39 @@ def next_token_divergence(
     model: LanguageModel,
     layer: int,
     clean: Float[Tensor, "B T d"],
-    changed: Float[Tensor, "V B T d"],
     ids: Int[Tensor, "B T"],
-    first: Int[Tensor, " B"],
+    changed: Float[Tensor, "N T d"],
+    window: Int[Tensor, " N"],
+    first: Int[Tensor, " N"],
     batch: int = 8,
-) -> Float[Tensor, "V B"]:
-    """KL(p || q) of the next-token distributions, summed over the positions of each window from `first` on, nats.
+) -> Float[Tensor, " N"]:
+    """KL(p || q) of the next-token distributions, summed over the positions of a window from `first` on, nats.
 
     p is the distribution with `clean` as the residual stream after block `layer`, q that with `changed`. float64.
 
     Args:
-        first: position of each window before which nothing is changed.
+        window: which of the B windows each changed residual stream belongs to.
+        first: position before which nothing is changed in it.
         batch: windows per forward pass; changes memory use, not the result.
 
     Raises:
         UserError: the layer does not exist.
     """
     model.check_layers([layer])
-    n, windows, tokens, _ = changed.shape
-    rows = torch.cat([clean[None].to(changed.device), changed]).flatten(0, 1)
-    outputs = [
-        _final(model, layer, part, part_ids)
-        for part, part_ids in zip(rows.split(batch), ids.repeat(n + 1, 1).split(batch), strict=True)
-    ]
-    states = torch.cat([output["last_hidden_state"] for output in outputs]).view(n + 1, windows, tokens, -1)
-    counted = (torch.arange(tokens)[None, :] >= first[:, None].cpu()).to(states.device)
-    window = counted.nonzero()[:, 0]
-    selected, kind = states[:, counted], type(outputs[0])
-    divergence = torch.zeros(n, windows, dtype=torch.float64, device=states.device)
+    kind, before = _final_states(model, layer, clean, ids, batch)
+    _, after = _final_states(model, layer, changed, ids[window], batch)
     chunk = max(1, CHUNK_ELEMENTS // model.hf.config.get_text_config().vocab_size)
-    for start in range(0, len(window), chunk):
-        part = slice(start, start + chunk)
-        log_p, *log_q = (_log_probabilities(model, kind, of_variant[part]) for of_variant in selected)
-        p = log_p.exp()
-        for i, log_of_changed in enumerate(log_q):
-            divergence[i].index_add_(0, window[part], (p * (log_p - log_of_changed)).sum(dim=1, dtype=torch.float64))
-    return divergence.clamp(min=0)
+    found = torch.zeros(len(changed), dtype=torch.float64)
+    for at, states in enumerate(before):
+        rows = (window == at).nonzero().flatten().tolist()
+        for start in range(min((int(first[row]) for row in rows), default=ids.shape[1]), ids.shape[1], chunk):
+            log_p = _log_probabilities(model, kind, states[start : start + chunk])
+            p, position = log_p.exp(), torch.arange(start, start + len(log_p))
+            for row in rows:
+                log_q = _log_probabilities(model, kind, after[row, start : start + chunk])
+                divergence = (p * (log_p - log_q)).sum(dim=1, dtype=torch.float64).cpu()
+                found[row] += divergence[position >= first[row]].sum()
+    return found.clamp(min=0)
 
 
 def loss_gradients(
@@ -149,10 +146,17 @@ def _log_probabilities(model: LanguageModel, kind: type[ModelOutput], states: Te
     return logits_of(model.hf, model.decoder, kind, states).float().log_softmax(dim=1)
 
 
-def _final(model: LanguageModel, layer: int, residual: Tensor, ids: Tensor) -> ModelOutput:
-    with _resumed(model, layer, residual):
-        found: ModelOutput = model.decoder(input_ids=ids.to(model.device), use_cache=False)
-    return found
+def _final_states(
+    model: LanguageModel, layer: int, residual: Tensor, ids: Tensor, batch: int
+) -> tuple[type[ModelOutput], Float[Tensor, "N T d"]]:
+    """The decoder's output class, and its states after the final norm."""
+    kind, states = ModelOutput, list[Tensor]()
+    for part, part_ids in zip(residual.split(batch), ids.split(batch), strict=True):
+        with _resumed(model, layer, part):
+            output = model.decoder(input_ids=part_ids.to(model.device), use_cache=False)
+        kind = type(output)
+        states.append(output["last_hidden_state"])
+    return kind, torch.cat(states)
 
 
 def _own(model: LanguageModel, layer: int, residual: Tensor) -> Tensor:
