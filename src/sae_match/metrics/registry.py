@@ -69,6 +69,7 @@ REPORTED = (
     Description(name="tolerance", label="tolerance of the lower bound", combine="sum", figure="none"),
     Description(name="matched_pairs", label="matched pairs", unit="features", combine="sum", figure="none"),
     Description(name="features_aside", label="features left unmatched beforehand", unit="features", combine="sum"),
+    Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),
     Description(name="solver/peak_memory_gib", label="peak memory", unit="GiB", combine="max", figure="none"),
