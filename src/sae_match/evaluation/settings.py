@@ -13,10 +13,9 @@ from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.options import option
 
-RESERVED = frozenset(
-    ("matched", "ceiling", "composed", "exact", "sae", "model")
-    + ("random_partner", "coactive_partner", "hard_negative", "most_affected")
-)
+PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
+"""Variants of functional tests beside the matchers."""
+RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", *PARTNERS))
 """Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -16,18 +16,18 @@ from tqdm import tqdm
 from sae_match.entries import Payload
 from sae_match.evaluation.functional.contexts import Contexts, FunctionalTests, choose_contexts, parameter_hashes
 from sae_match.evaluation.functional.effects import (
-    TestedPair,
+    FunctionalPair,
     ablation_check,
     deactivate,
     fingerprints,
     substitute,
 )
+from sae_match.evaluation.settings import PARTNERS
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.matching.feature_pair import sae_facts
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
-from sae_match.pairs import Role
 from sae_match.saes import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,9 @@ logger = logging.getLogger(__name__)
 KIND = "functional"
 VERSION = 1
 """To be raised when the meaning of a stored effect changes."""
-RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED = (
-    "random_partner",
-    "coactive_partner",
-    "hard_negative",
-    "most_affected",
-)
+RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED = PARTNERS
 """Beside the matchers: any feature of B; one drawn by on how many tokens it fires together with the feature; the one
 with the most similar decoder row that is not the partner; and the one that loses most activation, the ceiling."""
-PARTNERS = (RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -83,10 +77,10 @@ class FunctionalTester:
             self._contexts = {key: choose_contexts(a, x, self.how, e.batch_windows, e.sink_positions)}
         return self._contexts[key]
 
-    def _tested(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> TestedPair:
+    def _tested(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> FunctionalPair:
         e, layers = self.evaluator, matched.pair.layers
         x_a, x_b = (e.inputs.streams.layer(layer) for layer in layers)
-        return TestedPair(
+        return FunctionalPair(
             e.inputs.model, a, b, layers, x_a, x_b, e.inputs.windows.ids,
             self.how.context_tokens, e.sink_positions, e.units, e.batch_windows,
         )  # fmt: skip
@@ -95,7 +89,9 @@ class FunctionalTester:
 class _PairEffects:
     """Effects of the tested features of one pair, and of all partners that any matcher gives them."""
 
-    def __init__(self, tester: FunctionalTester, matched: MatchedPair, tested: TestedPair, contexts: Contexts) -> None:
+    def __init__(
+        self, tester: FunctionalTester, matched: MatchedPair, tested: FunctionalPair, contexts: Contexts
+    ) -> None:
         self.tester, self.matched, self.tested, self.contexts = tester, matched, tested, contexts
         self.tests = tester.how.tests
         n = range(len(contexts.features))

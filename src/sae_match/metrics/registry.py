@@ -77,6 +77,7 @@ REPORTED = (
                 combine="sum", figure="none"),
     Description(name="fingerprint_check", label="first-order against true effects", unit="correlation",
                 better="higher", figure="none"),
+    Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),
     Description(name="solver/peak_memory_gib", label="peak memory", unit="GiB", combine="max", figure="none"),

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import UserError
-from ..metrics.description import CEILING, SPLICED
+from ..metrics.description import CEILING, MATCHED, SPLICED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import distance_rows
 from ..style import BLUE, GREY
@@ -90,7 +90,11 @@ def write_overlays(
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
     by_metric: dict[str, dict[str, pd.DataFrame]] = {}
     for label, table in whole.items():
-        for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
+        near = per_layer_rows(table)
+        near = near[
+            (near["metric"] != "objective") | (near["variant"] == MATCHED)
+        ]  # other matchers add up other things
+        for metric, rows in near.groupby("metric", sort=True):
             if labels.metric(str(metric)).figure != "none":
                 by_metric.setdefault(str(metric), {})[label] = rows
     composed = {label: table for label, table in whole.items() if has_distances(table)}

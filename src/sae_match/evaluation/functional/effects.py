@@ -20,7 +20,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class TestedPair:
+class FunctionalPair:
     """Two SAEs, the model and the text on which their features are tested.
 
     Attributes:
@@ -71,7 +71,7 @@ class TestedPair:
 
 
 @torch.no_grad()
-def deactivate(pair: TestedPair, feature: int, windows: npt.NDArray[np.int64]) -> Arrays:
+def deactivate(pair: FunctionalPair, feature: int, windows: npt.NDArray[np.int64]) -> Arrays:
     """Activations of all of B with and without one feature of A, over the tokens on which that feature fires.
 
     x^t - f_i d_i replaces x^t at those tokens, and blocks t+1 to t+k run. An activation is measured by the norm of
@@ -114,7 +114,7 @@ def deactivate(pair: TestedPair, feature: int, windows: npt.NDArray[np.int64]) -
 
 @torch.no_grad()
 def substitute(
-    pair: TestedPair, feature: int, partners: npt.NDArray[np.int64], windows: npt.NDArray[np.int64]
+    pair: FunctionalPair, feature: int, partners: npt.NDArray[np.int64], windows: npt.NDArray[np.int64]
 ) -> Arrays:
     """How far the model's predictions move when a partner is removed, and when the feature stands in for it.
 
@@ -146,26 +146,26 @@ def substitute(
         )
         removed = f_j[..., None] * d_j[:, None, None]
         given = (f_i * scale[:, None, None])[..., None] * d_j[:, None, None]
-    without = x - removed
-    touched = (f_i[None] > 0) | (f_j > 0)
+    without = x - removed  # of two seeds the same whatever the partner: [1, C, T, d]
+    moved_at = f_i[None] > 0 if pair.seeds else f_j > 0
+    changes = {"ablated": (without, moved_at), "substituted": (without + given, (f_i[None] > 0) | (f_j > 0))}
     found = {}
-    for name, changed in (("ablated", without), ("substituted", without + given)):
+    for name, (changed, touched) in changes.items():
         # A partner that is silent in a context changes nothing when it is removed: 0 without a forward pass.
-        moved = (changed != x).flatten(2).any(dim=2)
-        first = touched.to(torch.uint8).argmax(dim=2)[moved]
-        divergence = torch.zeros(len(partners), len(windows), dtype=torch.float64)
-        if len(first):
+        moved = touched.any(dim=2)
+        divergence = torch.zeros(moved.shape, dtype=torch.float64)
+        if bool(moved.any()):
             divergence[moved.cpu()] = next_token_divergence(
                 pair.model, pair.layers[1], x, pair.context_ids(windows), changed[moved],
-                moved.nonzero()[:, 1].cpu(), first.cpu(), pair.batch_contexts,
+                moved.nonzero()[:, 1].cpu(), touched.to(torch.uint8).argmax(dim=2)[moved].cpu(), pair.batch_contexts,
             )  # fmt: skip
-        found[name] = divergence.numpy()
+        found[name] = divergence.expand(len(partners), -1).numpy()
     return found
 
 
 @torch.no_grad()
 def fingerprints(
-    pair: TestedPair, features: npt.NDArray[np.int64], tick: Callable[[int], object] = lambda n: None
+    pair: FunctionalPair, features: npt.NDArray[np.int64], tick: Callable[[int], object] = lambda n: None
 ) -> Float[np.ndarray, "n F_b"]:
     """Correlation over all counted tokens of the first-order effects of A's features with those of all of B.
 
@@ -199,7 +199,7 @@ def fingerprints(
 
 @torch.no_grad()
 def ablation_check(
-    pair: TestedPair, features: npt.NDArray[np.int64], windows: Sequence[int], rng: np.random.Generator
+    pair: FunctionalPair, features: npt.NDArray[np.int64], windows: Sequence[int], rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """First-order effects of features on the loss beside those of truly removing them at the same token.
 
@@ -230,7 +230,7 @@ def ablation_check(
 
 
 def _activity(
-    pair: TestedPair, feature: int, windows: npt.NDArray[np.int64]
+    pair: FunctionalPair, feature: int, windows: npt.NDArray[np.int64]
 ) -> tuple[Float[Tensor, "C T d"], Float[Tensor, "C T"]]:
     """Residual streams of A's layer in some contexts, and one feature's activation, 0 at the sink positions."""
     x = pair.read(pair.x_a, windows)
@@ -239,7 +239,7 @@ def _activity(
 
 
 def _effects(
-    pair: TestedPair, rows: slice, wanted: Int[Tensor, " n"]
+    pair: FunctionalPair, rows: slice, wanted: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "tokens n"], Float[Tensor, "tokens F_b"]]:
     x_a, x_b = (x[rows].to(pair.a.device, torch.float32) for x in (pair.x_a, pair.x_b))
     layers = list(dict.fromkeys(pair.layers))
