@@ -33,6 +33,8 @@ from .contents import (
     RESULTS,
     TEXT,
     TOP_TOKENS,
+    FUNCTIONAL,
+    MATCHERS,
     TRACEBACK,
     plain_metrics,
     refuse_foreign_files,
@@ -292,6 +294,12 @@ class JobRecord:
         """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
         with atomic_path(self.directory / TOP_TOKENS) as temporary:
             tokens.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
+        with atomic_path(self.directory / FUNCTIONAL) as temporary:
+            effects.to_parquet(temporary, index=False, compression="zstd")
+        write_json(self.directory / MATCHERS, matchers)
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.
