@@ -69,8 +69,8 @@ def tests_of_pair(
                 "drop": np.where(partner, drop, np.nan),
                 "silent": False,
                 "rank": rank,
-                "kl_ablated": np.where(partner, size, np.nan),
-                "kl_substituted": np.where(partner, size * (1 - planted.substitution - quality), np.nan),
+                "kl_ablated": np.where(partner, size, 0.0),
+                "kl_substituted": np.where(partner, size * (1 - planted.substitution - quality), 0.0),
             }
         )
         tables.append(table)

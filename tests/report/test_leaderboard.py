@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from sae_match.errors import UserError
+from sae_match.metrics import Bootstrap
+from sae_match.metrics.functional import FUNCTIONAL, PartnerEffects
 from sae_match.report import find_records, leaderboard
-from sae_match.report.functional import Scores, quality_curve, read_tests, spearman
+from sae_match.report.functional import RATIOS, Scores, quality_curve, read_tests, spearman
 from sae_match.report.leaderboard_tables import Leaderboard
 from sae_match.report.report import Options, write_report
 from tests.report.functional_records import MATCHERS, write_job
@@ -24,7 +26,7 @@ HAND = {
     "feature": [0, 1, 2, 3], "partner": [5, 6, 7, -1], "quartile": [1, 2, 3, 4], "contexts": [0, 4, 4, 4],
     "confidence": [0.9, 0.8, 0.8, np.nan], "decoder_cosine": [0.1, 0.2, 0.3, np.nan],
     "drop": [0.9, 0.75, np.nan, np.nan], "silent": [False, False, True, False], "rank": [1, 2, 40, 0],
-    "kl_ablated": [9.0, 2.0, 1.0, 1.0], "kl_substituted": [0.0, 0.5, 2.0, np.nan],
+    "kl_ablated": [9.0, 2.0, 1.0, 0.0], "kl_substituted": [0.0, 0.5, 2.0, 0.0],
     "fingerprint": [0.9, 0.5, 0.1, np.nan], "fingerprint_rank": [1, 1, 4, 0],
 }  # fmt: skip
 
@@ -45,10 +47,37 @@ def test_every_number_by_hand(tmp_path: Path) -> None:
     found = by_hand(tmp_path / "0", HAND)
     expected = {
         "deactivation": 0.75 / 3, "deactivation_top1": 0.0, "deactivation_mrr": (1 / 2 + 1 / 40) / 3,
-        "deactivation_silent": 1 / 3, "substitution": 1 - (0.5 + 2 + 1) / (2 + 1 + 1), "fingerprint": 0.6 / 3,
+        "deactivation_silent": 1 / 3, "substitution": 1 - (0.5 + 2) / (2 + 1), "fingerprint": 0.6 / 3,
         "fingerprint_mrr": 1.25 / 3, "ausqc": np.mean([1 - 0.5 / 2, 1 - 2.5 / 3]),
     }  # fmt: skip
     assert {name: found.estimate(name, "matched").value for name in expected} == pytest.approx(expected)
+
+
+def test_the_same_numbers_as_the_metrics_of_a_pair(tmp_path: Path) -> None:
+    """Two implementations: on arrays of one pair in the job, on the table of all pairs in the report."""
+    write_job(tmp_path / "0", {"matched": MATCHERS["matched"], "mutual": MATCHERS["mutual"]}, n=60)
+    path = tmp_path / "0" / "functional.parquet"
+    rng = np.random.default_rng(0)
+    table = pd.read_parquet(path).query("layer == 11 and variant == 'mutual'").reset_index(drop=True)
+    table["silent"] = silent = (rng.random(60) < 0.2) & (table["partner"] >= 0)
+    table["drop"] = table["drop"].mask(silent, 0.0).fillna(0.0)
+    table["fingerprint"] = np.where(table["partner"] >= 0, rng.random(60), 0.0)
+    table["fingerprint_rank"] = table["rank"]
+    table["confidence"] = table["confidence"].round(1)
+    table.to_parquet(path)
+    column = {name: table[name].to_numpy() for name in table}
+    clean = np.where(silent | (column["partner"] < 0), 0.0, 2.0)
+    effects = PartnerEffects(
+        column["partner"], column["quartile"], np.arange(60), np.arange(60) % 5, clean=clean,
+        ablated=clean * (1 - column["drop"]),
+        **{name: column[name] for name in ("rank", "kl_ablated", "kl_substituted", "fingerprint", "fingerprint_rank",
+                                           "confidence")},
+    )  # fmt: skip
+    of_pair = {metric.about.name: metric.measured(effects, Bootstrap(5, 10)) for metric in FUNCTIONAL}
+    found = scores(tmp_path, samples=10)
+    for name in (*RATIOS, "ausqc"):
+        measured = of_pair[name]
+        assert measured is not None and found.estimate(name, "mutual").value == pytest.approx(measured.value), name
 
 
 def test_a_test_that_was_not_run_has_no_numbers(tmp_path: Path) -> None:
@@ -192,7 +221,7 @@ def test_the_report(tmp_path: Path) -> None:
     few["cosine"] = MATCHERS["cosine"]._replace(parts=(label, "decoder_cosine", "none", "certified"))
     write_job(tmp_path / "jobs" / "0", few, ("adjacent", "seeds"), 40)
     jobs = find_records([tmp_path / "jobs"])
-    only = ["leaderboard", "ausqc", "geometry"]
+    only = ["leaderboard", "quality_curve", "geometry"]
     texts = [
         write_report(jobs, tmp_path / folder, Options(figures=bool(names), only=names, formats=()))
         for folder, names in {"a": only, "b": only[:1], "c": []}.items()

@@ -118,7 +118,7 @@ def write_overlays(
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
                 "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs and, of "
-                "functional tests, leaderboard, ausqc and geometry."
+                "functional tests, leaderboard, quality_curve and geometry."
             )
         figures += drawn
     return figures

@@ -136,7 +136,7 @@ def _read_matchers(job: Record) -> dict[str, dict[str, str]]:
 
 def _read_features(job: Record) -> pd.DataFrame:
     """The job's table with the terms of the ratios. A feature without partner, or whose partner is silent, counts 0,
-    and its substitution is its ablation; one without contexts, and all where a test was not run, are missing."""
+    but has no substitution; one without contexts, and all where a test was not run, are missing."""
     path = job.path / FUNCTIONAL
     try:
         table = pd.read_parquet(path)
@@ -156,7 +156,7 @@ def _read_features(job: Record) -> pd.DataFrame:
     def reciprocal(rank: pd.Series[Any]) -> pd.Series[Any]:
         return (1 / rank).where(rank > 0)
 
-    ablated = table["kl_ablated"].where(tested)
+    ablated = table["kl_ablated"].where(tested & partner)
     return table.assign(
         job=job.name,
         # SAEs by all that is configured of them, so that jobs which share them share the draws of their features.
@@ -165,7 +165,7 @@ def _read_features(job: Record) -> pd.DataFrame:
         deactivation_top1=counted((table["rank"] == 1).astype(float), "drop"),
         deactivation_mrr=counted(reciprocal(table["rank"]), "drop"),
         deactivation_silent=counted(silent.astype(float), "drop"),
-        substitution=ablated - table["kl_substituted"].where(partner, ablated),
+        substitution=ablated - table["kl_substituted"],
         ablated=ablated,
         fingerprint=counted(table["fingerprint"].where(partner), "fingerprint"),
         fingerprint_mrr=counted(reciprocal(table["fingerprint_rank"]), "fingerprint"),
@@ -201,7 +201,7 @@ def by_confidence(rows: pd.DataFrame) -> pd.DataFrame:
     Confidences are compared within a job and a pair of layers alone: of several, the top n % of each come together.
     """
     group = ["job", "stratum"]
-    pairs = rows[(rows["partner"] >= 0) & rows["confidence"].notna() & rows["substitution"].notna()]
+    pairs = rows[rows["confidence"].notna() & rows["substitution"].notna()]
     pairs = pairs.sort_values([*group, "confidence", "feature"], ascending=[True, True, False, True], kind="stable")
     groups = pairs.groupby(group, sort=False)
     share = (groups.cumcount() + 1) / groups["feature"].transform("size")

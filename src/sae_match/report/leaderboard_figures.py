@@ -31,7 +31,7 @@ LONG = {"deactivation": "mean drop of the partner's activation", "substitution":
 
 def leaderboard_figures(board: Leaderboard, directory: Path) -> Mapping[str, Callable[[], list[Drawn]]]:
     """By name what writes the figures of that name, one per role of a pair."""
-    plots = {"leaderboard": plot_leaderboard, AUSQC: plot_ausqc, "geometry": plot_geometry}
+    plots = {"leaderboard": plot_leaderboard, "quality_curve": plot_quality_curve, "geometry": plot_geometry}
 
     def draw(name: str) -> list[Drawn]:
         every = (plots[name](board, role, directory / f"{name}_{role}.png") for role in board.roles)
@@ -67,7 +67,7 @@ def plot_leaderboard(board: Leaderboard, role: str, path: Path) -> Drawn | None:
     return Drawn(path, f"{LONG.get(main, COLUMNS[main])} by matcher, {ROLES[role]}", "Blue: the jobs' own matching.")
 
 
-def plot_ausqc(board: Leaderboard, role: str, path: Path) -> Drawn | None:
+def plot_quality_curve(board: Leaderboard, role: str, path: Path) -> Drawn | None:
     """R of the most confident pairs over their share: of the matchers with the largest areas and of the jobs' own; a
     dotted line where random partners are at full coverage."""
     frame = board.frame[board.frame["role"] == role].sort_values(AUSQC, ascending=False, kind="stable")
