@@ -163,9 +163,9 @@ def test_the_jobs_own_matching_by_role_and_description(tmp_path: Path) -> None:
     described = ("paper's weights", "both", "none", "certified")
     write_job(tmp_path / "1", few | {"matched": MATCHERS["matched"]._replace(parts=described)})
     names = leaderboard(tmp_path, samples=10)["matcher"]
-    assert {name for name in names if name.endswith("certified)")} == {
-        "paper's weights, folded (matched) (both, theta, certified)",
-        "paper's weights (matched) (both, none, certified)",
+    assert {name for name in names if name.endswith("(matched)")} == {
+        "paper's weights, folded: both, folded, certified (matched)",
+        "paper's weights: both, certified (matched)",
     }
 
 

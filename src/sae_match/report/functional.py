@@ -99,9 +99,8 @@ def read_tests(jobs: Sequence[Record]) -> Tests | None:
         for variant in dict.fromkeys(table["variant"]):
             name = MATCHED if variant in OWN else str(variant)
             entry = entries.get(name, {})
-            more = f" ({', '.join(entry[key] for key in ('similarity', 'folding', 'assignment'))})" if entry else ""
-            own[variant] = f"{name}: {entry['label']}{more}" if name in several and entry else name
-            title = _title(job, name, entry) + (more if name in several else "")
+            title = _title(job, name, entry, name in several)
+            own[variant] = f"{name}: {title}" if name in several and entry else name
             taken = title in names.values() and own[variant] not in names
             names.setdefault(own[variant], f"{title} [{name}]" if taken else title)
             if entry:
@@ -114,10 +113,18 @@ def read_tests(jobs: Sequence[Record]) -> Tests | None:
     return Tests(features, pd.concat(numbers, ignore_index=True), names, parts)
 
 
-def _title(job: Record, name: str, entry: Mapping[str, str]) -> str:
+def _title(job: Record, name: str, entry: Mapping[str, str], several: bool) -> str:
+    """What a matcher is called; with all that it is made of where its variant is not the same in every job."""
     look = job.labels.variants.get(name)
     known = entry.get("label") or REFERENCES.get(name) or (look.label if look else name.replace("_", " "))
+    if several and entry:
+        known += f": {similarity_of(entry)}, {entry['assignment']}"
     return f"{known} (matched)" if name == MATCHED and known != MATCHED else known
+
+
+def similarity_of(parts: Mapping[str, str]) -> str:
+    """What the features are compared by, folded or not."""
+    return parts["similarity"].replace("_", " ") + (", folded" if parts["folding"] == "theta" else "")
 
 
 def _read_matchers(job: Record) -> dict[str, dict[str, str]]:

@@ -25,7 +25,7 @@ POINTS = 400
 LABEL_CHARACTERS, LEGEND_CHARACTERS = 30, 48
 """What of a matcher's name fits on a line beside the axes, and of a legend."""
 FIRST_SHARE, LOWEST = 0.05, -0.5
-"""What does not set the axis: R of fewer pairs than this share, and by how much random partners are below this R."""
+"""What does not set the axis: R of fewer pairs than this share, and by how much references are below this R."""
 LONG = {"deactivation": "mean drop of the partner's activation", "substitution": "substitution R"}
 
 
@@ -47,17 +47,24 @@ def plot_leaderboard(board: Leaderboard, role: str, path: Path) -> Drawn | None:
     rows = frame.dropna(subset=main)
     if rows.empty:
         return None
-    with drawing(path, (COLUMN_INCHES[0], 0.7 + 0.18 * len(rows)), ROLES[role]) as figure:
+    names = [fill(name, LABEL_CHARACTERS) for name in rows["matcher"]]
+    lines = 1 + max(name.count("\n") for name in names)
+    lowest = min(float(rows.loc[~rows["variant"].isin(REFERENCES), main].min()), LOWEST)
+    with drawing(path, (COLUMN_INCHES[0], 0.7 + max(0.18, 0.1 * lines) * len(rows)), ROLES[role]) as figure:
         ax = figure.subplots()
         for place, row in enumerate(rows.to_dict("records")):
             color = GREY if row["variant"] in REFERENCES else BLUE if _is_own(row["variant"]) else BLACK
             ends = [row[f"{main}_low"], row[f"{main}_high"]]
             sides = np.clip([[row[main] - ends[0]], [ends[1] - row[main]]], 0, None)
+            if row[main] < lowest:
+                ax.annotate(f"◂ {format_value(row[main])}", (0.01, place), xycoords=ax.get_yaxis_transform(),
+                            color=color, fontsize=6, va="center")  # fmt: skip
+                continue
             ax.errorbar(row[main], place, xerr=sides, fmt="o", color=color, capsize=2, linewidth=1, markersize=3)
         first = int((~rows["variant"].isin(REFERENCES)).sum())
         if 0 < first < len(rows):
             ax.axhline(first - 0.5, color=GREY, linewidth=0.6)
-        ax.set_yticks(range(len(rows)), [fill(name, LABEL_CHARACTERS) for name in rows["matcher"]], fontsize=6)
+        ax.set_yticks(range(len(rows)), names, fontsize=6)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="x")
         ax.grid(visible=False, axis="y")

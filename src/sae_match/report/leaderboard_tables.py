@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from .functional import AUSQC, RATIOS, REFERENCES, Interval, Scores, Tests, read_tests
+from .functional import AUSQC, RATIOS, REFERENCES, Interval, Scores, Tests, read_tests, similarity_of
 from .records import Record, find_records
 from .resampling import SAMPLES
 from .tables import ABSENT, Cell, Table, format_row, format_value
@@ -230,8 +230,8 @@ class Leaderboard:
         header.append("loss in own objective, % ↓")
         rows = []
         for row in self.decomposition.to_dict("records"):
-            folded = ", folded" if row["folding"] == "theta" else ""
-            cells = [Cell(ROLES[row["role"]]), Cell(row["similarity"] + folded), Cell(row["assignment"])]
+            parts = {key: str(row[key]) for key in ("similarity", "folding")}
+            cells = [Cell(ROLES[row["role"]]), Cell(similarity_of(parts)), Cell(row["assignment"])]
             cells.append(_cell(row, "coverage"))
             for name in COMPARED:
                 cells += [_cell(row, name), _cell(row, f"{name}_difference")]
