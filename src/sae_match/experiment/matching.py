@@ -174,7 +174,8 @@ def match_seeds(
     features = matcher.features(pair, a, b)
     own = matcher.match(pair, features)
     others = match_controls(matcher, features, controls)
-    found = {CEILING: ControlMatching(own.permutation, confidence=own.confidence)} | others
+    values = solver_values(own) if others else {}  # beside those of the controls
+    found = {CEILING: ControlMatching(own.permutation, values, own.confidence)} | others
     permutations = {variant: one.permutation for variant, one in found.items()}
     rows = value_rows(found, pair) + weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
     return MatchedPair(pair, permutations, rows, confidences(found))
