@@ -71,6 +71,11 @@ def test_every_matcher_of_every_pair_is_tested(configured: Configured, random_sa
             assert rows["drop"].isna().all() if "drop" in rows else True
     assert value[0, 1, "matched", "coverage"] == 1
     assert value[0, 1, "most_affected", "deactivation_top1"] <= 1
+    of_neighbors = [value[*at, "random", "deactivation"] for at in ((0, 1), (1, 2))]
+    if "deactivation/random" in result.metrics:
+        assert result.metrics["deactivation/random"] == pytest.approx(np.mean(of_neighbors))
+    of_neighbors = [value[*at, "random", "matching_score"] for at in ((0, 1), (1, 2))]
+    assert result.metrics["matching_score/random"] == pytest.approx(np.mean(of_neighbors)), "not that of two seeds"
     matchers = json.loads((result.directory / "matchers.json").read_text(encoding="utf-8"))
     assert matchers["nearest"]["assignment"] == "nearest" and matchers["matched"]["assignment"] == "certified"
     own = table[(table["variant"] == "matched") & (table["layer"] == 0)]

@@ -261,10 +261,11 @@ def functional_flops(model: ModelSize, shape: JobShape, text: TextSize, windows:
         return total
     for layer, layer_to, a, b in tested.pairs:
         tokens = (tested.features or a) * tested.contexts * tested.tokens
-        block, encoding = _block_flops(model, tested.tokens), 2 * shape.d_model * (2 * a + 3 * b)
+        block = _block_flops(model, tested.tokens)
+        encoding = 2 * shape.d_model * (a + 2 * b + (a + b if tested.passes else 0))
         rest, head = (model.n_layers - 1 - layer_to) * block, 2 * model.d_model * model.vocabulary
         total += tokens * ((layer_to - layer) * block + encoding + tested.passes * (rest + head))
-        if tested.gradients:  # forward, and twice that backward
+        if tested.gradients:  # forward and backward, without gradients of the weights
             after = (model.n_layers - 1 - layer) * _block_flops(model, text.tokens) + head
-            total += windows * text.tokens * (3 * after + 4 * shape.d_model * (a + b))
+            total += windows * text.tokens * (2 * after + 4 * shape.d_model * (a + b))
     return total

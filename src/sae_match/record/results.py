@@ -15,6 +15,7 @@ from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import MetricRow
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
+from sae_match.record.pairs import near
 
 PER_FEATURE = ("drop", "kl_ablated", "kl_substituted", "fingerprint")
 """Columns of functional.parquet that features.parquet has too, empty where a feature was not tested."""
@@ -103,7 +104,8 @@ class Results:
     @property
     def near_rows(self) -> list[MetricRow]:
         """Rows of neighbors and of single layers: averages over them are not mixed with those over distance."""
-        return [row for row in self.rows if row.layer_to - row.layer <= 1]
+        kept = near([(row.layer, row.layer_to, row.variant) for row in self.rows])
+        return [row for row, is_near in zip(self.rows, kept, strict=True) if is_near]
 
     @property
     def known_labels(self) -> Labels:
