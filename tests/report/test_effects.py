@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from sae_match.report.ablation import resample
 from sae_match.report.effects import effects_frame, effects_note, factors
-from sae_match.report.effects_figure import contrasts, draw_effects, effect_metrics, plot_effects
-from sae_match.report.figures import write_overlays
+from sae_match.report.effects_figure import contrasts, draw_effects, effect_metrics, effects_figure, plot_effects
 from sae_match.report.records import Record, find_records
 from sae_match.report.tables import effects_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
@@ -174,6 +173,6 @@ def test_the_figure_shows_what_the_table_has(tmp_path: Path) -> None:
     assert [line.get_markerfacecolor() == "white" for line in dots] == [True, False, False] * 2
     assert effect_metrics(frame) == [SCORE, LOSS]
     assert plot_effects(frame, tmp_path / "effects.png").stat().st_size > 5000
-    drawn = write_overlays(design(), tmp_path, only=["effects"], effects=frame)
+    drawn = effects_figure(frame, tmp_path)
     assert [figure.title for figure in drawn] == ["effect of each factor"]
     assert len(pd.read_csv(tmp_path / "effects.csv")) == len(frame)

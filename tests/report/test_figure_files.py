@@ -13,6 +13,7 @@ import pytest
 
 from sae_match.report import Record, plot_layer_curves
 from sae_match.report.canvas import PALETTE, also_written, factor_styles
+from sae_match.report.effects_figure import effects_figure
 from sae_match.report.figures import _same, write_overlays
 from sae_match.report.records import find_records
 from sae_match.report.report import Options, make_report, report_text, write_report
@@ -100,7 +101,7 @@ def test_hundreds_of_jobs(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     assert len(page) < 3_000_000 and page.count('class="bad"') >= 30
     report = make_report(records, Options())
-    drawn = write_overlays(records, tmp_path, effects=report.frames["effects.csv"])
+    drawn = [*write_overlays(records, tmp_path), *effects_figure(report.frames["effects.csv"], tmp_path)]
     assert text == report_text(report, drawn)
 
 

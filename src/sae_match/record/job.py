@@ -26,7 +26,9 @@ from .contents import (
     EXAMPLES,
     FEATURES,
     FIGURES,
+    FUNCTIONAL,
     JUDGEMENTS,
+    MATCHERS,
     METRICS,
     PAIRS,
     PATHS,
@@ -298,6 +300,12 @@ class JobRecord:
         """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
         with atomic_path(self.directory / EXAMPLES) as temporary:
             examples.to_csv(temporary, index=False, lineterminator="\n")
+
+    def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
+        with atomic_path(self.directory / FUNCTIONAL) as temporary:
+            effects.to_parquet(temporary, index=False, compression="zstd")
+        write_json(self.directory / MATCHERS, matchers)
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.

@@ -11,10 +11,24 @@ from matplotlib.axes import Axes
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..style import BLUE, GREY
 from .canvas import drawing
+from .figures import Drawn
+from .tables import write_csv
 
 PANEL_INCHES = 1.75
 MOST_PANELS, MOST_ROWS = 3, 30
 ROWS = ["factor", "level", "reference", "where"]
+
+
+def effects_figure(frame: pd.DataFrame, directory: Path, labels: Labels = BUILT_IN_LABELS) -> list[Drawn]:
+    """`effects.png` and its data; nothing where there is no number to draw."""
+    if not effect_metrics(frame, labels):
+        return []
+    path, count = plot_effects(frame, directory / "effects.png", labels), len(contrasts(frame))
+    write_csv(path.with_suffix(".csv"), frame)
+    note = "Dots: mean effect with its 95 % interval over documents; hollow: it depends on another factor."
+    if count > MOST_ROWS:
+        note += f" The first {MOST_ROWS} of {count}."
+    return [Drawn(path, "effect of each factor", note)]
 
 
 def effect_metrics(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> list[str]:

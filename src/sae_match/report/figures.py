@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..metrics.description import CEILING
+from ..metrics.description import CEILING, MATCHED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import distance_rows
 from .axes import (
@@ -27,7 +28,6 @@ from .bars import Tables, of_one_pair, pairs_of, plot_bars
 from .canvas import PALETTE, factor_styles
 from .controls import controls_frame, drawn_rows, plot_controls
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
-from .effects_figure import MOST_ROWS, contrasts, effect_metrics, plot_effects
 from .features import write_pair_figures
 from .records import Record, comparison_keys, job_labels, setting
 from .tables import write_csv
@@ -42,7 +42,6 @@ TITLES = {
     "weight_mse": "weight MSE by folding, over layer pairs",
     "sparsity": "splices against the sparsity of the SAEs",
     "pairs": "example pairs",
-    "effects": "effect of each factor",
 }
 """Titles of the figures in the paper's form, by file name."""
 
@@ -73,17 +72,16 @@ def write_overlays(
     most: int = MAX_CURVES,
     only: Sequence[str] = (),
     labels: Labels = BUILT_IN_LABELS,
-    effects: pd.DataFrame | None = None,
+    more: Mapping[str, Callable[[], list[Drawn]]] = MappingProxyType({}),
 ) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance, one over quantiles and one of controls, where it has them; those in
-    the paper's form; the effect of each factor. File names are the metrics' with '/' as '_', and the variant's where a
-    metric needs several.
+    the paper's form. File names are the metrics' with '/' as '_', and the variant's where a metric needs several.
 
     Args:
         most: jobs in one figure, and figures of one job's own kind; the note names what was left out.
         only: names of the figures to draw, without suffix or number; empty: all.
-        effects: as from `effects_frame`, where there are factors.
+        more: what writes further figures, by name.
 
     Raises:
         UserError: `only` names a figure that these records do not give.
@@ -95,7 +93,11 @@ def write_overlays(
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
     by_metric: dict[str, dict[str, pd.DataFrame]] = {}
     for label, table in whole.items():
-        for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
+        near = per_layer_rows(table)
+        near = near[
+            (near["metric"] != "objective") | (near["variant"] == MATCHED)
+        ]  # other matchers add up other things
+        for metric, rows in near.groupby("metric", sort=True):
             if labels.metric(str(metric)).figure != "none":
                 by_metric.setdefault(str(metric), {})[label] = rows
     composed = {label: table for label, table in whole.items() if has_distances(table)}
@@ -111,7 +113,7 @@ def write_overlays(
         "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
         "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
         "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
-        "effects": lambda: [] if effects is None else _effects(effects, jobs),
+        **more,
     }
     figures: list[Drawn] = []
     for name in only or makers:
@@ -119,19 +121,11 @@ def write_overlays(
         if only and not drawn:
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, controls, effects, paper (weight MSE by folding, sparsity) and pairs."
+                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs, between "
+                "jobs effects and, of functional tests, leaderboard, quality_curve and geometry."
             )
         figures += drawn
     return figures
-
-
-def _effects(frame: pd.DataFrame, jobs: _Jobs) -> list[Drawn]:
-    if not effect_metrics(frame, jobs.labels):
-        return []
-    path, count = plot_effects(frame, jobs.directory / "effects.png", jobs.labels), len(contrasts(frame))
-    write_csv(path.with_suffix(".csv"), frame)
-    note = "Dots: mean effect with its 95 % interval over documents; hollow: it depends on another factor."
-    return [Drawn(path, TITLES["effects"], note + (f" The first {MOST_ROWS} of {count}." if count > MOST_ROWS else ""))]
 
 
 def _titled(path: Path) -> Drawn:

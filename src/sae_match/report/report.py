@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +20,11 @@ from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
 from .effects import effects_frame, effects_note
+from .effects_figure import effects_figure
 from .examples import examples_frame, examples_table
 from .figures import MAX_CURVES, Drawn, write_overlays
+from .leaderboard_figures import leaderboard_figures
+from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
 from .pages import html_page, write_path_pages
 from .records import BAD_STATES, Record
@@ -41,6 +45,9 @@ from .tables import (
 HEADINGS = {
     "jobs": "Jobs",
     "comparison": "Comparison",
+    "leaderboard": "Which matcher finds the feature that does the same?",
+    "decomposition": "Similarity and assignment",
+    "quartiles": "By firing rate",
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
@@ -74,7 +81,7 @@ class Options:
 @dataclass(frozen=True)
 class Report:
     """The jobs, their records as rows (those of one span merged), notes on them, and what was made from them: frames by
-    the name of their CSV file, tables by section, and the summary in Markdown."""
+    the name of their CSV file, tables by section, the summary in Markdown, and the functional tests compared."""
 
     jobs: Sequence[Record]
     records: Sequence[Record]
@@ -83,6 +90,7 @@ class Report:
     frames: Mapping[str, pd.DataFrame]
     tables: Mapping[str, Table]
     summary: str
+    leaderboard: Leaderboard | None = None
 
     @property
     def title(self) -> str:
@@ -98,6 +106,9 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     names = headline_names(records, labels, options.metrics)
     frames = {"report.csv": comparison_frame(records)}
     tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
+    if leaderboard := make_leaderboard(jobs):
+        frames |= leaderboard.frames
+        tables |= leaderboard.tables
     # A combination that cannot work is no cell of the design.
     tried = [record for record in records if not record.refused]
     if compared := compared_metrics(tried, options.metrics, labels):
@@ -117,7 +128,7 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
         if len(records) > options.most:
             notes.append(f"Example pairs: of the first {options.most} of {len(records)} jobs.")
     summary = summary_table(records, options.metrics, labels)
-    return Report(jobs, records, notes, labels, frames, tables, summary)
+    return Report(jobs, records, notes, labels, frames, tables, summary, leaderboard)
 
 
 def warning_notes(jobs: Sequence[Record]) -> list[str]:
@@ -152,9 +163,11 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 
 def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
+    more = dict(leaderboard_figures(report.leaderboard, output)) if report.leaderboard else {}
     with also_written(options.formats):
-        effects = report.frames.get("effects.csv")
-        figures = write_overlays(report.records, output, options.most, options.only, report.labels, effects)
+        if (effects := report.frames.get("effects.csv")) is not None:
+            more["effects"] = partial(effects_figure, effects, output, report.labels)
+        figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
     if len(with_paths) > options.most:
@@ -180,7 +193,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
             parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in ("ablation", "effects", "controls"):
+    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):
         if table := report.tables.get(section):
             parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
     if figures:
