@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_match.evaluation.controls import MatchingControl, identity, random
+from sae_match.evaluation.controls import Matcher, MatchingControl, identity, random
+from sae_match.evaluation.nulls import null_rows
 from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.planted import planted_identity
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.description import CEILING, MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
-from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
+from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.pairs import COMPOSED, EXACT, RANDOM, Pair, Role, Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -47,6 +48,7 @@ class PairMatcher:
         fit: residual streams of text on which similarities are fitted; None where none needs any.
         provenance: written into the headers of permutations.
         keep: called with each permutation as soon as it is found, but for those of two seeds.
+        null_alpha: share of features that may exceed the rotated null's threshold; None = no null is matched.
     """
 
     store: Store
@@ -60,6 +62,7 @@ class PairMatcher:
     seed: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
     keep: Callable[[Pair, Permutation], None] = lambda pair, permutation: None
+    null_alpha: float | None = None
 
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
@@ -77,6 +80,18 @@ class PairMatcher:
         if pair.role is not Role.seeds:
             self.keep(pair, permutation)
         return replace(found, permutation=permutation)
+
+    def null_rows(
+        self, variant: str, features: FeaturePair, controls: Iterable[MatchingControl] = ()
+    ) -> list[MetricRow]:
+        """What the rotated null says of the job's own matcher, under the name `variant`, and of those of controls."""
+        if self.null_alpha is None:
+            return []
+        matchers = {variant: (self.similarity, self.solver)}
+        for control in controls:
+            if isinstance(control, Matcher):
+                matchers[control.name] = (control.similarity, control.solver.on(features.a.device.type))
+        return null_rows(matchers, features, self.null_alpha, partial(cached_matching, self.store))
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ def match_neighbors(
     pair: Pair,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    controls: Iterable[MatchingControl],
+    controls: Collection[MatchingControl],
     metrics: Mapping[str, Metric],
 ) -> MatchedPair:
     """Match layers t and t+1, and find the permutations of the controls."""
@@ -121,6 +136,7 @@ def match_neighbors(
         permutations[control.name] = other.permutation
         n = len(other.permutation.matched)
         rows += [MetricRow(*pair.layers, control.name, name, value, n) for name, value in other.values.items()]
+    rows += matcher.null_rows(MATCHED, features, controls)
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
     # In one call, which folds both SAEs once.
     compared = weight_distances_of(a, b, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)})
@@ -129,8 +145,9 @@ def match_neighbors(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
-    planted = planted_identity(compared[IDENTITY], compared[ANY_RANDOM], *pair.layers)
+    planted = planted_identity(compared[IDENTITY].decoder_cosine, compared[ANY_RANDOM].decoder_cosine)
     if planted is not None:
+        planted = f"{pair}: {planted}"
         logger.warning("%s", planted)
     return MatchedPair(
         pair,
@@ -170,8 +187,11 @@ def match_seeds(
     matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
 ) -> MatchedPair:
     """Match two seeds of one layer: the ceiling of every score."""
-    permutations = {CEILING: matcher.match(pair, matcher.features(pair, a, b)).permutation}
-    return MatchedPair(pair, permutations, weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers))
+    features = matcher.features(pair, a, b)
+    permutations = {CEILING: matcher.match(pair, features).permutation}
+    rows = matcher.null_rows(CEILING, features)
+    rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    return MatchedPair(pair, permutations, rows)
 
 
 def certificate_rows(matching: Matching, pair: Pair, variant: str) -> list[MetricRow]:
@@ -201,30 +221,3 @@ def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[
         if variant != EXACT
     }
     return [MetricRow(*pair.layers, variant, "agreement", share, n) for variant, share in shares.items()]
-
-
-_STANDARD_ERRORS = 4.0
-"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
-
-
-def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
-    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
-
-    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
-    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
-
-    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
-    cover how much a matching score varies from one random permutation to another.
-    """
-    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
-    if min(len(ours), len(theirs)) < 2:
-        return None
-    margin = float(ours.mean() - theirs.mean())
-    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
-    if margin <= _STANDARD_ERRORS * error:
-        return None
-    return (
-        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
-        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
-        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
-    )
