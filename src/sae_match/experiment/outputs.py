@@ -135,7 +135,8 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
     mirror.log_histograms({name: values.to_numpy() for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
     mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
-    mirror.log_permutations(record.permutations)
+    if len(features):
+        mirror.log_permutations(record.permutations)
     if results.warnings:
         mirror.note("\n".join(results.warnings))
 

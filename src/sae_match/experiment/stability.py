@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,8 +88,9 @@ def _load(study: Study, saes: JobSaes, layer: int) -> list[SparseAutoencoder]:
     seeds += [source.format.read(path, layer) for path in paths if path.exists()]
     known: dict[str, str] = {}
     for sae in seeds:
-        if (other := known.setdefault(sae.content_hash, sae.source)) != sae.source:
-            raise UserError(f"{sae.source}: the same SAE as {other}, so it is no further seed")
+        if sae.content_hash in known:
+            raise UserError(f"{sae.source}: the same SAE as {known[sae.content_hash]}, so it is no further seed")
+        known[sae.content_hash] = sae.source
     return [sae.to(saes.device) for sae in seeds]
 
 
@@ -108,12 +110,6 @@ def _rows(found: Stability, layer: int) -> list[MetricRow]:
             for pair in pairs.to_dict("records")
             for metric in METRICS
         ]
-    # Where every feature reappears there is nothing to span.
-    rows = [row for row in rows if row.value == row.value]
-    logger.info(
-        "layer %d: %d seeds, PW-MCC %.3f, of rotated ones %.3f",
-        layer,
-        len(found.widths),
-        *means["pw_mcc"][[SEEDS, ROTATED]],
-    )
-    return rows
+    ours, null = means["pw_mcc"][[SEEDS, ROTATED]]
+    logger.info("layer %d: %d seeds, PW-MCC %.3f, of rotated ones %.3f", layer, len(found.widths), ours, null)
+    return [row for row in rows if not math.isnan(row.value)]  # where every feature reappears nothing is spanned

@@ -22,13 +22,13 @@ def plot_stability(table: pd.DataFrame, path: Path, title: str | None = None) ->
         table: the content of stability.parquet.
     """
     edges = np.linspace(0, 1, BINS + 1)
-    with one_panel(path, title) as ax:
+    with one_panel(path, title, wide=32) as ax:
         for column, (name, color) in SHOWN.items():
             values = table[column].dropna().to_numpy()
             median = float(np.median(values))
-            ax.stairs(np.histogram(values, edges)[0] / len(values), edges, fill=True, color=color, alpha=0.25)
-            label = f"{name} (median {median:.2g})"
-            ax.stairs(np.histogram(values, edges)[0] / len(values), edges, color=color, label=label, linewidth=1.2)
+            shares = np.histogram(values, edges)[0] / len(values)
+            ax.stairs(shares, edges, fill=True, color=color, alpha=0.25)
+            ax.stairs(shares, edges, color=color, label=f"{name} (median {median:.2g})", linewidth=1.2)
             ax.axvline(median, color=color, linestyle=":", linewidth=1.2)
         ax.set_xlabel("|decoder cosine| of a feature and its partner")
         ax.set_ylabel("share of features")
