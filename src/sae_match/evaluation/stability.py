@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -89,10 +89,7 @@ class Partners:
         """Partner (-1 = none) and |cosine| of every feature of `a`, or of `b`."""
         if sae == self.a:
             return self.permutation.indices, self.cosine
-        cosine = torch.full((self.permutation.n_b,), torch.nan)
-        matched = self.permutation.matched
-        cosine[self.permutation.indices[matched]] = self.cosine[matched]
-        return self.permutation.inverse().indices, cosine
+        return self.permutation.inverse().indices, _of_partners(self.permutation, self.cosine)
 
 
 @dataclass(frozen=True)
@@ -217,8 +214,7 @@ def stability(
         if (planted := planted_between(a, b)) is not None:
             found.append(f"SAEs {i} and {j}: {planted}")
             warnings.warn(found[-1], UserWarning, stacklevel=2)
-        turned = rotated(b, seed)
-        for variant, other in ((SEEDS, b), (ROTATED, turned), (RANDOM, b)):
+        for variant, other in ((SEEDS, b), (ROTATED, rotated(b, seed)), (RANDOM, b)):
             if variant == RANDOM:
                 permutation = Permutation.random(a.width, b.width, seed=seed)
             else:
@@ -226,13 +222,20 @@ def stability(
                 permutation = match(AbsoluteDecoderCosine(), make_solver("certified"), pair).permutation
             cosine = torch.full((a.width,), torch.nan)
             cosine[permutation.matched] = decoder_cosines(a, other, permutation).abs().clamp(max=1.0)
-            bare = Partners(i, j, variant, permutation, cosine, Subspace(0.0, 0.0, 0.0))
-            unstable = [
-                unit(sae.W_dec)[(~(bare.of(place)[1] > threshold)).to(sae.device)]
-                for place, sae in ((i, a), (j, other))
-            ]
-            partners.append(replace(bare, subspace=shared_subspace(*unstable, variance)))
+            left, right = (
+                unit(sae.W_dec)[~(one > threshold).to(sae.device)]
+                for sae, one in ((a, cosine), (other, _of_partners(permutation, cosine)))
+            )
+            subspace = shared_subspace(left, right, variance)
+            partners.append(Partners(i, j, variant, permutation, cosine, subspace))
     return Stability(tuple(sae.width for sae in saes), partners, threshold, tuple(found))
+
+
+def _of_partners(permutation: Permutation, cosine: Float[Tensor, " F_a"]) -> Float[Tensor, " F_b"]:
+    """The |cosine| of every feature of b with its partner in a; NaN where there is none."""
+    theirs = torch.full((permutation.n_b,), torch.nan)
+    theirs[permutation.indices[permutation.matched]] = cosine[permutation.matched]
+    return theirs
 
 
 def shared_subspace(

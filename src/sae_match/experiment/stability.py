@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from sae_match.errors import UserError
-from sae_match.evaluation.stability import RANDOM, ROTATED, SEEDS, Stability, stability
+from sae_match.evaluation.stability import ROTATED, SEEDS, Stability, stability
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.saes import JobSaes
 from sae_match.matching import Matching
@@ -96,20 +96,17 @@ def _load(study: Study, saes: JobSaes, layer: int) -> list[SparseAutoencoder]:
 
 def _rows(found: Stability, layer: int) -> list[MetricRow]:
     table, n = found.to_frame(), found.widths[0]
-    means = table.groupby("variant")[list(METRICS)].mean()  # of pairs that have a number
+    pairs = table[table["variant"] == SEEDS]
+    tables = [table.groupby("variant")[list(METRICS)].mean()]  # of pairs that have a number
+    if len(pairs) > 1:
+        tables.append(pairs.set_index(f"{SEEDS}_" + pairs["a"].astype(str) + "_" + pairs["b"].astype(str)))
     rows = [
-        MetricRow(layer, layer, variant, metric, float(means.loc[variant, metric]), n)
-        for variant in (SEEDS, ROTATED, RANDOM)
+        MetricRow(layer, layer, variant, metric, value, n)
+        for each in tables
         for metric in METRICS
+        for variant, value in zip(each.index.tolist(), each[metric].tolist(), strict=True)
     ]
     rows.append(MetricRow(layer, layer, SEEDS, "reappearing", float(found.reappearing().mean()), n))
-    pairs = table[table["variant"] == SEEDS]
-    if len(pairs) > 1:
-        rows += [
-            MetricRow(layer, layer, f"{SEEDS}_{pair['a']}_{pair['b']}", metric, float(pair[metric]), n)
-            for pair in pairs.to_dict("records")
-            for metric in METRICS
-        ]
-    ours, null = means["pw_mcc"][[SEEDS, ROTATED]]
+    ours, null = tables[0]["pw_mcc"][[SEEDS, ROTATED]]
     logger.info("layer %d: %d seeds, PW-MCC %.3f, of rotated ones %.3f", layer, len(found.widths), ours, null)
     return [row for row in rows if not math.isnan(row.value)]  # where every feature reappears nothing is spanned
