@@ -81,7 +81,7 @@ def test_seeds_are_compared_beside_neighbors_where_there_are_several(configured:
     assert set(values(result, "pw_mcc")) >= {"seeds", "rotated", "random", "seeds_2_3"}
     assert len(result.features) == 3 * 24
     assert (result.directory / "figures" / "stability.png").is_file()
-    alone = run(configured(seeds, *ONE_LAYER, "evaluation.stability_seeds=[]", output="alone"))
+    alone = run(configured(seeds, "experiment=stability", *ONE_LAYER[1:], output="alone"))
     assert set(values(alone, "pw_mcc")) == {"seeds", "rotated", "random"}
 
 

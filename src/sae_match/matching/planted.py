@@ -36,7 +36,7 @@ def planted_identity(vanilla: Float[Tensor, " M"], random: Float[Tensor, " N"]) 
     return (
         f"feature i resembles feature i of the other SAE (vanilla: mean decoder cosine {float(ours.mean()):.3f}, "
         f"random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be trained from one "
-        "initialization, and the matching largely finds that: take SAEs of different seeds"
+        "initialization, and the matching finds that, too: take SAEs of different seeds"
     )
 
 
