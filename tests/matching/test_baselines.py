@@ -12,9 +12,9 @@ from torch import Tensor
 from sae_match import Permutation, UserError, match
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
-from sae_match.matching.baselines.controls import unit_rows
 from sae_match.matching.baselines.nearest import LIST_LENGTH
 from sae_match.matching.baselines.neighbors import Neighbors
+from sae_match.matching.problem import unit_rows
 from sae_match.matching.solution import Solution
 from tests.builders import permuted, random_sae
 

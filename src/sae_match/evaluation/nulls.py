@@ -72,9 +72,14 @@ def null_threshold(
         UserError: from similarity or solver.
     """
     null = match(similarity, solver, replace(pair, b=rotated(pair.b, seed)))
-    confidence = null.confidence.nan_to_num(nan=-math.inf)
+    return exceeded_by(null.confidence, alpha)
+
+
+def exceeded_by(confidence: Float[Tensor, " F_a"], alpha: float) -> float:
+    """The lowest confidence that at most a share `alpha` of all features exceed; minus infinity where no more than
+    that share has a partner (NaN = none)."""
     allowed = math.floor(alpha * len(confidence))
-    return float(confidence.sort(descending=True).values[allowed])
+    return float(confidence.nan_to_num(nan=-math.inf).sort(descending=True).values[allowed])
 
 
 def above_null(confidence: Float[Tensor, " F_a"], threshold: float) -> float:
@@ -83,23 +88,20 @@ def above_null(confidence: Float[Tensor, " F_a"], threshold: float) -> float:
 
 
 def null_rows(
-    variants: Mapping[str, tuple[Comparison, Solver]],
-    pair: FeaturePair,
+    found: Mapping[str, Float[Tensor, " F_a"]],
+    nulls: Mapping[str, Float[Tensor, " F_a"]],
+    layers: tuple[int, int],
     alpha: float,
-    match: MatchFeatures = match_features,
 ) -> list[MetricRow]:
-    """Metrics `null_threshold` and `above_null` of matchers of one pair; the rotation is drawn with the pair's seed.
+    """Metrics `null_threshold` and `above_null` of the matchers of one pair.
 
     Args:
-        variants: similarity and solver by variant.
-
-    Raises:
-        UserError: from a similarity or solver.
+        found: confidence of every feature of A by variant.
+        nulls: the same with B rotated, of the variants that get rows.
     """
     rows: list[MetricRow] = []
-    for variant, (similarity, solver) in variants.items():
-        threshold = null_threshold(similarity, solver, pair, alpha, pair.seed, match)
-        share = above_null(match(similarity, solver, pair).confidence, threshold)
-        values = {"null_threshold": threshold, "above_null": share}
-        rows += [MetricRow(*pair.layers, variant, name, value, pair.a.width) for name, value in values.items()]
+    for variant, null in nulls.items():
+        threshold = exceeded_by(null, alpha)
+        values = {"null_threshold": threshold, "above_null": above_null(found[variant], threshold)}
+        rows += [MetricRow(*layers, variant, name, value, len(null)) for name, value in values.items()]
     return rows

@@ -8,11 +8,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sae_match.evaluation.controls import Control, MatchingControl
+from sae_match.evaluation.functional.contexts import FunctionalTests
 from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.options import option
 
-RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated"))
+PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
+"""Variants of functional tests beside the matchers."""
+RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated", *PARTNERS))
 """Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -62,8 +65,13 @@ class Evaluation:
     splices: dict[str, Splice] = Field(default_factory=dict)
     """Further splices beside the standard ones, by any key: +evaluation.splices.mine._target_=my_package.MySplice."""
 
+    functional: FunctionalTests | None = None
+    """Tests of what partners do in the model, of every matcher: evaluation/functional=all; null = none."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.functional is not None and not self.full:
+            raise ValueError("evaluation.functional runs the model, and needs evaluation=full")
         if self.quantiles and not self.full:
             raise ValueError("evaluation.quantiles are splices of the residual stream, and need evaluation=full")
         # The splices are named quantile_{q:g}.

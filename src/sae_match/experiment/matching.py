@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_match.evaluation.controls import Matcher, MatchingControl, identity, random
-from sae_match.evaluation.nulls import null_rows
+from sae_match.evaluation.controls import ControlMatching, MatchingControl, identity, random, solver_values
+from sae_match.evaluation.nulls import null_rows, rotated
 from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
@@ -81,27 +81,16 @@ class PairMatcher:
             self.keep(pair, permutation)
         return replace(found, permutation=permutation)
 
-    def null_rows(
-        self, variant: str, features: FeaturePair, controls: Iterable[MatchingControl] = ()
-    ) -> list[MetricRow]:
-        """What the rotated null says of the job's own matcher, under the name `variant`, and of those of controls."""
-        if self.null_alpha is None:
-            return []
-        matchers = {variant: (self.similarity, self.solver)}
-        for control in controls:
-            if isinstance(control, Matcher):
-                matchers[control.name] = (control.similarity, control.solver.on(features.a.device.type))
-        return null_rows(matchers, features, self.null_alpha, partial(cached_matching, self.store))
-
 
 @dataclass(frozen=True)
 class MatchedPair:
     """The permutations of one pair and what follows from weights alone.
 
     Attributes:
-        permutations: by variant: those of `pair.role.variants`, and the controls of neighbors; none holds a feature
-            that is excluded.
-        rows: weight metrics of every variant and the solver's certificate.
+        permutations: by variant: those of `pair.role.variants`, and the controls; none holds a feature that is
+            excluded.
+        confidence: [F_a] by variant, of those that order their pairs; as in `Matching`.
+        rows: weight metrics of every variant, the solver's certificate and what is known of the controls' solvers.
         features: of neighbors, one row per matched feature with its distances; empty otherwise.
         random_mse: decoder MSE of each pair of a random matching of neighbors, to draw beside the matched ones.
         warnings: what a reader of the result must know.
@@ -110,6 +99,7 @@ class MatchedPair:
     pair: Pair
     permutations: dict[str, Permutation]
     rows: list[MetricRow]
+    confidence: dict[str, Float[Tensor, " F_a"]] = field(default_factory=dict)
     features: pd.DataFrame = field(default_factory=pd.DataFrame)
     random_mse: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     warnings: tuple[str, ...] = ()
@@ -126,17 +116,8 @@ def match_neighbors(
     """Match layers t and t+1, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
     matching = matcher.match(pair, features)
-    permutations, rows = {MATCHED: matching.permutation}, certificate_rows(matching, pair, MATCHED)
-
-    def match(similarity: Comparison, solver: Solver) -> Matching:
-        return cached_matching(matcher.store, similarity, solver.on(a.device.type), features)
-
-    for control in controls:
-        other = control.match(features, match)
-        permutations[control.name] = other.permutation
-        n = len(other.permutation.matched)
-        rows += [MetricRow(*pair.layers, control.name, name, value, n) for name, value in other.values.items()]
-    rows += matcher.null_rows(MATCHED, features, controls)
+    found = {MATCHED: _own(matching)} | match_controls(matcher, features, controls)
+    permutations = {variant: one.permutation for variant, one in found.items()}
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
     # In one call, which folds both SAEs once.
     compared = weight_distances_of(a, b, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)})
@@ -152,7 +133,10 @@ def match_neighbors(
     return MatchedPair(
         pair,
         permutations,
-        rows + weight_rows(metrics, distances, pair.layers),
+        value_rows(found, pair)
+        + null_rows_of(matcher, features, found, controls)
+        + weight_rows(metrics, distances, pair.layers),
+        confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
         compared[ANY_RANDOM].W_dec.cpu().numpy(),
         () if planted is None else (planted,),
@@ -177,31 +161,83 @@ def match_distant(
     }
     rows = agreement_rows(permutations, pair)
     logger.info("%s: %.1f %% of composed partners are exact ones", pair, 100 * rows[0].value)
-    rows += certificate_rows(matching, pair, EXACT)
-    return MatchedPair(
-        pair, permutations, rows + weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
-    )
+    exact = {EXACT: _own(matching)}
+    rows += value_rows(exact, pair)
+    rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    return MatchedPair(pair, permutations, rows, confidences(exact))
 
 
 def match_seeds(
-    matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
+    matcher: PairMatcher,
+    pair: Pair,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    metrics: Mapping[str, Metric],
+    controls: Collection[MatchingControl] = (),
 ) -> MatchedPair:
-    """Match two seeds of one layer: the ceiling of every score."""
+    """Match two seeds of one layer, the ceiling of every score, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
-    permutations = {CEILING: matcher.match(pair, features).permutation}
-    rows = matcher.null_rows(CEILING, features)
+    own = matcher.match(pair, features)
+    others = match_controls(matcher, features, controls)
+    found = {CEILING: ControlMatching(own.permutation, confidence=own.confidence)} | others
+    permutations = {variant: one.permutation for variant, one in found.items()}
+    rows = value_rows(found, pair) + null_rows_of(matcher, features, found, controls)
     rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
-    return MatchedPair(pair, permutations, rows)
+    return MatchedPair(pair, permutations, rows, confidences(found))
 
 
-def certificate_rows(matching: Matching, pair: Pair, variant: str) -> list[MetricRow]:
-    """Objective, number of pairs, time and what the solver counted; bound, gap and tolerance where it gives a bound."""
-    n = len(matching.permutation.matched)
-    values = {"objective": matching.objective, "matched_pairs": float(n), "solver_seconds": matching.seconds}
-    if matching.lower_bound is not None and matching.gap is not None:
-        values |= {"lower_bound": matching.lower_bound, "gap": matching.gap, "tolerance": matching.tolerance}
+def match_controls(
+    matcher: PairMatcher, features: FeaturePair, controls: Iterable[MatchingControl]
+) -> dict[str, ControlMatching]:
+    """What each control makes of a pair, by variant."""
+
+    def match(pair: FeaturePair, similarity: Comparison, solver: Solver) -> Matching:
+        return cached_matching(matcher.store, similarity, solver.on(pair.a.device.type), pair)
+
+    return {control.name: control.match(features, match) for control in controls}
+
+
+def null_rows_of(
+    matcher: PairMatcher,
+    features: FeaturePair,
+    found: Mapping[str, ControlMatching],
+    controls: Collection[MatchingControl],
+) -> list[MetricRow]:
+    """What the rotated null says of every matcher that orders its pairs; nothing where it is not asked for.
+
+    Args:
+        found: the job's own matching first, then those of the controls.
+    """
+    if matcher.null_alpha is None:
+        return []
+    turned = replace(features, b=rotated(features.b, features.seed))
+    own = cached_matching(matcher.store, matcher.similarity, matcher.solver, turned)
+    ordered = [control for control in controls if found[control.name].confidence is not None]
+    nulls = {next(iter(found)): own.confidence} | confidences(match_controls(matcher, turned, ordered))
+    return null_rows(confidences(found), nulls, features.layers, matcher.null_alpha)
+
+
+def value_rows(found: Mapping[str, ControlMatching], pair: Pair) -> list[MetricRow]:
+    """The numbers about how each variant was found."""
+    return [
+        MetricRow(*pair.layers, variant, name, value, len(one.permutation.matched))
+        for variant, one in found.items()
+        for name, value in one.values.items()
+    ]
+
+
+def confidences(found: Mapping[str, ControlMatching]) -> dict[str, Float[Tensor, " F_a"]]:
+    """By what each variant orders its pairs, where it does."""
+    return {variant: one.confidence for variant, one in found.items() if one.confidence is not None}
+
+
+def _own(matching: Matching) -> ControlMatching:
+    """The job's own matching, also with what the solver counted, and bound and tolerance where it gives a bound."""
+    values = solver_values(matching)
+    if matching.lower_bound is not None:
+        values |= {"lower_bound": matching.lower_bound, "tolerance": matching.tolerance}
     values |= {f"solver/{name}": value for name, value in matching.statistics.items()}
-    return [MetricRow(*pair.layers, variant, name, value, n) for name, value in values.items()]
+    return ControlMatching(matching.permutation, values, matching.confidence)
 
 
 def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[MetricRow]:

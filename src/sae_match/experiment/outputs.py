@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_match.evaluation.controls import Control
+from sae_match.evaluation.controls import Control, Matcher
 from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
-from sae_match.metrics.description import SPLICED
+from sae_match.metrics.description import CEILING, MATCHED, SPLICED
 from sae_match.record.contents import STABILITY
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
@@ -31,6 +31,7 @@ from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.report.stability import plot_stability
+from sae_match.study import Study
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
 
@@ -91,6 +92,26 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
         if (look := known.get(control.name)) is not None:
             known[f"{SPLICED}_{control.name}"] = look._replace(label=f"encode-permute-decode ({control.name})")
     return known
+
+
+def matcher_labels(study: Study) -> dict[str, dict[str, str]]:
+    """What every matcher of a job is: label, similarity, folding and assignment, by variant."""
+    own = {
+        "label": "the job's own matching",
+        "similarity": study.matching.name,
+        "folding": study.folding.name.value,
+        "assignment": study.solver.name,
+    }
+    found = {MATCHED: own, CEILING: own}
+    for control in study.evaluation.matchers:
+        if isinstance(control, Matcher):
+            found[control.name] = {
+                "label": control.label or control.name.replace("_", " "),
+                "similarity": control.similarity.name,
+                "folding": (control.folding or study.folding.name).value,
+                "assignment": control.solver.name,
+            }
+    return found
 
 
 def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: bool = False) -> None:

@@ -24,6 +24,7 @@ from sae_match.metrics.built_in import (
     WeightMSE,
 )
 from sae_match.metrics.description import CEILING, DIFFERENCE, TO_CEILING, Description
+from sae_match.metrics.functional import FUNCTIONAL
 from sae_match.metrics.metric import Metric
 
 BUILT_IN: Mapping[str, Metric] = {
@@ -46,6 +47,7 @@ BUILT_IN: Mapping[str, Metric] = {
         MeanTheta(),
         DecoderNorm(),
         ResidualNorm(),
+        *FUNCTIONAL,
     )
 }
 """In the order of a table's columns."""
@@ -84,6 +86,13 @@ REPORTED = (
     Description(name="tolerance", label="tolerance of the lower bound", combine="sum", figure="none"),
     Description(name="matched_pairs", label="matched pairs", unit="features", combine="sum", figure="none"),
     Description(name="features_aside", label="features left unmatched beforehand", unit="features", combine="sum"),
+    Description(name="tested_features", label="features that were tested", unit="features", combine="sum",
+                figure="none"),
+    Description(name="never_firing_features", label="features that never fire in a context", unit="features",
+                combine="sum", figure="none"),
+    Description(name="fingerprint_check", label="first-order against true effects", unit="correlation",
+                better="higher", figure="none"),
+    Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),
     Description(name="solver/peak_memory_gib", label="peak memory", unit="GiB", combine="max", figure="none"),

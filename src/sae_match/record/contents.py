@@ -19,9 +19,13 @@ CONFIG, TEXT = "config.yaml", "text.json"
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS, STABILITY = "top_tokens.parquet", "stability.parquet"
+FUNCTIONAL, MATCHERS = "functional.parquet", "matchers.json"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
-RESULTS = (TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, STABILITY, JUDGEMENTS, TRACEBACK)
+RESULTS = (
+    TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, STABILITY, FUNCTIONAL, MATCHERS, JUDGEMENTS,
+    TRACEBACK,
+)  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}
 _CONFIG_KEYS = {"matching", "folding", "solver", "sae", "layers", "paths"}

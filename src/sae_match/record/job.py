@@ -25,7 +25,9 @@ from .contents import (
     CONFIG,
     FEATURES,
     FIGURES,
+    FUNCTIONAL,
     JUDGEMENTS,
+    MATCHERS,
     METRICS,
     PAIRS,
     PATHS,
@@ -298,6 +300,12 @@ class JobRecord:
         """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
         with atomic_path(self.directory / STABILITY) as temporary:
             features.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
+        with atomic_path(self.directory / FUNCTIONAL) as temporary:
+            effects.to_parquet(temporary, index=False, compression="zstd")
+        write_json(self.directory / MATCHERS, matchers)
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import MetricRow
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
+
+PER_FEATURE = ("drop", "kl_ablated", "kl_substituted", "fingerprint")
+"""Columns of functional.parquet that features.parquet has too, empty where a feature was not tested."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class Results:
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
         self._features: dict[tuple[int, int], pd.DataFrame] = {}
+        self._effects: list[pd.DataFrame] = []
         self._lines: list[dict[str, int | str | float | None]] = []
 
     def add(
@@ -59,6 +64,24 @@ class Results:
         self.record.write_labels(self.known_labels)
         if layers is not None and features is not None:
             self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
+            self.__dict__.pop("features", None)
+            self.record.write_features(self.features)
+
+    def add_effects(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Add what the partners of a pair do, and give the features of the job's own matching their numbers.
+
+        Args:
+            effects: as in functional.parquet.
+            matchers: what each variant is, as in matchers.json.
+        """
+        self._effects.append(effects)
+        self.record.write_functional(pd.concat(self._effects, ignore_index=True), matchers)
+        own = effects[effects["variant"] == MATCHED]
+        layers = tuple(effects[["layer", "layer_to"]].iloc[0])
+        if len(own) and layers in self._features:
+            columns = [name for name in PER_FEATURE if name in own]
+            table = self._features[layers].drop(columns=columns, errors="ignore")
+            self._features[layers] = table.merge(own[["feature", *columns]], on="feature", how="left")
             self.__dict__.pop("features", None)
             self.record.write_features(self.features)
 
