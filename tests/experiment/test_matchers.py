@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sae_match import match
 from sae_match.evaluation.controls import Matcher, MatchingControl, Random, Vanilla
+from sae_match.experiment import run
 from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distant, match_neighbors, match_seeds
+from sae_match.matching import make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver
 from sae_match.matching.certified import CertifiedSolver
+from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.problem import Metric
 from sae_match.matching.similarity import WeightDistance
 from sae_match.matching.weight_similarities import DecoderCosine, VirtualWeights
@@ -20,6 +25,7 @@ from sae_match.pairs import Pair, Role, Site, seed_pair
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.saes.folding import FoldingKind
 from sae_match.store import Store
+from sae_match.study import Study
 from tests.builders import random_sae
 
 A, B = random_sae(width=24, seed=1), random_sae(width=24, seed=2)
@@ -95,3 +101,51 @@ def test_trackers_are_sent_solver_numbers_of_the_matching_alone() -> None:
     assert main("decoder_cosine/virtual_weights") and main("matching_score/virtual_weights")
     other = (f"{name}/virtual_weights" for name in ("gap", "solver_seconds", "objective", "mean_similarity"))
     assert not any(map(main, other))
+
+
+def test_matchers_of_one_similarity_compute_it_once(matcher: PairMatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[FoldingKind] = []
+    inner = VirtualWeights.matrix
+
+    def counting(self: VirtualWeights, pair: FeaturePair) -> Tensor:
+        computed.append(pair.folding)
+        return inner(self, pair)
+
+    monkeypatch.setattr(VirtualWeights, "matrix", counting)
+    controls = [
+        Matcher(name=f"{name}_{folding}", similarity=VirtualWeights(), solver=make_solver(name), folding=folding)
+        for folding in FoldingKind
+        for name in ("certified", "greedy", "nearest", "mutual", "unbalanced")
+    ]
+    found = match_neighbors(matcher, Pair(Site(0), Site(1), Role.adjacent), A, B, controls, BUILT_IN)
+    assert computed == list(FoldingKind)
+    assert len(found.confidence) == 11
+
+
+def test_a_job_with_every_matcher(configured: Callable[..., Study], random_saes: Path) -> None:
+    study = configured(
+        random_saes, "evaluation/controls=matchers", "layers.last=1", "sae.ceiling_filename=null",
+        "dataset.documents=4", "evaluation.fit_documents=4", "evaluation.splice_documents=1",
+        "evaluation.bootstrap_samples=5",
+    )  # fmt: skip
+    matchers = {control.name: control for control in study.evaluation.matchers if isinstance(control, Matcher)}
+    assert len(matchers) == 33
+    for name, matcher in matchers.items():
+        similarity, solver = matcher.similarity.name, matcher.solver.name
+        folding = "_unfolded" if matcher.folding is FoldingKind.none else ""
+        assert name == similarity + folding + ("" if solver == "certified" else f"_{solver}")
+        assert solver == "certified" or matcher.label.endswith(f", {solver}")
+        assert (matcher.folding is None) == (similarity in ("decoder_cosine", "correlation", "semantic_transport"))
+    found = run(study).pairs
+    table = (
+        found[found.layer_to == 1]
+        .drop_duplicates(["variant", "metric"])
+        .pivot(index="variant", columns="metric", values="value")
+    )
+    assert table.loc[list(matchers), ["objective", "matched_pairs", "solver_seconds"]].notna().all(axis=None)
+    certified = [name for name, matcher in matchers.items() if matcher.solver.name == "certified"]
+    assert (table.loc[certified, "gap"] == 0).all() and len(certified) == 11
+    assert table.loc["both", "objective"] == pytest.approx(table.loc["matched", "objective"])
+    for name in ("both", "decoder_cosine", "virtual_weights", "correlation", "semantic_transport"):
+        assert table.loc[name, "objective"] <= table.loc[f"{name}_greedy", "objective"]
+        assert table.loc[f"{name}_mutual", "matched_pairs"] < table.loc[name, "matched_pairs"] == 24

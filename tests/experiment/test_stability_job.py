@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,10 +16,11 @@ from sae_match import SparseAutoencoder, UserError, stability
 from sae_match.evaluation.nulls import above_null, null_threshold
 from sae_match.experiment import Result, matching_cache, run
 from sae_match.experiment.rerun import job_key
-from sae_match.matching import make_solver
+from sae_match.matching import Matching, make_solver
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.match import match_features
-from sae_match.matching.similarity import WeightDistance
+from sae_match.matching.similarity import Comparison, WeightDistance
+from sae_match.matching.solution import Solver
 from sae_match.plan.show import render
 from sae_match.saes import load_native, save_native
 from sae_match.study import Study
@@ -158,9 +160,9 @@ def test_a_job_says_what_is_above_the_null(
     study = configured(random_saes, "evaluation.null_alpha=0.1", controls, "matching=decoder", FEWER)
     solved: list[SparseAutoencoder] = []
 
-    def counting(similarity: object, solver: object, pair: FeaturePair) -> object:
+    def counting(similarity: Comparison, solver: Solver, pair: FeaturePair, *more: Any) -> Matching:
         solved.append(pair.b)
-        return match_features(similarity, solver, pair)
+        return match_features(similarity, solver, pair, *more)
 
     monkeypatch.setattr(matching_cache, "match_features", counting)
     pairs = run(study).pairs

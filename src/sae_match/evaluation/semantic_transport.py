@@ -72,9 +72,9 @@ class SemanticTransport(RowDistance):
             for sae, features in zip((pair.a, pair.b), kept, strict=True)
         ]
         states = _read(pair, firings, self.directions)
-        parts = [found.quantiles(states, self.quantiles) for found in firings]
-        left, right = _with_silent(parts, [found.count.cpu() > 0 for found in firings])
-        return MatchingProblem(left, right, self.rejection_cost, self.n_pairs, *kept)
+        rows = [found.quantiles(states, self.quantiles) for found in firings]
+        _place_silent(rows, [found.count.cpu() > 0 for found in firings])
+        return MatchingProblem(*rows, self.rejection_cost, self.n_pairs, *kept)
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """What the SAEs do on the text, and the seed; neither folding nor a folding scale."""
@@ -89,9 +89,9 @@ class SemanticTransport(RowDistance):
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """What the solver needs for the rows; before, sampled tokens and the projections that are sorted."""
         samples = (8 * self.tokens_per_feature + 4 * self.numbers_per_feature(d_model)) * (n_a + n_b)
-        slice_ = max(SORTED, self.directions * self.tokens_per_feature)
+        sorting = max(SORTED, self.directions * self.tokens_per_feature)
         solving = RowDistance.required_bytes(self, solver, n_a, n_b, d_model)
-        return max(solving, samples + SORTED_BYTES * slice_)
+        return max(solving, samples + SORTED_BYTES * sorting)
 
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As it needs it; what the text takes is not known here."""
@@ -137,20 +137,23 @@ class Firings:
         self.weight[feature, slot] = f[at, feature]
         self.count += active.sum(dim=0)
 
-    def quantiles(self, states: Float[Tensor, "tokens P"], n: int) -> Float[Tensor, "F PQ"]:
-        """Weighted quantiles of the states at the levels (q + 0.5) / n, over the root of P n, on the CPU."""
-        p = states.shape[1]
+    def quantiles(self, states: Float[Tensor, "tokens P"], n: int) -> Float[Tensor, "F D"]:
+        """Weighted quantiles of the states at the levels (q + 0.5) / n, over the root of P n, and `APART` zeros; all 0
+        where a feature never fires. On the CPU."""
+        p, most = states.shape[1], self.token.shape[1]
         levels = ((torch.arange(n, dtype=torch.float64) + 0.5) / n).to(states.device)
-        at_once, rows = max(1, SORTED // (p * self.token.shape[1])), list[Tensor]()
-        for token, weight in zip(self.token.split(at_once), self.weight.split(at_once), strict=True):
-            values = states[token.long()].transpose(1, 2)  # [F, P, M]
-            there = weight[:, None].expand_as(values)
-            values, order = values.masked_fill(there == 0, torch.inf).sort(dim=2)
-            mass = there.gather(2, order).cumsum(dim=2, dtype=torch.float64)
-            # Where nothing fires: no mass, and the first entry.
-            wanted = (levels * mass[:, :, -1:]).contiguous()
-            rows.append(values.gather(2, torch.searchsorted(mass, wanted)).flatten(1).cpu())
-        return torch.cat(rows) / (p * n) ** 0.5
+        rows = torch.zeros(len(self.token), p * n + APART)
+        at_once = max(1, SORTED // (p * most))
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            weight = self.weight[part, None].expand(-1, p, -1)
+            values = states[self.token[part].long()].transpose(1, 2).masked_fill(weight == 0, torch.inf)
+            values, order = values.sort(dim=2)
+            mass = weight.gather(2, order).cumsum(dim=2, dtype=torch.float64)
+            places = torch.searchsorted(mass, (levels * mass[:, :, -1:]).contiguous())
+            rows[part, : p * n] = values.gather(2, places).flatten(1).cpu() / (p * n) ** 0.5
+        rows[self.count.cpu() == 0] = 0.0
+        return rows
 
 
 @torch.no_grad()
@@ -180,26 +183,24 @@ def _read(pair: FeaturePair, firings: list[Firings], directions: int) -> Float[T
     return states
 
 
-def _with_silent(parts: list[Float[Tensor, "F PQ"]], fires: list[Bool[Tensor, " F"]]) -> list[Float[Tensor, "F D"]]:
-    """Rows with a coordinate per SAE, and those of features that never fire.
+def _place_silent(rows: list[Float[Tensor, "F D"]], fires: list[Bool[Tensor, " F"]]) -> None:
+    """Fill in the rows of features that never fire, which are 0 before.
 
     Raises:
         UserError: an SAE of which no feature fires.
     """
-    silent = [int((~mask).sum()) for mask in fires]
     for mask, name in zip(fires, "AB", strict=True):
         if not bool(mask.any()):
             raise UserError(f"no feature of SAE {name} fires on the text that similarities are fitted on")
+    silent = [int((~mask).sum()) for mask in fires]
     if any(silent):
         logger.info("semantic transport: %d and %d features never fire on the text it is fitted on", *silent)
-    known = torch.cat([part[mask] for part, mask in zip(parts, fires, strict=True)]).double()
-    mean = known.mean(dim=0)
-    # Two rows are twice this apart on average.
-    spread = float((known - mean).square().sum(dim=1).mean())
-    out: list[Tensor] = []
-    for side, (part, mask) in enumerate(zip(parts, fires, strict=True)):
-        rows = torch.cat([part, part.new_zeros(len(part), APART)], dim=1)
-        rows[~mask] = torch.cat([mean, mean.new_zeros(APART)]).float()
-        rows[~mask, part.shape[1] + side] = spread**0.5
-        out.append(rows)
-    return out
+    known = sum(int(mask.sum()) for mask in fires)
+    mean, square = torch.zeros(rows[0].shape[1], dtype=torch.float64), 0.0
+    for part in (part for side in rows for part in side.split(4096)):
+        mean += part.sum(dim=0, dtype=torch.float64) / known
+        square += float(part.square().sum(dtype=torch.float64)) / known
+    apart = max(square - float(mean @ mean), 0.0) ** 0.5  # two rows are twice its square apart on average
+    for own, (side, mask) in enumerate(zip(rows, fires, strict=True)):
+        side[~mask] = mean.float()
+        side[~mask, own - APART] = apart

@@ -123,12 +123,18 @@ class _PairEffects:
 
     def _removed(self, i: int, tick: Callable[[int], object]) -> Payload:
         feature, windows = int(self.contexts.features[i]), self.contexts.windows[i]
-        found: Payload = self.tester.evaluator.store.get_or(
-            KIND, self._of_feature("deactivation", i),
-            lambda: deactivate(self.tested, feature, windows),
-            lambda payload: payload,
-        )  # fmt: skip
+        found = self._stored(self._of_feature("deactivation", i), lambda: deactivate(self.tested, feature, windows))
         tick(1)
+        return found
+
+    def _stored(self, key: dict[str, object], compute: Callable[[], Mapping[str, object]]) -> Payload:
+        """What is stored under a key, or what is computed and then stored; hundreds of entries, so none is logged."""
+        store = self.tester.evaluator.store
+        found = store.get(KIND, key)
+        if found is None:
+            store.put(KIND, key, compute())
+            found = store.get(KIND, key)
+            assert found is not None  # it was just written
         return found
 
     def _replaced(self, i: int, tick: Callable[[int], object]) -> dict[int, tuple[Floats, Floats]]:
@@ -161,10 +167,9 @@ class _PairEffects:
             with tqdm(total=windows, desc=f"fingerprints, {self.matched.pair}", unit="window", disable=hidden) as bar:
                 return {"correlation": fingerprints(tested, features, bar.update)}
 
-        found: npt.NDArray[np.float32] = self.tester.evaluator.store.get_or(
-            KIND, self._key("fingerprint", features=features.tolist()), compute, lambda payload: payload["correlation"]
-        )
-        return found
+        found = self._stored(self._key("fingerprint", features=features.tolist()), compute)
+        correlation: npt.NDArray[np.float32] = found["correlation"]
+        return correlation
 
     def _ablation_check(self) -> float:
         """Correlation of first-order effects on the loss with true ones."""
@@ -177,9 +182,7 @@ class _PairEffects:
             return {"estimated": estimated, "true": true}
 
         facts = {"features": features.tolist(), "windows": windows, "tokens": self.tested.context_tokens}
-        found = self.tester.evaluator.store.get_or(
-            KIND, self._key("ablations", **facts), compute, lambda payload: payload
-        )
+        found = self._stored(self._key("ablations", **facts), compute)
         return float(np.corrcoef(found["estimated"], found["true"])[0, 1])
 
     # -- partners --------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.match import Problems
 from sae_match.matching.planted import planted_identity
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
@@ -191,8 +192,10 @@ def match_controls(
 ) -> dict[str, ControlMatching]:
     """What each control makes of a pair, by variant."""
 
+    problems = Problems()  # matchers of one similarity, one after the other, share what it computes
+
     def match(pair: FeaturePair, similarity: Comparison, solver: Solver) -> Matching:
-        return cached_matching(matcher.store, similarity, solver.on(pair.a.device.type), pair)
+        return cached_matching(matcher.store, similarity, solver.on(pair.a.device.type), pair, problems)
 
     return {control.name: control.match(features, match) for control in controls}
 

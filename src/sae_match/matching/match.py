@@ -36,6 +36,7 @@ SOLVERS: Mapping[str, str] = {
     "mutual": "sae_match.matching.baselines:MutualSolver",
     "cosine": "sae_match.matching.baselines:CosineSolver",
     "soft": "sae_match.matching.baselines:SoftSolver",
+    "unbalanced": "sae_match.matching.baselines:UnbalancedTransport",
 }
 """The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well. They are
 imported on first use: numba and scipy take a second."""
@@ -169,14 +170,36 @@ def match(
     return match_features(similarity, chosen, pair)
 
 
-def match_features(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
+class Problems:
+    """Poses problems and keeps the last one, for several solvers in turn: the next may be gigabytes, too."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, MatchingProblem | SimilarityProblem, float] | None = None
+
+    def pose(self, similarity: Comparison, pair: FeaturePair) -> tuple[MatchingProblem | SimilarityProblem, float]:
+        """The problem of a pair, and the seconds that it took."""
+        key = similarity.pair_key(pair)
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            started = time.perf_counter()
+            problem = similarity.problem(pair)
+            self._last = key, problem, time.perf_counter() - started
+        return self._last[1:]
+
+
+def match_features(
+    similarity: Comparison, solver: Solver, pair: FeaturePair, problems: Problems | None = None
+) -> Matching:
     """Match the features of a pair of SAEs as a similarity compares them and a solver assigns them.
+
+    Args:
+        problems: where the problem may be known from.
 
     Raises:
         UserError: from either.
     """
-    started = time.perf_counter()
-    return _matched(pair, similarity.problem(pair), solver, arguments(similarity), started)
+    problem, seconds = (problems or Problems()).pose(similarity, pair)
+    return _matched(pair, problem, solver, arguments(similarity), time.perf_counter() - seconds)
 
 
 def _matched(

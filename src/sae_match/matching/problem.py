@@ -148,6 +148,18 @@ class SimilarityProblem:
 
     matrix: Float[Tensor, "K_a K_b"]
 
+    def check(self) -> None:
+        """Refuse what no solver can answer.
+
+        Raises:
+            UserError: an empty side, NaN or infinity.
+        """
+        if min(self.shape) == 0:
+            raise UserError(f"nothing to match: {self.shape[0]} and {self.shape[1]} features are left on the two sides")
+        low, high = (float(end) for end in torch.aminmax(self.matrix))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"similarities lie between {low:g} and {high:g}, but must be finite numbers")
+
     @property
     def shape(self) -> tuple[int, int]:
         """(K_a, K_b)."""

@@ -14,9 +14,12 @@ from sae_match.errors import UserError
 from sae_match.keys import Keyed
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
-from sae_match.matching.solution import Solver
+from sae_match.matching.solution import Solver, refuse_above
 from sae_match.options import option
 from sae_match.saes.folding import FoldingKind
+
+ADVICE = "narrower SAEs, a machine with more memory, or a control less"
+"""What the user can do about a matrix of similarities that does not fit."""
 
 
 class DeadFeatures(StrEnum):
@@ -103,15 +106,12 @@ class Similarity(Comparison):
 
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The matrix of similarities and its assignment."""
-        from sae_match.matching import by_similarity  # loads numba
-
-        return by_similarity.required_bytes(n_a, n_b)
+        return solver.similarity_bytes(n_a, n_b)
 
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As the matrix needs it."""
-        from sae_match.matching import by_similarity
-
-        by_similarity.check_memory(n_a, n_b, solver.memory_limit_gib, self.name)
+        needed = solver.similarity_bytes(n_a, n_b)
+        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), ADVICE)
 
 
 class RowDistance(Comparison):
