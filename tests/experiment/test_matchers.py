@@ -80,7 +80,9 @@ def test_neighbors_have_the_rows_and_confidence_of_every_matcher(matcher: PairMa
 
 def test_two_seeds_are_matched_by_every_matcher(matcher: PairMatcher) -> None:
     pair = seed_pair(1)
-    check(match_seeds(matcher, pair, A, B, BUILT_IN, CONTROLS), "ceiling")
+    found = match_seeds(matcher, pair, A, B, BUILT_IN, CONTROLS)
+    check(found, "ceiling")
+    assert rows_of(found)["ceiling", "gap"] == 0 < rows_of(found)["ceiling", "objective"]
     alone = match_seeds(matcher, pair, A, B, BUILT_IN)
     assert set(alone.permutations) == set(alone.confidence) == {"ceiling"}
 

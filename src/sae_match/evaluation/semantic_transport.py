@@ -72,9 +72,9 @@ class SemanticTransport(RowDistance):
             for sae, features in zip((pair.a, pair.b), kept, strict=True)
         ]
         states = _read(pair, firings, self.directions)
-        rows = [found.quantiles(states, self.quantiles) for found in firings]
-        _place_silent(rows, [found.count.cpu() > 0 for found in firings])
-        return MatchingProblem(*rows, self.rejection_cost, self.n_pairs, *kept)
+        left, right = (found.quantiles(states, self.quantiles) for found in firings)
+        _place_silent([left, right], [found.count.cpu() > 0 for found in firings])
+        return MatchingProblem(left, right, self.rejection_cost, self.n_pairs, *kept)
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """What the SAEs do on the text, and the seed; neither folding nor a folding scale."""

@@ -180,7 +180,8 @@ def match_seeds(
     features = matcher.features(pair, a, b)
     own = matcher.match(pair, features)
     others = match_controls(matcher, features, controls)
-    found = {CEILING: ControlMatching(own.permutation, confidence=own.confidence)} | others
+    values = solver_values(own) if others else {}  # beside those of the controls
+    found = {CEILING: ControlMatching(own.permutation, values, own.confidence)} | others
     permutations = {variant: one.permutation for variant, one in found.items()}
     rows = value_rows(found, pair) + null_rows_of(matcher, features, found, controls)
     rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)

@@ -142,7 +142,7 @@ class Steps:
         from sae_match.experiment.functional import FunctionalTester  # few jobs need it
 
         tester = FunctionalTester(self.evaluator, how, self.progress)
-        for matched in pairs:
+        for matched in [matched for matched in pairs if matched.pair.role.value in how.pairs]:
             rows, effects = tester.test(matched, *self.saes.pair(matched.pair))
             differences = difference_rows(rows, self.metrics)
             self.results.add([row.without_sums() for row in rows + differences])

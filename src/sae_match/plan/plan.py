@@ -6,7 +6,7 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from sae_match.hub import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
-from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
+from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, seed_pair, span
 from sae_match.plan import checks
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
-from sae_match.plan.resources import JobShape, Phase, TextSize, passes_bytes, phases
+from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, passes_bytes, phases
 from sae_match.rules import check_config
 from sae_match.saes import SaeSource
 from sae_match.saes.formats.reading import SaeShape
@@ -311,6 +311,27 @@ def _job_shape(
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
         ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
+        tested=_tested_shape(study, widths, source),
+    )
+
+
+def _tested_shape(study: Study, widths: Mapping[int, int], source: SaeSource) -> FunctionalShape | None:
+    how = study.evaluation.functional
+    if how is None:
+        return None
+    pairs = {"adjacent": adjacent_pairs(study), "distant": distant_pairs(study)}
+    pairs["seeds"] = [seed_pair(layer) for layer in widths if source.ceiling_path(layer) is not None]
+    layers = [pair.layers for role in how.pairs for pair in pairs[role]]
+    # Matchers agree on many partners: half as many as there are, and four controls, each removed and substituted; a
+    # partner that is silent where the feature fires costs nothing to remove.
+    partners = (1 + len(study.evaluation.matchers)) / 2 + 4
+    return FunctionalShape(
+        pairs=tuple((a, b, widths[a], widths[b]) for a, b in layers),
+        features=how.features,
+        contexts=how.contexts,
+        tokens=min(how.context_tokens, study.dataset.window_tokens),
+        passes=1.5 * partners if "substitution" in how.tests else 0.0,
+        gradients="fingerprint" in how.tests,
     )
 
 

@@ -16,6 +16,7 @@ from sae_match.language_model.interventions import loss_gradients, next_token_di
 from sae_match.language_model.model import LanguageModel
 from sae_match.saes import SparseAutoencoder
 
+BLOCK_ROWS = 256
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
@@ -192,9 +193,11 @@ def fingerprints(
         tokens += len(effects_a)
         tick(len(pair.ids[rows]))
     means, scales = zip(*(_mean_and_scale(total / tokens) for total in moments), strict=True)
-    covariance = products.double() / tokens - means[0][:, None] * means[1][None]
-    correlation = covariance * scales[0][:, None] * scales[1][None]
-    return correlation.clamp(-1, 1).float().cpu().numpy()
+    for start in range(0, len(features), BLOCK_ROWS):  # in float64 all rows at once would outweigh everything else
+        rows = slice(start, start + BLOCK_ROWS)
+        covariance = products[rows].double() / tokens - means[0][rows, None] * means[1][None]
+        products[rows] = (covariance * scales[0][rows, None] * scales[1][None]).clamp(-1, 1).float()
+    return products.cpu().numpy()
 
 
 @torch.no_grad()
