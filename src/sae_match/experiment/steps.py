@@ -199,7 +199,8 @@ class Steps:
         if not self.saes.has(pair.b):
             return []
         a, b = self.saes.pair(pair)
-        controls = self.study.evaluation.matchers if self.study.evaluation.functional is not None else ()
+        how = self.study.evaluation.functional
+        controls = self.study.evaluation.matchers if how is not None and "seeds" in how.pairs else ()
         matched = match_seeds(self.matcher, pair, a, b, self.metrics, controls)
         self.results.add(matched.rows + evaluator.evaluate(matched, a, b)[0])
         return [matched]
