@@ -15,7 +15,7 @@ from sae_match.options import option
 
 PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
 """Variants of functional tests beside the matchers."""
-RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", *PARTNERS))
+RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated", *PARTNERS))
 """Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -52,6 +52,14 @@ class Evaluation:
     """Per-feature matching scores average over features that fire at least this often."""
     bootstrap_samples: Positive = 1000
     """Resamples over documents for the 95 % intervals."""
+    null_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Match every pair once more with the second SAE's rows turned by a random rotation, for the matching and each
+    control that is a matcher: null_threshold is the confidence that at most this share of features exceeds there,
+    above_null the share that exceeds it in the pair itself. null = not asked. Solves each pair twice."""
+    stability_seeds: list[str] | None = None
+    """Compare all seeds of each layer's SAE (PW-MCC, shared fraction, features that reappear): the job's own, its
+    second seed (sae.ceiling_filename), and these files or folders, absolute or below sae.root, with {layer}; [] =
+    those two alone, null = not asked. With evaluation=weights_only the span may be a single layer."""
     controls: dict[str, Control] = Field(default_factory=dict)
     """Measured beside the matching on the same tokens, by any key: evaluation/controls=[random,greedy]."""
     splices: dict[str, Splice] = Field(default_factory=dict)

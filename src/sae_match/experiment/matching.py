@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_match.evaluation.controls import ControlMatching, MatchingControl, identity, random, solver_values
+from sae_match.evaluation.nulls import null_rows, rotated
 from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
 from sae_match.matching.match import Problems
+from sae_match.matching.planted import planted_identity
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.description import CEILING, MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
-from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
+from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.pairs import COMPOSED, EXACT, RANDOM, Pair, Role, Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -48,6 +49,7 @@ class PairMatcher:
         fit: residual streams of text on which similarities are fitted; None where none needs any.
         provenance: written into the headers of permutations.
         keep: called with each permutation as soon as it is found, but for those of two seeds.
+        null_alpha: share of features that may exceed the rotated null's threshold; None = no null is matched.
     """
 
     store: Store
@@ -61,6 +63,7 @@ class PairMatcher:
     seed: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
     keep: Callable[[Pair, Permutation], None] = lambda pair, permutation: None
+    null_alpha: float | None = None
 
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
@@ -108,7 +111,7 @@ def match_neighbors(
     pair: Pair,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    controls: Iterable[MatchingControl],
+    controls: Collection[MatchingControl],
     metrics: Mapping[str, Metric],
 ) -> MatchedPair:
     """Match layers t and t+1, and find the permutations of the controls."""
@@ -124,13 +127,16 @@ def match_neighbors(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
-    planted = planted_identity(compared[IDENTITY], compared[ANY_RANDOM], *pair.layers)
+    planted = planted_identity(compared[IDENTITY].decoder_cosine, compared[ANY_RANDOM].decoder_cosine)
     if planted is not None:
+        planted = f"{pair}: {planted}"
         logger.warning("%s", planted)
     return MatchedPair(
         pair,
         permutations,
-        value_rows(found, pair) + weight_rows(metrics, distances, pair.layers),
+        value_rows(found, pair)
+        + null_rows_of(matcher, features, found, controls)
+        + weight_rows(metrics, distances, pair.layers),
         confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
         compared[ANY_RANDOM].W_dec.cpu().numpy(),
@@ -168,7 +174,7 @@ def match_seeds(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     metrics: Mapping[str, Metric],
-    controls: Iterable[MatchingControl] = (),
+    controls: Collection[MatchingControl] = (),
 ) -> MatchedPair:
     """Match two seeds of one layer, the reference of every score, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
@@ -177,7 +183,8 @@ def match_seeds(
     values = solver_values(own) if others else {}  # beside those of the controls
     found = {CEILING: ControlMatching(own.permutation, values, own.confidence)} | others
     permutations = {variant: one.permutation for variant, one in found.items()}
-    rows = value_rows(found, pair) + weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    rows = value_rows(found, pair) + null_rows_of(matcher, features, found, controls)
+    rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
     return MatchedPair(pair, permutations, rows, confidences(found))
 
 
@@ -192,6 +199,26 @@ def match_controls(
         return cached_matching(matcher.store, similarity, solver.on(pair.a.device.type), pair, problems)
 
     return {control.name: control.match(features, match) for control in controls}
+
+
+def null_rows_of(
+    matcher: PairMatcher,
+    features: FeaturePair,
+    found: Mapping[str, ControlMatching],
+    controls: Collection[MatchingControl],
+) -> list[MetricRow]:
+    """What the rotated null says of every matcher that orders its pairs; nothing where it is not asked for.
+
+    Args:
+        found: the job's own matching first, then those of the controls.
+    """
+    if matcher.null_alpha is None:
+        return []
+    turned = replace(features, b=rotated(features.b, features.seed))
+    own = cached_matching(matcher.store, matcher.similarity, matcher.solver, turned)
+    ordered = [control for control in controls if found[control.name].confidence is not None]
+    nulls = {next(iter(found)): own.confidence} | confidences(match_controls(matcher, turned, ordered))
+    return null_rows(confidences(found), nulls, features.layers, matcher.null_alpha)
 
 
 def value_rows(found: Mapping[str, ControlMatching], pair: Pair) -> list[MetricRow]:
@@ -234,30 +261,3 @@ def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[
         if variant != EXACT
     }
     return [MetricRow(*pair.layers, variant, "agreement", share, n) for variant, share in shares.items()]
-
-
-_STANDARD_ERRORS = 4.0
-"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
-
-
-def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
-    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
-
-    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
-    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
-
-    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
-    cover how much a matching score varies from one random permutation to another.
-    """
-    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
-    if min(len(ours), len(theirs)) < 2:
-        return None
-    margin = float(ours.mean() - theirs.mean())
-    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
-    if margin <= _STANDARD_ERRORS * error:
-        return None
-    return (
-        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
-        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
-        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
-    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distan
 from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
+from sae_match.experiment.stability import compare_seeds
 from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric, MetricRow
@@ -66,6 +68,8 @@ class Steps:
 
     def run(self) -> Results:
         """All steps."""
+        if self.study.evaluation.stability_seeds is not None:
+            self.compare_seeds()
         neighbors = self.match_neighbors()
         seeds = self.evaluate(self.evaluator, neighbors) if self.evaluator is not None else []
         distant = self.match_distant(neighbors)
@@ -76,6 +80,16 @@ class Steps:
         labels = self.results.labels
         self.results.finish(headline(self.results.near_rows, labels) | composition_headline(self.results.rows, labels))
         return self.results
+
+    def compare_seeds(self) -> None:
+        """Compare the seeds of every layer that has several."""
+        tables: list[pd.DataFrame] = []
+        for layer in tqdm(self.widths, desc="comparing seeds", disable=not self.progress):
+            if (compared := compare_seeds(self.study, self.store, self.saes, layer)) is not None:
+                self.results.add(compared.rows)
+                self.results.warn(compared.warnings)
+                tables.append(compared.features)
+        self.results.record.write_stability(pd.concat(tables, ignore_index=True))
 
     def match_neighbors(self) -> list[MatchedPair]:
         """Match layers t and t+1 with their controls; each permutation is on disk as soon as it is found."""
@@ -92,7 +106,10 @@ class Steps:
             found.append(matched)
         self.results.add(rows)
         self.results.warn([warning for matched in found for warning in matched.warnings])
-        self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
+        if found:
+            self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
+        else:  # a single layer: a record has this table all the same
+            self.results.record.write_features(self.results.features)
         return found
 
     def evaluate(self, evaluator: Evaluator, neighbors: list[MatchedPair]) -> list[MatchedPair]:
@@ -193,7 +210,8 @@ class Steps:
         if not self.saes.has(pair.b):
             return []
         a, b = self.saes.pair(pair)
-        controls = self.study.evaluation.matchers if self.study.evaluation.functional is not None else ()
+        how = self.study.evaluation.functional
+        controls = self.study.evaluation.matchers if how is not None and "seeds" in how.pairs else ()
         matched = match_seeds(self.matcher, pair, a, b, self.metrics, controls)
         self.results.add(matched.rows + evaluator.evaluate(matched, a, b)[0])
         return [matched]
@@ -231,6 +249,7 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
         batch_windows=study.evaluation.batch_windows, sink_positions=study.model.sink_positions, seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
+        null_alpha=study.evaluation.null_alpha,
     )  # fmt: skip
     return Steps(
         study=study,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pkgutil import resolve_name
@@ -17,6 +18,7 @@ from sae_match.errors import UserError
 from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.planted import planted_between
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
@@ -122,6 +124,8 @@ def match(
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
+    A `UserWarning` says so where feature i resembles feature i: SAEs trained from one initialization match by that.
+
     Args:
         a, b: SAEs over residual streams of the same d_model; widths may differ (every feature of the narrower
             one is matched).
@@ -146,6 +150,8 @@ def match(
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
     chosen = make_solver(solver) if isinstance(solver, str) else solver
+    if (planted := planted_between(a, b)) is not None:
+        warnings.warn(planted, UserWarning, stacklevel=2)
     started = time.perf_counter()  # without the import of a solver
     pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:

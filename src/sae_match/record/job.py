@@ -34,6 +34,7 @@ from .contents import (
     PATHS,
     PERMUTATIONS,
     RESULTS,
+    STABILITY,
     TEXT,
     TOP_TOKENS,
     TRACEBACK,
@@ -300,6 +301,11 @@ class JobRecord:
         """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
         with atomic_path(self.directory / EXAMPLES) as temporary:
             examples.to_csv(temporary, index=False, lineterminator="\n")
+
+    def write_stability(self, features: pd.DataFrame) -> None:
+        """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
+        with atomic_path(self.directory / STABILITY) as temporary:
+            features.to_parquet(temporary, index=False, compression="zstd")
 
     def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""

@@ -98,7 +98,9 @@ class Results:
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """One row per matched feature, as in features.parquet."""
+        """One row per matched feature, as in features.parquet; none of a single layer."""
+        if not self._features:
+            return pd.DataFrame(columns=["layer", "layer_to"], dtype="int64")
         return pd.concat(self._features.values(), ignore_index=True)
 
     @property
