@@ -27,7 +27,7 @@ def with_contexts(evaluator: Evaluator, saes: JobSaes, examples: pd.DataFrame, p
     for layer, feature in sides.values():
         for place in examples[[layer, feature]].itertuples(index=False):
             wanted.setdefault(int(place[0]), set()).add(int(place[1]))
-    texts = {}
+    texts: dict[tuple[int, int], str] = {}
     for layer in tqdm(sorted(wanted), desc="contexts of example pairs", disable=not progress):
         chosen = sorted(wanted[layer])
         texts |= {(layer, f): text for f, text in zip(chosen, _contexts(evaluator, saes, layer, chosen), strict=True)}

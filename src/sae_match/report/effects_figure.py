@@ -72,8 +72,10 @@ def draw_effects(ax: Axes, frame: pd.DataFrame, rows: pd.DataFrame) -> None:
         sides = np.clip([[row["effect"] - ends[0]], [ends[1] - row["effect"]]], 0, None)
         face = "white" if row["depends_on"] else None
         color = GREY if row["where"] else BLUE
-        size = {"capsize": 2, "linewidth": 1.0} if known else {"linewidth": 0.6}
-        ax.errorbar(row["effect"], place, xerr=sides, fmt="o", color=color, markerfacecolor=face, **size)
+        cap, width = (2.0, 1.0) if known else (0.0, 0.6)
+        ax.errorbar(
+            row["effect"], place, xerr=sides, fmt="o", color=color, markerfacecolor=face, capsize=cap, linewidth=width
+        )
     ax.grid(axis="x")
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.12)
