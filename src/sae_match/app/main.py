@@ -20,6 +20,7 @@ from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.files import config_directory
+from sae_match.rules import check_values
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
@@ -45,8 +46,13 @@ def job(cfg: DictConfig) -> float | None:
     """
     quiet_libraries(cfg.progress)
     with current_job() as place:
-        check_trust(cfg)
-        config = build(cfg, Study)
+
+        def check(values: DictConfig) -> None:
+            if not values.dry_run:  # which lists every problem: for that the classes are needed
+                check_values(values)
+            check_trust(cfg)  # imports them
+
+        config = build(cfg, Study, check)
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.headline import summary_lines

@@ -119,7 +119,7 @@ class SaeFormat(ABC):
 
     def check_span(self, first: int, last: int) -> None:
         """Refuse layers that there are no SAEs for, and options that belong to another span."""
-        if first < self.first_layer or last > self.last_layer:
+        if not all(self.first_layer <= layer <= self.last_layer for layer in (first, last)):
             raise UserError(
                 f"layers.first={first}, layers.last={last}: the SAEs {self.name} cover layers "
                 f"{self.first_layer}..{self.last_layer}"
