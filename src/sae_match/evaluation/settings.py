@@ -50,7 +50,7 @@ class Evaluation:
     bootstrap_samples: Positive = 1000
     """Resamples over documents for the 95 % intervals."""
     controls: dict[str, Control] = Field(default_factory=dict)
-    """Measured beside the matching on the same tokens, by any key: evaluation/controls=[random,greedy]."""
+    """Measured beside the matching on the same tokens, by any key: 'evaluation/controls=[random,greedy]'."""
     splices: dict[str, Splice] = Field(default_factory=dict)
     """Further splices beside the standard ones, by any key: +evaluation.splices.mine._target_=my_package.MySplice."""
 
