@@ -57,6 +57,7 @@ def job(cfg: DictConfig) -> float | None:
         from sae_match.experiment import run
         from sae_match.experiment.headline import summary_lines
         from sae_match.experiment.rerun import Action, decide
+        from sae_match.record.log import logged_into
         from sae_match.sweep.notes import progress_line
 
         if config.dry_run:
@@ -71,9 +72,10 @@ def job(cfg: DictConfig) -> float | None:
         if decision.action is not Action.run:
             return decision.metrics.get("matching_score")
         result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
-    logger.info("record: %s", result.directory)
-    for line in summary_lines(result.metrics, result.labels):
-        logger.info("%s", line)
+    with logged_into(result.directory):
+        logger.info("record: %s", result.directory)
+        for line in summary_lines(result.metrics, result.labels):
+            logger.info("%s", line)
     return result.metrics.get("matching_score")
 
 
