@@ -126,7 +126,7 @@ def run_command(command: Callable[[], object]) -> None:
             raise
         fail(advice)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: what is finished is kept; the same command in the same directory goes on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
