@@ -50,11 +50,13 @@ class PlannedSaes:
         files: those on the hub, as far as it answers; empty where `sae.root` is set.
         shapes: by layer; layers whose files show nothing before they are read are absent.
         found: whether the files of every layer are known, so that it is clear what is to be downloaded.
+        seeds: of second seeds, by layer; they are local files.
     """
 
     files: list[HubFile]
     shapes: dict[int, SaeShape]
     found: bool = True
+    seeds: dict[int, SaeShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,13 @@ def make_plan(study: Study, store: Store) -> Plan:
     d_model = study.model.d_model if model is None or model.facts is None else model.facts.d_model
     saes = _plan_saes(study, lookup, d_model, problems)
     if saes.shapes:
-        _check_shapes(study, saes.shapes, d_model, problems)
+        _check_shapes(study, saes, d_model, problems)
     with collect_errors(problems):
         checks.check_judging(study)
     with collect_errors(problems):
         for one in (*study.evaluation.all_splices, *study.evaluation.controls.values()):
             one.facts()  # what has no content key is refused before long work
-    shape = _job_shape(study, saes.shapes, model, text) if saes.shapes else None
+    shape = _job_shape(study, saes, model, text) if saes.shapes else None
     steps = [] if shape is None else phases(shape, device.type == "cuda", study.model.device_map is not None)
     with collect_errors(problems):
         check_memory(steps, machine, study.solver.memory_limit_gib)
@@ -218,7 +220,7 @@ def _plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list
     """
     source = SaeSource(study.sae, tuple(span(study)))
     if study.sae.root is not None:
-        return PlannedSaes([], _local_shapes(study, source, problems))
+        return PlannedSaes([], _local_shapes(study, source, problems), seeds=_second_seeds(source, problems))
     files = _hub_files(source, lookup, problems)
     shapes: dict[int, SaeShape] = {}
     by_size: dict[int, SaeShape | None] = {}  # files of one size are of one shape, so each size is asked once
@@ -248,6 +250,16 @@ def _local_shapes(study: Study, source: SaeSource, problems: list[str]) -> dict[
     return shapes
 
 
+def _second_seeds(source: SaeSource, problems: list[str]) -> dict[int, SaeShape]:
+    shapes: dict[int, SaeShape] = {}
+    for layer in source.span:
+        with collect_errors(problems):
+            if (path := source.ceiling_path(layer)) is not None:
+                header = source.format.header(path, layer)
+                shapes[layer] = SaeShape(header.d_model, header.width, "the file's header")
+    return shapes
+
+
 def _hub_files(source: SaeSource, lookup: Lookup, problems: list[str]) -> dict[int, list[HubFile]]:
     """The files of every layer that has all of its files."""
     files: dict[int, list[HubFile]] = {}
@@ -266,8 +278,9 @@ def _hub_files(source: SaeSource, lookup: Lookup, problems: list[str]) -> dict[i
     return files
 
 
-def _check_shapes(study: Study, shapes: dict[int, SaeShape], d_model: int | None, problems: list[str]) -> None:
+def _check_shapes(study: Study, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
     """SAEs over one residual stream, the model's, and pairs that fit into memory."""
+    shapes = saes.shapes
     with collect_errors(problems):
         checks.check_one_stream({layer: shape.d_model for layer, shape in shapes.items()})
     if study.evaluation.full and d_model is not None:
@@ -279,6 +292,13 @@ def _check_shapes(study: Study, shapes: dict[int, SaeShape], d_model: int | None
         for a, b in (pair.layers for pair in (*adjacent_pairs(study), *distant_pairs(study)))
         if a in shapes and b in shapes
     }
+    for layer, seed in saes.seeds.items():
+        with collect_errors(problems):
+            if layer in shapes and seed.d_model != shapes[layer].d_model:
+                raise UserError(
+                    f"layer {layer}: the second seed reads d_model={seed.d_model}, the first {shapes[layer].d_model}"
+                )
+    pairs |= {(shapes[at].width, seed.width, seed.d_model) for at, seed in saes.seeds.items() if at in shapes}
     for pair in sorted(pairs):
         with collect_errors(problems):
             checks.check_pair(study, study.solver, *pair)
@@ -289,14 +309,13 @@ def _check_shapes(study: Study, shapes: dict[int, SaeShape], d_model: int | None
 # -- resources -------------------------------------------------------------------------------------------
 
 
-def _job_shape(
-    study: Study, shapes: dict[int, SaeShape], model: PlannedModel | None, text: TextSize | None
-) -> JobShape:
+def _job_shape(study: Study, saes: PlannedSaes, model: PlannedModel | None, text: TextSize | None) -> JobShape:
     """The job's sizes; layers of unknown width count as the widest that is known."""
+    shapes = saes.shapes
     layers, d_model = span(study), shapes[min(shapes)].d_model
-    widest = max(shape.width for shape in shapes.values())
+    widest = max(shape.width for shape in (*shapes.values(), *saes.seeds.values()))
     widths = {layer: shapes[layer].width if layer in shapes else widest for layer in layers}
-    controls, source = study.evaluation.matchers, SaeSource(study.sae, tuple(layers))
+    controls = study.evaluation.matchers
     permutations = 1 + len(controls)
     return JobShape(
         d_model=d_model,
@@ -308,7 +327,7 @@ def _job_shape(
         splices=sum(splice.count(permutations) for splice in study.evaluation.all_splices),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
-        ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
+        ceilings=tuple(max(widths[layer], seed.width) for layer, seed in saes.seeds.items()),
     )
 
 
