@@ -6,7 +6,7 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import JobShape, Phase, TextSize, passes_bytes, phases
 from sae_match.rules import check_config
-from sae_match.saes import SaeSource
+from sae_match.saes import SaeHeader, SaeSource
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
 from sae_match.study import Study
@@ -220,11 +220,13 @@ def _plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list
     """
     source = SaeSource(study.sae, tuple(span(study)))
     if study.sae.root is not None:
-        return PlannedSaes([], _local_shapes(study, source, problems), seeds=_second_seeds(source, problems))
+        return PlannedSaes([], _read_shapes(study, source.header, problems), seeds=_second_seeds(source, problems))
     files = _hub_files(source, lookup, problems)
-    shapes: dict[int, SaeShape] = {}
+    shapes = _read_shapes(study, lambda layer: _cached_header(source, layer, files.get(layer, [])), problems)
     by_size: dict[int, SaeShape | None] = {}  # files of one size are of one shape, so each size is asked once
     for layer, found in files.items():
+        if layer in shapes:
+            continue
         size = max(file.size or 0 for file in found)
         if size not in by_size:
             by_size[size] = source.format.shape_at_hub(found, study.sae.d_model or d_model)
@@ -233,13 +235,27 @@ def _plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list
     return PlannedSaes([file for found in files.values() for file in found], shapes, len(files) == len(source.span))
 
 
-def _local_shapes(study: Study, source: SaeSource, problems: list[str]) -> dict[int, SaeShape]:
+def _cached_header(source: SaeSource, layer: int, files: list[HubFile]) -> SaeHeader | None:
+    """The header of a layer whose files are all in the hub client's cache; None where they are not."""
+    # The same content under another commit is a blob, without a name that says what it is.
+    cached = [file.cached for file in files if file.cached and file.cached.name == Path(file.filename).name]
+    if not files or len(cached) < len(files):
+        return None
+    return source.format.header(source.format.place(cached), layer)
+
+
+def _read_shapes(
+    study: Study, header_of: Callable[[int], SaeHeader | None], problems: list[str]
+) -> dict[int, SaeShape]:  # fmt: skip
+    """Shapes of the layers whose headers are on this machine, and what these say against them."""
     shapes: dict[int, SaeShape] = {}
     refused: list[str] = []
     first = None
-    for layer in source.span:
+    for layer in span(study):
         with collect_errors(problems):
-            header = source.header(layer)
+            header = header_of(layer)
+            if header is None:
+                continue
             shapes[layer] = SaeShape(header.d_model, header.width, "the file's header")
             first = first or header
             with collect_errors(refused):
