@@ -15,6 +15,7 @@ from sae_match.errors import UserError
 
 if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
+    from sae_match.evaluation.stability import stability
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
         match,
@@ -47,6 +48,7 @@ __all__ = [
     "match",
     "match_chain",
     "residual_streams",
+    "stability",
     "top_tokens",
 ]
 
@@ -65,6 +67,7 @@ _HOMES = {
     "match": "sae_match.matching",
     "match_chain": "sae_match.matching",
     "residual_streams": "sae_match.notebook",
+    "stability": "sae_match.evaluation.stability",
     "top_tokens": "sae_match.notebook",
 }
 

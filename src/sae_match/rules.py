@@ -114,7 +114,9 @@ def _seed(study: Study) -> Iterator[str]:
 
 
 def _span(study: Study) -> Iterator[str]:
-    yield from _layers(study.layers, least=2)
+    # Seeds of one layer have no neighbor; with text there is no step that would do without a pair.
+    alone = study.evaluation.stability_seeds is not None and study.evaluation.level == "weights_only"
+    yield from _layers(study.layers, least=1 if alone else 2)
 
 
 def _covered(study: Study) -> Iterator[str]:

@@ -56,7 +56,7 @@ from sae_match.files import (
 logger = logging.getLogger(__name__)
 
 FOLDER = "sae_match.v1"
-RESULTS = ("matchings", "token_losses", "activations")
+RESULTS = ("matchings", "token_losses", "activations", "functional")
 INPUTS = ("tokens", "residual_streams", "models", "judge_answers", "scratch")
 """Kinds that are shared even where results are computed anew. A kind that is not among them is a result."""
 

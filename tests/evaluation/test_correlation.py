@@ -11,8 +11,10 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_match import UserError
 from sae_match.evaluation.controls import FiringRate
-from sae_match.evaluation.correlation import activation_correlations
-from sae_match.matching.by_similarity import check_memory, match_by_similarity
+from sae_match.evaluation.correlation import ActivationCorrelation, activation_correlations
+from sae_match.matching.baselines import UnbalancedTransport
+from sae_match.matching.by_similarity import match_by_similarity
+from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.feature_pair import FeaturePair
 from tests.builders import permuted, random_sae
 
@@ -73,9 +75,12 @@ def test_the_sum_is_the_largest_and_proved(n: int, m: int, seed: int) -> None:
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:
+    similarity = ActivationCorrelation()
     with pytest.raises(UserError, match=r"correlation needs 4\.\d GiB for 32768 x 32768"):
-        check_memory(32768, 32768, limit_gib=4)
-    check_memory(32768, 32768, limit_gib=5)
+        similarity.check_memory(CertifiedSolver(memory_limit_gib=4), 32768, 32768, 8)
+    similarity.check_memory(CertifiedSolver(memory_limit_gib=5), 32768, 32768, 8)
+    with pytest.raises(UserError, match=r"correlation needs 16\.\d GiB"):
+        similarity.check_memory(UnbalancedTransport(memory_limit_gib=16), 32768, 32768 + 64, 8)
 
 
 def test_the_frequency_control_pairs_ranks_of_firing_rates() -> None:

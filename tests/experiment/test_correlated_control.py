@@ -35,7 +35,7 @@ def pair_of(a: SparseAutoencoder, b: SparseAutoencoder, layers: dict[int, Tensor
 
 
 def matched_by(pair: FeaturePair, cache: Path) -> ControlMatching:
-    return CONTROL.match(pair, lambda similarity, solver: cached_matching(Store(cache), similarity, solver, pair))
+    return CONTROL.match(pair, lambda own, similarity, solver: cached_matching(Store(cache), similarity, solver, own))
 
 
 @pytest.mark.parametrize(("width_a", "width_b"), [(20, 24), (24, 20), (22, 22)])

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_match.evaluation.activations import ActivationRequest, compute_activations, to_arrays
+from sae_match.evaluation.functional.contexts import FunctionalTests, choose_contexts
+from sae_match.evaluation.functional.effects import FunctionalPair, deactivate, fingerprints
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.language_model import LanguageModel, load_language_model
@@ -26,7 +28,7 @@ from sae_match.matching.problem import Metric, matching_problem
 from sae_match.matching.similarity import WeightDistance
 from sae_match.plan import resources
 from sae_match.plan.machine import available_ram
-from sae_match.plan.resources import JobShape, TextSize, phases
+from sae_match.plan.resources import FunctionalShape, JobShape, TextSize, phases
 from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
 from tests.tiny_setting import LAYERS
@@ -128,6 +130,27 @@ def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, Mo
         loaded.token_losses_from(LAYERS - 1, x, ids)
     found = resources.splice_flops(size, shape, 3, 12, list(range(LAYERS)))
     assert found == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_operations_of_functional_tests_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    ids = torch.randint(1, 20, (3, 12), generator=torch.Generator().manual_seed(0))
+    streams = loaded.resid_post(ids, [0, 1])
+    loaded.token_losses_from(0, streams[0], ids)  # finds out what blocks return
+    pair = FunctionalPair(loaded, a, b, (0, 1), streams[0], streams[1], ids, context_tokens=12)
+    contexts = choose_contexts(a, streams[0], FunctionalTests(features=0, contexts=3, context_tokens=12))
+    features = [i for i, windows in enumerate(contexts.windows) if len(windows) == 3]
+    with FlopCounterMode(display=False) as counter:
+        for i in features:
+            deactivate(pair, int(contexts.features[i]), contexts.windows[i])
+        fingerprints(pair, contexts.features[features])
+    shape = JobShape(
+        8, (24,) * LAYERS, 0, model=size, tested=FunctionalShape(((0, 1, 24, 24),), len(features), 3, 12, 0.0, True)
+    )
+    found = resources.functional_flops(size, shape, TextSize(3, 3, 3, 12, 8), 3)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.25)
+    assert resources.functional_flops(size, replace(shape, tested=None), TextSize(3, 3, 3, 12, 8), 3) == 0
 
 
 @given(layers=st.integers(2, 60), on_gpu=st.booleans())

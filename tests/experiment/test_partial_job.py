@@ -100,14 +100,16 @@ def test_more_pairs_than_features_fail_before_anything_is_computed(configured: C
         run(configured(random_saes, "matching.n_pairs=25", "model.path=/absent"))
 
 
-@pytest.mark.parametrize("solver", ["vanilla", "random", "greedy", "nearest", "mutual", "cosine", "soft", "dense"])
+@pytest.mark.parametrize(
+    "solver", ["vanilla", "random", "greedy", "nearest", "mutual", "cosine", "soft", "unbalanced", "dense"]
+)
 def test_a_whole_job_with_every_solver(configured: Configured, random_saes: Path, solver: str) -> None:
     result = run(configured(random_saes, f"solver={solver}", "evaluation.bootstrap_samples=5"))
     assert json.loads((result.directory / "metrics.json").read_text()) == pytest.approx(result.metrics)
     assert all(math.isfinite(value) for value in result.metrics.values())
     claims = {"gap", "lower_bound", "tolerance"} & set(result.metrics)
     assert claims == ({"gap", "lower_bound", "tolerance"} if solver == "dense" else set())
-    assert saved(result, 0).many_to_one == (solver == "nearest")
+    assert saved(result, 0).many_to_one == (solver in ("nearest", "unbalanced"))
     if solver in ("vanilla", "random"):
         same = values(result, "matching_score", solver if solver == "vanilla" else "matched")
         assert (values(result, "matching_score", "matched") == same).all()

@@ -44,7 +44,7 @@ def test_the_captured_residual_gives_back_every_token_loss(model: LanguageModel,
 
 
 def test_every_kind_of_block_is_among_them(model: LanguageModel) -> None:
-    output = model._as_output(torch.zeros(1))
+    output = model.as_output(torch.zeros(1))
     kind, length = BLOCKS_RETURN.get(model.name.removeprefix("tiny-"), (Tensor, 1))
     assert isinstance(output, kind) and len(output) == length
     assert len(model.blocks) == model.n_layers == 3 and model.d_model == 16

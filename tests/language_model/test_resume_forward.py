@@ -104,7 +104,7 @@ def test_residual_is_cast_to_the_model(make_model: Callable[..., LanguageModel],
 def test_losses_do_not_depend_on_the_chunk(llama: LanguageModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = llama.token_losses(ids)
     for elements in (1, 61 * 4, 61 * 27):
-        monkeypatch.setattr(forward_pass, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(forward_pass, "CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(llama.token_losses(ids), whole, rtol=1e-6, atol=1e-6)
 
 

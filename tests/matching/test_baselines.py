@@ -12,9 +12,9 @@ from torch import Tensor
 from sae_match import Permutation, UserError, match
 from sae_match.matching import MatchingProblem, make_solver
 from sae_match.matching.baselines import GreedySolver, MutualSolver, NearestSolver
-from sae_match.matching.baselines.controls import unit_rows
 from sae_match.matching.baselines.nearest import LIST_LENGTH
 from sae_match.matching.baselines.neighbors import Neighbors
+from sae_match.matching.problem import unit_rows
 from sae_match.matching.solution import Solution
 from tests.builders import permuted, random_sae
 
@@ -194,7 +194,7 @@ def test_random_is_seeded_and_the_controls_are_the_same() -> None:
     assert torch.equal(solve("vanilla", problem).permutation.indices, Permutation.identity(50, 40).indices)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [*BASELINES, "unbalanced"])
 def test_no_baseline_claims_a_bound(name: str) -> None:
     matching = match(random_sae(seed=1), random_sae(seed=2), solver=name)
     assert matching.lower_bound is None
@@ -203,7 +203,7 @@ def test_no_baseline_claims_a_bound(name: str) -> None:
     assert matching.permutation.provenance["solver"] == name
 
 
-@pytest.mark.parametrize("name", ["greedy", "nearest", "mutual", "cosine", "soft", "dense", "certified"])
+@pytest.mark.parametrize("name", ["greedy", "nearest", "mutual", "cosine", "soft", "unbalanced", "dense", "certified"])
 def test_a_planted_permutation_is_found(name: str) -> None:
     a = random_sae(width=60, d=16)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(7))
@@ -212,7 +212,7 @@ def test_a_planted_permutation_is_found(name: str) -> None:
     assert matching.objective == 0.0
 
 
-@pytest.mark.parametrize("name", [*BASELINES, "dense"])
+@pytest.mark.parametrize("name", [*BASELINES, "unbalanced", "dense"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -228,7 +228,7 @@ def test_refusals(name: str, change: dict[str, object], message: str) -> None:
         solve(name, MatchingProblem(**arguments))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [*BASELINES, "dense"])
+@pytest.mark.parametrize("name", [*BASELINES, "unbalanced", "dense"])
 def test_memory_is_refused_before_anything_is_allocated(name: str) -> None:
     solver = make_solver(name, memory_limit_gib=0.5)
     solver.check_memory(1000, 1000, 64)

@@ -21,7 +21,9 @@ def cost_of(a: SparseAutoencoder, b: SparseAutoencoder) -> Tensor:
     return (problem.left.double()[:, None] - problem.right.double()[None]).square().sum(dim=2)
 
 
-@pytest.mark.parametrize("solver", ["certified", "dense", "greedy", "nearest", "mutual", "cosine", "soft"])
+@pytest.mark.parametrize(
+    "solver", ["certified", "dense", "greedy", "nearest", "mutual", "cosine", "soft", "unbalanced"]
+)
 def test_setting_aside_is_matching_what_is_left(solver: str) -> None:
     a, b = random_sae(width=30, seed=1), random_sae(width=26, seed=2)
     generator = torch.Generator().manual_seed(3)
@@ -36,7 +38,7 @@ def test_setting_aside_is_matching_what_is_left(solver: str) -> None:
     assert torch.equal(indices[kept_a], torch.where(partners < 0, -1, kept_b[partners]))
     assert matching.objective == part.objective
     assert (matching.gap, matching.lower_bound) == (part.gap, part.lower_bound)
-    assert matching.permutation.many_to_one == (solver == "nearest")
+    assert matching.permutation.many_to_one == (solver in ("nearest", "unbalanced"))
     provenance = matching.permutation.provenance
     assert (provenance["excluded_a"], provenance["excluded_b"]) == (int(gone_a.sum()), int(gone_b.sum()))
 

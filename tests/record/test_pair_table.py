@@ -83,7 +83,9 @@ def test_a_table_that_breaks_the_contract_is_refused(
 
 def test_layer_rows_hold_adjacent_pairs_and_the_ceiling(pairs: pd.DataFrame) -> None:
     far = pd.DataFrame([{"layer": 11, "layer_to": 14, "variant": "composed", "metric": "matching_score", "value": 0.2}])
-    first, second = layer_rows(pd.concat([pairs, far]))
+    # Another matcher of two seeds does not take the place of that matcher's row of the adjacent pair.
+    seeds = pd.DataFrame([{"layer": 11, "layer_to": 11, "variant": "random", "metric": "matching_score", "value": 0.9}])
+    first, second = layer_rows(pd.concat([pairs, far, seeds]))
     assert first == {
         "layer": 11,
         "matching_score/ceiling": 0.5,

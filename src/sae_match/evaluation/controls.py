@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_match.evaluation.activations import firing_counts
 from sae_match.evaluation.linear_map import LinearMapSplice
@@ -18,19 +20,26 @@ from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.similarity import Comparison, Similarity
 from sae_match.matching.solution import Solver
 from sae_match.options import option
+from sae_match.saes.folding import FoldingKind
 from sae_match.style import ORANGE, VERMILION, Style
 
 
 @dataclass(frozen=True)
 class ControlMatching:
-    """A control's permutation of a pair, and numbers about how it was found, by metric."""
+    """A control's permutation of a pair.
+
+    Attributes:
+        values: numbers about how it was found, by metric.
+        confidence: [F_a] by what it orders its pairs, as in `Matching`; None where it knows no such order.
+    """
 
     permutation: Permutation
     values: Mapping[str, float] = field(default_factory=dict)
+    confidence: Float[Tensor, " F_a"] | None = None
 
 
-Match = Callable[[Comparison, Solver], Matching]
-"""Matches the features of one pair, or knows the answer."""
+Match = Callable[[FeaturePair, Comparison, Solver], Matching]
+"""Matches the features of a pair, or knows the answer."""
 
 
 @option
@@ -70,7 +79,7 @@ class MatchingControl(Control):
         """The permutation of one pair; excluded features stay unmatched.
 
         Args:
-            match: matches the pair by a similarity and a solver, or knows the answer.
+            match: matches a pair by a similarity and a solver, or knows the answer.
         """
 
     def check_memory(self, n_a: int, n_b: int, d_model: int) -> None:
@@ -154,6 +163,8 @@ class Matcher(MatchingControl):
     """What features are compared by; ${matching} = as the job's own matching does."""
     solver: Solver
     """How pairs follow from it."""
+    folding: FoldingKind | None = None
+    """Whether the similarity sees folded SAEs (Eq. 4): theta | none; null = as folding.name says."""
 
     @property
     def fitted(self) -> bool:
@@ -170,13 +181,13 @@ class Matcher(MatchingControl):
         return super().facts((*leave_out, "similarity")) | {"similarity": self.similarity.facts()}
 
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
-        """What the solver finds; for given similarities also their mean over the pairs, and the gap."""
-        found = match(self.similarity, self.solver)
-        mean = found.statistics.get("mean_similarity")
-        values = {} if mean is None else {self.similarity.mean_name: mean}
-        return ControlMatching(
-            found.permutation, values | ({} if mean is None or found.gap is None else {"gap": found.gap})
-        )
+        """What the solver finds, with its cost; for given similarities also their mean over the pairs."""
+        own = pair if self.folding is None else replace(pair, folding=self.folding)
+        found = match(own, self.similarity, self.solver)
+        values = solver_values(found)
+        if (mean := found.statistics.get("mean_similarity")) is not None:
+            values |= {self.similarity.mean_name: mean, "mean_similarity": mean}
+        return ControlMatching(found.permutation, values, found.confidence)
 
     def check_memory(self, n_a: int, n_b: int, d_model: int) -> None:
         """As similarity and solver need it."""
@@ -197,6 +208,14 @@ class LinearMap(Control):
     def splices(self) -> tuple[Splice, ...]:
         """The fitted map."""
         return (LinearMapSplice(name=self.name),)
+
+
+def solver_values(matching: Matching) -> dict[str, float]:
+    """What is reported of every matching that a solver found: objective, number of pairs, time, and the gap where it is
+    known."""
+    pairs = float(len(matching.permutation.matched))
+    values = {"objective": matching.objective, "matched_pairs": pairs, "solver_seconds": matching.seconds}
+    return values if matching.gap is None else values | {"gap": matching.gap}
 
 
 def identity(pair: FeaturePair) -> Permutation:

@@ -8,11 +8,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sae_match.evaluation.controls import Control, MatchingControl
+from sae_match.evaluation.functional.contexts import FunctionalTests
 from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.options import option
 
-RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model"))
+PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
+"""Variants of functional tests beside the matchers."""
+RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated", *PARTNERS))
 """Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -49,13 +52,26 @@ class Evaluation:
     """Per-feature matching scores average over features that fire at least this often."""
     bootstrap_samples: Positive = 1000
     """Resamples over documents for the 95 % intervals."""
+    null_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Match every pair once more with the second SAE's rows turned by a random rotation, for the matching and each
+    control that is a matcher: null_threshold is the confidence that at most this share of features exceeds there,
+    above_null the share that exceeds it in the pair itself. null = not asked. Solves each pair twice."""
+    stability_seeds: list[str] | None = None
+    """Compare all seeds of each layer's SAE (PW-MCC, shared fraction, features that reappear): the job's own, its
+    second seed (sae.ceiling_filename), and these files or folders, absolute or below sae.root, with {layer}; [] =
+    those two alone, null = not asked. With evaluation=weights_only the span may be a single layer."""
     controls: dict[str, Control] = Field(default_factory=dict)
     """Measured beside the matching on the same tokens, by any key: 'evaluation/controls=[random,greedy]'."""
     splices: dict[str, Splice] = Field(default_factory=dict)
     """Further splices beside the standard ones, by any key: +evaluation.splices.mine._target_=my_package.MySplice."""
 
+    functional: FunctionalTests | None = None
+    """Tests of what partners do in the model, of every matcher: evaluation/functional=all; null = none."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.functional is not None and not self.full:
+            raise ValueError("evaluation.functional runs the model, and needs evaluation=full")
         if self.quantiles and not self.full:
             raise ValueError("evaluation.quantiles are splices of the residual stream, and need evaluation=full")
         # The splices are named quantile_{q:g}.

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_match.evaluation.controls import MatchingControl, identity, random
+from sae_match.evaluation.controls import ControlMatching, MatchingControl, identity, random, solver_values
+from sae_match.evaluation.nulls import null_rows, rotated
 from sae_match.evaluation.pair import feature_table, weight_rows
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.match import Problems
+from sae_match.matching.planted import planted_identity
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.description import CEILING, MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
-from sae_match.metrics.weight_distance import WeightDistances, weight_distances_of
+from sae_match.metrics.weight_distance import weight_distances_of
 from sae_match.pairs import COMPOSED, EXACT, RANDOM, Pair, Role, Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -47,6 +49,7 @@ class PairMatcher:
         fit: residual streams of text on which similarities are fitted; None where none needs any.
         provenance: written into the headers of permutations.
         keep: called with each permutation as soon as it is found, but for those of two seeds.
+        null_alpha: share of features that may exceed the rotated null's threshold; None = no null is matched.
     """
 
     store: Store
@@ -60,6 +63,7 @@ class PairMatcher:
     seed: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
     keep: Callable[[Pair, Permutation], None] = lambda pair, permutation: None
+    null_alpha: float | None = None
 
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
@@ -84,9 +88,10 @@ class MatchedPair:
     """The permutations of one pair and what follows from weights alone.
 
     Attributes:
-        permutations: by variant: those of `pair.role.variants`, and the controls of neighbors; none holds a feature
-            that is excluded.
-        rows: weight metrics of every variant and the solver's certificate.
+        permutations: by variant: those of `pair.role.variants`, and the controls; none holds a feature that is
+            excluded.
+        confidence: [F_a] by variant, of those that order their pairs; as in `Matching`.
+        rows: weight metrics of every variant, the solver's certificate and what is known of the controls' solvers.
         features: of neighbors, one row per matched feature with its distances; empty otherwise.
         random_mse: decoder MSE of each pair of a random matching of neighbors, to draw beside the matched ones.
         warnings: what a reader of the result must know.
@@ -95,6 +100,7 @@ class MatchedPair:
     pair: Pair
     permutations: dict[str, Permutation]
     rows: list[MetricRow]
+    confidence: dict[str, Float[Tensor, " F_a"]] = field(default_factory=dict)
     features: pd.DataFrame = field(default_factory=pd.DataFrame)
     random_mse: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     warnings: tuple[str, ...] = ()
@@ -105,22 +111,14 @@ def match_neighbors(
     pair: Pair,
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    controls: Iterable[MatchingControl],
+    controls: Collection[MatchingControl],
     metrics: Mapping[str, Metric],
 ) -> MatchedPair:
     """Match layers t and t+1, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
     matching = matcher.match(pair, features)
-    permutations, rows = {MATCHED: matching.permutation}, certificate_rows(matching, pair, MATCHED)
-
-    def match(similarity: Comparison, solver: Solver) -> Matching:
-        return cached_matching(matcher.store, similarity, solver.on(a.device.type), features)
-
-    for control in controls:
-        other = control.match(features, match)
-        permutations[control.name] = other.permutation
-        n = len(other.permutation.matched)
-        rows += [MetricRow(*pair.layers, control.name, name, value, n) for name, value in other.values.items()]
+    found = {MATCHED: _own(matching)} | match_controls(matcher, features, controls)
+    permutations = {variant: one.permutation for variant, one in found.items()}
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
     # In one call, which folds both SAEs once.
     compared = weight_distances_of(a, b, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)})
@@ -129,13 +127,17 @@ def match_neighbors(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
-    planted = planted_identity(compared[IDENTITY], compared[ANY_RANDOM], *pair.layers)
+    planted = planted_identity(compared[IDENTITY].decoder_cosine, compared[ANY_RANDOM].decoder_cosine)
     if planted is not None:
+        planted = f"{pair}: {planted}"
         logger.warning("%s", planted)
     return MatchedPair(
         pair,
         permutations,
-        rows + weight_rows(metrics, distances, pair.layers),
+        value_rows(found, pair)
+        + null_rows_of(matcher, features, found, controls)
+        + weight_rows(metrics, distances, pair.layers),
+        confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
         compared[ANY_RANDOM].W_dec.cpu().numpy(),
         () if planted is None else (planted,),
@@ -160,28 +162,86 @@ def match_distant(
     }
     rows = agreement_rows(permutations, pair)
     logger.info("%s: %.1f %% of composed partners are exact ones", pair, 100 * rows[0].value)
-    rows += certificate_rows(matching, pair, EXACT)
-    return MatchedPair(
-        pair, permutations, rows + weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
-    )
+    exact = {EXACT: _own(matching)}
+    rows += value_rows(exact, pair)
+    rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    return MatchedPair(pair, permutations, rows, confidences(exact))
 
 
 def match_seeds(
-    matcher: PairMatcher, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder, metrics: Mapping[str, Metric]
+    matcher: PairMatcher,
+    pair: Pair,
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    metrics: Mapping[str, Metric],
+    controls: Collection[MatchingControl] = (),
 ) -> MatchedPair:
-    """Match two seeds of one layer: the ceiling of every score."""
-    permutations = {CEILING: matcher.match(pair, matcher.features(pair, a, b)).permutation}
-    return MatchedPair(pair, permutations, weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers))
+    """Match two seeds of one layer, the ceiling of every score, and find the permutations of the controls."""
+    features = matcher.features(pair, a, b)
+    own = matcher.match(pair, features)
+    others = match_controls(matcher, features, controls)
+    values = solver_values(own) if others else {}  # beside those of the controls
+    found = {CEILING: ControlMatching(own.permutation, values, own.confidence)} | others
+    permutations = {variant: one.permutation for variant, one in found.items()}
+    rows = value_rows(found, pair) + null_rows_of(matcher, features, found, controls)
+    rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
+    return MatchedPair(pair, permutations, rows, confidences(found))
 
 
-def certificate_rows(matching: Matching, pair: Pair, variant: str) -> list[MetricRow]:
-    """Objective, number of pairs, time and what the solver counted; bound, gap and tolerance where it gives a bound."""
-    n = len(matching.permutation.matched)
-    values = {"objective": matching.objective, "matched_pairs": float(n), "solver_seconds": matching.seconds}
-    if matching.lower_bound is not None and matching.gap is not None:
-        values |= {"lower_bound": matching.lower_bound, "gap": matching.gap, "tolerance": matching.tolerance}
+def match_controls(
+    matcher: PairMatcher, features: FeaturePair, controls: Iterable[MatchingControl]
+) -> dict[str, ControlMatching]:
+    """What each control makes of a pair, by variant."""
+
+    problems = Problems()  # matchers of one similarity, one after the other, share what it computes
+
+    def match(pair: FeaturePair, similarity: Comparison, solver: Solver) -> Matching:
+        return cached_matching(matcher.store, similarity, solver.on(pair.a.device.type), pair, problems)
+
+    return {control.name: control.match(features, match) for control in controls}
+
+
+def null_rows_of(
+    matcher: PairMatcher,
+    features: FeaturePair,
+    found: Mapping[str, ControlMatching],
+    controls: Collection[MatchingControl],
+) -> list[MetricRow]:
+    """What the rotated null says of every matcher that orders its pairs; nothing where it is not asked for.
+
+    Args:
+        found: the job's own matching first, then those of the controls.
+    """
+    if matcher.null_alpha is None:
+        return []
+    turned = replace(features, b=rotated(features.b, features.seed))
+    own = cached_matching(matcher.store, matcher.similarity, matcher.solver, turned)
+    ordered = [control for control in controls if found[control.name].confidence is not None]
+    nulls = {next(iter(found)): own.confidence} | confidences(match_controls(matcher, turned, ordered))
+    return null_rows(confidences(found), nulls, features.layers, matcher.null_alpha)
+
+
+def value_rows(found: Mapping[str, ControlMatching], pair: Pair) -> list[MetricRow]:
+    """The numbers about how each variant was found."""
+    return [
+        MetricRow(*pair.layers, variant, name, value, len(one.permutation.matched))
+        for variant, one in found.items()
+        for name, value in one.values.items()
+    ]
+
+
+def confidences(found: Mapping[str, ControlMatching]) -> dict[str, Float[Tensor, " F_a"]]:
+    """By what each variant orders its pairs, where it does."""
+    return {variant: one.confidence for variant, one in found.items() if one.confidence is not None}
+
+
+def _own(matching: Matching) -> ControlMatching:
+    """The job's own matching, also with what the solver counted, and bound and tolerance where it gives a bound."""
+    values = solver_values(matching)
+    if matching.lower_bound is not None:
+        values |= {"lower_bound": matching.lower_bound, "tolerance": matching.tolerance}
     values |= {f"solver/{name}": value for name, value in matching.statistics.items()}
-    return [MetricRow(*pair.layers, variant, name, value, n) for name, value in values.items()]
+    return ControlMatching(matching.permutation, values, matching.confidence)
 
 
 def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[MetricRow]:
@@ -201,30 +261,3 @@ def agreement_rows(permutations: Mapping[str, Permutation], pair: Pair) -> list[
         if variant != EXACT
     }
     return [MetricRow(*pair.layers, variant, "agreement", share, n) for variant, share in shares.items()]
-
-
-_STANDARD_ERRORS = 4.0
-"""By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of layers."""
-
-
-def planted_identity(vanilla: WeightDistances, random: WeightDistances, layer: int, layer_to: int) -> str | None:
-    """A warning where feature i resembles feature i of the next layer more than a random one; None where it does not.
-
-    The order of features means nothing, so that the identity is a random permutation, unless both SAEs were trained
-    from one initialization (the default of sparsify and dictionary_learning): then the best match is largely that.
-
-    Compared is the mean decoder cosine, whose error over pairs of features is known; intervals over documents do not
-    cover how much a matching score varies from one random permutation to another.
-    """
-    ours, theirs = (found.decoder_cosine.to(torch.float64) for found in (vanilla, random))
-    if min(len(ours), len(theirs)) < 2:
-        return None
-    margin = float(ours.mean() - theirs.mean())
-    error = float((ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt())
-    if margin <= _STANDARD_ERRORS * error:
-        return None
-    return (
-        f"layers {layer} -> {layer_to}: feature i resembles feature i of the next layer (vanilla: mean decoder cosine "
-        f"{float(ours.mean()):.3f}, random pairs {float(theirs.mean()):.3f} +- {error:.3f}). The SAEs seem to be "
-        "trained from one initialization, and the matching largely finds that: take SAEs of different seeds"
-    )

@@ -15,7 +15,7 @@ import torch
 from sae_match.entries import Payload
 from sae_match.matching import Matching, Permutation
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.match import match_features
+from sae_match.matching.match import Problems, match_features
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.saes import SparseAutoencoder
@@ -26,7 +26,9 @@ MATCHING_VERSION = 4
 KIND = "matchings"
 
 
-def cached_matching(store: Store, similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
+def cached_matching(
+    store: Store, similarity: Comparison, solver: Solver, pair: FeaturePair, problems: Problems | None = None
+) -> Matching:
     """The matching of a pair of SAEs from the store, or found and then committed.
 
     Of given similarities only a matching that is proved the best is kept: one that was cut short by today's memory
@@ -35,7 +37,7 @@ def cached_matching(store: Store, similarity: Comparison, solver: Solver, pair: 
     return store.get_or(
         KIND,
         matching_key(similarity, solver, pair),
-        lambda: _encode(match_features(similarity, solver, pair)),
+        lambda: _encode(match_features(similarity, solver, pair, problems)),
         lambda payload: _decode(payload, pair.a, pair.b, solver.name),
         keep=lambda payload: "mean_similarity" not in payload["statistics"] or not payload["gap"],
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_match.evaluation.controls import Control
+from sae_match.evaluation.controls import Control, Matcher
 from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
-from sae_match.metrics.description import SPLICED
+from sae_match.metrics.description import CEILING, MATCHED, SPLICED
+from sae_match.record.contents import STABILITY
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
@@ -29,6 +30,8 @@ from sae_match.report.axes import has_distances, has_quantiles
 from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.features import pair_examples_of, plot_pair_examples
+from sae_match.report.stability import plot_stability
+from sae_match.study import Study
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
 
@@ -41,11 +44,16 @@ FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, 
 
 def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
-    over distance and over quantiles, and controls, where they were asked for; example pairs of a single layer pair."""
+    over distance and over quantiles, controls and seeds, where they were asked for; example pairs of a single pair."""
     pairs, features, labels, record = results.pairs, results.features, results.labels, results.record
     measured = set(pairs["metric"])
+    paths: list[Path] = []
+    if (record.directory / STABILITY).is_file():
+        paths.append(plot_stability(pd.read_parquet(record.directory / STABILITY), record.figure_path("stability")))
+    if features.empty:  # of a single layer
+        return paths
     near = few_variants(per_layer_rows(pairs), controls)
-    paths = [plot_overview(near, record.figure_path("overview"), labels=labels)]
+    paths.append(plot_overview(near, record.figure_path("overview"), labels=labels))
     for metric, about in labels.metrics.items():
         if about.figure == "record" and metric in measured:
             paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_")), labels=labels))
@@ -86,6 +94,26 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
     return known
 
 
+def matcher_labels(study: Study) -> dict[str, dict[str, str]]:
+    """What every matcher of a job is: label, similarity, folding and assignment, by variant."""
+    own = {
+        "label": "the job's own matching",
+        "similarity": study.matching.name,
+        "folding": study.folding.name.value,
+        "assignment": study.solver.name,
+    }
+    found = {MATCHED: own, CEILING: own}
+    for control in study.evaluation.matchers:
+        if isinstance(control, Matcher):
+            found[control.name] = {
+                "label": control.label or control.name.replace("_", " "),
+                "similarity": control.similarity.name,
+                "folding": (control.folding or study.folding.name).value,
+                "assignment": control.solver.name,
+            }
+    return found
+
+
 def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: bool = False) -> None:
     """Send what the record holds, as it stands on disk, to the experiment tracker.
 
@@ -118,7 +146,9 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
     mirror.log_pair_table(stored)
     mirror.log_comparison(numbers)
     mirror.log_labels(labels)
-    histograms: Mapping[str, pd.Series[float]] = {name: features[name] for name in ("mse_W_dec", "decoder_cosine")}
+    histograms: Mapping[str, pd.Series[float]] = {
+        name: features[name] for name in ("mse_W_dec", "decoder_cosine") if name in features
+    }
     if "matching_score" in features:
         # The features that matching_score_per_feature averages.
         counted = features.loc[features["active"] >= min_count, "matching_score"]
@@ -126,7 +156,8 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
     mirror.log_histograms({name: values.to_numpy() for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
     mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
-    mirror.log_permutations(record.permutations)
+    if len(features):
+        mirror.log_permutations(record.permutations)
     if results.warnings:
         mirror.note("\n".join(results.warnings))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sae_match.content import content_key
 from sae_match.errors import UserError
+from sae_match.experiment.stability import seed_files
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.keys import Keyed
@@ -172,6 +173,8 @@ def input_hashes(study: Study) -> dict[str, Any]:
     layers = span(study)
     saes = SaeSource(study.sae, tuple(layers))
     inputs: dict[str, Any] = {"saes": {str(layer): saes.identity(layer) for layer in layers}}
+    if study.evaluation.stability_seeds is not None:
+        inputs["seeds"] = [[content_hash(path) for path in seed_files(study, layer)] for layer in layers]
     if study.evaluation.full:
         inputs["model"] = study.model.identity()
         inputs["text"] = study.dataset.key()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -23,9 +24,10 @@ from sae_match.experiment.inputs import prepare
 from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
 from sae_match.experiment.losses import loss_rows
 from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distant, match_neighbors, match_seeds
-from sae_match.experiment.outputs import looks
+from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
+from sae_match.experiment.stability import compare_seeds
 from sae_match.language_model import resolve_device
 from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.metric import Metric, MetricRow
@@ -64,15 +66,27 @@ class Steps:
 
     def run(self) -> Results:
         """All steps."""
+        if self.study.evaluation.stability_seeds is not None:
+            self.compare_seeds()
         neighbors = self.match_neighbors()
-        if self.evaluator is not None:
-            self.evaluate(self.evaluator, neighbors)
+        seeds = self.evaluate(self.evaluator, neighbors) if self.evaluator is not None else []
         distant = self.match_distant(neighbors)
+        self.test_partners([*neighbors, *distant, *seeds])
         self.judge([*neighbors, *distant])
         self.follow_features()
         labels = self.results.labels
         self.results.finish(headline(self.results.near_rows, labels) | composition_headline(self.results.rows, labels))
         return self.results
+
+    def compare_seeds(self) -> None:
+        """Compare the seeds of every layer that has several."""
+        tables: list[pd.DataFrame] = []
+        for layer in tqdm(self.widths, desc="comparing seeds", disable=not self.progress):
+            if (compared := compare_seeds(self.study, self.store, self.saes, layer)) is not None:
+                self.results.add(compared.rows)
+                self.results.warn(compared.warnings)
+                tables.append(compared.features)
+        self.results.record.write_stability(pd.concat(tables, ignore_index=True))
 
     def match_neighbors(self) -> list[MatchedPair]:
         """Match layers t and t+1 with their controls; each permutation is on disk as soon as it is found."""
@@ -89,19 +103,28 @@ class Steps:
             found.append(matched)
         self.results.add(rows)
         self.results.warn([warning for matched in found for warning in matched.warnings])
-        self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
+        if found:
+            self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
+        else:  # a single layer: a record has this table all the same
+            self.results.record.write_features(self.results.features)
         return found
 
-    def evaluate(self, evaluator: Evaluator, neighbors: list[MatchedPair]) -> None:
-        """Everything that is measured on text of neighbors, of their layers, and of two seeds of a layer."""
+    def evaluate(self, evaluator: Evaluator, neighbors: list[MatchedPair]) -> list[MatchedPair]:
+        """Everything that is measured on text of neighbors, of their layers, and of two seeds of a layer.
+
+        Returns:
+            The matchings of two seeds.
+        """
+        seeds: list[MatchedPair] = []
         for matched in tqdm(neighbors, desc="activations of layer pairs", disable=not self.progress):
-            self._evaluate_neighbors(evaluator, matched, last=matched is neighbors[-1])
+            seeds += self._evaluate_neighbors(evaluator, matched, last=matched is neighbors[-1])
         self.results.add(loss_rows(evaluator, self.saes, neighbors, self.progress))
         rows = self.results.rows
         self.results.add(difference_rows(rows, self.metrics) + ceiling_gap_rows(rows, self.metrics))
         log_ceiling_gaps(self.results.rows, self.metrics)
         self.results.record.write_documents(document_sums(evaluator, self.results.rows))
         self.results.rows[:] = [row.without_sums() for row in self.results.rows]
+        return seeds
 
     def match_distant(self, neighbors: list[MatchedPair]) -> list[MatchedPair]:
         """Match layers further apart exactly, and compare with the composed permutations of the neighbors."""
@@ -110,6 +133,20 @@ class Steps:
             matched = self._match_distant(pair, neighbors)
             found.append(matched)
         return found
+
+    def test_partners(self, pairs: list[MatchedPair]) -> None:
+        """What the partners of every pair and matcher do in the model; on disk after every pair."""
+        how = self.study.evaluation.functional
+        if how is None or self.evaluator is None:
+            return
+        from sae_match.experiment.functional import FunctionalTester  # few jobs need it
+
+        tester = FunctionalTester(self.evaluator, how, self.progress)
+        for matched in [matched for matched in pairs if matched.pair.role.value in how.pairs]:
+            rows, effects = tester.test(matched, *self.saes.pair(matched.pair))
+            differences = difference_rows(rows, self.metrics)
+            self.results.add([row.without_sums() for row in rows + differences])
+            self.results.add_effects(effects, matcher_labels(self.study))
 
     def judge(self, pairs: list[MatchedPair]) -> None:
         """Judge a sample of matched features; judgements.jsonl grows with every layer pair and variant."""
@@ -138,13 +175,15 @@ class Steps:
     # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
     # outlive a call.
 
-    def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> None:
+    def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> list[MatchedPair]:
         a, b = self.saes.pair(matched.pair)
+        seeds: list[MatchedPair] = []
         rows, counts = evaluator.evaluate(matched, a, b)
         self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
-            rows = evaluator.layer_rows(site.layer, sae, active.active, active.tokens)
-            self.results.add(rows + self._seed_rows(evaluator, seed_pair(site.layer)))
+            self.results.add(evaluator.layer_rows(site.layer, sae, active.active, active.tokens))
+            seeds += self._match_seeds(evaluator, seed_pair(site.layer))
+        return seeds
 
     def _match_distant(self, pair: Pair, neighbors: list[MatchedPair]) -> MatchedPair:
         a, b = self.saes.pair(pair)
@@ -155,12 +194,16 @@ class Steps:
             self.results.add(row.without_sums() for row in self.evaluator.evaluate(matched, a, b)[0])
         return matched
 
-    def _seed_rows(self, evaluator: Evaluator, pair: Pair) -> list[MetricRow]:
+    def _match_seeds(self, evaluator: Evaluator, pair: Pair) -> list[MatchedPair]:
+        """Two seeds of a layer where there are two; by every matcher where partners are tested."""
         if not self.saes.has(pair.b):
             return []
         a, b = self.saes.pair(pair)
-        matched = match_seeds(self.matcher, pair, a, b, self.metrics)
-        return matched.rows + evaluator.evaluate(matched, a, b)[0]
+        how = self.study.evaluation.functional
+        controls = self.study.evaluation.matchers if how is not None and "seeds" in how.pairs else ()
+        matched = match_seeds(self.matcher, pair, a, b, self.metrics, controls)
+        self.results.add(matched.rows + evaluator.evaluate(matched, a, b)[0])
+        return [matched]
 
 
 def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mapping[str, Metric]) -> Steps:
@@ -195,6 +238,7 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
         batch_windows=study.evaluation.batch_windows, sink_positions=study.model.sink_positions, seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
+        null_alpha=study.evaluation.null_alpha,
     )  # fmt: skip
     return Steps(
         study=study,

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 from sae_match.errors import UserError
 
 SUPPORTED = "Supported are decoder-only models laid out like Llama, Gemma, GPT-2 or GPT-NeoX in transformers."
-_CHUNK_ELEMENTS = 2**25
+CHUNK_ELEMENTS = 2**25
 """Logits held at once (128 MiB in float32); smaller chunks make the head slower on a CPU."""
 
 
@@ -157,7 +157,6 @@ def output_maker(decoder: nn.Module, blocks: nn.ModuleList, device: torch.device
     return lambda residual: type(found)([residual, *[None] * (len(found) - 1)])
 
 
-@torch.no_grad()
 def next_token_losses(
     model: PreTrainedModel, decoder: nn.Module, output: ModelOutput, ids: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T-1"]:
@@ -169,17 +168,18 @@ def next_token_losses(
     """
     states = output["last_hidden_state"][:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten().to(states.device)
-    chunk = max(1, _CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
+    chunk = max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
     losses = [
-        functional.cross_entropy(_logits(model, decoder, type(output), part).float(), target, reduction="none")
+        functional.cross_entropy(logits_of(model, decoder, type(output), part).float(), target, reduction="none")
         for part, target in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(ids.shape[0], ids.shape[1] - 1)
 
 
-def _logits(
+def logits_of(
     model: PreTrainedModel, decoder: nn.Module, output_type: type[ModelOutput], states: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n vocab"]:
+    """The model's own output for final hidden states: its forward pass with the decoder replaced."""
     calls = 0
 
     def give_states(*_args: Any, **_kwargs: Any) -> ModelOutput:

@@ -203,12 +203,13 @@ class LanguageModel:
         self.check_layers([layer])
         ids = self._loss_ids(ids)
         own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
-        with resumed_after(self.blocks, layer, own, self._as_output):
+        with resumed_after(self.blocks, layer, own, self.as_output):
             output = self.decoder(input_ids=ids, use_cache=False)
         return next_token_losses(self.hf, self.decoder, output, ids)
 
     @cached_property
-    def _as_output(self) -> Callable[[Tensor], Any]:
+    def as_output(self) -> Callable[[Tensor], Any]:
+        """Puts a residual stream into what a block of this model returns."""
         return output_maker(self.decoder, self.blocks, self.device)
 
     def _require_finite(self, values: Tensor, what: str) -> None:

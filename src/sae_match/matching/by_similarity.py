@@ -31,13 +31,12 @@ from sae_match.matching.certified.workspace import lists_bytes, most_slots
 from sae_match.matching.compiled import prepare_kernels
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MAX_SPREAD
-from sae_match.matching.solution import NEGLIGIBLE, refuse_above
+from sae_match.matching.solution import NEGLIGIBLE
 
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 1024
 """Rows that are quantized at a time."""
-ADVICE = "narrower SAEs, a machine with more memory, or leave correlation out of evaluation.controls"
 SPAN_BITS = 2
 """The largest cost, 2 - 2 (-1) = 4 in units of the scale, as a power of two."""
 SAFE_SCALE = (2.0**-100, 2.0**100)
@@ -61,18 +60,6 @@ def required_bytes(n_a: int, n_b: int) -> int:
     """Peak memory: the similarities in float32, twice where A is the wider side; candidate lists; blocks of rows."""
     n, m = sorted((n_a, n_b))
     return (4 if n_a <= n_b else 8) * n * m + lists_bytes(n, m, False) + 8 * min(BLOCK_ROWS, n) * m
-
-
-def check_memory(n_a: int, n_b: int, limit_gib: float | None, name: str = "correlation") -> None:
-    """Refuse widths whose matrices do not fit; nothing is allocated.
-
-    Args:
-        name: of the similarity.
-
-    Raises:
-        UserError: they need more.
-    """
-    refuse_above(limit_gib, required_bytes(n_a, n_b), name, (n_a, n_b), ADVICE)
 
 
 def match_by_similarity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pkgutil import resolve_name
@@ -17,6 +18,7 @@ from sae_match.errors import UserError
 from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.permutation import UNMATCHED, Permutation
+from sae_match.matching.planted import planted_between
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
@@ -34,6 +36,7 @@ SOLVERS: Mapping[str, str] = {
     "mutual": "sae_match.matching.baselines:MutualSolver",
     "cosine": "sae_match.matching.baselines:CosineSolver",
     "soft": "sae_match.matching.baselines:SoftSolver",
+    "unbalanced": "sae_match.matching.baselines:UnbalancedTransport",
 }
 """The package's own solvers by name: two exact ones, then baselines. Any other `Solver` object does as well. They are
 imported on first use: numba and scipy take a second."""
@@ -146,6 +149,8 @@ def match(
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
+    A `UserWarning` says so where feature i resembles feature i: SAEs trained from one initialization match by that.
+
     Args:
         a, b: SAEs over residual streams of the same d_model; widths may differ (every feature of the narrower
             one is matched).
@@ -170,6 +175,8 @@ def match(
                 "SparseAutoencoder.from_state_dict takes one from memory"
             )
     chosen = make_solver(solver) if isinstance(solver, str) else solver
+    if (planted := planted_between(a, b)) is not None:
+        warnings.warn(planted, UserWarning, stacklevel=2)
     started = time.perf_counter()  # without the import of a solver
     pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
     if similarity is None:
@@ -188,14 +195,36 @@ def match(
     return match_features(similarity, chosen, pair)
 
 
-def match_features(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
+class Problems:
+    """Poses problems and keeps the last one, for several solvers in turn: the next may be gigabytes, too."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, MatchingProblem | SimilarityProblem, float] | None = None
+
+    def pose(self, similarity: Comparison, pair: FeaturePair) -> tuple[MatchingProblem | SimilarityProblem, float]:
+        """The problem of a pair, and the seconds that it took."""
+        key = similarity.pair_key(pair)
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            started = time.perf_counter()
+            problem = similarity.problem(pair)
+            self._last = key, problem, time.perf_counter() - started
+        return self._last[1:]
+
+
+def match_features(
+    similarity: Comparison, solver: Solver, pair: FeaturePair, problems: Problems | None = None
+) -> Matching:
     """Match the features of a pair of SAEs as a similarity compares them and a solver assigns them.
+
+    Args:
+        problems: where the problem may be known from.
 
     Raises:
         UserError: from either.
     """
-    started = time.perf_counter()
-    return _matched(pair, similarity.problem(pair), solver, arguments(similarity), started)
+    problem, seconds = (problems or Problems()).pose(similarity, pair)
+    return _matched(pair, problem, solver, arguments(similarity), time.perf_counter() - seconds)
 
 
 def _matched(

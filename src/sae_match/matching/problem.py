@@ -148,6 +148,18 @@ class SimilarityProblem:
 
     matrix: Float[Tensor, "K_a K_b"]
 
+    def check(self) -> None:
+        """Refuse what no solver can answer.
+
+        Raises:
+            UserError: an empty side, NaN or infinity.
+        """
+        if min(self.shape) == 0:
+            raise UserError(f"nothing to match: {self.shape[0]} and {self.shape[1]} features are left on the two sides")
+        low, high = (float(end) for end in torch.aminmax(self.matrix))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"similarities lie between {low:g} and {high:g}, but must be finite numbers")
+
     @property
     def shape(self) -> tuple[int, int]:
         """(K_a, K_b)."""
@@ -204,12 +216,21 @@ def matching_problem(
     """
     metric, folding = parse(Metric, metric, "metric"), parse(FoldingKind, folding, "folding")
     weights = weights or GroupWeights()
-    if a.d_model != b.d_model:
-        raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
+    check_same_stream(a, b)
     if folding is FoldingKind.theta:
         a, b = fold(a), fold(b)
     left, right = (feature_rows(sae, metric, include_bias, weights).cpu() for sae in (a, b))
     return MatchingProblem(left, right, rejection_cost, n_pairs)
+
+
+def check_same_stream(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
+    """Refuse SAEs over residual streams of different widths.
+
+    Raises:
+        UserError: different d_model.
+    """
+    if a.d_model != b.d_model:
+        raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
 
 
 def parse(kind: type[E], value: E | str, name: str) -> E:
@@ -227,6 +248,21 @@ def parse(kind: type[E], value: E | str, name: str) -> E:
 def norms(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
     """Euclidean norms in float64."""
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
+    """Rows of unit norm; zero rows stay zero."""
+    out = torch.empty_like(rows)
+    for low in range(0, len(rows), 4096):
+        part = rows[low : low + 4096].to(torch.float64)
+        # First by the largest entry: squares of very small or large numbers would leave the range.
+        part = part / _without_zeros(part.abs().amax(dim=1, keepdim=True))
+        out[low : low + 4096] = part / _without_zeros(part.norm(dim=1, keepdim=True))
+    return out
+
+
+def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
+    return torch.where(norms == 0, 1.0, norms)
 
 
 def is_wide(problem: MatchingProblem) -> bool:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -14,9 +14,12 @@ from sae_match.errors import UserError
 from sae_match.keys import Keyed
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
-from sae_match.matching.solution import Solver
+from sae_match.matching.solution import Solver, refuse_above
 from sae_match.options import option
 from sae_match.saes.folding import FoldingKind
+
+ADVICE = "narrower SAEs, a machine with more memory, or a control less"
+"""What the user can do about a matrix of similarities that does not fit."""
 
 
 class DeadFeatures(StrEnum):
@@ -103,19 +106,36 @@ class Similarity(Comparison):
 
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The matrix of similarities and its assignment."""
-        from sae_match.matching import by_similarity  # loads numba
-
-        return by_similarity.required_bytes(n_a, n_b)
+        return solver.similarity_bytes(n_a, n_b)
 
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """As the matrix needs it."""
-        from sae_match.matching import by_similarity
+        needed = solver.similarity_bytes(n_a, n_b)
+        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), ADVICE)
 
-        by_similarity.check_memory(n_a, n_b, solver.memory_limit_gib, self.name)
+
+class RowDistance(Comparison):
+    """Features are rows of numbers, compared by their squared distance: nothing of the size of all pairs is needed."""
+
+    @abstractmethod
+    def problem(self, pair: FeaturePair) -> MatchingProblem:
+        """The rows of both sides."""
+
+    @abstractmethod
+    def numbers_per_feature(self, d_model: int) -> int:
+        """Length of a row."""
+
+    def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
+        """What the solver needs for the rows."""
+        return solver.required_bytes(n_a, n_b, self.numbers_per_feature(d_model))
+
+    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
+        """As the solver checks it."""
+        solver.check_memory(n_a, n_b, self.numbers_per_feature(d_model))
 
 
 @option
-class WeightDistance(Comparison):
+class WeightDistance(RowDistance):
     """The paper's: squared distance of the two features' parameters (Eq. 3)."""
 
     name: str = "weights"
@@ -145,22 +165,18 @@ class WeightDistance(Comparison):
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """The SAEs, and their folding scales where they are folded."""
-        folded = pair.folding is FoldingKind.theta
-        facts = pair.facts()
-        saes = facts["saes"] if folded else [{"content": sae.content_hash} for sae in (pair.a, pair.b)]
-        return {"saes": saes, "folding": pair.folding.value}
+        return weights_read(pair)
 
     def numbers_per_feature(self, d_model: int) -> int:
         """d for each of W_enc and W_dec, and 1 for b_enc."""
         return {Metric.both: 2 * d_model + 1, Metric.encoder: d_model + 1, Metric.decoder: d_model}[self.metric]
 
-    def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
-        """What the solver needs for the rows."""
-        return solver.required_bytes(n_a, n_b, self.numbers_per_feature(d_model))
 
-    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
-        """As the solver checks it."""
-        solver.check_memory(n_a, n_b, self.numbers_per_feature(d_model))
+def weights_read(pair: FeaturePair) -> dict[str, object]:
+    """What a comparison of weights depends on: the SAEs, and their folding scales where they are folded."""
+    folded = pair.folding is FoldingKind.theta
+    saes = pair.facts()["saes"] if folded else [{"content": sae.content_hash} for sae in (pair.a, pair.b)]
+    return {"saes": saes, "folding": pair.folding.value}
 
 
 def weights_problem(pair: FeaturePair, **how: Any) -> MatchingProblem:
@@ -169,6 +185,9 @@ def weights_problem(pair: FeaturePair, **how: Any) -> MatchingProblem:
     Args:
         how: its keyword arguments but `folding`, which is the pair's.
     """
-    kept = pair.kept()
-    whole = matching_problem(*pair.to_fold(), folding=pair.folding, **how)
+    return kept_part(matching_problem(*pair.to_fold(), folding=pair.folding, **how), pair.kept())
+
+
+def kept_part(whole: MatchingProblem, kept: tuple[Int[Tensor, " K_a"], Int[Tensor, " K_b"]]) -> MatchingProblem:
+    """The problem of the features that are matched."""
     return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)

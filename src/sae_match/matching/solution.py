@@ -96,6 +96,12 @@ class Solver(Keyed, ABC):
         """
         refuse_above(self.memory_limit_gib, self.required_bytes(n_a, n_b, d), self.name, (n_a, n_b), self.advice)
 
+    def similarity_bytes(self, n_a: int, n_b: int) -> int:
+        """The least peak memory with which a matrix of similarities can be matched, the matrix included."""
+        from sae_match.matching.by_similarity import required_bytes  # loads numba
+
+        return required_bytes(n_a, n_b)
+
     def check_complete(self, problem: MatchingProblem) -> None:
         """Refuse what a solver that pairs every feature of the narrower side cannot answer, or not in memory.
 
@@ -118,7 +124,7 @@ class Solver(Keyed, ABC):
         """
         raise UserError(
             f"solver={self.name} matches parameters only; for other similarities use certified, dense, greedy, "
-            "nearest, mutual or random"
+            "nearest, mutual, soft, unbalanced or random"
         )
 
     @abstractmethod

@@ -165,8 +165,14 @@ class Bootstrap:
             raise UserError("a bootstrap needs at least one document")
         self.n_documents = n_documents
         rng = np.random.default_rng(seed)
+        self.samples, self.seed = samples, seed
         uniform = np.full(n_documents, 1.0 / n_documents)
         self.counts: Floats = rng.multinomial(n_documents, uniform, size=samples).astype(np.float64)
+
+    def draws(self, n: int) -> Floats:
+        """[B, n] resamples of n other things, such as features, drawn within those of the documents."""
+        rng = np.random.default_rng([self.seed, n])
+        return rng.multinomial(n, np.full(n, 1.0 / n), size=self.samples).astype(np.float64)
 
     def estimate(self, statistic: Callable[..., Floats], *sums: npt.NDArray[np.generic]) -> Estimate:
         """Estimate of `statistic`, a function of sums over documents.

@@ -23,7 +23,8 @@ from sae_match.metrics.built_in import (
     Unexplained,
     WeightMSE,
 )
-from sae_match.metrics.description import DIFFERENCE, TO_CEILING, Description
+from sae_match.metrics.description import CEILING, DIFFERENCE, TO_CEILING, Description
+from sae_match.metrics.functional import FUNCTIONAL
 from sae_match.metrics.metric import Metric
 
 BUILT_IN: Mapping[str, Metric] = {
@@ -46,6 +47,7 @@ BUILT_IN: Mapping[str, Metric] = {
         MeanTheta(),
         DecoderNorm(),
         ResidualNorm(),
+        *FUNCTIONAL,
     )
 }
 """In the order of a table's columns."""
@@ -62,6 +64,21 @@ REPORTED = (
     Description(name="judge_count/", unit="pairs", combine="sum"),
     Description(name="agreement", label="agreement with exact", unit="share of features", better="higher",
                 distance=True),
+    Description(name="null_threshold", label="confidence under the rotated null", figure="none"),
+    Description(name="above_null", label="features above the rotated null", unit="share", better="higher", tracked=True,
+                beside=(CEILING,)),
+    Description(name="pw_mcc", label="PW-MCC of seeds", better="higher", headline=True, reference="seeds",
+                beside=("rotated", "random")),
+    Description(name="shared_fraction", label="features shared by two seeds", unit="share", better="higher",
+                headline=True, reference="seeds", beside=("rotated", "random")),
+    Description(name="reappearing", label="features that reappear, over the other seeds", unit="share",
+                better="higher", figure="none", reference="seeds"),
+    Description(name="subspace_share", label="unstable features in the other seed's unstable subspace", unit="share",
+                figure="none", reference="seeds"),
+    Description(name="subspace_share_random", label="unstable features in a random subspace", unit="share",
+                figure="none", reference="seeds"),
+    Description(name="subspace_rank", label="rank of the unstable subspace", unit="dimensions", figure="none",
+                reference="seeds"),
     Description(name="objective", label="squared distance of all pairs", better="lower", combine="sum"),
     Description(name="lower_bound", label="lower bound of the objective", combine="sum", figure="none"),
     Description(name="gap", label="relative gap to the lower bound", better="lower", combine="max",
@@ -69,6 +86,13 @@ REPORTED = (
     Description(name="tolerance", label="tolerance of the lower bound", combine="sum", figure="none"),
     Description(name="matched_pairs", label="matched pairs", unit="features", combine="sum", figure="none"),
     Description(name="features_aside", label="features left unmatched beforehand", unit="features", combine="sum"),
+    Description(name="tested_features", label="features that were tested", unit="features", combine="sum",
+                figure="none"),
+    Description(name="never_firing_features", label="features that never fire in a context", unit="features",
+                combine="sum", figure="none"),
+    Description(name="fingerprint_check", label="first-order against true effects", unit="correlation",
+                better="higher", figure="none"),
+    Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),
     Description(name="solver/peak_memory_gib", label="peak memory", unit="GiB", combine="max", figure="none"),
@@ -76,7 +100,7 @@ REPORTED = (
     Description(name="solver/marginal_error", label="relative error of the marginals", combine="max", figure="none"),
     Description(name="solver/", combine="sum", figure="none"),
 )  # fmt: skip
-"""Numbers of the solver, of composition, of a control's fit and of the judge."""
+"""Numbers of the solver, of composition, of the nulls, of seeds, of a control's fit and of the judge."""
 
 DESCRIPTIONS: Mapping[str, Description] = {name: metric.description for name, metric in BUILT_IN.items()} | {
     about.name: about for about in REPORTED

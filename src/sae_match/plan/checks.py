@@ -4,7 +4,7 @@ config.json alone. Every `check_*` raises a UserError."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +13,16 @@ from sae_match.evaluation.splices import SpliceUnits, resolve_units
 from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.loading import ModelFacts
-from sae_match.matching.solution import Solver
+from sae_match.matching import by_similarity
+from sae_match.matching.solution import Solver, refuse_above
 from sae_match.pairs import adjacent_pairs, distant_pairs, span
+from sae_match.plan.resources import sae_bytes
 from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
 from sae_match.record.state import read_status
-from sae_match.saes import SaeHeader
+from sae_match.saes import SaeHeader, SaeSource
 from sae_match.saes.folding import FoldingKind, FoldingScale
+from sae_match.saes.formats.reading import SaeShape
 from sae_match.saes.site import refuse_encoding
 from sae_match.store import Store
 from sae_match.study import Study
@@ -152,6 +155,47 @@ def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) 
             f"{where}: has no thresholds to fold by. Choose folding.scale=stored (the scalar threshold beside a TopK), "
             "estimated, mean_activation, max_activation (measured on text) or decoder_norm (needs no data), or "
             "folding=none"
+        )
+
+
+def check_seeds(study: Study, shapes: Mapping[int, SaeShape]) -> None:
+    """Refuse `evaluation.stability_seeds` that are missing, read something else or do not fit into memory, and a span
+    without a layer that has two SAEs.
+
+    Args:
+        shapes: the job's own SAEs by layer, as far as they are known.
+    """
+    names, layers = study.evaluation.stability_seeds, span(study)
+    if names is None:
+        return
+    source, key = SaeSource(study.sae, tuple(layers)), "evaluation.stability_seeds"
+    if len(layers) > 1 and (same := [name for name in names if "{" not in name]):
+        raise UserError(f"{key}: {', '.join(same)} would be the seed of every layer: write {{layer}} into the name")
+    several = False
+    for layer in layers:
+        paths = source.seed_paths(layer, names)
+        missing = [str(path) for path in paths if not path.exists()]
+        if missing and (len(missing) < len(paths) or len(layers) == 1):
+            raise UserError(f"{key}: no SAE of layer {layer} at {', '.join(missing)}")
+        second = source.ceiling_path(layer)
+        seeds = ([] if missing else paths) + ([] if second is None else [second])
+        several = several or bool(seeds)
+        if layer not in shapes or not seeds:
+            continue
+        own = shapes[layer]
+        headers = [study.sae.header(path, layer) for path in seeds]
+        for path, header in zip(seeds, headers, strict=True):
+            if header.d_model != own.d_model:
+                raise UserError(f"{path}: d_model {header.d_model}, but layer {layer}'s SAE reads {own.d_model}")
+        widths = sorted([own.width, *(header.width for header in headers)])
+        held = sum(sae_bytes(own.d_model, width) for width in widths)
+        needed = held + by_similarity.required_bytes(*widths[-2:])
+        advice = "narrower SAEs or a machine with more memory"
+        refuse_above(study.solver.memory_limit_gib, needed, "certified", (widths[-2], widths[-1]), advice)
+    if not several:
+        raise UserError(
+            f"{key}: no layer of layers.first={layers[0]}, layers.last={layers[-1]} has a second SAE. Name files with "
+            "{layer}, or set sae.ceiling_filename"
         )
 
 

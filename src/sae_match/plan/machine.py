@@ -16,7 +16,15 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.files import GIB, nearest_existing_parent
-from sae_match.plan.resources import JobShape, Phase, activation_flops, capture_flops, sae_bytes, splice_flops
+from sae_match.plan.resources import (
+    JobShape,
+    Phase,
+    activation_flops,
+    capture_flops,
+    functional_flops,
+    sae_bytes,
+    splice_flops,
+)
 
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
 """How often each SAE is read: checked, matched; then for activations, and for delta loss."""
@@ -178,7 +186,10 @@ def durations(
         ("capture residual streams", capture_flops(model, windows, text.tokens, layers[-1]), dtype),
         ("activations of all pairs", activation_flops(shape, text, text.windows), "float32"),
         ("splice and resume", splice_flops(model, shape, text.splice_windows, text.tokens, layers), dtype),
+        ("functional tests", functional_flops(model, shape, text, text.windows), dtype),
     ):
+        if flops == 0:
+            continue
         because = f"{flops / 1e12:.3g} TFLOP at {rates[kind] / 1e9:.3g} GFLOP/s ({kind} products measured here)"
         yield Duration(step, flops / rates[kind], because)
 

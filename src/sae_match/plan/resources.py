@@ -48,6 +48,26 @@ class TextSize:
 
 
 @dataclass(frozen=True)
+class FunctionalShape:
+    """How much the functional tests do.
+
+    Attributes:
+        pairs: layers and widths of both sides of every pair whose features are tested.
+        features: of each pair; 0 = all.
+        contexts, tokens: of each feature, and of each context.
+        passes: forward passes from the later layer on per context.
+        gradients: whether the gradient of every window's loss is computed.
+    """
+
+    pairs: tuple[tuple[int, int, int, int], ...]
+    features: int
+    contexts: int
+    tokens: int
+    passes: float
+    gradients: bool
+
+
+@dataclass(frozen=True)
 class JobShape:
     """The sizes that decide what one job needs.
 
@@ -61,6 +81,7 @@ class JobShape:
         similarities: matchings that need the similarity of every pair of features.
         far_pairs: widths of the pairs further apart than neighbors that are matched and compared as well.
         ceilings: of the layers of which there is a second seed, the width of the wider one.
+        tested: the functional tests; None where there are none.
     """
 
     d_model: int
@@ -73,6 +94,7 @@ class JobShape:
     similarities: int = 0
     far_pairs: tuple[tuple[int, int], ...] = ()
     ceilings: tuple[int, ...] = ()
+    tested: FunctionalShape | None = None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -159,6 +181,8 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
         correlating = [placed("match by correlation", solving, loaded | products)]
     # Counts per document are int64, of two SAEs and of one co-activation table per permutation.
     counts = {"counts": 8 * text.documents * width * (2 + shape.permutations)} if text.documents is not None else {}
+    # Products of the effects on the loss, and their correlations.
+    effects = {"effects": 2 * FLOAT * width * (width if shape.tested is None else shape.tested.features or width)}
     # Token losses on some windows only copy those out of the memory-mapped streams of both layers.
     chosen = text.splice_windows if text.splice_windows not in (None, text.windows) else 0
     subset = {"chosen windows": 2 * layer_bytes(chosen or 0, text.tokens, shape.d_model)} if chosen else {}
@@ -170,6 +194,7 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
         *correlating,
         placed("activations of a pair", subset, loaded | counts),
         placed("splice and resume", subset, loaded | resuming),
+        *([placed("functional tests", {}, loaded | resuming | effects)] if shape.tested is not None else []),
     ]
 
 
@@ -227,3 +252,20 @@ def splice_flops(model: ModelSize, shape: JobShape, windows: int, window_tokens:
     resumed = [(model.n_layers - 1 - layer) * _block_flops(model, window_tokens) + head for layer in layers[1:]]
     saes = sum(2 * shape.d_model * (a + b + shape.splices * b) for a, b in shape.pairs)
     return float(windows * window_tokens * (shape.splices * sum(resumed) + resumed[-1] + saes))
+
+
+def functional_flops(model: ModelSize, shape: JobShape, text: TextSize, windows: int) -> float:
+    """Operations of the functional tests: blocks between two layers, what follows on them, and gradients."""
+    tested, total = shape.tested, 0.0
+    if tested is None:
+        return total
+    for layer, layer_to, a, b in tested.pairs:
+        tokens = (tested.features or a) * tested.contexts * tested.tokens
+        block = _block_flops(model, tested.tokens)
+        encoding = 2 * shape.d_model * (a + 2 * b + (a + b if tested.passes else 0))
+        rest, head = (model.n_layers - 1 - layer_to) * block, 2 * model.d_model * model.vocabulary
+        total += tokens * ((layer_to - layer) * block + encoding + tested.passes * (rest + head))
+        if tested.gradients:  # forward and backward, without gradients of the weights
+            after = (model.n_layers - 1 - layer) * _block_flops(model, text.tokens) + head
+            total += windows * text.tokens * (2 * after + 4 * shape.d_model * (a + b))
+    return total

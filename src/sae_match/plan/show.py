@@ -35,6 +35,8 @@ def _jobs(plan: Plan) -> Iterator[str]:
     study = plan.study
     how = f"matching {study.matching.name}, folding {study.folding.name.value}, solver {study.solver.name}"
     yield f"{how}, evaluation {study.evaluation.level.value}, on {plan.device}"
+    if study.evaluation.stability_seeds is not None:
+        yield f"seeds of each layer compared (layers {plan.layers[0]}..{plan.layers[-1]})"
     yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
 
 

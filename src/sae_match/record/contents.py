@@ -18,10 +18,14 @@ from .state import STATUS
 CONFIG, TEXT = "config.yaml", "text.json"
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
-TOP_TOKENS = "top_tokens.parquet"
+TOP_TOKENS, STABILITY = "top_tokens.parquet", "stability.parquet"
+FUNCTIONAL, MATCHERS = "functional.parquet", "matchers.json"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
-RESULTS = (TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, JUDGEMENTS, TRACEBACK)
+RESULTS = (
+    TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, STABILITY, FUNCTIONAL, MATCHERS, JUDGEMENTS,
+    TRACEBACK,
+)  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}
 _CONFIG_KEYS = {"matching", "folding", "solver", "sae", "layers", "paths"}

@@ -25,12 +25,15 @@ from .contents import (
     CONFIG,
     FEATURES,
     FIGURES,
+    FUNCTIONAL,
     JUDGEMENTS,
+    MATCHERS,
     METRICS,
     PAIRS,
     PATHS,
     PERMUTATIONS,
     RESULTS,
+    STABILITY,
     TEXT,
     TOP_TOKENS,
     TRACEBACK,
@@ -293,6 +296,17 @@ class JobRecord:
         """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
         with atomic_path(self.directory / TOP_TOKENS) as temporary:
             tokens.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_stability(self, features: pd.DataFrame) -> None:
+        """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
+        with atomic_path(self.directory / STABILITY) as temporary:
+            features.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
+        with atomic_path(self.directory / FUNCTIONAL) as temporary:
+            effects.to_parquet(temporary, index=False, compression="zstd")
+        write_json(self.directory / MATCHERS, matchers)
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.

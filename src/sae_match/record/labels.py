@@ -17,6 +17,8 @@ from sae_match.options import option
 from sae_match.style import VARIANTS, Look
 
 LABELS = "labels.json"
+OF_MATCHING = ("gap", "solver_seconds")
+"""Tracked of the job's own matching alone, and not of a dozen other matchers."""
 MAX_BYTES = 4 * 2**20
 
 
@@ -59,8 +61,9 @@ class Labels:
         """Whether a number or curve (`METRIC/VARIANT...`) is of what jobs are compared by; no ends of intervals."""
         if number.startswith("composition/"):  # its numbers by distance are curves as well
             return number.endswith("_until")
-        about = self.of_number(number)
-        compared = about.headline or about.compared or about.distance or about.tracked or about.figure == "record"
+        about, variant = self.split(number)
+        tracked = about.tracked and (variant == MATCHED or about.name not in OF_MATCHING)
+        compared = about.headline or about.compared or about.distance or tracked or about.figure == "record"
         return compared and not number.endswith(("_low", "_high"))
 
     @property

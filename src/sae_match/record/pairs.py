@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,8 @@ def layer_rows(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     Only adjacent pairs (b = a + 1) and same-layer rows (the ceiling) have a place on a per-layer axis.
     Missing numbers are left out.
     """
-    table = tidy_pairs(pairs)
-    step = table["layer_to"] - table["layer"]
     rows: dict[int, dict[str, Any]] = {}
-    for row in table[step.isin((0, 1))].to_dict("records"):
+    for row in near_rows(tidy_pairs(pairs)).to_dict("records"):
         layer = int(row["layer"])
         entry = rows.setdefault(layer, {"layer": layer})
         for suffix, column in (("", "value"), ("_low", "low"), ("_high", "high")):
@@ -106,7 +104,22 @@ exact one are the same, so the table does not hold them twice."""
 
 def near_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows of adjacent pairs and of single layers: what has a place on a per-layer axis."""
-    return pairs[(pairs["layer_to"] - pairs["layer"]).isin((0, 1))]
+    keys = zip(pairs["layer"].tolist(), pairs["layer_to"].tolist(), pairs["variant"].tolist(), strict=True)
+    return pairs[near(list(keys))]
+
+
+def near(keys: Sequence[tuple[int, int, str]]) -> list[bool]:
+    """Which rows are those of adjacent pairs or single layers.
+
+    A matcher's row of two seeds of a layer is neither: it would stand for that matcher's row of the adjacent pair.
+
+    Args:
+        keys: layer, layer_to and variant of every row.
+    """
+    matchers = {variant for layer, layer_to, variant in keys if layer_to > layer}
+    return [
+        layer_to - layer == 1 or (layer == layer_to and variant not in matchers) for layer, layer_to, variant in keys
+    ]
 
 
 def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str, int]]:

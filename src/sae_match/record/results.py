@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import MetricRow
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
+from sae_match.record.pairs import near
+
+PER_FEATURE = ("drop", "kl_ablated", "kl_substituted", "fingerprint")
+"""Columns of functional.parquet that features.parquet has too, empty where a feature was not tested."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ class Results:
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
         self._features: dict[tuple[int, int], pd.DataFrame] = {}
+        self._effects: list[pd.DataFrame] = []
         self._lines: list[dict[str, int | str | float | None]] = []
 
     def add(
@@ -62,6 +68,24 @@ class Results:
             self.__dict__.pop("features", None)
             self.record.write_features(self.features)
 
+    def add_effects(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
+        """Add what the partners of a pair do, and give the features of the job's own matching their numbers.
+
+        Args:
+            effects: as in functional.parquet.
+            matchers: what each variant is, as in matchers.json.
+        """
+        self._effects.append(effects)
+        self.record.write_functional(pd.concat(self._effects, ignore_index=True), matchers)
+        own = effects[effects["variant"] == MATCHED]
+        layers = tuple(effects[["layer", "layer_to"]].iloc[0])
+        if len(own) and layers in self._features:
+            columns = [name for name in PER_FEATURE if name in own]
+            table = self._features[layers].drop(columns=columns, errors="ignore")
+            self._features[layers] = table.merge(own[["feature", *columns]], on="feature", how="left")
+            self.__dict__.pop("features", None)
+            self.record.write_features(self.features)
+
     def warn(self, warnings: Sequence[str]) -> None:
         """Add what a reader of the results must know; it is in status.json, the report and the W&B run's notes."""
         self.warnings += warnings
@@ -74,13 +98,16 @@ class Results:
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """One row per matched feature, as in features.parquet."""
+        """One row per matched feature, as in features.parquet; none of a single layer."""
+        if not self._features:
+            return pd.DataFrame(columns=["layer", "layer_to"], dtype="int64")
         return pd.concat(self._features.values(), ignore_index=True)
 
     @property
     def near_rows(self) -> list[MetricRow]:
         """Rows of neighbors and of single layers: averages over them are not mixed with those over distance."""
-        return [row for row in self.rows if row.layer_to - row.layer <= 1]
+        kept = near([(row.layer, row.layer_to, row.variant) for row in self.rows])
+        return [row for row, is_near in zip(self.rows, kept, strict=True) if is_near]
 
     @property
     def known_labels(self) -> Labels:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import UserError
-from ..metrics.description import CEILING, SPLICED
+from ..metrics.description import CEILING, MATCHED, SPLICED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import distance_rows
 from ..style import BLUE, GREY
@@ -71,6 +72,7 @@ def write_overlays(
     most: int = MAX_CURVES,
     only: Sequence[str] = (),
     labels: Labels = BUILT_IN_LABELS,
+    more: Mapping[str, Callable[[], list[Drawn]]] = MappingProxyType({}),
 ) -> list[Drawn]:
     """One figure per metric: the jobs' own curves together (with a single job: all its variants), or bars where there
     is one layer pair; per job one over distance, one over quantiles and one of controls, where it has them; those in
@@ -79,6 +81,7 @@ def write_overlays(
     Args:
         most: jobs in one figure, and figures of one job's own kind; the note names what was left out.
         only: names of the figures to draw, without suffix or number; empty: all.
+        more: what writes further figures, by name.
 
     Raises:
         UserError: `only` names a figure that these records do not give.
@@ -90,7 +93,11 @@ def write_overlays(
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
     by_metric: dict[str, dict[str, pd.DataFrame]] = {}
     for label, table in whole.items():
-        for metric, rows in per_layer_rows(table).groupby("metric", sort=True):
+        near = per_layer_rows(table)
+        near = near[
+            (near["metric"] != "objective") | (near["variant"] == MATCHED)
+        ]  # other matchers add up other things
+        for metric, rows in near.groupby("metric", sort=True):
             if labels.metric(str(metric)).figure != "none":
                 by_metric.setdefault(str(metric), {})[label] = rows
     composed = {label: table for label, table in whole.items() if has_distances(table)}
@@ -106,6 +113,7 @@ def write_overlays(
         "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
         "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
         "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
+        **more,
     }
     figures: list[Drawn] = []
     for name in only or makers:
@@ -113,7 +121,8 @@ def write_overlays(
         if only and not drawn:
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity) and pairs."
+                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs and, of "
+                "functional tests, leaderboard, quality_curve and geometry."
             )
         figures += drawn
     return figures

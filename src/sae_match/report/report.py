@@ -19,6 +19,8 @@ from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
 from .figures import MAX_CURVES, Drawn, write_overlays
+from .leaderboard_figures import leaderboard_figures
+from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
 from .pages import html_page, write_path_pages
 from .records import BAD_STATES, Record
@@ -39,6 +41,9 @@ from .tables import (
 HEADINGS = {
     "jobs": "Jobs",
     "comparison": "Comparison",
+    "leaderboard": "Which matcher finds the feature that does the same?",
+    "decomposition": "Similarity and assignment",
+    "quartiles": "By firing rate",
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
@@ -71,7 +76,7 @@ class Options:
 @dataclass(frozen=True)
 class Report:
     """The jobs, their records as rows (those of one span merged), notes on them, and what was made from them: frames by
-    the name of their CSV file, tables by section, and the summary in Markdown."""
+    the name of their CSV file, tables by section, the summary in Markdown, and the functional tests compared."""
 
     jobs: Sequence[Record]
     records: Sequence[Record]
@@ -80,6 +85,7 @@ class Report:
     frames: Mapping[str, pd.DataFrame]
     tables: Mapping[str, Table]
     summary: str
+    leaderboard: Leaderboard | None = None
 
     @property
     def title(self) -> str:
@@ -95,6 +101,9 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     names = headline_names(records, labels, options.metrics)
     frames = {"report.csv": comparison_frame(records)}
     tables = {"jobs": jobs_table(jobs, folder), "comparison": comparison_table(records, names, labels, folder)}
+    if leaderboard := make_leaderboard(jobs):
+        frames |= leaderboard.frames
+        tables |= leaderboard.tables
     if compared := compared_metrics(records, options.metrics, labels):
         resampled = resample(records, compared, labels)
         rankings = {name: rank(records, name, resampled, labels) for name in compared}
@@ -107,7 +116,7 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
     summary = summary_table(records, options.metrics, labels)
-    return Report(jobs, records, notes, labels, frames, tables, summary)
+    return Report(jobs, records, notes, labels, frames, tables, summary, leaderboard)
 
 
 def warning_notes(jobs: Sequence[Record]) -> list[str]:
@@ -142,8 +151,9 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 
 def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
+    more = leaderboard_figures(report.leaderboard, output) if report.leaderboard else {}
     with also_written(options.formats):
-        figures = write_overlays(report.records, output, options.most, options.only, report.labels)
+        figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
     if len(with_paths) > options.most:
@@ -165,7 +175,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
         parts.append("## Jobs that did not finish\n\n" + "\n".join(troubled) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in ("ablation", "effects", "controls"):
+    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):
         if table := report.tables.get(section):
             parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
     if figures:

@@ -14,6 +14,7 @@ from ..metrics.bootstrap import Bootstrap, DocumentSums, Estimate
 from ..metrics.description import MATCHED, Description
 from ..record.documents import DOCUMENTS, SumsKey, read_documents
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
+from ..record.pairs import near
 from .records import Record
 
 SAMPLES, SEED = 1000, 0
@@ -115,11 +116,12 @@ def means(
             sums = read_documents(job.path / DOCUMENTS) | sums
     except (OSError, ValueError):
         return found
-    near = {key: own for key, own in sums.items() if key.layer_to - key.layer in (0, 1)}
+    kept = near([(key.layer, key.layer_to, key.variant) for key in sums])
+    known = {key: own for (key, own), is_near in zip(sums.items(), kept, strict=True) if is_near}
     for name in names:
-        every = _estimates(near, *labels.split(name), samples, seed)
+        every = _estimates(known, *labels.split(name), samples, seed)
         defined = any(math.isfinite(estimate.value) for estimate in every.values())
-        if defined and len({near[key].n_documents for key in every}) == 1:
+        if defined and len({known[key].n_documents for key in every}) == 1:
             found[name] = Mean(_mean(every.values()), tuple((key.layer, key.layer_to, key.text) for key in every))
     return found
 

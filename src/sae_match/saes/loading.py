@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,6 +158,15 @@ class SaeSource:
             return None
         path = local_root(self.format.root) / inside_only(name)
         return path if os.path.isfile(path) else None
+
+    def seed_paths(self, layer: int, names: Iterable[str]) -> list[Path]:
+        """Files or folders of further seeds of a layer's SAE, whether they exist or not.
+
+        Args:
+            names: with {layer} or {next}; absolute, in embedded/, or below `root`.
+        """
+        root = local_root(self.format.root or "")
+        return [root / local_root(fill(name, layer, "evaluation.stability_seeds")) for name in names]
 
     def identity(self, layer: int) -> list[str]:
         """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.

@@ -3,6 +3,7 @@
 from sae_match.matching.baselines.controls import CosineSolver, RandomSolver, VanillaSolver
 from sae_match.matching.baselines.nearest import GreedySolver, MutualSolver, NearestSolver
 from sae_match.matching.baselines.soft import SoftSolver
+from sae_match.matching.baselines.unbalanced import UnbalancedTransport
 
 __all__ = [
     "CosineSolver",
@@ -11,5 +12,6 @@ __all__ = [
     "NearestSolver",
     "RandomSolver",
     "SoftSolver",
+    "UnbalancedTransport",
     "VanillaSolver",
 ]

@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.permutation import UNMATCHED, Permutation
-from sae_match.matching.problem import MatchingProblem, SimilarityProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem, unit_rows
 from sae_match.matching.solution import Solution, Solver, problem_bytes
 from sae_match.options import option
 
@@ -93,18 +91,3 @@ class CosineSolver(CertifiedSolver):
         if solution.gap is not None:
             statistics["cosine_gap"] = solution.gap
         return Solution(solution.permutation, problem.objective(solution.permutation), statistics=statistics)
-
-
-def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
-    """Rows of unit norm; zero rows stay zero."""
-    out = torch.empty_like(rows)
-    for low in range(0, len(rows), 4096):
-        part = rows[low : low + 4096].to(torch.float64)
-        # First by the largest entry: squares of very small or large numbers would leave the range.
-        part = part / _without_zeros(part.abs().amax(dim=1, keepdim=True))
-        out[low : low + 4096] = part / _without_zeros(part.norm(dim=1, keepdim=True))
-    return out
-
-
-def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
-    return torch.where(norms == 0, 1.0, norms)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem
 from sae_match.matching.solution import Solution, Solver, problem_bytes
 from sae_match.options import option
 
@@ -40,7 +40,7 @@ class TransportPlan(NamedTuple):
 
     Attributes:
         log_plan: [n, m] logarithm of the mass that goes from i to j; the masses add up to 1.
-        cost: [n, m] squared distances.
+        cost: [n, m] cost of every pair.
         marginal_error: how far the column sums are from uniform (relative, Euclidean); row sums are exact.
         iterations: Sinkhorn iterations.
     """
@@ -80,6 +80,10 @@ class SoftSolver(Solver):
         """Peak memory of a match: the problem and several dense matrices."""
         return problem_bytes(n_a, n_b, d) + BYTES_PER_PAIR * n_a * n_b
 
+    def similarity_bytes(self, n_a: int, n_b: int) -> int:
+        """The matrix and several more."""
+        return (4 + BYTES_PER_PAIR) * n_a * n_b
+
     def solve(self, problem: MatchingProblem) -> Solution:
         """The rounded plan, with the plan's own cost among the statistics.
 
@@ -87,6 +91,18 @@ class SoftSolver(Solver):
             UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
         """
         self.check_complete(problem)
+        return self._solve(problem)
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The same, of pairs that cost 2 - 2 S_ij.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
+        problem.check()
+        return self._solve(problem)
+
+    def _solve(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
         started = time.monotonic()
         found = self.transport(problem)
         transported = time.monotonic()
@@ -106,17 +122,17 @@ class SoftSolver(Solver):
         }
         return Solution(permutation, problem.objective(permutation), statistics=statistics)
 
-    def transport(self, problem: MatchingProblem) -> TransportPlan:
+    def transport(self, problem: MatchingProblem | SimilarityProblem) -> TransportPlan:
         """The entropic plan, by Sinkhorn's iterations in the log domain (library POT, float32)."""
         try:
             import ot  # takes seconds
         except ImportError as missing:
             raise UserError("solver=soft needs the POT package: `pip install 'sae-match[transport]'`.") from missing
 
-        cost = squared_distances(problem.left, problem.right).to(self.device)
+        cost = costs_of(problem).to(self.device)
         n, m = cost.shape
         rows, columns = (torch.full((k,), 1.0 / k, device=cost.device) for k in (n, m))
-        scaled = cost / (self.regularization * _unit(cost))
+        scaled = cost / (self.regularization * unit_of(cost))
         stop = self.marginal_error / math.sqrt(m)
         _, log = ot.sinkhorn(
             rows, columns, scaled, 1.0, method="sinkhorn_log",
@@ -133,6 +149,13 @@ class SoftSolver(Solver):
         return TransportPlan(log_plan, cost, error, int(log["niter"]) + 1)
 
 
+def costs_of(problem: MatchingProblem | SimilarityProblem) -> Float[Tensor, "n m"]:
+    """Cost of every pair: its squared distance, or 2 - 2 S_ij."""
+    if isinstance(problem, SimilarityProblem):
+        return 2.0 - 2.0 * problem.matrix
+    return squared_distances(problem.left, problem.right)
+
+
 def squared_distances(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]) -> Float[Tensor, "n m"]:
     """Squared distances of all pairs, computed in float64 blocks and kept in float32."""
     b = right.to(torch.float64)
@@ -145,8 +168,8 @@ def squared_distances(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]) -
     return out
 
 
-def _unit(cost: Float[Tensor, "n m"]) -> float:
-    """The median cost; the mean where more than half of the pairs cost nothing, and 1 where all do."""
-    median = float(cost.median())
-    mean = median or float(cost.mean(dtype=torch.float64))
-    return mean or 1.0
+def unit_of(cost: Float[Tensor, "n m"]) -> float:
+    """The median magnitude; the mean where more than half of the pairs cost nothing, and 1 where all do."""
+    magnitude = cost.abs()  # of given similarities above 1, costs are negative
+    median = float(magnitude.median())
+    return median or float(magnitude.mean(dtype=torch.float64)) or 1.0
