@@ -202,7 +202,7 @@ def test_span_beyond_the_saes_at_hand(tmp_path: Path) -> None:
 def test_help_is_grouped_and_shows_the_sweep() -> None:
     done = run_in(Path.cwd(), "--help")
     assert done.code == 0
-    for part in ("matching: both, correlation, decoder, encoder", "folding: none, theta",
+    for part in ("matching: both, correlation, decoder, decoder_cosine, encoder", "folding: none, theta",
                  "evaluation: full, weights_only",
                  "-m matching=both,decoder,encoder folding=theta,none", "sae.root=DIR"):  # fmt: skip
         assert part in done.out
