@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,8 @@ def option(group: str, name: str, **changes: Any) -> Any:
     folder = config_directory() / group
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
-        raise UserError(f"{group}={name}: must be one of {', '.join(names)}")
+        meant = "".join(f" (did you mean {other}?)" for other in get_close_matches(name, names, n=1))
+        raise UserError(f"{group}={name}: must be one of {', '.join(names)}{meant}")
     values = _values(folder, name) | changes
     if missing := [key for key, value in values.items() if value == "???" or "${" in str(value)]:
         raise UserError(f"{group}={name}: set {', '.join(missing)}")

@@ -44,6 +44,7 @@ from .contents import (
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .labels import LABELS, Labels
+from .log import logged_into
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
 from .state import (
@@ -204,11 +205,11 @@ class JobRecord:
     @contextmanager
     def guard(self) -> Iterator[JobRecord]:
         """Mark the job as running; at the end as done, or on any exception as failed (killed where it
-        was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. The exception
-        goes on. `finish` may be called inside to end in another state without raising."""
+        was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. Messages go to sae_match.log.
+        The exception goes on. `finish` may be called inside to end in another state without raising."""
         if not self._claimed:
             self._claim()
-        with sigterm_raises(), heartbeat(self.directory):
+        with logged_into(self.directory), sigterm_raises(), heartbeat(self.directory):
             try:
                 self.running()
                 yield self
