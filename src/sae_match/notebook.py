@@ -136,6 +136,7 @@ def top_tokens(
     import pandas as pd
 
     from sae_match.evaluation.top_activations import top_activations
+    from sae_match.text.tokenization import decode_tokens
 
     if wrong := [feature for feature in features if not 0 <= feature < sae.width]:
         raise UserError(f"features {wrong}: the SAE has features 0..{sae.width - 1}")
@@ -143,7 +144,7 @@ def top_tokens(
 
     def text(window: int, start: int, end: int) -> str:
         ids = windows.ids[window, max(start, 0) : end].tolist()
-        return str(model.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return decode_tokens(model.tokenizer, ids)
 
     rows = [
         {

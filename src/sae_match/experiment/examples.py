@@ -15,6 +15,7 @@ from sae_match.judging.descriptions import context, visible
 from sae_match.pairs import Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.activation import ActivationKind
+from sae_match.text.tokenization import decode_tokens
 
 CONTEXTS, AROUND = 3, 5
 """Contexts per feature, and tokens on either side of the one on which it fires."""
@@ -47,7 +48,7 @@ def _contexts(evaluator: Evaluator, saes: JobSaes, layer: int, features: Sequenc
     )
 
     def decode(tokens: Sequence[int]) -> str:
-        return str(inputs.model.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return decode_tokens(inputs.model.tokenizer, tokens)
 
     def text(window: int, position: int) -> str:
         left, token, right = context(inputs.windows.ids[window].tolist(), position, decode, AROUND)
