@@ -28,6 +28,8 @@ from sae_match.study import Study
 from sae_match.training.options import TrainConfig
 
 PAGE = "README.md"
+CONTROLS = "evaluation/controls"
+"""Each option of this group is an entry of a dictionary, under its own name."""
 HEAD = """# The configuration: every group and key
 
 `python -m sae_match.app.reference` writes this page from the option files in this folder and the classes that they
@@ -70,7 +72,7 @@ def _group(conf: Path, group: str) -> Iterator[str]:
         return
     yield _table(options, "option", "class")
     defaults: dict[tuple[str, str], dict[str, str]] = {}
-    prefix = group.replace("/", ".") + (".NAME." if "/" in group else ".")
+    prefix = group.replace("/", ".") + (".NAME." if group == CONTROLS else ".")
     for kind in kinds:
         for key, default, text in _keys(kind, kind, prefix):
             defaults.setdefault((key, text), {})[f"`{kind.__name__}`"] = default
