@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from huggingface_hub import metadata_load
 
 CHUNK = 1 << 20
 LARGE = (".safetensors", ".npz", ".parquet", ".bin", ".gguf", ".pt")
@@ -345,6 +346,7 @@ def _info(
         "gated": "manual" if repository.gate else False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
         "lastModified": "2025-01-01T00:00:00.000Z", "createdAt": "2025-01-01T00:00:00.000Z", "siblings": siblings,
         **({"modelId": repo_id} if kind == "model" else {}),
+        **({"cardData": metadata_load(directory / "README.md")} if (directory / "README.md").is_file() else {}),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import (
     HfApi,
@@ -16,11 +16,13 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    metadata_load,
     snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
+from yaml import YAMLError
 
 from sae_match.errors import UserError
 from sae_match.files import known_sha256
@@ -198,6 +200,29 @@ class Lookup:
             return [HubFile(repository, name, size, cached_path(repository, name, info.sha)) for name, size in names]
 
         return self._answer(repository, None, ask, lambda: _cached_files(repository))
+
+    def card(self, repository: Repository) -> dict[str, Any]:
+        """Metadata of a repository's card, else of the README.md that the cache holds; empty where there is none."""
+
+        def ask() -> dict[str, Any]:
+            info = HfApi(endpoint=constants.ENDPOINT).repo_info(
+                repository.repo_id, revision=repository.revision, repo_type=repository.kind, timeout=self.timeout
+            )
+            card = getattr(info, "card_data", None)
+            return {} if card is None else card.to_dict()
+
+        def in_cache() -> dict[str, Any] | None:
+            path = cached_path(repository, "README.md", repository.revision)
+            return None if path is None else metadata_load(path)
+
+        try:
+            return self._answer(repository, "README.md", ask, in_cache)
+        except (HubRefusalError, YAMLError, ValueError, OSError):  # nothing to learn from a card that is no card
+            return {}
+
+    def unreachable(self, repository: Repository) -> str | None:
+        """Why the hub was not asked, where answers come from the cache alone; None where it answers."""
+        return None if self._down is None else explain(self._down, repository, None)
 
     def _answer(
         self, repository: Repository, filename: str | None, ask: Callable[[], T], in_cache: Callable[[], T | None]

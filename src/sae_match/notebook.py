@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,7 @@ def top_tokens(
     import pandas as pd
 
     from sae_match.evaluation.top_activations import top_activations
+    from sae_match.text.tokenization import decode_tokens
 
     if wrong := [feature for feature in features if not 0 <= feature < sae.width]:
         raise UserError(f"features {wrong}: the SAE has features 0..{sae.width - 1}")
@@ -142,7 +144,7 @@ def top_tokens(
 
     def text(window: int, start: int, end: int) -> str:
         ids = windows.ids[window, max(start, 0) : end].tolist()
-        return str(model.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return decode_tokens(model.tokenizer, ids)
 
     rows = [
         {
@@ -170,7 +172,8 @@ def option(group: str, name: str, **changes: Any) -> Any:
     folder = config_directory() / group
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
-        raise UserError(f"{group}={name}: must be one of {', '.join(names)}")
+        meant = "".join(f" (did you mean {other}?)" for other in get_close_matches(name, names, n=1))
+        raise UserError(f"{group}={name}: must be one of {', '.join(names)}{meant}")
     values = _values(folder, name) | changes
     if missing := [key for key, value in values.items() if value == "???" or "${" in str(value)]:
         raise UserError(f"{group}={name}: set {', '.join(missing)}")

@@ -5,8 +5,9 @@ Each rule yields whole sentences, one per problem. What one object alone can kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from sae_match.errors import UserError
 
@@ -28,6 +29,26 @@ def check_config(study: Study) -> None:
     _require(job_problems(study))
 
 
+def check_values(config: Any) -> None:
+    """Refuse what the resolved plain values of a `sae-match` configuration show to be impossible, before any class
+    that they name is imported: torch alone takes seconds. `check_config` judges these and all others.
+
+    Args:
+        config: the values, by attribute; what a class of the user's own does not have is left to `check_config`.
+
+    Raises:
+        UserError: every broken rule, one per line.
+    """
+    rules: list[Callable[[Any], Iterator[str]]] = [_span, _covered, _seed, _composition]
+    if config.evaluation.level == "full":
+        rules += [_site, _stated_sizes, _capture, lambda study: _depth(study.model, study.layers)]
+    found: list[str] = []
+    for rule in rules:
+        with suppress(AttributeError, TypeError):
+            found += rule(config)
+    _require([*found, *_device(config.device)])
+
+
 def check_train_config(cfg: TrainConfig) -> None:
     """Refuse a `sae-match-train` configuration that cannot work.
 
@@ -39,12 +60,9 @@ def check_train_config(cfg: TrainConfig) -> None:
 
 def job_problems(study: Study) -> Iterator[str]:
     """Every broken rule of a `sae-match` job."""
-    # Seeds of one layer have no neighbor; with text there is no step that would do without a pair.
-    alone = study.evaluation.stability_seeds is not None and not study.evaluation.full
-    yield from _layers(study.layers, least=1 if alone else 2)
+    yield from _span(study)
     yield from _saes(study)
-    if study.seed < 0:
-        yield f"seed={study.seed}: must be 0 or more"
+    yield from _seed(study)
     yield from _limits(study)
     yield from _needs_text(study)
     yield from _comparisons(study)
@@ -90,20 +108,50 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
 
+def _seed(study: Study) -> Iterator[str]:
+    if study.seed < 0:
+        yield f"seed={study.seed}: must be 0 or more"
+
+
+def _span(study: Study) -> Iterator[str]:
+    # Seeds of one layer have no neighbor; with text there is no step that would do without a pair.
+    alone = study.evaluation.stability_seeds is not None and study.evaluation.level == "weights_only"
+    yield from _layers(study.layers, least=1 if alone else 2)
+
+
+def _covered(study: Study) -> Iterator[str]:
+    """What `SaeFormat.check_span` says of every format."""
+    sae, layers = study.sae, study.layers
+    if not all(sae.first_layer <= layer <= sae.last_layer for layer in (layers.first, layers.last)):
+        yield (
+            f"layers.first={layers.first}, layers.last={layers.last}: the SAEs {sae.name} cover layers "
+            f"{sae.first_layer}..{sae.last_layer}"
+        )
+
+
 def _saes(study: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
-    sae, model = study.sae, study.model
     try:
-        sae.check_span(study.layers.first, study.layers.last)
+        study.sae.check_span(study.layers.first, study.layers.last)
     except UserError as error:
         yield str(error)
-    if not study.evaluation.full:
-        return
-    if sae.site is not None and sae.site.value != "resid_post":
+    if study.evaluation.full:
+        yield from _site(study)
+        yield from _stated_sizes(study)
+
+
+def _site(study: Study) -> Iterator[str]:
+    """A site whose activations can be compared."""
+    if study.sae.site is not None and study.sae.site != "resid_post":
         yield (
-            f"sae.site={sae.site.value}: activations are compared on resid_post only; these SAEs can be matched by "
+            f"sae.site={study.sae.site}: activations are compared on resid_post only; these SAEs can be matched by "
             "their weights (evaluation=weights_only)"
         )
+
+
+def _stated_sizes(study: Study) -> Iterator[str]:
+    """SAEs of the model, as far as both say what it is."""
+    sae, model = study.sae, study.model
     for name in ("d_model", "n_layers"):
         theirs, ours = getattr(sae, name), getattr(model, name)
         if theirs is not None and ours is not None and theirs != ours:

@@ -36,10 +36,12 @@ VARIANTS: Mapping[str, Look] = {
     "matched": Look(BLUE, "o", "-", "matched"),
     "vanilla": Look(VERMILION, "s", "-", "vanilla (identity)"),
     "random": Look(ORANGE, "v", "-", "random"),
-    "ceiling": Look(BLACK, "D", "--", "two seeds of one layer"),
     "encode_permute_decode": Look(BLUE, "o", "-", "encode-permute-decode (matched)"),
     "encode_decode_previous": Look(GREEN, "^", "-", "encode-decode previous"),
     "encode_decode_current": Look(BLACK, "D", "--", "encode-decode current (SAE's own error)"),
     "layer_drop": Look(PURPLE, "s", "-", "layer drop"),
+    "ceiling": Look(BLACK, "*", "none", "two seeds of the layer (reference)"),
 }
-"""Known variants in drawing order. Solid: what competes; dashed: what bounds it. The rest get what is left."""
+"""Known variants in drawing order. Solid: what competes; dashed: what bounds it; no line: what is known of single
+layers. The rest get what is left. Two seeds (`ceiling`) are a reference and no bound: of some metrics the matching of
+neighbors has more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ from tests.command import run_command
         ("solver.blok_rows=3", "unknown configuration key: solver.blok_rows (did you mean solver.block_rows?)"),
         ("matching.metric=all", "matching.metric=all: must be 'both', 'decoder' or 'encoder'"),
         ("seed", "seed: an argument is a key and a value, key=value"),
+        ("evaluation.controls=all", "evaluation.controls=all: the options of a group are chosen with a slash: "
+         "'evaluation/controls=[all]'"),
+        ("evaluation.controls=[random, greedy]", "evaluation.controls=[random, greedy]: the options of a group are "
+         "chosen with a slash: 'evaluation/controls=[random,greedy]'"),
+        ("evaluation.splices=mine", "evaluation.splices=mine: takes entries of any name, added with a plus: "
+         "+evaluation.splices.NAME._target_=my_package.MyClass"),
+        ("metrics=mine", "metrics=mine: takes entries of any name, added with a plus: "
+         "+metrics.NAME._target_=my_package.MyClass"),
         ("matching=0", "Config group override must be a string or a list. Got int; a group takes the name of one of "
          "its options"),
     ],
@@ -53,3 +63,18 @@ def test_a_yaml_file_that_does_not_parse(tmp_path: Path) -> None:
 
 def test_nothing_is_suggested_for_what_is_like_nothing() -> None:
     assert did_you_mean("zzz", ["layers", "layers.first"]) == did_you_mean("zzz", []) == ""
+
+
+def test_what_plain_values_show_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys; from sae_match.app.main import main; "
+        "atexit.register(lambda: print('torch' in sys.modules)); main()"
+    )
+    arguments = ["layers.pair=40", "device=tpu", "seed=-1", "sae.site=mlp_out", "tracking=none"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    for words in ("layers.first=40, layers.last=41: the SAEs smollm2_135m cover layers 11..18", "device=tpu: must be",
+                  "seed=-1: must be 0 or more", "sae.site=mlp_out: activations"):  # fmt: skip
+        assert words in done.stderr, words

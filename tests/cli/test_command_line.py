@@ -109,6 +109,8 @@ def test_a_baseline_end_to_end_with_its_run(tmp_path: Path, sae_directory: Path)
     assert done.code == 0, done.err
     assert "no bound" in done.err
     assert "WARNING" not in (next((tmp_path / "multirun" / "single").glob("*/sae_match.log"))).read_text()
+    log = (tmp_path / "out" / "sae_match.log").read_text()
+    assert log.count("no bound") > 0 and log.count("sae_match.app.main: record:") == 1
     stored = Permutation.load(tmp_path / "out" / "permutations" / "layer_01_to_02.safetensors")
     a, b = (load_sae(sae_directory / f"layer_{i:02d}.safetensors") for i in (1, 2))
     assert torch.equal(stored.indices, torch.cdist(*(rows(sae).double() for sae in (a, b))).argmin(dim=1))
@@ -200,7 +202,7 @@ def test_span_beyond_the_saes_at_hand(tmp_path: Path) -> None:
 def test_help_is_grouped_and_shows_the_sweep() -> None:
     done = run_in(Path.cwd(), "--help")
     assert done.code == 0
-    for part in ("matching: both, correlation, decoder, encoder", "folding: none, theta",
+    for part in ("matching: both, correlation, decoder, decoder_cosine, encoder", "folding: none, theta",
                  "evaluation: full, weights_only",
                  "-m matching=both,decoder,encoder folding=theta,none", "sae.root=DIR"):  # fmt: skip
         assert part in done.out

@@ -37,6 +37,13 @@ def commands(page: Path) -> list[list[str]]:
     return [[word for word in words if word != "-m"] for words in found]
 
 
+def test_brackets_are_quoted_for_the_shell(repository: Path) -> None:
+    """zsh takes [a] for a pattern and refuses the command."""
+    pages = [*PAGES, "conf/README.md", *(repository / "conf").rglob("*.yaml")]
+    text = "\n".join((repository / page).read_text(encoding="utf-8") for page in pages)
+    assert re.findall(r"(?:^|[\s`])[\w./+]+=\[[^\s`]*\](?=[\s`.]|$)", text, flags=re.M) == []
+
+
 def test_the_readme_is_short(repository: Path) -> None:
     lines = (repository / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 200 and max(map(len, lines)) <= 160

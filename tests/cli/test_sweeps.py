@@ -152,3 +152,17 @@ def test_a_dry_run_of_a_sweep_leaves_nothing(place: Path) -> None:
     assert done.code == 0, done.err
     assert not (place / "sweep").exists()
     assert "jobs:" not in done.out
+
+
+def test_ctrl_c_in_a_sweep_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_match.experiment
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sae_match.experiment, "run", interrupted)
+    done = launch(place, "-m", "layers.last=1,2")
+    assert done.code == 130
+    assert "job 0 was interrupted" in done.err and "failed: \n" not in done.err and "Traceback" not in done.err
+    assert done.err.rstrip().endswith("goes on")
+    assert [(row["state"], row["error"]) for row in rows(place)] == [("failed", "interrupted"), ("not started", None)]

@@ -68,7 +68,9 @@ def test_a_model_brings_its_bos_and_sink_positions(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("gpt_2", {}, r"model=gpt_2: must be one of .*gpt2"),
+        ("gpt_2", {}, r"model=gpt_2: must be one of .*gpt2.* \(did you mean gpt2\?\)$"),
+        ("smolm2_135m", {}, r"\(did you mean smollm2_135m\?\)$"),
+        ("mine", {}, r"model=mine: must be one of [\w, ]+$"),
         ("local", {}, "model=local: set path"),
         ("local", {"path": "x", "widht": 3}, "model=local: widht"),
     ],
@@ -84,6 +86,8 @@ def test_streams_are_captured_once(
     model = load_language_model("local", "cpu", tmp_path, path=str(model_directory))
     windows = load_text("local", model, tmp_path, path=str(text_directory), documents=2, window_tokens=8)
     first = residual_streams(model, windows, [0], tmp_path).layer(0)
+    with pytest.raises(UserError, match=r"has blocks 0 to \d+; asked for the residual stream after 40$"):
+        residual_streams(model, windows, [0, 40], tmp_path)
 
     def no_pass(*_: object, **__: object) -> None:
         raise AssertionError("captured again")

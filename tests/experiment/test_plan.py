@@ -18,7 +18,9 @@ from sae_match import UserError
 from sae_match.experiment import run
 from sae_match.plan.machine import durations
 from sae_match.plan.show import render
+from sae_match.saes import save_native
 from sae_match.study import Study
+from tests.builders import random_sae
 from tests.experiment.gemma import MODEL, SAES, TEXT, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub, point_libraries_at, set_offline
@@ -142,6 +144,8 @@ def test_shapes_of_safetensors_come_from_their_headers(
     hub.stop()
     again = planned(config(tmp_path, *changes)).saes
     assert again is not None and again.shapes == plan.saes.shapes
+    problems = planned(config(tmp_path, *changes, "sae.site=mlp_out")).problems
+    assert sum("sae.site=mlp_out, but the file reads resid_post" in line for line in problems) == 4  # nothing is asked
 
 
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:
@@ -291,6 +295,22 @@ def test_too_little_memory_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr("sae_match.plan.machine.available_ram", lambda _: 2000)
     (problem,) = refused(configured(random_saes))
     assert "GiB of main memory (" in problem and "evaluation.batch_windows" in problem
+
+
+def test_second_seeds_are_planned_for(configured: Configured, random_saes: Path, tmp_path: Path) -> None:
+    saes = tmp_path / "saes"
+    shutil.copytree(random_saes, saes)
+    seed = saes / "layer_01_seed_1.safetensors"
+    needed = {step.name: step.ram_bytes for step in planned(configured(saes)).phases}
+    save_native(random_sae(width=240, d=8, seed=9), seed)
+    more = {step.name: step.ram_bytes for step in planned(configured(saes)).phases}
+    assert more["match a pair"] > needed["match a pair"]
+    save_native(random_sae(d=6, seed=9), seed)
+    (problem,) = refused(configured(saes))
+    assert problem == "layer 1: the second seed reads d_model=6, the first 8"
+    seed.write_bytes(b"no SAE")
+    (problem,) = refused(configured(saes))
+    assert seed.name in problem
 
 
 def test_captured_streams_need_no_more_disk(

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sae_match.matching import MatchingProblem
@@ -19,7 +19,7 @@ from sae_match.matching.certified.list_kernels import dot, kth_least
 from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, row_costs, verified
 from sae_match.matching.certified.rows import FactorRows
 from sae_match.matching.certified.ties import TightPairs, canonical
-from tests.matching.problems import KINDS, distances, problem_of
+from tests.matching.problems import KINDS, distances, optimum, problem_of
 
 
 def solved(problem: MatchingProblem, cached: bool = True) -> LazyAssignment:
@@ -114,16 +114,38 @@ def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
 def test_rows_that_are_equal_share_a_class_and_the_answer_stays_the_least() -> None:
     g = torch.Generator().manual_seed(2)
     rows = torch.randn(5, 4, generator=g)[torch.tensor([0, 1, 0, 2, 1, 0, 3])]
+    rows = torch.cat([rows, -rows[6:]])
     rows[6] = -rows[3]  # of the same norm, but another row
+    rows[7] = -rows[3]
     norms = np.linalg.norm(rows.double().numpy(), axis=1)
-    assert row_classes(rows.numpy(), norms).tolist() == [0, 1, 0, 3, 1, 0, 6]
+    assert row_classes(rows.numpy(), norms).tolist() == [0, 1, 0, 3, 1, 0, 6, 6]
+
+
+def test_equal_features_are_priced_once() -> None:
+    problem = problem_of("planted", 600, 600, 8, seed=3)
+    g = torch.Generator().manual_seed(0)
+    for side in (problem.left, problem.right):
+        side[torch.randperm(600, generator=g)[:300]] = 0
+    solution = CertifiedSolver().solve(problem)
+    assert solution.gap == 0
+    assert solution.objective == pytest.approx(optimum(distances(problem)), rel=1e-12)
+    # The 90,000 pairs of dead features have one cost, and each of their rows would ask for it.
+    assert solution.statistics["exact_pairs"] < 20_000
+    # Dead features take the dead columns that are left in ascending order.
+    dead = np.flatnonzero((problem.left == 0).all(1).numpy())
+    taken = solution.permutation.indices.numpy()[dead]
+    among = taken[(problem.right[taken] == 0).all(1).numpy()]
+    assert (np.diff(among) > 0).all()
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 40), m=st.integers(2, 40))
-def test_searches_that_pass_over_equal_rows_find_the_same(seed: int, n: int, m: int) -> None:
+@example(seed=0, n=300, m=300)  # more columns than first lists hold: one list is lengthened for all its rows
+@example(seed=1, n=250, m=300)
+def test_rows_that_share_a_list_and_are_passed_over_find_the_same(seed: int, n: int, m: int) -> None:
     g = torch.Generator().manual_seed(seed)
     n, m = sorted((n, m))
     left, right = (torch.randint(0, 3, (width, 1), generator=g).float() for width in (n, m))
+    left[::5] = torch.rand(len(left[::5]), 1, generator=g)  # some rows are like no other
     grid = grid_problem(left, right, threads=1)
     answers = []
     for classes in (row_classes(grid.costs.left, grid.costs.left_norm), None):

@@ -187,7 +187,8 @@ def test_memory_is_checked_before_anything_is_allocated() -> None:
 
 
 def test_lists_that_outgrow_memory_stop_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = problem_of("constant", 600, 600, 3, seed=0)  # every list wants to hold every column
+    # Columns that are all alike: every row, each unlike the others, wants to list them all.
+    problem = MatchingProblem(problem_of("gaussian", 600, 1, 3, seed=0).left, torch.ones(600, 3))
     monkeypatch.setattr(CertifiedSolver, "_most_slots", lambda self, n, m, d, cached: 0)
     solution = CertifiedSolver().solve(problem)
     assert solution.statistics["stopped_early"] == 1

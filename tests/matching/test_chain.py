@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sae_match import SparseAutoencoder, UserError
+from sae_match import SparseAutoencoder, UserError, match
 from sae_match.matching import match_chain
 from tests.builders import permuted, random_sae
 
@@ -63,3 +63,37 @@ def test_impossible_requests_are_refused() -> None:
     for call in (lambda: chain.between(0, 2), lambda: chain.path(0, start=-1), lambda: chain.path(10)):
         with pytest.raises(UserError, match="outside"):
             call()
+
+
+def test_a_chain_knows_its_layers() -> None:
+    saes, places = planted_chain(3)
+    chain = match_chain(saes, layers=[12, 13, 14])
+    assert torch.equal(chain.between(12, 14).indices[places[0]], places[2])
+    assert torch.equal(chain.between(14, 13).indices[places[2]], places[1])
+    assert chain.path(7) == chain.path(7, start=12) == [int(places[t][7]) for t in range(3)]
+    assert chain.path(int(places[1][7]), start=13) == [int(places[t][7]) for t in range(1, 3)]
+    with pytest.raises(UserError, match=r"layer 1 is outside the chain of 3 SAEs \(12..14\)"):
+        chain.path(7, start=1)
+    with pytest.raises(UserError, match="one layer for each of the 3 SAEs"):
+        match_chain(saes, layers=[12, 13])
+    with pytest.raises(UserError, match="each layer once"):
+        match_chain(saes, layers=[12, 12, 13])
+
+
+def test_a_pair_beside_its_partner() -> None:
+    a = random_sae(width=10, d=4, seed=1)
+    b = permuted(a, torch.randperm(10, generator=torch.Generator().manual_seed(2)))
+    b = b.replace(b_enc=b.b_enc + 0.5 * b.threshold)  # folded, theta divides: a difference of 0.5 everywhere
+    matching = match(a, b, n_pairs=9)
+    for feature in range(10):
+        found = matching.pair(feature, a, b)
+        assert found["feature"] == feature
+        if int(matching.permutation.indices[feature]) < 0:
+            assert found == {"feature": feature, "partner": None}
+            continue
+        assert found["partner"] == int(matching.permutation.indices[feature])
+        assert found["decoder_cosine"] == pytest.approx(1)
+        assert found["W_enc"] == found["W_dec"] == pytest.approx(0, abs=1e-12)
+        assert found["b_enc"] == pytest.approx(0.25, rel=1e-5)
+    with pytest.raises(UserError, match=r"outside 0..9"):
+        matching.pair(10, a, b)

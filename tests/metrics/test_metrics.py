@@ -244,3 +244,6 @@ def test_the_closing_lines_hold_intervals_and_what_stands_beside_a_number() -> N
     numbers = {"matching_score": 0.45, "matching_score_low": 0.44, "matching_score_high": 0.46, "l0/sae": 30.0}
     lines = summary_lines(numbers | {"matching_score/random": 0.05}, BUILT_IN_LABELS)
     assert lines == ["matching score [probability]: 0.45 [0.44, 0.46]; random 0.05"]
+    many = {f"matching_score/m{i}": i / 100 for i in range(30)}
+    (line,) = [one for one in summary_lines(numbers | many, BUILT_IN_LABELS) if one.startswith("matching score")]
+    assert "; m29 0.29, m28 0.28" in line and "m19 " not in line and line.endswith(", 20 more in pairs.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -46,6 +47,25 @@ def test_an_exception_is_recorded_with_its_traceback_and_goes_on(tmp_path: Path)
     assert status(tmp_path)["error"] == {"type": "UserError", "message": "theta <= 0 in layer 3"}
     log = (tmp_path / "error.log").read_text()
     assert "Traceback" in log and __file__ in log and log.endswith("theta <= 0 in layer 3\n")
+
+
+def test_the_log_lies_in_the_record_once(tmp_path: Path) -> None:
+    logger, own = logging.getLogger("sae_match.test"), tmp_path / "same" / "sae_match.log"
+    with JobRecord(tmp_path / "record").guard():
+        logger.warning("layer %d", 3)
+    logger.warning("after the job")
+    (line,) = (tmp_path / "record" / "sae_match.log").read_text().splitlines()
+    assert line.endswith("WARNING sae_match.test: layer 3")
+    own.parent.mkdir()
+    handler = logging.FileHandler(own)  # as Hydra's, where hydra.run.dir is the record
+    logging.getLogger().addHandler(handler)
+    try:
+        with JobRecord(own.parent).guard():
+            logger.warning("layer 3")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    assert own.read_text() == "layer 3\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])

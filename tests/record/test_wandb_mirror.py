@@ -32,6 +32,11 @@ SUMMARY = {
 }
 
 
+EXAMPLES = pd.DataFrame(
+    {"kind": ["best"], "feature": [1], "active": [float("nan")], "decoder_cosine": [0.5], "contexts": ["NA «x»"]}
+)
+
+
 def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cache: Path) -> None:
     record.write_pairs(pairs)
     record.write_metrics({**SUMMARY, "not_measured": None})
@@ -44,6 +49,7 @@ def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cach
         mirror.log_curves("layer", layer_rows(pairs))
         mirror.log_pair_table(pairs)
         mirror.log_comparison(SUMMARY)
+        mirror.log_examples(EXAMPLES)
         mirror.log_labels(BUILT_IN_LABELS.only(pairs["metric"], pairs["variant"]))
         mirror.log_histograms({"mse/11_to_12": np.arange(128.0)})
         mirror.log_figures([record.figure_path("overview")])
@@ -107,7 +113,7 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     numbers = {
         key: value
         for key, value in summary.items()
-        if not key.startswith(("_", "pairs.", "comparison.", "labels.", "histograms/", "figures/"))
+        if not key.startswith(("_", "pairs.", "comparison.", "example_pairs.", "labels.", "histograms/", "figures/"))
     }
     record = json.loads((job / "metrics.json").read_text())
     assert numbers == {key: value for key, value in record.items() if value is not None} == SUMMARY
@@ -134,6 +140,9 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     assert json.loads(saes["sae-tiny-layer-11"]["metadata"])["content_hash"] == "aa11"
     (reference,) = saes["sae-tiny-layer-12"]["manifest"]["contents"]
     assert json.loads(Path(reference["local_path"]).read_text())["content_hash"] == "bb12"
+
+    shown = json.loads((files / summary["example_pairs.path"]).read_text())
+    assert shown["columns"] == list(EXAMPLES.columns) and shown["data"] == [["best", 1, None, 0.5, "NA «x»"]]
 
     comparison = json.loads((files / summary["comparison.path"]).read_text())
     rows = {row[-4]: dict(zip(comparison["columns"], row, strict=True)) for row in comparison["data"]}

@@ -11,6 +11,7 @@ import pytest
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.report.ablation import ablation_frame, compared_metrics, rank, ranking_note, resample
 from sae_match.report.records import find_records
+from sae_match.report.report import Options, make_report, report_text
 from sae_match.report.tables import Table, ablation_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored
 
@@ -57,6 +58,22 @@ def test_a_row_per_combination_with_value_interval_and_rank() -> None:
         "metric", "folding", SCORE, f"{LOSS} ↓", f"{MSE} ↓", "job",
     ]  # fmt: skip
     assert len(lines) == 7 and "plain values" in ranking_note(rankings(records))
+
+
+def test_a_refused_job_is_no_cell_of_the_design() -> None:
+    """The fifth combination cannot work: listed with its reason, in no ablation, no effect and no count of partners."""
+    refusal = "UserError: solver=soft needs\nPOT"
+    report = make_report([*design(), job("4", "encoder", "theta", "failed", refusal)], Options())
+    assert report.frames["ablation.csv"]["job"].tolist() == ["0", "1", "2", "3"]
+    assert set(report.frames["effects.csv"]["level"]) == {"decoder", "none"}
+    assert len(report.tables["ablation"].rows) == 4
+    assert [row[1].text for row in report.tables["jobs"].rows] == ["done"] * 4 + ["refused"]
+    text = report_text(report)
+    assert "refused: they are in no ablation and no effect\n\n- **4** refused: UserError: solver=soft needs POT" in text
+    failed = make_report([*design(), job("4", "encoder", "theta", "failed", "ValueError: NaN")], Options())
+    assert len(failed.tables["ablation"].rows) == 5 and "## Jobs that did not finish\n\n- **4** failed" in report_text(
+        failed
+    )
 
 
 def test_only_numbers_in_which_jobs_differ_are_ranked() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from sae_match.report import canvas
 from sae_match.report.controls import controls_frame, drawn_rows, plot_controls
 from sae_match.report.figures import write_overlays
 from sae_match.report.records import Record
@@ -84,6 +86,21 @@ def test_the_figure_is_the_same_bytes_and_shows_no_splice_of_a_random_permutatio
     assert plot_controls(frame, tmp_path / "d.png", "path=$a_{$ and $R^2$").is_file()  # no formula
     incomplete = frame.assign(low=float("nan"))
     assert plot_controls(incomplete, tmp_path / "c.png").stat().st_size > 1000
+
+
+@pytest.mark.figures
+def test_a_value_off_the_axis_is_written_at_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.append(figure))
+    frame = controls_frame([record()])
+    plot_controls(frame, tmp_path / "a.png")
+    score, variance = drawn[0].axes
+    assert [label.get_text() for label in score.get_yticklabels()] == ["matched", "random", "greedy", "linear map"]
+    assert not score.texts
+    assert [(text.get_text(), text.get_position()) for text in variance.texts] == [("◀ -1.3", (0.02, 1))]
+    # On the axis it is a dot like any other.
+    near = frame.assign(value=frame["value"].where(frame["value"] > 0, 0.2))
+    assert "explained_variance" in set(drawn_rows(near).query("control == 'random'")["metric"])
 
 
 def test_the_report_has_section_table_and_figures(tmp_path: Path) -> None:

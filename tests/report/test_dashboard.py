@@ -116,7 +116,7 @@ def test_failed_cells_say_failed_and_why(sweep: Path) -> None:
     ablation = page.rows("ablation-table")
     assert ablation[4][:3] == ["decoder", "none", "failed"] and ablation[1][2].startswith("0.456 [0.400, 0.500] #1")
     effects = page.rows("effects-table")
-    assert effects[1][:3] == ["metric", "decoder − both", "1 (+1 without partner)"]
+    assert effects[1][:4] == ["metric", "decoder − both", "all", "1 (+1 without partner)"]
 
 
 def test_every_number_names_its_job_and_links_lead_to_files(sweep: Path) -> None:

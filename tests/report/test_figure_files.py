@@ -13,6 +13,7 @@ import pytest
 
 from sae_match.report import Record, plot_layer_curves
 from sae_match.report.canvas import PALETTE, also_written, factor_styles
+from sae_match.report.effects_figure import effects_figure
 from sae_match.report.figures import _same, write_overlays
 from sae_match.report.records import find_records
 from sae_match.report.report import Options, make_report, report_text, write_report
@@ -95,11 +96,13 @@ def test_of_many_jobs_the_best_are_drawn_and_the_others_counted(tmp_path: Path) 
 def test_hundreds_of_jobs(tmp_path: Path) -> None:
     records = many(300)
     text = write_report(records, tmp_path, Options())
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 3
     assert text.startswith("# SAE Match: 270 of 300 jobs done") and text.count("| **failed** |") == 30
     page = (tmp_path / "report.html").read_text("utf-8")
     assert len(page) < 3_000_000 and page.count('class="bad"') >= 30
-    assert text == report_text(make_report(records, Options()), write_overlays(records, tmp_path))
+    report = make_report(records, Options())
+    drawn = [*write_overlays(records, tmp_path), *effects_figure(report.frames["effects.csv"], tmp_path)]
+    assert text == report_text(report, drawn)
 
 
 def test_colors_tell_a_factor_when_there_are_more_jobs_than_colors() -> None:

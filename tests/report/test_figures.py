@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -18,10 +19,19 @@ from sae_match.report import (
     plot_overview,
     plot_theta,
 )
-from sae_match.report.canvas import MARKERS, PALETTE, new_figure, references, styles
+from sae_match.report.canvas import (
+    DPI,
+    LEGEND_LINE_INCHES,
+    MARKERS,
+    PALETTE,
+    axis_label,
+    new_figure,
+    references,
+    styles,
+)
 from sae_match.report.curves import draw_changes, draw_groups, draw_layer_curves, draw_relative
 from sae_match.report.features import draw_histogram
-from sae_match.style import VARIANTS
+from sae_match.style import VARIANTS, Look
 
 pytestmark = pytest.mark.figures
 
@@ -47,7 +57,7 @@ def test_layer_curves_put_pairs_between_their_layers(ax: Axes, table: pd.DataFra
     assert [text.get_text() for text in ax.get_xticklabels()] == ["11→12", "12→13", "13→14"]
     assert list(ax.get_xticks()) == [11.5, 12.5, 13.5]
     assert ax.get_xlabel() == "layer pair" and ax.get_ylabel() == "matching score [probability]"
-    assert labels_of(ax) == ["matched", "random", "two seeds of one layer, layer 12"]
+    assert labels_of(ax) == ["matched", "random", "two seeds of the layer (reference)"]
 
 
 def test_the_band_is_the_interval(ax: Axes, table: pd.DataFrame) -> None:
@@ -75,6 +85,38 @@ def test_ceilings_of_several_layers_stand_at_their_layers(ax: Axes, table: pd.Da
     )
     draw_layer_curves(ax, pd.concat([table, second]), "matching_score")
     assert line(ax, VARIANTS["ceiling"].label) == ([12.0, 13.0], [0.55, 0.6])
+
+
+@pytest.mark.parametrize("style", [None, references(["ceiling"]), {"ceiling": Look("#000000", "D", "--", "old")}])
+def test_two_seeds_are_a_marker_at_their_layer(ax: Axes, table: pd.DataFrame, style: dict[str, Look] | None) -> None:
+    """No line says anything of the layers between, whatever style the record was written with."""
+    draw_layer_curves(ax, table, "matching_score", ["matched", "ceiling"], style)
+    (seeds,) = [each for each in ax.get_lines() if list(each.get_ydata()) == [0.55]]
+    assert (seeds.get_linestyle(), list(seeds.get_xdata())) == ("None", [12.0])
+    (bars,) = [each for each in ax.collections if isinstance(each, LineCollection)]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.54, 0.56])
+    assert not [each for each in ax.get_lines() if len(each.get_xdata()) == 2]
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(-1.3, False), (0.2, True)])
+def test_a_splice_along_a_control_is_drawn_or_said(ax: Axes, table: pd.DataFrame, value: float, drawn: bool) -> None:
+    """On one axis with a random permutation's explained variance all others would look alike."""
+    own = table.query("metric == 'explained_variance' and variant == 'layer_drop'")
+    far = own.assign(variant="encode_permute_decode_random", value=value)
+    draw_layer_curves(ax, pd.concat([table, far]), "explained_variance")
+    there = [each for each in ax.get_lines() if value in list(each.get_ydata())]
+    assert bool(there) == drawn
+    assert f"encode permute decode random{'' if drawn else ': -1.3, off the axis'}" in labels_of(ax)
+
+
+def test_long_labels_have_two_lines_and_legends_take_no_room_from_the_axes(tmp_path: Path, table: pd.DataFrame) -> None:
+    assert axis_label("matching score [probability]") == "matching score [probability]"
+    assert axis_label("MSE of decoder rows [folded units²]") == "MSE of decoder rows\n[folded units²]"
+    heights = []
+    for metric in ("residual_norm", "delta_loss"):  # one curve, and four with long names
+        with Image.open(plot_layer_curves(table, metric, tmp_path / "a.png")) as image:
+            heights.append(image.size[1])
+    assert heights[1] - heights[0] == round(2 * LEGEND_LINE_INCHES * DPI)
 
 
 def test_rows_without_a_value_are_not_drawn(ax: Axes, table: pd.DataFrame) -> None:
@@ -149,8 +191,8 @@ def test_styles_are_told_apart_by_more_than_color() -> None:
     names = [*VARIANTS, *(f"unknown {i}" for i in range(4))]
     looks = styles(names)
     assert list(looks)[: len(VARIANTS)] == list(VARIANTS)
-    assert len({look[:3] for look in looks.values()}) == len(names) - 2  # matched and ceiling have their splice's look
-    for family in (["matched", "vanilla", "random", "ceiling"], list(VARIANTS)[4:]):
+    assert len({look[:3] for look in looks.values()}) == len(names) - 1  # matched has the look of its splice
+    for family in (["matched", "vanilla", "random", "ceiling"], list(VARIANTS)[3:-1]):
         assert len({looks[name].color for name in family}) == len(family)
         assert len({looks[name].marker for name in family}) == len(family)
     many = styles([str(i) for i in range(20)])

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from sae_match.record import JobRecord
 from sae_match.report import find_records
 from sae_match.report.axes import draw_sparsity, sparsity_rows
+from sae_match.report.bars import draw_bars, draw_dots, of_one_pair
 from sae_match.report.curves import weight_mse_rows
 from sae_match.report.features import draw_mse_by_level, pair_examples, pair_examples_of, write_pair_figures
-from sae_match.report.figures import draw_bars, of_one_pair, write_overlays
+from sae_match.report.figures import write_overlays
+from sae_match.style import VARIANTS
 from tests.report.conftest import job_table
 
 
@@ -63,7 +65,7 @@ def test_weight_mse_has_vanilla_once_and_both_foldings(table: pd.DataFrame) -> N
     assert weight_mse_rows({"a": "theta"}, {"a": table}) is None
 
 
-def test_bars_show_each_jobs_value_interval_and_ceiling(ax: Axes, table: pd.DataFrame) -> None:
+def test_bars_show_each_jobs_value_interval_and_two_seeds(ax: Axes, table: pd.DataFrame) -> None:
     score = table[table["metric"] == "matching_score"]
     tables = {"x": one_pair(score), "y": one_pair(job_table(0.1)).query("metric == 'matching_score'")}
     assert of_one_pair(tables)
@@ -71,8 +73,25 @@ def test_bars_show_each_jobs_value_interval_and_ceiling(ax: Axes, table: pd.Data
     draw_bars(ax, tables, "matched")
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.45, 0.55])  # type: ignore[attr-defined]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["x", "y"]
-    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx([0.55, 0.55])  # type: ignore[index]
+    seeds = [line for line in ax.lines if line.get_marker() == VARIANTS["ceiling"].marker]
+    assert [line.get_xdata()[0] for line in seeds] == pytest.approx([0.55, 0.55])  # type: ignore[index]
+
+
+def test_of_many_jobs_on_few_pairs_each_has_a_row_of_dots(ax: Axes, tmp_path: Path) -> None:
+    tables = {str(n): job_table(n / 100).query("metric == 'matching_score'") for n in range(2)}
+    draw_dots(ax, tables, "matched")
+    dots = {str(line.get_label()): line for line in ax.lines if line.get_marker() in ("o", "s", "^")}
+    assert list(dots) == ["11→12", "12→13", "13→14"]
+    assert list(dots["12→13"].get_xdata()) == pytest.approx([0.45, 0.46])
+    assert list(dots["12→13"].get_ydata()) == [0, 1] and len(ax.collections) == 6
+    for n in range(9):
+        record = JobRecord(tmp_path / "jobs" / str(n))
+        record.write_config(f"folding: {{name: f{n}}}\n")
+        with record.guard():
+            record.write_pairs(job_table(n / 100))
+    (figure,) = write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "out", only=["matching_score"])
+    stored = pd.read_csv(figure.path.with_suffix(".csv"), dtype={"job": str})
+    assert set(stored.loc[stored["job"] == "3", "variant"]) == {"matched", "ceiling"}
 
 
 def test_sparsity_is_the_mean_l0_of_one_pair(ax: Axes) -> None:

@@ -42,7 +42,7 @@ def test_a_failed_job_is_shown_and_makes_the_exit_code_1(sweep: Path, capsys: py
     assert printed.startswith("# SAE Match: 3 of 4 jobs done\n")
     assert "- **10** failed: ValueError: b_enc | has a NaN in layer 12" in printed
     written = sweep / "report"
-    assert sorted(contents(written)) == sorted([*WITH_DATA, *TABLES])
+    assert sorted(contents(written)) == sorted([*WITH_DATA, "effects.png", "effects.svg", *TABLES])
     assert (written / "report.md").read_text() == printed
     assert all(f"({name})" in printed for name in FIGURES)
     assert len(pd.read_csv(written / "report.csv")) == 4

@@ -81,7 +81,7 @@ def test_cells_cannot_break_the_table() -> None:
 def test_a_setting_that_is_no_factor_still_tells_jobs_apart() -> None:
     records = [record(str(n), dataset={"name": "wiki", "documents": n}, paths={"output_dir": str(n)}) for n in (3, 5)]
     assert comparison_keys(records) == ["dataset.documents"]
-    assert job_labels(records) == ["dataset.documents=3", "dataset.documents=5"]
+    assert job_labels(records) == ["documents=3", "documents=5"]
 
 
 def test_a_factor_speaks_for_the_settings_of_its_group() -> None:

@@ -142,3 +142,8 @@ def test_a_second_seed_is_no_ceiling_of_another_sparsity(saes: Path) -> None:
     assert SaeSource(config(saes, "32"), (13, 14)).load_ceiling(13) is not None
     assert SaeSource(config(saes, "64"), (13, 14)).load_ceiling(13) is None
     assert SaeSource(config(saes, "32/64"), (13, 14)).load_ceiling(13) is not None
+
+
+def test_a_pattern_needs_a_layer() -> None:
+    with pytest.raises(UserError, match=r"layer_\{layer:02d\}.safetensors: of which layer\? load_sae\("):
+        load_sae("embedded/smollm2_135m/layer_{layer:02d}.safetensors")

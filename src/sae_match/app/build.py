@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from sae_match.app.errors import did_you_mean, dotted_keys
+from sae_match.app.errors import did_you_mean, dotted_keys, not_by_name
 from sae_match.app.schema import Schema, TrainSchema
 from sae_match.errors import UserError
 from sae_match.study import Layers, Study
@@ -33,8 +33,11 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainSchema)
 
 
-def build(cfg: DictConfig, kind: type[T]) -> T:
+def build(cfg: DictConfig, kind: type[T], check: Callable[[DictConfig], None] | None = None) -> T:
     """The objects of a job: all interpolations resolved, every group's `_target_` built.
+
+    Args:
+        check: is given the resolved values before any class is imported, and may refuse them.
 
     Raises:
         UserError: a key that nothing knows (also one added with + or ++), a missing value, a value of the wrong type or
@@ -58,6 +61,11 @@ def build(cfg: DictConfig, kind: type[T]) -> T:
         OmegaConf.resolve(merged)
         if not isinstance(merged, DictConfig):
             raise UserError("the configuration is not a mapping")
+        for key in ("evaluation.controls", "evaluation.splices"):
+            if isinstance(value := OmegaConf.select(merged, key), str):
+                raise UserError(str(not_by_name(key, value)))
+        if check is not None:
+            check(_with_span(merged))
         config = kind(**_build(merged))
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {error}") from error
@@ -152,6 +160,14 @@ def expand_pair(config: T, given: Any) -> T:
         raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
     plain = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
     return dataclasses.replace(config, layers=Layers(first=pair, last=pair + 1), config=plain)
+
+
+def _with_span(merged: DictConfig) -> DictConfig:
+    """The values with the `first` and `last` that `layers.pair` stands for."""
+    pair = merged.layers.pair
+    if pair is None:
+        return merged
+    return OmegaConf.merge(merged, {"layers": {"first": pair, "last": pair + 1, "pair": None}})  # type: ignore[return-value]
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:

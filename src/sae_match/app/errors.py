@@ -34,8 +34,12 @@ def explain_hydra_error(error: Exception) -> str:
         return _unparsed(error.override, message)
     if (found := _UNKNOWN.match(message)) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(found[1], cause)
-    if (found := _BAD_VALUE.match(message)) and isinstance(cause, ValidationError):
-        return _bad_value(found[1], cause)
+    if found := _BAD_VALUE.match(message):
+        key, _, value = found[1].splitlines()[0].partition("=")
+        if (advice := not_by_name(key.lstrip("+"), value)) is not None:
+            return advice
+        if isinstance(cause, ValidationError):
+            return _bad_value(found[1], cause)
     return message if cause is None else f"{message}\n{cause}"
 
 
@@ -101,6 +105,16 @@ def _unknown_key(key: str, cause: Any) -> str:
     if OmegaConf.get_type(parent) is dict and "_target_" not in plain and prefix:
         text += f". {prefix.removesuffix('.')} takes entries of any name, added with a plus: +{key}=VALUE"
     return text
+
+
+def not_by_name(key: str, value: str) -> str | None:
+    """The message for names where what they name is held: `evaluation.controls=random`; None for any other key."""
+    if key == "evaluation.controls":
+        names = "".join(value.strip("[]").split())
+        return f"{key}={value}: the options of a group are chosen with a slash: 'evaluation/controls=[{names}]'"
+    if key in ("evaluation.splices", "metrics"):
+        return f"{key}={value}: takes entries of any name, added with a plus: +{key}.NAME._target_=my_package.MyClass"
+    return None
 
 
 def _bad_value(override: str, cause: ValidationError) -> str:

@@ -20,6 +20,7 @@ from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
 from sae_match.files import config_directory
+from sae_match.rules import check_values
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
@@ -49,12 +50,18 @@ def job(cfg: DictConfig) -> float | None:
     """
     quiet_libraries(cfg.progress)
     with current_job() as place:
-        check_trust(cfg)
-        config = build(cfg, Study)
+
+        def check(values: DictConfig) -> None:
+            if not values.dry_run:  # which lists every problem: for that the classes are needed
+                check_values(values)
+            check_trust(cfg)  # imports them
+
+        config = build(cfg, Study, check)
         # Imported here so that --help, --cfg and mistyped keys do not wait for torch.
         from sae_match.experiment import run
         from sae_match.experiment.headline import summary_lines
         from sae_match.experiment.rerun import Action, decide
+        from sae_match.record.log import logged_into
         from sae_match.sweep.notes import progress_line
 
         if config.dry_run:
@@ -69,9 +76,10 @@ def job(cfg: DictConfig) -> float | None:
         if decision.action is not Action.run:
             return returned(decision.metrics, config.objective) if decision.action is Action.skip else None
         result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
-    logger.info("record: %s", result.directory)
-    for line in summary_lines(result.metrics, result.labels):
-        logger.info("%s", line)
+    with logged_into(result.directory):
+        logger.info("record: %s", result.directory)
+        for line in summary_lines(result.metrics, result.labels):
+            logger.info("%s", line)
     return returned(result.metrics, config.objective)
 
 
@@ -133,7 +141,7 @@ def run_command(command: Callable[[], object]) -> None:
             raise
         fail(advice)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: what is finished is kept; the same command in the same directory goes on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -37,7 +37,7 @@ name. Change those, not the page.
 - The defaults here are those of the classes. An option's file lists what it sets, and is linked.
 - *required*: the class has no default, so the option's file or the command line must set the key.
 - An option of your own is a file of the same group in your `--config-dir`. A `_target_` outside `sae_match` needs
-  `trusted_packages=[my_package]`.
+  `'trusted_packages=[my_package]'`.
 """
 
 

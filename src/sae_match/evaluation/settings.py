@@ -62,7 +62,7 @@ class Evaluation:
     second seed (sae.ceiling_filename), and these files or folders, absolute or below sae.root, with {layer}; [] =
     those two alone, null = not asked. With evaluation=weights_only the span may be a single layer."""
     controls: dict[str, Control] = Field(default_factory=dict)
-    """Measured beside the matching on the same tokens, by any key: evaluation/controls=[random,greedy]."""
+    """Measured beside the matching on the same tokens, by any key: 'evaluation/controls=[random,greedy]'."""
     splices: dict[str, Splice] = Field(default_factory=dict)
     """Further splices beside the standard ones, by any key: +evaluation.splices.mine._target_=my_package.MySplice."""
 

@@ -25,6 +25,7 @@ from sae_match.evaluation.functional.effects import (
 from sae_match.evaluation.settings import PARTNERS
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
+from sae_match.keys import source_digest
 from sae_match.matching.feature_pair import sae_facts
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
@@ -39,6 +40,7 @@ RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED = PARTNERS
 """Beside the matchers: any feature of B; one drawn by on how many tokens it fires together with the feature; the one
 with the most similar decoder row that is not the partner; and the one that loses most activation, the ceiling."""
 
+_CODE = source_digest(FunctionalPair)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -112,7 +114,7 @@ class _PairEffects:
         # In half precision even the batch changes the last bits.
         batch = None if dtype == "float32" else tested.batch_windows
         return {
-            "version": VERSION, "what": what, "model": tested.model.key, "dtype": dtype, "batch": batch,
+            "version": VERSION, "code": _CODE, "what": what, "model": tested.model.key, "dtype": dtype, "batch": batch,
             "device": tested.a.device.type, "streams": e.inputs.streams.key, "layers": list(tested.layers),
             "saes": [sae_facts(tested.a), sae_facts(tested.b)], "sinks": tested.sink_positions, **facts,
         }  # fmt: skip

@@ -18,6 +18,9 @@ from sae_match.record.pairs import by_distance
 SCORE = "matching_score"
 """The metric that says how far composition reaches."""
 
+MOST_OTHERS = 10
+"""Variants beside the matching in the closing lines."""
+
 Curves = dict[tuple[str, str], dict[int, list[MetricRow]]]
 """(metric, variant) -> distance -> one row per start."""
 
@@ -40,21 +43,26 @@ def headline(rows: Sequence[MetricRow], labels: Labels = BUILT_IN_LABELS) -> dic
 
 
 def summary_lines(numbers: Mapping[str, float], labels: Labels) -> list[str]:
-    """A line per headline metric: the matching's number with its interval, and those of every other variant."""
+    """A line per headline metric: the matching's number with its interval, and those of the other variants, of many
+    the best."""
     lines: list[str] = []
     for about in labels.metrics.values():
         name = about.numbers[0]
         if about.headline and name in numbers:
             low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
             interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
-            others = [
-                f"{variant} {value:.4g}"
+            others = {
+                variant: value
                 for other, value in numbers.items()
                 for metric, variant in [labels.split(other)]
                 if metric.name == about.name and other != name and not other.endswith(("_low", "_high"))
-            ]
-            found = f"{about.axis}: {numbers[name]:.4g}{interval}"
-            lines.append(found + (f"; {', '.join(others)}" if others else ""))
+            }
+            shown = list(others)
+            if len(others) > MOST_OTHERS:
+                shown = sorted(others, key=others.__getitem__, reverse=about.better != "lower")[:MOST_OTHERS]
+            listed = ", ".join(f"{variant} {others[variant]:.4g}" for variant in shown)
+            more = f", {len(others) - len(shown)} more in pairs.csv" if len(shown) < len(others) else ""
+            lines.append(f"{about.axis}: {numbers[name]:.4g}{interval}" + (f"; {listed}{more}" if listed else ""))
     return lines
 
 

@@ -18,6 +18,7 @@ from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Pair, Site
 from sae_match.store import Store
+from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Descri
     inputs = evaluator.inputs
 
     def decode(tokens: Any) -> str:
-        return str(inputs.model.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return decode_tokens(inputs.model.tokenizer, tokens)
 
     def describe(layer: int, wanted: set[int]) -> dict[int, Description]:
         top = top_activations(

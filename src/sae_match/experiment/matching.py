@@ -176,7 +176,7 @@ def match_seeds(
     metrics: Mapping[str, Metric],
     controls: Collection[MatchingControl] = (),
 ) -> MatchedPair:
-    """Match two seeds of one layer, the ceiling of every score, and find the permutations of the controls."""
+    """Match two seeds of one layer, the reference of every score, and find the permutations of the controls."""
     features = matcher.features(pair, a, b)
     own = matcher.match(pair, features)
     others = match_controls(matcher, features, controls)

@@ -14,7 +14,7 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
-from sae_match.record.contents import STABILITY
+from sae_match.record.contents import EXAMPLES, STABILITY
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
@@ -29,6 +29,7 @@ from sae_match.report import (
 from sae_match.report.axes import has_distances, has_quantiles
 from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
+from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.report.stability import plot_stability
 from sae_match.study import Study
@@ -145,6 +146,8 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
         mirror.log_curves(axis, rows)
     mirror.log_pair_table(stored)
     mirror.log_comparison(numbers)
+    if (record.directory / EXAMPLES).is_file():
+        mirror.log_examples(read_examples(record.directory / EXAMPLES))
     mirror.log_labels(labels)
     histograms: Mapping[str, pd.Series[float]] = {
         name: features[name] for name in ("mse_W_dec", "decoder_cosine") if name in features

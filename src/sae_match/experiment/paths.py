@@ -14,6 +14,7 @@ from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.saes import JobSaes
 from sae_match.judging.descriptions import visible
 from sae_match.pairs import Site
+from sae_match.text.tokenization import decode_tokens
 
 STEP_COLUMNS = ("mse_W_dec", "decoder_cosine", "matching_score")
 """Columns of the feature table that describe a step of a path: how close the feature is to the one before it."""
@@ -60,8 +61,7 @@ def top_tokens_table(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int],
     def text(window: int, position: int) -> str:
         token = int(inputs.windows.ids[window, position])
         if token not in texts:
-            decoded = inputs.model.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            texts[token] = visible(str(decoded))
+            texts[token] = visible(decode_tokens(inputs.model.tokenizer, [token]))
         return texts[token]
 
     parts: list[pd.DataFrame] = []

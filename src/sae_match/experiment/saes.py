@@ -97,7 +97,7 @@ def check_saes(
 
 
 def _check_layer(study: Study, source: SaeSource, solver: Solver, layer: int) -> None:
-    """Read a layer's SAE, and its second seed where there is one: the same SAE would make a perfect ceiling."""
+    """Read a layer's SAE, and its second seed where there is one: the same SAE would match itself."""
     own, second = source.load(layer), source.load_ceiling(layer)
     _check_usable(study, own)
     if second is None:

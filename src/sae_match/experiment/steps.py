@@ -19,6 +19,7 @@ from sae_match.experiment.evaluation import (
     log_ceiling_gaps,
     make_evaluator,
 )
+from sae_match.experiment.examples import with_contexts
 from sae_match.experiment.headline import composition_headline, headline
 from sae_match.experiment.inputs import prepare
 from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
@@ -37,6 +38,7 @@ from sae_match.plan.checks import check_model_facts
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.results import Results
+from sae_match.report.examples import choose_examples
 from sae_match.saes import SaeSource
 from sae_match.store import Store
 from sae_match.study import Study
@@ -74,6 +76,7 @@ class Steps:
         self.test_partners([*neighbors, *distant, *seeds])
         self.judge([*neighbors, *distant])
         self.follow_features()
+        self.write_examples()
         labels = self.results.labels
         self.results.finish(headline(self.results.near_rows, labels) | composition_headline(self.results.rows, labels))
         return self.results
@@ -171,6 +174,14 @@ class Steps:
             record.write_paths(path_table(self.results.features, layers, self.widths[layers[0]]))
             if self.evaluator is not None:
                 record.write_top_tokens(top_tokens_table(self.evaluator, self.saes, layers, self.progress))
+
+    def write_examples(self) -> None:
+        """Write pairs to look at, with the contexts on which their features fire most."""
+        examples = choose_examples(self.results.features, self.study.evaluation.min_count)
+        if self.evaluator is not None:
+            examples = with_contexts(self.evaluator, self.saes, examples, self.progress)
+        if len(examples):
+            self.results.record.write_examples(examples)
 
     # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
     # outlive a call.

@@ -82,7 +82,7 @@ def from_contexts(
     """
     if not places:
         return None
-    shown = [_context(list(ids[window]), position, decode, around) for window, position in places]
+    shown = [context(list(ids[window]), position, decode, around) for window, position in places]
     terms = Counter(visible(token).lower() for _, token, _ in shown)
     text = f"{CONTEXTS} " + ", ".join(f'"{token}"' for token in dict.fromkeys(visible(t) for _, t, _ in shown))
     for left, token, right in shown:
@@ -98,7 +98,7 @@ def visible(token: str) -> str:
     return token.strip() or token.encode("unicode_escape").decode()
 
 
-def _context(ids: list[int], position: int, decode: Decode, around: int) -> tuple[str, str, str]:
+def context(ids: list[int], position: int, decode: Decode, around: int) -> tuple[str, str, str]:
     """Text before, at and after a position. Prefixes are decoded and not pieces: some tokenizers drop the space at
     the beginning of what they decode."""
     start, end = max(0, position - around), position + 1 + around

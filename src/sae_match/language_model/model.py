@@ -97,8 +97,8 @@ class LanguageModel:
         wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
         if wrong or not layers:
             raise UserError(
-                f"{self.name} has blocks 0 to {self.n_layers - 1}; asked for {wrong or 'none'}: set layers.first, "
-                "layers.last and capture.last within that range"
+                f"{self.name} has blocks 0 to {self.n_layers - 1}; asked for the residual stream after "
+                f"{', '.join(map(str, wrong)) or 'none'}"
             )
 
     def check_ids(self, ids: Int[Tensor, "windows tokens"]) -> None:

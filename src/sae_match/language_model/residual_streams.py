@@ -271,5 +271,5 @@ class _PartialCapture:
         if needed > free:
             raise UserError(
                 f"{self.directory}: residual streams of layers {self.layers} need {format_size(needed)}, "
-                f"{format_size(free)} are free. Use fewer documents or layers, or another paths.cache_dir."
+                f"{format_size(free)} are free. Use fewer documents or layers, or another cache directory."
             )

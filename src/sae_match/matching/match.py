@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pkgutil import resolve_name
 from typing import Any
@@ -67,6 +67,31 @@ class Matching:
     seconds: float
     statistics: dict[str, float] = field(default_factory=dict)
     confidence: Float[Tensor, " F_a"] = field(default_factory=lambda: torch.zeros(0))
+
+    def pair(self, feature: int, a: SparseAutoencoder, b: SparseAutoencoder) -> dict[str, float | int | None]:
+        """A feature of A beside its partner: `feature`, `partner`, `decoder_cosine`, and in folded units the mean
+        squared differences `W_enc`, `b_enc` and `W_dec` (`weight_distances`). Without a partner, that is None and the
+        rest is left out.
+
+        Args:
+            a, b: the SAEs that were matched, as loaded.
+
+        Raises:
+            UserError: no such feature, or SAEs that cannot be folded.
+        """
+        from sae_match.metrics.weight_distance import weight_distances  # it builds on this package
+
+        found = self.permutation
+        if not 0 <= feature < found.n_a:
+            raise UserError(f"feature {feature} is outside 0..{found.n_a - 1}")
+        partner = int(found.indices[feature])
+        if partner == UNMATCHED:
+            return {"feature": feature, "partner": None}
+        alone = torch.full_like(found.indices, UNMATCHED)
+        alone[feature] = partner
+        distances = weight_distances(a, b, replace(found, indices=alone))
+        values = {name: float(getattr(distances, name)) for name in ("decoder_cosine", "W_enc", "b_enc", "W_dec")}
+        return {"feature": feature, "partner": partner, **values}
 
     def __repr__(self) -> str:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"
@@ -261,51 +286,60 @@ class Chain:
 
     Attributes:
         matchings: matching t leads from SAE t to SAE t + 1.
+        layers: the layer of every SAE, by which `between` and `path` know it; None = its position, 0, 1, ...
     """
 
     matchings: list[Matching]
+    layers: Sequence[int] | None = None
 
     def __len__(self) -> int:
         """Number of SAEs."""
         return len(self.matchings) + 1
 
     def between(self, start: int, stop: int) -> Permutation:
-        """Features of SAE `start` -> features of SAE `stop` (either may come first), composed step by step.
+        """Features of the SAE of layer `start` -> features of that of `stop` (either may come first), composed step by
+        step.
 
         A feature that is unmatched at any step has no partner. start == stop gives the identity.
 
         Raises:
-            UserError: a position outside the chain.
+            UserError: a layer (or position) outside the chain.
         """
-        for position in (start, stop):
-            if not 0 <= position < len(self):
-                raise UserError(f"position {position} is outside the chain of {len(self)} SAEs (0..{len(self) - 1})")
-        if stop < start:
+        first, last = self._position(start), self._position(stop)
+        if last < first:
             return self.between(stop, start).inverse()
-        if start == stop:
-            return Permutation.identity(self._width(start))
-        composed = self.matchings[start].permutation
-        for matching in self.matchings[start + 1 : stop]:
+        if first == last:
+            return Permutation.identity(self._width(first))
+        composed = self.matchings[first].permutation
+        for matching in self.matchings[first + 1 : last]:
             composed = composed.compose(matching.permutation)
         return composed
 
-    def path(self, feature: int, start: int = 0) -> list[int]:
-        """The feature of SAE `start` followed to the end of the chain: one index per SAE, as far as it has a partner.
+    def path(self, feature: int, start: int | None = None) -> list[int]:
+        """The feature of layer `start` (None = the first) followed to the end of the chain: one index per SAE, as far
+        as it has a partner.
 
         Raises:
-            UserError: no such feature or SAE.
+            UserError: no such feature or layer.
         """
-        if not 0 <= start < len(self):
-            raise UserError(f"position {start} is outside the chain of {len(self)} SAEs (0..{len(self) - 1})")
-        if not 0 <= feature < self._width(start):
-            raise UserError(f"feature {feature} is outside 0..{self._width(start) - 1}")
+        first = 0 if start is None else self._position(start)
+        if not 0 <= feature < self._width(first):
+            raise UserError(f"feature {feature} is outside 0..{self._width(first) - 1}")
         path = [feature]
-        for matching in self.matchings[start:]:
+        for matching in self.matchings[first:]:
             partner = int(matching.permutation.indices[path[-1]])
             if partner == UNMATCHED:
                 break
             path.append(partner)
         return path
+
+    def _position(self, layer: int) -> int:
+        """Where in the chain the SAE of a layer is."""
+        layers = range(len(self)) if self.layers is None else self.layers
+        if layer not in layers:
+            what = "position" if self.layers is None else "layer"
+            raise UserError(f"{what} {layer} is outside the chain of {len(self)} SAEs ({layers[0]}..{layers[-1]})")
+        return layers.index(layer)
 
     def _width(self, position: int) -> int:
         if position < len(self.matchings):
@@ -313,15 +347,23 @@ class Chain:
         return self.matchings[-1].permutation.n_b
 
 
-def match_chain(saes: Iterable[SparseAutoencoder], **options: Any) -> Chain:
+def match_chain(
+    saes: Iterable[SparseAutoencoder], layers: Iterable[int] | None = None, **options: Any
+) -> Chain:  # fmt: skip
     """Match every SAE with the next one; `options` are those of `match`.
 
     Args:
         saes: SAEs in order; an iterator is read one at a time, and only two are held.
+        layers: the layer of each, for `Chain.between` and `Chain.path`; None = they are known by their positions.
 
     Raises:
-        UserError: fewer than two SAEs, or what `match` raises.
+        UserError: fewer than two SAEs, not one layer each, or what `match` raises.
     """
+    known = None if layers is None else list(layers)
+    if known is not None and len(set(known)) < len(known):
+        raise UserError(f"layers={known}: each layer once")
+    if isinstance(saes, Sized):
+        _check_layers(known, len(saes))
     matchings: list[Matching] = []
     previous: SparseAutoencoder | None = None
     for sae in saes:
@@ -330,4 +372,10 @@ def match_chain(saes: Iterable[SparseAutoencoder], **options: Any) -> Chain:
         previous = sae
     if not matchings:
         raise UserError("a chain needs at least two SAEs")
-    return Chain(matchings)
+    _check_layers(known, len(matchings) + 1)
+    return Chain(matchings, known)
+
+
+def _check_layers(layers: list[int] | None, n_saes: int) -> None:
+    if layers is not None and len(layers) != n_saes:
+        raise UserError(f"layers={layers}: name one layer for each of the {n_saes} SAEs")

@@ -139,12 +139,16 @@ class _ByQuartile(FunctionalMetric):
         """[n] which features count."""
         return np.asarray(effects.quartile == self.quartile if self.quartile else effects.quartile > 0)
 
-    def described(self, name: str, label: str, **about: object) -> Description:
+    def described(self, name: str, label: str, unit: str = "", headline: bool = True) -> Description:
         """The description, with the quartile in the name."""
         if self.quartile is None:
-            return Description(name=name, label=label, tracked=True, compared=True, difference=True, **about)  # type: ignore[arg-type]
+            return Description(
+                name=name, label=label, unit=unit, better="higher", headline=headline, tracked=True, compared=True,
+                difference=True,
+            )  # fmt: skip
         end = "rarest" if self.quartile == 1 else "most frequent" if self.quartile == 4 else f"{self.quartile} of 4"
-        return Description(name=f"{name}/q{self.quartile}", label=f"{label}, {end}", figure="none", **about)  # type: ignore[arg-type]
+        label = f"{label}, {end}"
+        return Description(name=f"{name}/q{self.quartile}", label=label, unit=unit, better="higher", figure="none")
 
 
 @option
@@ -158,7 +162,7 @@ class Deactivation(_ByQuartile):
     @property
     def about(self) -> Description:
         """One description per quartile."""
-        return self.described("deactivation", "partner's drop without the feature", unit="share", better="higher")
+        return self.described("deactivation", "partner's drop without the feature", unit="share")
 
     def statistic(self, effects: PartnerEffects) -> Statistic | None:
         """Mean of the drops."""
@@ -179,7 +183,7 @@ class Substitution(_ByQuartile):
     @property
     def about(self) -> Description:
         """One description per quartile."""
-        return self.described("substitution", "substitution R", better="higher")
+        return self.described("substitution", "substitution R")
 
     def statistic(self, effects: PartnerEffects) -> Statistic | None:
         """Ratio of sums over the features that have a partner."""
@@ -205,7 +209,7 @@ class Fingerprint(_ByQuartile):
     @property
     def about(self) -> Description:
         """One description per quartile."""
-        return self.described("fingerprint", "correlation of effects on the loss", better="higher")
+        return self.described("fingerprint", "correlation of effects on the loss", headline=False)
 
     def statistic(self, effects: PartnerEffects) -> Statistic | None:
         """Mean of the correlations."""

@@ -27,8 +27,8 @@ from sae_match.plan import checks
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, passes_bytes, phases
+from sae_match.plan.saes import PlannedSaes, check_shapes, plan_saes
 from sae_match.rules import check_config
-from sae_match.saes import SaeSource
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
 from sae_match.study import Study
@@ -40,21 +40,6 @@ FEATURE_ROW_BYTES = 96
 """A feature's row in features.parquet and its entry in a permutation, uncompressed."""
 RECORD_BYTES = 20 * 2**20
 """Figures, tables and the W&B mirror of a job, generously."""
-
-
-@dataclass(frozen=True)
-class PlannedSaes:
-    """The span's SAEs.
-
-    Attributes:
-        files: those on the hub, as far as it answers; empty where `sae.root` is set.
-        shapes: by layer; layers whose files show nothing before they are read are absent.
-        found: whether the files of every layer are known, so that it is clear what is to be downloaded.
-    """
-
-    files: list[HubFile]
-    shapes: dict[int, SaeShape]
-    found: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,9 +111,9 @@ def make_plan(study: Study, store: Store) -> Plan:
         model = _plan_model(study, store, lookup, problems)
         text = _plan_text(study, store, lookup, None if model is None else model.directory, problems)
     d_model = study.model.d_model if model is None or model.facts is None else model.facts.d_model
-    saes = _plan_saes(study, lookup, d_model, problems)
+    saes = plan_saes(study, lookup, d_model, problems)
     if saes.shapes:
-        _check_shapes(study, saes.shapes, d_model, problems)
+        check_shapes(study, saes, d_model, problems)
     with collect_errors(problems):
         checks.check_seeds(study, saes.shapes)
     with collect_errors(problems):
@@ -138,7 +123,7 @@ def make_plan(study: Study, store: Store) -> Plan:
     with collect_errors(problems):
         for one in (*study.evaluation.all_splices, *study.evaluation.controls.values()):
             one.facts()  # what has no content key is refused before long work
-    shape = _job_shape(study, saes.shapes, model, text) if saes.shapes else None
+    shape = _job_shape(study, saes, model, text) if saes.shapes else None
     steps = [] if shape is None else phases(shape, device.type == "cuda", study.model.device_map is not None)
     with collect_errors(problems):
         check_memory(steps, machine, study.solver.memory_limit_gib)
@@ -211,96 +196,16 @@ def _known_windows(study: Study, store: Store, tokenizer: Path | None) -> TokenW
     return find_windows(study.dataset, loaded, store, study.model.bos)
 
 
-# -- SAEs ------------------------------------------------------------------------------------------------
-
-
-def _plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
-    """Every SAE of the span, before any is downloaded or read.
-
-    Args:
-        d_model: width of the model's residual stream where it is known, for files that state no shape.
-    """
-    source = SaeSource(study.sae, tuple(span(study)))
-    if study.sae.root is not None:
-        return PlannedSaes([], _local_shapes(study, source, problems))
-    files = _hub_files(source, lookup, problems)
-    shapes: dict[int, SaeShape] = {}
-    by_size: dict[int, SaeShape | None] = {}  # files of one size are of one shape, so each size is asked once
-    for layer, found in files.items():
-        size = max(file.size or 0 for file in found)
-        if size not in by_size:
-            by_size[size] = source.format.shape_at_hub(found, study.sae.d_model or d_model)
-        if (shape := by_size[size]) is not None:
-            shapes[layer] = shape
-    return PlannedSaes([file for found in files.values() for file in found], shapes, len(files) == len(source.span))
-
-
-def _local_shapes(study: Study, source: SaeSource, problems: list[str]) -> dict[int, SaeShape]:
-    shapes: dict[int, SaeShape] = {}
-    refused: list[str] = []
-    first = None
-    for layer in source.span:
-        with collect_errors(problems):
-            header = source.header(layer)
-            shapes[layer] = SaeShape(header.d_model, header.width, "the file's header")
-            first = first or header
-            with collect_errors(refused):
-                checks.check_header(study, layer, header, first)
-    if refused:  # as a rule the same for every layer, so only the first is shown
-        more = f" ({len(refused)} layers are refused in this way)" if len(refused) > 1 else ""
-        problems.append(refused[0] + more)
-    return shapes
-
-
-def _hub_files(source: SaeSource, lookup: Lookup, problems: list[str]) -> dict[int, list[HubFile]]:
-    """The files of every layer that has all of its files."""
-    files: dict[int, list[HubFile]] = {}
-    refusal, without = "", []
-    for layer in source.span:
-        with collect_errors(problems):
-            try:
-                files[layer] = [lookup.file(source.format.repository, name) for name in source.files(layer)]
-            except HubRefusalError as error:
-                if not error.whole:
-                    raise
-                refusal = str(error)  # the same for every layer
-                without.append(layer)
-    if without:
-        problems.append(f"{refusal} (layers without a cached copy: {', '.join(map(str, without))})")
-    return files
-
-
-def _check_shapes(study: Study, shapes: dict[int, SaeShape], d_model: int | None, problems: list[str]) -> None:
-    """SAEs over one residual stream, the model's, and pairs that fit into memory."""
-    with collect_errors(problems):
-        checks.check_one_stream({layer: shape.d_model for layer, shape in shapes.items()})
-    if study.evaluation.full and d_model is not None:
-        with collect_errors(problems):
-            checks.check_same_stream(study.sae.name, shapes[min(shapes)].d_model, study.model.name, d_model)
-    # Each pair of widths once: a span of equal SAEs has one answer.
-    pairs = {
-        (shapes[a].width, shapes[b].width, shapes[a].d_model)
-        for a, b in (pair.layers for pair in (*adjacent_pairs(study), *distant_pairs(study)))
-        if a in shapes and b in shapes
-    }
-    for pair in sorted(pairs):
-        with collect_errors(problems):
-            checks.check_pair(study, study.solver, *pair)
-            for control in study.evaluation.matchers:
-                control.check_memory(*pair)
-
-
 # -- resources -------------------------------------------------------------------------------------------
 
 
-def _job_shape(
-    study: Study, shapes: dict[int, SaeShape], model: PlannedModel | None, text: TextSize | None
-) -> JobShape:
+def _job_shape(study: Study, saes: PlannedSaes, model: PlannedModel | None, text: TextSize | None) -> JobShape:
     """The job's sizes; layers of unknown width count as the widest that is known."""
+    shapes = saes.shapes
     layers, d_model = span(study), shapes[min(shapes)].d_model
-    widest = max(shape.width for shape in shapes.values())
+    widest = max(shape.width for shape in (*shapes.values(), *saes.seeds.values()))
     widths = {layer: shapes[layer].width if layer in shapes else widest for layer in layers}
-    controls, source = study.evaluation.matchers, SaeSource(study.sae, tuple(layers))
+    controls = study.evaluation.matchers
     permutations = 1 + len(controls)
     return JobShape(
         d_model=d_model,
@@ -312,17 +217,17 @@ def _job_shape(
         splices=sum(splice.count(permutations) for splice in study.evaluation.all_splices),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
-        ceilings=tuple(widths[layer] for layer in layers if source.ceiling_path(layer) is not None),
-        tested=_tested_shape(study, widths, source),
+        ceilings=tuple(max(widths[layer], seed.width) for layer, seed in saes.seeds.items()),
+        tested=_tested_shape(study, widths, saes.seeds),
     )
 
 
-def _tested_shape(study: Study, widths: Mapping[int, int], source: SaeSource) -> FunctionalShape | None:
+def _tested_shape(study: Study, widths: Mapping[int, int], seeds: Mapping[int, SaeShape]) -> FunctionalShape | None:
     how = study.evaluation.functional
     if how is None:
         return None
     pairs = {"adjacent": adjacent_pairs(study), "distant": distant_pairs(study)}
-    pairs["seeds"] = [seed_pair(layer) for layer in widths if source.ceiling_path(layer) is not None]
+    pairs["seeds"] = [seed_pair(layer) for layer in seeds]
     layers = [pair.layers for role in how.pairs for pair in pairs[role]]
     # Matchers agree on many partners: half as many as there are, and four controls, each removed and substituted; a
     # partner that is silent where the feature fires costs nothing to remove.

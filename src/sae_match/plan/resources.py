@@ -80,7 +80,7 @@ class JobShape:
         splices: what stands in for each pair's second residual stream.
         similarities: matchings that need the similarity of every pair of features.
         far_pairs: widths of the pairs further apart than neighbors that are matched and compared as well.
-        ceilings: widths of the layers of which there is a second seed.
+        ceilings: of the layers of which there is a second seed, the width of the wider one.
         tested: the functional tests; None where there are none.
     """
 
@@ -155,7 +155,7 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
     def placed(name: str, ram: dict[str, int], device: dict[str, int]) -> Phase:
         return Phase(name, ram, device) if on_gpu else Phase(name, ram | device)
 
-    width = max(shape.widths)
+    width = max(*shape.widths, *shape.ceilings)
     one = sae_bytes(shape.d_model, width)
     held = 0 if shape.model is None or spread else shape.model.bytes
     model = {"model": held} if held else {}

@@ -18,13 +18,13 @@ from .state import STATUS
 CONFIG, TEXT = "config.yaml", "text.json"
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
-TOP_TOKENS, STABILITY = "top_tokens.parquet", "stability.parquet"
+TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
 FUNCTIONAL, MATCHERS = "functional.parquet", "matchers.json"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
-    TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, STABILITY, FUNCTIONAL, MATCHERS, JUDGEMENTS,
-    TRACEBACK,
+    TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
+    JUDGEMENTS, TRACEBACK,
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}

@@ -23,6 +23,7 @@ from ..metrics.bootstrap import DocumentSums
 from .configuration import science_hash, science_of
 from .contents import (
     CONFIG,
+    EXAMPLES,
     FEATURES,
     FIGURES,
     FUNCTIONAL,
@@ -43,6 +44,7 @@ from .contents import (
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .labels import LABELS, Labels
+from .log import logged_into
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
 from .state import (
@@ -203,11 +205,11 @@ class JobRecord:
     @contextmanager
     def guard(self) -> Iterator[JobRecord]:
         """Mark the job as running; at the end as done, or on any exception as failed (killed where it
-        was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. The exception
-        goes on. `finish` may be called inside to end in another state without raising."""
+        was interrupted, told to exit, or sent SIGTERM) with its traceback in error.log. Messages go to sae_match.log.
+        The exception goes on. `finish` may be called inside to end in another state without raising."""
         if not self._claimed:
             self._claim()
-        with sigterm_raises(), heartbeat(self.directory):
+        with logged_into(self.directory), sigterm_raises(), heartbeat(self.directory):
             try:
                 self.running()
                 yield self
@@ -295,6 +297,11 @@ class JobRecord:
         """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
         with atomic_path(self.directory / TOP_TOKENS) as temporary:
             tokens.to_parquet(temporary, index=False, compression="zstd")
+
+    def write_examples(self, examples: pd.DataFrame) -> None:
+        """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
+        with atomic_path(self.directory / EXAMPLES) as temporary:
+            examples.to_csv(temporary, index=False, lineterminator="\n")
 
     def write_stability(self, features: pd.DataFrame) -> None:
         """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""

@@ -14,7 +14,7 @@ from sae_match.files import atomic_path
 PAIR_COLUMNS = ("layer", "layer_to", "variant", "metric", "value", "low", "high", "n")
 """Tidy and long: one row per layer pair, variant and metric. `variant` is matched, vanilla, random,
 ceiling, or a splice's name; `low` and `high` bound the 95 % interval; `n` is the number of documents
-(or features) averaged over. `low`, `high` and `n` may be missing; a ceiling has layer_to = layer."""
+(or features) averaged over. `low`, `high` and `n` may be missing. Of two seeds (`ceiling`) layer_to = layer."""
 
 _KEY_COLUMNS = ["layer", "layer_to", "variant", "metric"]
 _NUMBER_COLUMNS = ["value", "low", "high"]
@@ -71,7 +71,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
 def layer_rows(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     """One dict per layer, `{"layer": a, "metric/variant": value, "..._low": ..., "..._high": ...}`.
 
-    Only adjacent pairs (b = a + 1) and same-layer rows (the ceiling) have a place on a per-layer axis.
+    Only adjacent pairs (b = a + 1) and same-layer rows (two seeds) have a place on a per-layer axis.
     Missing numbers are left out.
     """
     rows: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Statistics of a factorial design: ranks of the jobs, and the effect of each factor with the others held fixed."""
+"""Ranks of the jobs of a sweep, metric by metric."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..metrics.bootstrap import MIN_DOCUMENTS, Estimate
+from ..metrics.bootstrap import MIN_DOCUMENTS
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .records import Record, comparison_keys, setting
 from .resampling import Mean, means
 
 Resampled = Mapping[Path, Mapping[str, Mean]]
 """A record's path -> headline number -> its mean on shared resamples, where the record has sums per document."""
-EFFECT_NUMBERS = ("effect", "smallest", "largest", "low", "high")
 
 
 def compared_metrics(
@@ -100,81 +99,3 @@ def ablation_frame(records: Sequence[Record], rankings: Mapping[str, Ranking]) -
             row[f"{name}_rank"] = ranking.ranks.get(place)
         rows.append(row)
     return pd.DataFrame(rows).astype({f"{name}_rank": "Int64" for name in rankings})
-
-
-def factors(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The settings that vary; those that split the jobs in the same way are one factor, since nothing tells their
-    effects apart."""
-    configured = [record for record in records if record.config]
-    splits: dict[tuple[int, ...], list[str]] = {}
-    for key in comparison_keys(records):
-        values = [repr(setting(record, key)) for record in configured]
-        splits.setdefault(tuple(map(values.index, values)), []).append(key)
-    return [tuple(keys) for keys in splits.values()]
-
-
-def effects_frame(records: Sequence[Record], metrics: Sequence[str], resampled: Resampled) -> pd.DataFrame:
-    """One row per factor, level but the first, and metric: the mean difference to the first level over the cells (pairs
-    of finished jobs that differ in nothing else), the smallest and the largest, and the 95 % interval of the mean where
-    every cell has a paired difference over documents.
-
-    Columns: factor, level, reference, metric, effect, smallest, largest, low, high, cells, unmatched (jobs of the level
-    without a finished partner), jobs (the pairs subtracted). A level without a cell keeps its rows, without numbers.
-    """
-    rows = []
-    every = factors(records)
-    for keys in every:
-        others = [key for other in every if other is not keys for key in other]
-        levels: dict[str, list[Record]] = {}
-        for record in records:
-            if record.config:
-                levels.setdefault(_values(record, keys), []).append(record)
-        first, *further = levels.values()
-        references = {_values(record, others): record for record in first if record.state == "done"}
-        for there in further:
-            done = [(record, references.get(_values(record, others))) for record in there if record.state == "done"]
-            cells = [(ours, theirs) for ours, theirs in done if theirs is not None]
-            names = [", ".join(str(setting(found[0], key)) for key in keys) for found in (there, first)]
-            about = {"factor": " + ".join(keys), "level": names[0], "reference": names[1]}
-            pairs = "; ".join(f"{ours.name} - {theirs.name}" for ours, theirs in cells)
-            rows += [
-                {**about, "metric": name, **_effect(cells, name, resampled), "unmatched": len(there) - len(cells),
-                 "jobs": pairs}
-                for name in metrics
-            ]  # fmt: skip
-    columns = ["factor", "level", "reference", "metric", *EFFECT_NUMBERS, "cells", "unmatched", "jobs"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _values(record: Record, keys: Sequence[str]) -> str:
-    return repr([setting(record, key) for key in keys])
-
-
-def _effect(cells: Sequence[tuple[Record, Record]], name: str, resampled: Resampled) -> dict[str, Any]:
-    differences: list[float] = []
-    estimates: list[Estimate] = []
-    for ours, theirs in cells:
-        a, b = ours.number(name), theirs.number(name)
-        if a is not None and b is not None:
-            differences.append(a - b)
-            mean = resampled[ours.path].get(name)
-            difference = mean.less(resampled[theirs.path].get(name)) if mean is not None else None
-            estimates += [] if difference is None else [difference]
-    if not differences:
-        return dict.fromkeys(EFFECT_NUMBERS) | {"cells": 0}
-    low, high = Estimate.mean(estimates).interval if len(estimates) == len(differences) else (None, None)
-    numbers = float(np.mean(differences)), min(differences), max(differences), low, high
-    return dict(zip(EFFECT_NUMBERS, numbers, strict=True)) | {"cells": len(differences)}
-
-
-def effects_note(frame: pd.DataFrame) -> str:
-    """How the effects were made."""
-    text = (
-        "Mean difference over the jobs that differ in this factor alone; the first level that was run is the reference."
-    )
-    with_interval = frame["low"].notna()
-    if with_interval.any():
-        text += " [a, b]: 95 % interval of the mean over documents (the same documents resampled in both jobs)."
-    if (~with_interval & frame["cells"].gt(1)).any():
-        text += " (a … b): the smallest and the largest difference; no interval, plain differences of the jobs' means."
-    return text

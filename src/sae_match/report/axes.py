@@ -15,7 +15,18 @@ from ..metrics.description import CEILING, MATCHED, Description
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_quantile, near_rows
 from ..style import BLUE, GREEN, ORANGE, Look
-from .canvas import COLUMN_INCHES, drawing, legend_below, plot_panels, references, styles
+from .canvas import (
+    COLUMN_INCHES,
+    axis_label,
+    drawing,
+    grid,
+    is_beyond,
+    legend_below,
+    make_room,
+    plot_panels,
+    references,
+    styles,
+)
 from .curves import draw_line
 
 OVER_DISTANCE: dict[str, Look] = {
@@ -46,14 +57,11 @@ def plot_composition(
     metrics = [name for name in shown if name in set(rows["metric"])]
     if not metrics:
         raise ValueError("no layers further apart than neighbors in the table")
-    # Four panels in one row would be wider than a page.
-    columns = len(metrics) if len(metrics) < 4 else 2
 
     def draw(ax: Axes, metric: str) -> None:
         draw_distances(ax, rows[rows["metric"] == metric], metric, labels)
 
-    width, wide = COLUMN_INCHES[0] * 0.85, 60 if columns > 1 else 24
-    return plot_panels(path, metrics, draw, title, width=width, columns=columns, wide=wide)
+    return plot_panels(path, metrics, draw, title)
 
 
 def draw_distances(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = BUILT_IN_LABELS) -> None:
@@ -67,9 +75,9 @@ def draw_distances(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = B
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("distance [layers]")
-    ax.set_ylabel(labels.metric(metric).axis)
+    ax.set_ylabel(axis_label(labels.metric(metric).axis))
     if labels.metric(metric).reference != MATCHED:  # of splices
-        _clip_below(ax, rows)
+        _leave_out_far(ax, rows)
 
 
 def _draw_thin(ax: Axes, rows: pd.DataFrame, x: str) -> None:
@@ -78,15 +86,15 @@ def _draw_thin(ax: Axes, rows: pd.DataFrame, x: str) -> None:
         ax.plot(curve[x], curve["value"], color=BLUE, alpha=0.35, linewidth=0.7)
 
 
-def _clip_below(ax: Axes, rows: pd.DataFrame) -> None:
+def _leave_out_far(ax: Axes, rows: pd.DataFrame) -> None:
     """A random permutation explains so much less than nothing that everything else would be a flat line."""
     drawn = rows.loc[rows["variant"].isin(("composed", "exact")), "value"].to_numpy(dtype=float)
     control = rows.loc[rows["variant"] == "random", "value"].to_numpy(dtype=float)
-    low, high = float(np.min(drawn)), float(np.max(drawn))
-    margin = 0.08 * (high - low or 1.0)
-    if control.size and control.min() < low - 2 * (high - low):
+    if is_beyond(control.tolist(), drawn.tolist()):
+        low, high = float(np.min(drawn)), float(np.max(drawn))
+        margin = 0.08 * (high - low or 1.0)
         ax.set_ylim(low - margin, high + margin)
-        ax.set_title("random: below the axis", fontsize=7, color=ORANGE)
+        ax.set_title(f"random: off the axis, mean {control.mean():.3g}", fontsize=7, color=ORANGE)
 
 
 def has_quantiles(pairs: pd.DataFrame) -> bool:
@@ -130,7 +138,7 @@ def draw_quantiles(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = B
     ax.set_xlim(-0.03, 1.03)
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.set_xlabel("share of pairs carried, lowest MSE first (q)")
-    ax.set_ylabel(labels.metric(metric).axis)
+    ax.set_ylabel(axis_label(labels.metric(metric).axis))
 
 
 def _over_sparsity(about: Description) -> tuple[str, ...]:
@@ -164,12 +172,15 @@ def sparsity_rows(
 def plot_sparsity(rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of `sparsity_rows` against mean L0, one curve per splice or permutation."""
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
-    with drawing(path, (COLUMN_INCHES[0] * 0.95 * len(metrics), COLUMN_INCHES[1] + 0.4), title) as figure:
-        parts = np.asarray(figure.subfigures(1, len(metrics), squeeze=False)).ravel()
-        for part, metric in zip(parts, metrics, strict=True):
+    height, width = grid(len(metrics))
+    with drawing(path, (COLUMN_INCHES[0] * width, COLUMN_INCHES[1] * height), title) as figure:
+        parts = np.asarray(figure.subfigures(height, width, squeeze=False)).ravel()
+        lines = 0
+        for part, metric in zip(parts, metrics, strict=False):
             ax = part.subplots()
             draw_sparsity(ax, rows[rows["metric"] == metric], metric, labels)
-            legend_below(part, ax)
+            lines = max(lines, legend_below(part, ax))
+        make_room(figure, lines, height)
     return path
 
 
@@ -189,4 +200,4 @@ def draw_sparsity(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = BU
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("mean $L_0$ of the two layers [active features/token]")
-    ax.set_ylabel(about.axis)
+    ax.set_ylabel(axis_label(about.axis))

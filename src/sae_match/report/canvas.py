@@ -23,6 +23,9 @@ COLUMN_INCHES = (3.5, 2.9)
 OVERLAY_INCHES = (5.0, 3.6)
 PAGE_INCHES = (7.2, 5.8)
 DPI = 200
+LEGEND_LINE_INCHES = 0.16
+AXIS_CHARACTERS = 30
+"""What fits beside an axis of one column's height; a longer label has its unit on a second line."""
 
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 """Okabe and Ito (2008), legible with any color vision; yellow is left out, too pale on white."""
@@ -95,7 +98,7 @@ def one_panel(
     with drawing(path, size) as figure:
         ax = figure.subplots()
         yield ax
-        legend_below(figure, ax, wide)
+        make_room(figure, legend_below(figure, ax, wide))
         if title:
             ax.set_title(title)
 
@@ -105,30 +108,57 @@ def plot_panels(
     metrics: Sequence[str],
     draw: Callable[[Axes, str], None],
     title: str | None = None,
-    *,
-    width: float = COLUMN_INCHES[0],
-    columns: int | None = None,
-    wide: int = 60,
 ) -> Path:
-    """A panel of one column's height per metric, `width` inches wide, in one row or in `columns`; one legend below."""
-    columns = columns or len(metrics)
-    rows = -(-len(metrics) // columns)
-    with drawing(path, (width * columns, COLUMN_INCHES[1] * rows), title) as figure:
+    """A panel of one column's size per metric, two side by side; the first one's legend in the place that is left, or
+    below."""
+    rows, columns = grid(len(metrics))
+    with drawing(path, (COLUMN_INCHES[0] * columns, COLUMN_INCHES[1] * rows), title) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flat
-        for ax in axes[len(metrics) :]:
-            ax.set_axis_off()
         for ax, metric in zip(axes, metrics, strict=False):
             draw(ax, metric)
-        legend_below(figure, axes[0], wide)
+        if len(metrics) < rows * columns:
+            axes[-1].set_axis_off()
+            axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center")
+        else:
+            make_room(figure, legend_below(figure, axes[0], wide=60))
     return path
 
 
-def legend_below(figure: FigureBase, ax: Axes, wide: int = 24) -> None:
+def grid(panels: int) -> tuple[int, int]:
+    """Rows and columns of panels that fit on a page."""
+    return -(-panels // 2), min(panels, 2)
+
+
+def legend_below(figure: FigureBase, ax: Axes, wide: int = 24) -> int:
     """The legend of `ax` under it, where it covers no curve: two columns, or one if an entry has more than `wide`
-    characters."""
+    characters. Returns its number of lines."""
     handles, names = ax.get_legend_handles_labels()
+    columns = 1 if max(map(len, names), default=0) > wide else 2
     if names:
-        figure.legend(handles, names, loc="outside lower center", ncols=1 if max(map(len, names)) > wide else 2)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    return -(-len(names) // columns)
+
+
+def make_room(figure: Figure, lines: int, rows: int = 1) -> None:
+    """Let the figure grow by what the legends of each row of panels, of `lines` lines, have beyond two, so that the
+    axes keep their height."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + rows * max(0, lines - 2) * LEGEND_LINE_INCHES)
+
+
+def axis_label(text: str) -> str:
+    """A label with its unit, on two lines where it is long."""
+    return text if len(text) <= AXIS_CHARACTERS else text.replace(" [", "\n[")
+
+
+def is_beyond(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether all values are further from the others than the others are from each other: on one axis with them,
+    the others would look alike."""
+    if not len(values) or not len(others):
+        return False
+    low, high = min(others), max(others)
+    spread = (high - low) or abs(high) or 1.0
+    return max(values) < low - spread or min(values) > high + spread
 
 
 @contextmanager

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from ..metrics.description import CEILING, DIFFERENCE, MATCHED, Description, headline_name
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..style import BLACK, BLUE, GREY
-from .canvas import COLUMN_INCHES, drawing
+from .canvas import drawing, is_beyond
 from .records import Record
 
 USUAL = ("vanilla", "random")
 CONTROLS = (*USUAL, "frequency", "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
 """The package's own, in the order of the table; those of users follow by name."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
+PANEL_INCHES = 2.1
 NOTE = (
     "Means over the span's layer pairs on the same tokens, with 95 % intervals over documents. Beside each metric: "
     "what the job's own matching has more than the control, with the interval of the paired difference. "
@@ -77,21 +79,28 @@ def _number_name(about: Description, control: str, metrics: Mapping[str, Any]) -
 
 
 def drawn_rows(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> pd.DataFrame:
-    """The rows of `controls_frame` that the figure shows: of `vanilla` and `random` the scores of their pairs only.
-
-    Their splices explain so much less than nothing that the others would look alike. The table has their numbers.
-    """
-    splices = frame["metric"].map(lambda name: labels.metric(str(name)).reference != MATCHED).astype(bool)
-    return frame[frame["value"].notna() & ~(frame["control"].isin(USUAL) & splices)].reset_index(drop=True)
+    """The rows of `controls_frame` that the figure draws: without splices of `vanilla` and `random` that explain so
+    much less than nothing that the others would look alike. The figure has their numbers as text."""
+    rows = frame[frame["value"].notna()]
+    usual = rows["control"].isin(USUAL)
+    far = [
+        place
+        for (name, control), own in rows[usual].groupby(["metric", "control"], sort=False)
+        if labels.metric(str(name)).reference != MATCHED
+        and is_beyond(own["value"].tolist(), rows.loc[~usual & (rows["metric"] == name), "value"].tolist())
+        for place in own.index
+    ]
+    return rows.drop(index=far).reset_index(drop=True)
 
 
 def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of the matching (a line through all rows) and every control as dots with intervals: a row per
-    control, a panel per metric. `frame`: one job's rows of `controls_frame`."""
+    control, a panel per metric; a value that is off its axis as text. `frame`: one job's rows of `controls_frame`."""
+    frame = frame[frame["value"].notna()]
     rows = drawn_rows(frame, labels)
-    names = list(dict.fromkeys(rows["control"]))
+    names = list(dict.fromkeys(frame["control"]))
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
-    with drawing(path, (0.9 + 0.66 * COLUMN_INCHES[0] * len(metrics), 1.0 + 0.24 * len(names)), title) as figure:
+    with drawing(path, (0.9 + PANEL_INCHES * len(metrics), 1.0 + 0.24 * len(names)), title) as figure:
         axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             for control, *numbers in rows.loc[rows["metric"] == metric, ["control", *NUMBERS[:3]]].to_numpy().tolist():
@@ -101,9 +110,10 @@ def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, lab
                 if control == MATCHED:
                     ax.axvline(value, color=GREY, linestyle=":", linewidth=1.0)
                 ax.errorbar(value, names.index(control), xerr=sides, fmt="o", color=color, capsize=2, linewidth=1)
-            off = frame.loc[(frame["metric"] == metric) & frame["value"].notna(), "control"]
-            if missing := [name for name in off if name not in set(rows.loc[rows["metric"] == metric, "control"])]:
-                ax.set_title(f"{', '.join(missing)}: off the axis", fontsize=7, color=GREY)
+            drawn = rows[rows["metric"] == metric]
+            for _, left in frame[frame["metric"] == metric].iterrows():
+                if left["control"] not in set(drawn["control"]):
+                    _write_off_axis(ax, left["value"], names.index(left["control"]), drawn["value"].min())
             ax.grid(axis="x")
             ax.grid(visible=False, axis="y")
             ax.margins(x=0.12)
@@ -111,3 +121,11 @@ def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, lab
         axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes[0].invert_yaxis()
     return path
+
+
+def _write_off_axis(ax: Axes, value: float, row: int, low: float) -> None:
+    """A value that is off the axis, as text with an arrow at the end of the axis beyond which it lies."""
+    below = value < low
+    text, x, side = (f"◀ {value:.3g}", 0.02, "left") if below else (f"{value:.3g} ▶", 0.98, "right")
+    clear = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", fontsize=7, color=GREY, bbox=clear)

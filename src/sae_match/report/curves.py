@@ -19,10 +19,25 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..metrics.built_in import WEIGHT_MSE
+from ..metrics.description import SPLICED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import is_quantile, near_rows
 from ..style import BLUE, GREY, VARIANTS, VERMILION, Look
-from .canvas import COLUMN_INCHES, OVERLAY_INCHES, PAGE_INCHES, drawing, legend_below, one_panel, references, styles
+from .canvas import (
+    COLUMN_INCHES,
+    OVERLAY_INCHES,
+    PAGE_INCHES,
+    axis_label,
+    drawing,
+    grid,
+    is_beyond,
+    legend_below,
+    make_room,
+    one_panel,
+    plot_panels,
+    references,
+    styles,
+)
 
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
@@ -56,12 +71,12 @@ def rows_of(table: pd.DataFrame, metric: str, variants: Sequence[str] | None = N
 
 
 def draw_line(ax: Axes, x: Any, curve: pd.DataFrame, look: Look) -> None:
-    """A curve of the columns `value`, `low` and `high` over `x`, with its band; error bars where only one point has an
-    interval, since a band needs two points to be seen."""
+    """A curve of the columns `value`, `low` and `high` over `x`, with its band; error bars where no line joins the
+    points, or only one has an interval, since a band needs two points to be seen."""
     x, y, low, high = (np.asarray(each, dtype=float) for each in (x, curve["value"], curve["low"], curve["high"]))
     ax.plot(x, y, color=look.color, marker=look.marker, linestyle=look.linestyle, label=look.label)
     known = np.isfinite(low) & np.isfinite(high)
-    if known.sum() == 1:
+    if known.sum() == 1 or (known.any() and look.linestyle == "none"):
         bars = np.vstack([y - low, high - y])[:, known]
         ax.errorbar(x[known], y[known], yerr=np.clip(bars, 0, None), color=look.color, fmt="none", capsize=2)
     elif known.any():
@@ -78,25 +93,26 @@ def draw_layer_curves(
 ) -> None:
     """One line per variant over layer pairs, with its 95 % band.
 
-    A pair a->b stands midway between a and b, so that a same-layer value (the ceiling: layer_to = layer) stands at its
-    layer, between the two pairs that share it. One known for a single layer is drawn as a level across the axes.
+    A pair a->b stands midway between a and b, so that a same-layer value (of two seeds: layer_to = layer) stands at its
+    layer, between the two pairs that share it. It is a marker there, since nothing is known of the other layers. The
+    splice along a control that is far off all others is not drawn; the legend has its mean.
     """
     rows = rows_of(table, metric, variants)
     style = styles(list(rows["variant"].unique()), labels.variants) if style is None else style
     pairs = rows[rows["layer"] != rows["layer_to"]]
+    of_controls = rows["variant"].str.startswith(f"{SPLICED}_")
+    others = rows.loc[~of_controls, "value"].tolist()
     for name, look in style.items():
         curve = rows[rows["variant"] == name]
-        if len(curve) == 1 and len(pairs) > 1 and (curve["layer"] == curve["layer_to"]).all():
-            level = curve.iloc[0]
-            label = f"{look.label}, layer {level['layer']}"
-            ax.axhline(level["value"], color=look.color, linestyle=look.linestyle, label=label)
-            if pd.notna(level["low"]) and pd.notna(level["high"]):
-                ax.axhspan(level["low"], level["high"], color=look.color, alpha=0.10, linewidth=0)
+        if name.startswith(f"{SPLICED}_") and is_beyond(curve["value"].tolist(), others):
+            ax.plot([], [], color=look.color, label=f"{look.label}: {curve['value'].mean():.3g}, off the axis")
         elif len(curve):
-            draw_line(ax, (curve["layer"] + curve["layer_to"]) / 2, curve, look)
+            single = len(pairs) and (curve["layer"] == curve["layer_to"]).all()
+            own = look._replace(linestyle="none") if single else look
+            draw_line(ax, (curve["layer"] + curve["layer_to"]) / 2, curve, own)
     _layer_ticks(ax, pairs if len(pairs) else rows)
     described = labels.metric(metric)
-    ax.set_ylabel(described.axis)
+    ax.set_ylabel(axis_label(described.axis))
     if described.log and (rows["value"] > 0).all():
         ax.set_yscale("log")
 
@@ -169,28 +185,27 @@ def weight_mse_rows(foldings: Mapping[str, str], tables: Mapping[str, pd.DataFra
 def plot_weight_mse(rows: pd.DataFrame, path: Path, labels: Labels = BUILT_IN_LABELS) -> Path:
     """Weight MSE by folding (the paper's Fig. 3), a panel per group of parameters: `rows` as from `weight_mse_rows`."""
     metrics = [name for name in WEIGHT_MSE.values() if name in set(rows["metric"])]
-    with drawing(path, (COLUMN_INCHES[0] * 0.85 * len(metrics), COLUMN_INCHES[1])) as figure:
-        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-        for ax, metric in zip(axes, metrics, strict=True):
-            draw_layer_curves(ax, rows, metric, style=FOLDED, labels=labels)
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return path
+
+    def draw(ax: Axes, metric: str) -> None:
+        draw_layer_curves(ax, rows, metric, style=FOLDED, labels=labels)
+
+    return plot_panels(path, metrics, draw)
 
 
 def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
-    """The job on one page: the main metrics of every variant (matching score against its ceiling, explained variance
-    and delta loss of every splice), and the weight MSE of each group by variant. A panel without values is left out
+    """The job on one page: the main metrics of every variant (matching score, explained variance and delta loss of
+    every splice), and the weight MSE of each group by variant. A panel without values is left out
     (`evaluation=weights_only` leaves the last one)."""
     present = set(table.loc[table["value"].notna(), "metric"])
     groups = [name for name in WEIGHT_MSE.values() if name in present]
     panels = [[name] for name in labels.against_controls if name in present] + ([groups] if groups else [])
     if not panels:
         raise ValueError(f"nothing for an overview: the table has {sorted(present)}")
-    rows, columns = -(-len(panels) // 2), min(len(panels), 2)
+    rows, columns = grid(len(panels))
     wide, high = PAGE_INCHES if rows > 1 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
     with drawing(path, (wide, high * max(1.0, rows / 2)), title) as figure:
         parts = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel()
+        lines = 0
         for letter, part, metrics in zip(ascii_lowercase, parts, panels, strict=False):
             ax = part.subplots()
             if metrics is groups:
@@ -198,9 +213,11 @@ def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, lab
                 ax.set_ylabel(f"weight MSE [{labels.metric(groups[0]).unit}]")
             else:
                 draw_layer_curves(ax, table, metrics[0], labels=labels)
-            legend_below(part, ax)
+            lines = max(lines, legend_below(part, ax))
             if len(panels) > 1:
-                ax.set_title(f"({letter})", loc="left", fontweight="bold")
+                name = "weight MSE" if metrics is groups else labels.metric(metrics[0]).title
+                ax.set_title(f"({letter}) {name}", loc="left")
+        make_room(figure, lines, rows)
     return path
 
 

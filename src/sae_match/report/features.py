@@ -185,7 +185,7 @@ def _draw_marked_histogram(ax: Axes, features: pd.DataFrame, examples: pd.DataFr
         ax.annotate(mark, (mse, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7)
         ax.plot([mse, mse], [0.0, 1.0], transform=ax.get_xaxis_transform(), color=BLUE, linewidth=0.6, alpha=0.6)
     ax.set_xlabel(MSE_LABEL)
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def draw_mse_by_level(ax: Axes, judged: pd.DataFrame) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from ..errors import UserError
-from ..metrics.description import CEILING, MATCHED, SPLICED
+from ..metrics.description import CEILING, MATCHED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import distance_rows
-from ..style import BLUE, GREY
 from .axes import (
     has_distances,
     has_quantiles,
@@ -27,7 +24,8 @@ from .axes import (
     quantile_rows,
     sparsity_rows,
 )
-from .canvas import OVERLAY_INCHES, factor_styles, one_panel
+from .bars import Tables, of_one_pair, pairs_of, plot_bars
+from .canvas import PALETTE, factor_styles
 from .controls import controls_frame, drawn_rows, plot_controls
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
 from .features import write_pair_figures
@@ -36,6 +34,10 @@ from .tables import write_csv
 
 MAX_CURVES = 12
 """Jobs in one figure; of more, the best by their mean are drawn."""
+OF_LAYERS = ("sae", "model")
+"""Variants of what is measured of layers, not of pairs."""
+FEW_PAIRS = 3
+"""Of more jobs than colors on so few layer pairs, rows are drawn, not curves."""
 TITLES = {
     "weight_mse": "weight MSE by folding, over layer pairs",
     "sparsity": "splices against the sparsity of the SAEs",
@@ -43,8 +45,6 @@ TITLES = {
 }
 """Titles of the figures in the paper's form, by file name."""
 
-Tables = Mapping[str, pd.DataFrame]
-"""A job's label -> rows of its pair table."""
 Plot = Callable[[pd.DataFrame, Path, str | None, Labels], Path]
 
 
@@ -121,8 +121,8 @@ def write_overlays(
         if only and not drawn:
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs and, of "
-                "functional tests, leaderboard, quality_curve and geometry."
+                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs, between "
+                "jobs effects and, of functional tests, leaderboard, quality_curve and geometry."
             )
         figures += drawn
     return figures
@@ -168,16 +168,17 @@ def _own_curves(tables: Tables, metric: str, variant: str, stem: str, common: pd
     curves = {label: rows for label, rows in curves.items() if len(rows)}
     sign = 1 if about.better == "lower" else -1
     best = set(sorted(curves, key=lambda label: sign * float(curves[label]["value"].mean()))[: jobs.most])
-    title, note = f"{about.title}: {variant}", ""
+    name = jobs.labels.variants[variant].label if variant in jobs.labels.variants else variant.replace("_", " ")
+    title, note = about.title if variant in OF_LAYERS else f"{about.title}: {name}", ""
     if len(best) < len(curves):
         note = f"The best {len(best)} of {len(curves)} jobs by their mean; the others' numbers are in the tables."
         title += f" (best {len(best)} of {len(curves)} jobs)"
     drawn = {label: rows for label, rows in curves.items() if label in best}
     path = jobs.directory / f"{stem}.png"
-    if of_one_pair(drawn):
-        # The rows of all variants: a bar's own ceiling is drawn beside it.
-        rows = {label: tables[label] for label in drawn}
-        plot_bars(rows, metric, variant, path, title=title, common=common, labels=jobs.labels)
+    if of_one_pair(drawn) or (len(drawn) > len(PALETTE) and pairs_of(drawn) <= FEW_PAIRS):
+        # With each job's own two seeds.
+        drawn = {label: tables[label][tables[label]["variant"].isin((variant, CEILING))] for label in drawn}
+        plot_bars(drawn, metric, variant, path, title=title, common=common, labels=jobs.labels)
     else:
         keys = comparison_keys(list(jobs.named.values()))
         look = factor_styles({label: [repr(setting(jobs.named[label], key)) for key in keys] for label in drawn})
@@ -223,55 +224,3 @@ def write_paper_figures(records: Sequence[Record], directory: Path, labels: Labe
         written.append(plot_sparsity(rows, directory / "sparsity.png", labels=labels))
         write_csv(directory / "sparsity.csv", rows)
     return written
-
-
-def of_one_pair(tables: Tables) -> bool:
-    """Whether the tables (of one metric) hold one and the same layer pair: there is no curve over layers to draw."""
-    joined = pd.concat(tables.values())
-    pairs = joined[joined["layer"] != joined["layer_to"]]
-    return len(set(zip(pairs["layer"], pairs["layer_to"], strict=True))) == 1 and len(tables) > 1
-
-
-def plot_bars(
-    tables: Tables,
-    metric: str,
-    variant: str,
-    path: Path,
-    *,
-    title: str | None = None,
-    common: pd.DataFrame | None = None,
-    labels: Labels = BUILT_IN_LABELS,
-) -> Path:
-    """One variant of a metric of several jobs (label -> table) at one layer pair (the paper's Fig. 12): a bar per job
-    with its 95 % interval and, where it was measured, its same-layer ceiling; what all jobs share as lines."""
-    values = {label: table[table["metric"] == metric] for label, table in tables.items()}
-    with one_panel(path, title, (OVERLAY_INCHES[0], 1.6 + 0.32 * len(values)), wide=42) as ax:
-        draw_bars(ax, values, variant, labels)
-        if common is not None:
-            # The splices of a random or vanilla permutation are so far off that the bars would look alike.
-            far = common["variant"].str.startswith(f"{SPLICED}_") | (common["layer"] == common["layer_to"])
-            lines = common[~far]
-            for name, value, dashes in zip(lines["variant"], lines["value"], cycle(("--", ":", "-.")), strict=False):
-                look = labels.variants.get(name)
-                ax.axvline(value, color=GREY, linestyle=dashes, linewidth=1.0, label=look.label if look else name)
-        ax.set_xlabel(labels.metric(metric).axis)
-    return path
-
-
-def draw_bars(ax: Axes, tables: Tables, variant: str, labels: Labels = BUILT_IN_LABELS) -> None:
-    """A horizontal bar per job, the first on top; a diamond where there is a ceiling (its mean over the two layers)."""
-    ceiling = labels.variants[CEILING]
-    for place, table in enumerate(tables.values()):
-        row = table[(table["variant"] == variant) & (table["layer"] != table["layer_to"])].iloc[0]
-        ax.barh(place, row["value"], color=BLUE, alpha=0.8, height=0.62)
-        if pd.notna(row["low"]) and pd.notna(row["high"]):
-            sides = np.clip([[row["value"] - row["low"]], [row["high"] - row["value"]]], 0, None)
-            ax.errorbar(row["value"], place, xerr=sides, color="black", fmt="none", capsize=2, linewidth=1)
-        own = table.loc[table["variant"] == CEILING, "value"]
-        if len(own):
-            named = ceiling.label if ceiling.label not in ax.get_legend_handles_labels()[1] else None
-            ax.plot(own.mean(), place, ceiling.marker, color=ceiling.color, label=named, linestyle="none")
-    ax.set_yticks(range(len(tables)), list(tables))
-    ax.invert_yaxis()
-    ax.grid(axis="x")
-    ax.grid(visible=False, axis="y")

@@ -25,6 +25,8 @@ LOOKS = ("label", "style")
 """Last parts of keys that say how something is drawn."""
 BAD_STATES = ("failed", "killed", "unreadable")
 """States that make a report end with a non-zero exit code."""
+REFUSALS = ("UserError", "HubRefusalError")
+"""Errors of configurations and inputs that cannot work."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ class Record:
     def sources(self) -> tuple[Record, ...]:
         """The jobs on disk behind this record: its parts, or itself."""
         return self.parts or (self,)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the job ended before its work began, since its configuration or an input cannot work."""
+        kind = (self.error or "").partition(":")[0]
+        return self.state == "failed" and kind in REFUSALS and self.pairs is None
+
+    @property
+    def outcome(self) -> str:
+        """The state, as tables show it: a job that was refused did not fail at its work."""
+        return "refused" if self.refused else self.state
 
     @property
     def reason(self) -> str:
@@ -172,9 +185,12 @@ def comparison_keys(records: Sequence[Record]) -> list[str]:
 
 
 def job_labels(records: Sequence[Record]) -> list[str]:
-    """A short, distinct label per record: its varying settings, with the job's name where these do not suffice."""
+    """A short, distinct label per record: its varying settings, by the last parts of their keys where these tell them
+    apart, with the job's name where the settings do not suffice."""
     keys = comparison_keys(records)
-    plain = [", ".join(f"{key}={setting(record, key)}" for key in keys if record.config) for record in records]
+    last = [key.rpartition(".")[2] for key in keys]
+    names = {key: part if last.count(part) == 1 else key for key, part in zip(keys, last, strict=True)}
+    plain = [", ".join(f"{names[key]}={setting(record, key)}" for key in keys if record.config) for record in records]
     return [
         text if text and plain.count(text) == 1 else f"{text} ({record.name})".strip()
         for text, record in zip(plain, records, strict=True)

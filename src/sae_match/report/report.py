@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +15,13 @@ from sae_match.files import write_text
 from ..errors import UserError
 from ..record.contents import PATHS
 from ..record.labels import Labels, joined
-from .ablation import ablation_frame, compared_metrics, effects_frame, effects_note, rank, ranking_note, resample
+from .ablation import ablation_frame, compared_metrics, rank, ranking_note, resample
 from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
+from .effects import effects_frame, effects_note
+from .effects_figure import effects_figure
+from .examples import examples_frame, examples_table
 from .figures import MAX_CURVES, Drawn, write_overlays
 from .leaderboard_figures import leaderboard_figures
 from .leaderboard_tables import Leaderboard, make_leaderboard
@@ -47,6 +51,7 @@ HEADINGS = {
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
+    "examples": "Example pairs",
     "figures": "Per layer",
     "files": "Files",
 }
@@ -104,17 +109,24 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     if leaderboard := make_leaderboard(jobs):
         frames |= leaderboard.frames
         tables |= leaderboard.tables
-    if compared := compared_metrics(records, options.metrics, labels):
-        resampled = resample(records, compared, labels)
-        rankings = {name: rank(records, name, resampled, labels) for name in compared}
-        frames["ablation.csv"] = frame = ablation_frame(records, rankings)
-        tables["ablation"] = ablation_table(records, frame, compared, labels, folder, ranking_note(rankings))
-        if len(effects := effects_frame(records, compared, resampled)):
+    # A combination that cannot work is no cell of the design.
+    tried = [record for record in records if not record.refused]
+    if compared := compared_metrics(tried, options.metrics, labels):
+        resampled = resample(tried, compared, labels)
+        rankings = {name: rank(tried, name, resampled, labels) for name in compared}
+        frames["ablation.csv"] = frame = ablation_frame(tried, rankings)
+        tables["ablation"] = ablation_table(tried, frame, compared, labels, folder, ranking_note(rankings))
+        if len(effects := effects_frame(tried, compared, resampled)):
             frames["effects.csv"] = effects
             tables["effects"] = effects_table(effects, compared, labels, effects_note(effects))
     if len(controls := controls_frame(records)):
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    if len(examples := examples_frame(records[: options.most])):
+        frames["example_pairs.csv"] = examples
+        tables["examples"] = examples_table(examples, records, folder)
+        if len(records) > options.most:
+            notes.append(f"Example pairs: of the first {options.most} of {len(records)} jobs.")
     summary = summary_table(records, options.metrics, labels)
     return Report(jobs, records, notes, labels, frames, tables, summary, leaderboard)
 
@@ -151,8 +163,10 @@ def write_report(jobs: Sequence[Record], output: Path, options: Options) -> str:
 
 
 def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], list[str]]:
-    more = leaderboard_figures(report.leaderboard, output) if report.leaderboard else {}
+    more = dict(leaderboard_figures(report.leaderboard, output)) if report.leaderboard else {}
     with also_written(options.formats):
+        if (effects := report.frames.get("effects.csv")) is not None:
+            more["effects"] = partial(effects_figure, effects, output, report.labels)
         figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
@@ -166,13 +180,17 @@ def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], 
 def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[str] = ()) -> str:
     """The whole report as Markdown: a pure function of the records (and the figures' file names)."""
     parts = [f"# {report.title}\n", report.summary]
-    troubled = [
-        f"- **{job.name}** {job.state}: {' '.join((job.error or 'no reason recorded').split())}"
-        for job in report.jobs
-        if job.state in BAD_STATES
-    ]
-    if troubled:
-        parts.append("## Jobs that did not finish\n\n" + "\n".join(troubled) + "\n")
+    refused = [job for job in report.jobs if job.refused]
+    troubled = [job for job in report.jobs if job.state in BAD_STATES and not job.refused]
+    for heading, found in (
+        ("Jobs that were refused: they are in no ablation and no effect", refused),
+        ("Jobs that did not finish", troubled),
+    ):
+        listed = [
+            f"- **{job.name}** {job.outcome}: {' '.join((job.error or 'no reason recorded').split())}" for job in found
+        ]
+        if listed:
+            parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
     for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sae_match.files import atomic_path
 
+from ..metrics.description import CEILING
 from ..record.contents import METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .controls import NUMBERS
@@ -103,8 +104,10 @@ def headline_names(records: Sequence[Record], labels: Labels, asked: Sequence[st
 def legend(names: Sequence[str], labels: Labels) -> str:
     """What the columns show: label and unit of each metric that a name is no substitute for."""
     metrics = {about.name: about for about in map(labels.of_number, names)}
-    listed = "; ".join(f"{name}: {about.axis}" for name, about in metrics.items() if about.axis != name)
-    return f"{listed}." if listed else ""
+    parts = [f"{name}: {about.axis}" for name, about in metrics.items() if about.axis != name]
+    if any(labels.split(name)[1] == CEILING for name in names):
+        parts.append(f"{CEILING}: two seeds of one layer, a reference and no bound")
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def settings_of_all(records: Sequence[Record], quote: str = "") -> str:
@@ -129,7 +132,7 @@ def _settings(record: Record, keys: Sequence[str]) -> list[Cell]:
 
 def _begin(record: Record, keys: Sequence[str], folder: Path) -> list[Cell]:
     """The first cells of a row: job, state, settings."""
-    state = Cell(record.state, kind="bad" if record.state in BAD_STATES else "")
+    state = Cell(record.outcome, kind="bad" if record.state in BAD_STATES else "")
     return [_job(record, folder), state, *_settings(record, keys)]
 
 
@@ -141,7 +144,7 @@ def _number(record: Record, name: str, folder: Path, place: str | None = None) -
     """A headline number with its interval (and rank); the state where the job has not finished and has none."""
     value = record.metrics.get(name) if place is None else record.number(name)
     if value is None and record.state != "done":
-        return Cell(record.state, title=record.reason, kind="bad" if record.state in BAD_STATES else "")
+        return Cell(record.outcome, title=record.reason, kind="bad" if record.state in BAD_STATES else "")
     text = format_value(value, record.metrics.get(f"{name}_low"), record.metrics.get(f"{name}_high"))
     if value is None:
         return Cell(text)
@@ -165,7 +168,7 @@ def jobs_table(jobs: Sequence[Record], folder: Path) -> Table:
         there = {name: (job.path / name).is_file() for name in (METRICS, PAIRS)}
         files = [Cell(name, href=f"{relative(job, folder)}/{name}") if there[name] else Cell(ABSENT) for name in there]
         rows.append([*_begin(job, keys, folder), _seconds(job), reason, *files])
-    states = pd.Series([job.state for job in jobs]).value_counts().sort_index()
+    states = pd.Series([job.outcome for job in jobs]).value_counts().sort_index()
     note = ", ".join(f"{count} {state}" for state, count in states.items()) + "."
     header = ["job", "state", *keys, "seconds", "error", "metrics", "pairs"]
     return Table(header, rows, ["seconds"], ["state", *keys], note)
@@ -212,7 +215,7 @@ def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:
     keys = comparison_keys(records)
     rows = []
     for record in records:
-        row = {"job": record.name, "state": record.state, "error": record.error, "seconds": record.seconds}
+        row = {"job": record.name, "state": record.outcome, "error": record.error, "seconds": record.seconds}
         rows.append(row | {key: setting(record, key) for key in [*record.factors, *keys]})
     metrics = sorted({name for record in records for name in record.metrics})
     numbers = pd.DataFrame([{name: record.metrics.get(name) for name in metrics} for record in records])
@@ -236,26 +239,33 @@ def ablation_table(
 def effects_table(
     frame: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS, note: str = ""
 ) -> Table:
-    """One row per contrast of `effects_frame`, one column per metric."""
+    """One row per contrast of `effects_frame`, below it those at the levels of other factors; a column per metric."""
     rows = []
-    for (factor, level, reference), group in frame.groupby(["factor", "level", "reference"], sort=False):
+    for (factor, level, reference, where), group in frame.groupby(
+        ["factor", "level", "reference", "where"], sort=False
+    ):
         missing = int(group["unmatched"].iloc[0])
         count = f"{group['cells'].max()} (+{missing} without partner)" if missing else str(group["cells"].max())
         found = {row["metric"]: row for row in group.to_dict("records")}
         numbers = [_effect(found[name]) for name in metrics]
-        rows.append([Cell(str(factor)), Cell(f"{level} − {reference}"), Cell(count), *numbers])
+        rows.append(
+            [Cell(str(factor)), Cell(f"{level} − {reference}"), Cell(str(where) or "all"), Cell(count), *numbers]
+        )
     titles = [titled(name, labels) for name in metrics]
-    return Table(["factor", "levels", "cells", *titles], rows, titles, ["factor"], note)
+    return Table(["factor", "levels", "where", "cells", *titles], rows, titles, ["factor", "where"], note)
 
 
 def _effect(row: Mapping[Any, Any]) -> Cell:
-    """`+0.012 [low, high]` with an interval, `+0.012 (smallest … largest)` without."""
+    """`+0.012 [low, high]` with an interval, `+0.012 (smallest … largest)` without; with * where it depends on another
+    factor."""
     title = f"{row['metric']}: {row['jobs']}"
     if row["cells"] == 0:
         return Cell(ABSENT, title=title)
     text = ("+" if row["effect"] > 0 else "") + format_row(row, "effect", "low", "high")
     if pd.isna(row["low"]) and row["cells"] > 1:
         text += f" ({format_value(row['smallest'])} … {format_value(row['largest'])})"
+    if row["depends_on"]:
+        text, title = f"{text} *", f"{title}; depends on {row['depends_on']}"
     return Cell(text, float(row["effect"]), title)
 
 

@@ -91,6 +91,8 @@ def load_sae(
             "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
         )
     name = str(path)
+    if layer is None and "{layer" in name:
+        raise UserError(f"{name}: of which layer? load_sae({name!r}, 13) puts 13 in place of {{layer}}")
     file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")

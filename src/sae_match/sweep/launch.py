@@ -108,10 +108,15 @@ def current_job() -> Iterator[CurrentJob]:
     except BaseException as error:
         _log_to_file(traceback.format_exc())
         if job.sweep is not None:
-            logger.error("job %s failed: %s", job.number, error)
+            interrupted = isinstance(error, KeyboardInterrupt)  # whose message is empty
+            if interrupted:
+                logger.error("job %s was interrupted", job.number)
+            else:
+                logger.error("job %s failed: %s", job.number, error)
             if not is_scratch(job.sweep):
                 with suppress(OSError):
-                    notes.note_error(job.sweep, job.number, job.overrides, f"{type(error).__name__}: {error}")
+                    told = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+                    notes.note_error(job.sweep, job.number, job.overrides, told)
         raise
 
 

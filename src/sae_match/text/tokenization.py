@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -131,3 +131,26 @@ def tokenizer_identity(tokenizer: Any) -> str:
         state = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
     state["bos_token_id"] = tokenizer.bos_token_id
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> str:
+    r"""The text of tokens; bytes that make no whole character are shown as Python writes them, such as \xe2\x80."""
+    tokens = [int(one) for one in ids]
+    text = str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+    if "\ufffd" not in text:
+        return text
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # what byte-level vocabularies are written in
+
+    values = {character: value for value, character in bytes_to_unicode().items()}
+    raw = b""
+    for token in tokenizer.convert_ids_to_tokens(tokens):
+        if found := _BYTE_TOKEN.fullmatch(token):
+            raw += bytes.fromhex(found[1])
+        elif all(character in values for character in token):
+            raw += bytes(values[character] for character in token)
+        else:
+            raw += token.replace("\u2581", " ").encode()
+    return raw.decode("utf-8", errors="backslashreplace")

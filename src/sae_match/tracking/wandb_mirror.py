@@ -199,6 +199,10 @@ class WandbMirror:
         compares them."""
         self._log_table("comparison", comparison_table(columns_of(self._config), _measured(numbers)))
 
+    def log_examples(self, examples: pd.DataFrame) -> None:
+        """Pairs of features to look at, as in example_pairs.csv."""
+        self._log_table("example_pairs", examples)
+
     def log_labels(self, labels: Labels) -> None:
         """What the metrics are called, their units and which way is better, as a table."""
         rows = [(about.name, about.title, about.unit, about.better) for about in labels.metrics.values()]

@@ -81,11 +81,14 @@ class Costs(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Per row, the columns worth looking at, and a bound on all others.
+    """Per row, the columns worth looking at, and a bound on all others; rows with equal costs share one list.
 
-    For every column j outside row i's list, cost(i, j) - price[j] >= bound[i]. Prices only ever fall, so what held
+    For every column j outside row i's list, cost(i, j) - price[j] >= bound[of[i]]. Prices only ever fall, so what held
     when the list was made holds for good.
     """
+
+    of: Int32
+    """[n] the row under which a row's list is kept; the arrays from `start` to `wanted` count at those rows only."""
 
     cost: Int64
     """[pool] exact cost, or a lower bound of it."""
@@ -139,10 +142,12 @@ def new_scratch(n_columns: int, n_real: int) -> Scratch:
     return Scratch(np.full(n_columns, INFINITE, np.int64), np.empty(n_real, np.int32))
 
 
-def new_lists(n: int, slots: int) -> Lists:
-    """Empty lists with `slots` entries for each of `n` rows and as much again to grow into."""
+def new_lists(row_class: Int32, slots: int) -> Lists:
+    """Empty lists with `slots` entries for each of n rows and as much again to grow into; a class shares its list."""
+    n = len(row_class)
     pool = 2 * n * slots + 64
     return Lists(
+        of=row_class,
         cost=np.empty(pool, np.int64),
         column=np.empty(pool, np.int32),
         exact=np.zeros(pool, np.bool_),

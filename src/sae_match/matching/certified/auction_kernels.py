@@ -45,6 +45,7 @@ DOUBTS = 8
 @njit(cache=True, nogil=True)
 def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64) -> tuple[int, int, int, int]:
     """Slots and values of row i's best and second best listed columns, made exact where they lie below the bound."""
+    i = index(lists.of[i])
     first = lists.start[i]
     for _ in range(DOUBTS):
         best, second, best_at, second_at = INFINITE, INFINITE, -1, -1
@@ -100,6 +101,7 @@ def stale(
     if quantized.shape[0] == 0 or counters[QUEUE] > few:
         return False
     counters[REMADE] += 1
+    i = index(lists.of[i])
     before = lists.bound[i]
     needed = 1
     while needed > 0:
@@ -128,16 +130,17 @@ def auction(
         i = index(queue[head])
         head = (head + 1) % ring
         counters[QUEUE] -= 1
+        r = index(lists.of[i])
         best_at, best, _, second = two_best(i, costs, prices, lists, counters)
-        while best >= lists.bound[i] and stale(i, best, counters, few, quantized, scale, costs, prices, lists, scratch):
+        while best >= lists.bound[r] and stale(i, best, counters, few, quantized, scale, costs, prices, lists, scratch):
             best_at, best, _, second = two_best(i, costs, prices, lists, counters)
-        if best >= lists.bound[i]:
+        if best >= lists.bound[r]:
             pending[counters[PENDING]] = i
             counters[PENDING] += 1
             continue
         counters[BIDS] += 1
         # What lies outside the list is no better than its bound, so the bound can stand in for the second choice.
-        second = min(second, lists.bound[i])
+        second = min(second, lists.bound[r])
         j = index(lists.column[best_at])
         drop = epsilon if second == INFINITE else second - best + epsilon
         set_price(j, prices.price[j] - drop, costs, prices)
@@ -157,10 +160,10 @@ def release(epsilon: int, queue: Int32, lists: Lists, prices: Prices, held: Assi
     """Free every row whose column is more than `epsilon` above its best choice; returns the number of free rows."""
     free = 0
     for i in range(held.partner.shape[0]):
-        j = held.partner[i]
+        j, r = held.partner[i], lists.of[i]
         if j >= 0:
-            own, best = INFINITE, lists.bound[i]
-            for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+            own, best = INFINITE, lists.bound[r]
+            for t in range(lists.start[r], lists.start[r] + lists.length[r]):
                 value = lists.cost[t] - prices.price[lists.column[t]]
                 if lists.column[t] == j and lists.exact[t]:
                     own = value
@@ -200,7 +203,7 @@ def reduce_rows(
                 counters[DEFERRED] += 1
                 break
             best_at, best, second_at, second = two_best(i, costs, prices, lists, counters)
-            if best >= lists.bound[i]:
+            if best >= lists.bound[lists.of[i]]:
                 pending[counters[PENDING]] = i
                 counters[PENDING] += 1
                 break
@@ -213,7 +216,8 @@ def take(
     costs: Costs, prices: Prices, lists: Lists, held: Assignment,
 ) -> int:  # fmt: skip
     """Give row i its best column at a price that leaves it indifferent; returns the row to go on with, or -1."""
-    limit = min(second, lists.bound[i])
+    r = lists.of[i]
+    limit = min(second, lists.bound[r])
     j = index(lists.column[best_at])
     counters[BIDS] += 1
     if best < limit:
@@ -222,7 +226,7 @@ def take(
     elif held.owner[j] != UNOWNED and second_at >= 0 and second == best:
         j = index(lists.column[second_at])
         if held.owner[j] != UNOWNED:  # where many columns tie, one that is free ends the row's search
-            for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+            for t in range(lists.start[r], lists.start[r] + lists.length[r]):
                 k = index(lists.column[t])
                 if lists.exact[t] and lists.cost[t] - prices.price[k] == best and held.owner[k] == UNOWNED:
                     j = k

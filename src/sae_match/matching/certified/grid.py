@@ -84,12 +84,14 @@ def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], thread
 
 def row_classes(rows: Float32, norms: Float64) -> Int32:
     """[n] for every row, the first one that is equal to it; `norms` are the rows' own."""
-    _, first, label = np.unique(norms, return_index=True, return_inverse=True)
-    like = first[label].astype(np.int32)
-    for i in np.flatnonzero(like != np.arange(len(rows))):
-        # Rows of one norm that differ after all stay alone.
-        if not np.array_equal(rows[i], rows[like[i]]):
-            like[i] = i
+    like = np.arange(len(rows), dtype=np.int32)
+    _, label, count = np.unique(norms, return_inverse=True, return_counts=True)
+    first: dict[tuple[int, int], int] = {}
+    for i in np.flatnonzero(count[label] > 1).tolist():
+        # 0 and -0 are equal; of rows that differ and share a hash, the later one stays alone.
+        at = first.setdefault((int(label[i]), hash((rows[i] + 0).tobytes())), i)
+        if np.array_equal(rows[i], rows[at]):
+            like[i] = at
     return like
 
 

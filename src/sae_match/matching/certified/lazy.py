@@ -96,7 +96,7 @@ class LazyAssignment(Workspace):
             return
         epsilon = self.first_round(max(1, int(FIRST_EPSILON * spread)))
         while epsilon > max(1.0, LAST_EPSILON * spread / self.n):
-            if self.lists.length.sum() > LONG_LISTS * self.n:
+            if self.lists.length[self.lists.of].sum() > LONG_LISTS * self.n:
                 break
             epsilon = max(1, int(epsilon / EPSILON_FACTOR))
             self.release(epsilon)
@@ -121,9 +121,10 @@ class LazyAssignment(Workspace):
         """Per row, how far its list reaches beyond its best column."""
         spread = np.zeros(self.n, np.int64)
         for i in range(0, self.n, max(1, self.n // 1024)):
-            part = slice(self.lists.start[i], self.lists.start[i] + self.lists.length[i])
+            r = self.lists.of[i]
+            part = slice(self.lists.start[r], self.lists.start[r] + self.lists.length[r])
             values = self.lists.cost[part] - self.prices.price[self.lists.column[part]]
-            spread[i] = min(self.lists.bound[i], int(values.max())) - int(values.min())
+            spread[i] = min(self.lists.bound[r], int(values.max())) - int(values.min())
         return spread[:: max(1, self.n // 1024)]
 
     def bid(self, epsilon: int, head: int, most: int) -> int:
@@ -237,7 +238,7 @@ class LazyAssignment(Workspace):
                     self.grow(8 * self.m)
                 elif outcome == NEEDS_ROW:
                     rows = rows_in_reach(int(search.state[ROW]), heap, search)
-                    self.lengthen(rows, self.lists.bound[rows].copy())
+                    self.lengthen(rows, self.bounds(rows))
                 self.check_time()
 
 

@@ -81,8 +81,8 @@ def exact_cost(costs: Costs, i: int, j: int) -> int:
 @njit(cache=True, nogil=True)
 def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
     """Exact cost of a pair, remembered where the pair is listed."""
-    slot = -1
-    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+    slot, r = -1, lists.of[i]
+    for t in range(lists.start[r], lists.start[r] + lists.length[r]):
         if lists.column[t] == j:
             slot = t
             break
@@ -202,6 +202,7 @@ def make_list(
 
     Returns 0, or the number of slots needed where the list's capacity is too small (nothing is changed then).
     """
+    i = index(lists.of[i])
     beta = np.float32(2.0 * costs.gamma * costs.left_norm[i])
     twice = np.float32(2) * scale
     count, threshold = select(row, prices.offset, costs.right_norm, twice, beta, wanted, scratch.chosen)
@@ -248,6 +249,7 @@ def make_lists(
 @njit(cache=True, nogil=True)
 def move_list(i: int, slots: int, lists: Lists) -> bool:
     """Move row i's list to the pool's tail with room for `slots`; False where the pool is full."""
+    i = index(lists.of[i])
     tail, first = lists.tail[0], lists.start[i]
     if tail + slots > lists.cost.shape[0]:
         return False
@@ -263,6 +265,7 @@ def move_list(i: int, slots: int, lists: Lists) -> bool:
 @njit(cache=True, nogil=True)
 def extend(i: int, row: Int16, scale: Real, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch) -> bool:
     """Lengthen row i's list until its bound rises; False where the pool is full."""
+    i = index(lists.of[i])
     before, wanted = lists.bound[i], lists.wanted[i]
     while lists.bound[i] <= before:
         wanted *= 2

@@ -140,11 +140,11 @@ def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignme
 @njit(cache=True, nogil=True)
 def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, held: Assignment) -> bool:
     """Offer row i's listed columns and its bound to the heap; False where the heap is full."""
-    state = search.state
-    if state[HEAP] + lists.length[i] + 1 > heap.key.shape[0]:
+    state, r = search.state, lists.of[i]
+    if state[HEAP] + lists.length[r] + 1 > heap.key.shape[0]:
         return False
     origin = search.origin[i]
-    for t in range(lists.start[i], lists.start[i] + lists.length[i]):
+    for t in range(lists.start[r], lists.start[r] + lists.length[r]):
         j = index(lists.column[t])
         key = origin + lists.cost[t] - prices.price[j]
         if search.done[j]:
@@ -153,8 +153,8 @@ def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, h
             relax(j, key, i, heap, search, held)
         elif key < search.distance[j] and key <= state[UPPER]:
             push(heap, state, key, i, -2 - j)
-    if lists.bound[i] < INFINITE and origin + lists.bound[i] <= state[UPPER]:
-        push(heap, state, origin + lists.bound[i], i, -1)
+    if lists.bound[r] < INFINITE and origin + lists.bound[r] <= state[UPPER]:
+        push(heap, state, origin + lists.bound[r], i, -1)
     return True
 
 
@@ -232,6 +232,11 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
         pop(heap, state)
         j = -2 - column if column < -1 else column
         if column == -1:
+            if key < search.origin[i] + lists.bound[lists.of[i]]:
+                # The list has been lengthened since, for another row that shares it.
+                if not scan_row(i, heap, search, prices, lists, held):
+                    return HEAP_FULL
+                continue
             if quantized.shape[0] == 0:
                 state[ROW] = i
                 return NEEDS_ROW

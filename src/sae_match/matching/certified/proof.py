@@ -128,27 +128,27 @@ def prove(lazy: LazyAssignment, verify: bool) -> Proof:
 def list_duals(lazy: LazyAssignment) -> tuple[Int64, Bool]:
     """Feasible row duals, and whether each may be too low because its list is short."""
     dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
+    rows = lazy.first_of_class(np.arange(lazy.n))
 
     def work(low: int, high: int) -> None:
         counters = np.zeros(COUNTERS, np.int64)
-        row_duals(low, high, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, counters)
+        row_duals(rows[low:high], dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, counters)
 
-    split(lazy.similarity.threads, lazy.n, work)
-    return dual, short
+    split(lazy.similarity.threads, len(rows), work)
+    return dual[lazy.classes], short[lazy.classes]
 
 
 def exact_duals(lazy: LazyAssignment) -> Int64:
     """Row duals, with lists long enough that nothing outside them is tight."""
     dual, short = list_duals(lazy)
-    rows = np.flatnonzero(short)
+    rows = lazy.first_of_class(np.flatnonzero(short))
     while len(rows):
         columns = lazy.held.partner[rows]
         own = [exact_cost(lazy.costs, i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
         lazy.lengthen(rows, np.array(own, np.int64) - lazy.prices.price[columns])
-        for i in rows.tolist():
-            row_duals(i, i + 1, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
+        row_duals(rows, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
         rows = rows[short[rows]]
-    return dual
+    return dual[lazy.classes]
 
 
 def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
@@ -164,7 +164,9 @@ def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     at_ceiling = lazy.prices.price == lazy.prices.price.max()
     rows = lazy.places[rows].astype(np.int32)
     if not len(lazy.alike):
-        return canonical(partner, TightPairs(rows, columns, at_ceiling, lazy.indifferent))
+        like = np.arange(len(partner), dtype=np.int32)
+        like[lazy.places] = lazy.places[lazy.classes]
+        return canonical(partner, TightPairs(rows, columns, at_ceiling, lazy.indifferent, like=like))
     out = columns >= lazy.m
     eligible_rows = np.concatenate([rows[out], lazy.places[lazy.held.partner >= lazy.m]])
     tight = TightPairs(rows[~out], columns[~out], at_ceiling[: lazy.m], lazy.indifferent, lazy.alike, eligible_rows)
@@ -193,9 +195,10 @@ def verified(lazy: LazyAssignment, dual: Int64) -> Int64:
     if len(lazy.costs.private_cost):
         np.minimum(proven, lazy.costs.private_cost - lazy.prices.price[lazy.m :], out=proven)
     for block in lazy.similarity.blocks():
-        check = partial(_verify, lazy, block, lazy.similarity.get(block), dual, proven)
-        split(lazy.similarity.threads, len(block), check)
-    return proven
+        rows = lazy.first_of_class(block)
+        check = partial(_verify, lazy, rows, lazy.similarity.get(rows), dual, proven)
+        split(lazy.similarity.threads, len(rows), check)
+    return np.minimum(proven, proven[lazy.classes])
 
 
 def _verify(
@@ -203,7 +206,7 @@ def _verify(
     low: int, high: int,
 ) -> None:  # fmt: skip
     """`verified` of rows[low:high]."""
-    found, most = None, len(rows)
+    found, most = None, len(rows) + 1
     while found is None:
         found = pairs_within(lazy, rows[low:high], (*source[:2], source[2][low:high]), dual, -1, most)
         most *= 8
@@ -246,7 +249,7 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
     with lazy.timed("completion"):
         _match_the_rest(lazy)
     partner = whole_assignment(lazy)
-    if bool((lazy.lists.bound == -INFINITE).any()):
+    if not lazy.listed():
         return Proof(partner, None, 0, str(stopped))
     dual, _ = list_duals(lazy)
     return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), 0, str(stopped))
@@ -282,15 +285,14 @@ def _assign(lazy: LazyAssignment, i: int, j: int) -> None:
 
 @njit(cache=True, nogil=True)
 def row_duals(
-    low: int, high: int, dual: Int64, short: Bool, costs: Costs, prices: Prices, lists: Lists, held: Assignment,
-    counters: Int64,
-) -> None:  # fmt: skip
-    """dual_i = min over all columns of cost - price, from the lists of rows low..high-1.
+    rows: Int64, dual: Int64, short: Bool, costs: Costs, prices: Prices, lists: Lists, held: Assignment, counters: Int64
+) -> None:
+    """dual_i = min over all columns of cost - price, from the lists of `rows`, each of another class.
 
     `short` marks a row whose own column is not provably better than everything outside its list; its dual is then
     the bound, which is valid but may be too low.
     """
-    for i in range(low, high):
+    for i in rows:
         own = INFINITE
         if held.partner[i] >= 0:
             j = index(held.partner[i])
@@ -309,9 +311,14 @@ def row_duals(
 
 @njit(cache=True, nogil=True)
 def tight_pairs(dual: Int64, rows: Int32, columns: Int32, prices: Prices, lists: Lists, held: Assignment) -> int:
-    """Pairs outside the assignment that cost no more than their duals allow; returns their number, stored or not."""
+    """Pairs outside the assignment that cost no more than their duals allow; returns their number, stored or not.
+
+    Of rows that share a list, those of the row under which it is kept.
+    """
     count = 0
     for i in range(dual.shape[0]):
+        if lists.of[i] != i:
+            continue
         for t in range(lists.start[i], lists.start[i] + lists.length[i]):
             j = lists.column[t]
             if lists.exact[t] and lists.cost[t] - prices.price[j] == dual[i] and held.partner[i] != j:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import INFINITE, NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
+from sae_match.matching.certified.arrays import NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
 from sae_match.matching.certified.exact_numbers import (
     LIMB_BITS,
     as_floats,
@@ -306,7 +306,7 @@ def solve_exactly(problem: ExactProblem) -> Attempt:
             proof = _one_level(problem, lazy)
         except Stopped as stopped:
             partner = complete(lazy, stopped).partner
-            if (lazy.lists.bound > -INFINITE).all():  # lists exist, so the prices reached give a bound
+            if lazy.listed():  # lists exist, so the prices reached give a bound
                 problem.add_duals(lazy, list_duals(lazy)[0])
             proof = Proof(partner, problem.deficit(partner[lazy.places]), 0, str(stopped))
         for phase, taken in lazy.seconds.items():

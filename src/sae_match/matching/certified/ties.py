@@ -27,6 +27,8 @@ class TightPairs:
             row, each may hold any column at the ceiling.
         alike: columns that cost each row the same, all at the ceiling, ascending; no pairs name them.
         eligible_rows: rows for which these are tight, in any order, repeated or not.
+        like: [n] the row that stands for each row in `rows`: rows whose costs are equal have equal tight pairs, their
+            own columns among them. None = each for itself.
     """
 
     rows: Int32
@@ -35,6 +37,7 @@ class TightPairs:
     indifferent: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     alike: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     eligible_rows: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    like: Int32 | None = None
 
 
 def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
@@ -53,6 +56,7 @@ def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
     component = _components(partner, tight, owner, n, left_over)
     sizes = np.bincount(component)
     like_spares = np.concatenate([tight.indifferent, np.arange(n, n + len(left_over))])
+    like = np.arange(n, dtype=np.int32) if tight.like is None else tight.like
     result = partner.copy()
     rows = np.flatnonzero(sizes[component[:n]] > 1)
     pairs = np.flatnonzero(sizes[component[tight.rows]] > 1)
@@ -61,7 +65,7 @@ def canonical(partner: Int32, tight: TightPairs) -> tuple[Int32, int]:
     pool = set(tight.alike.tolist()), set(tight.eligible_rows.tolist())
     for label, members in _groups(component[rows], rows).items():
         spares = left_over if label == spare_label else None
-        _resolve(members, inside.get(label, pairs[:0]), result, tight, spares, pool)
+        _resolve(members, inside.get(label, pairs[:0]), result, tight, spares, pool, like)
     return result, len(rows)
 
 
@@ -70,6 +74,8 @@ def _components(partner: Int32, tight: TightPairs, owner: Int64, n: int, left_ov
     hub = n + len(left_over)  # stands for all spare rows at once, which are alike, and for the indifferent ones
     pool = hub + 1  # stands for all columns that are alike
     node = np.arange(hub)
+    if tight.like is not None:
+        node[:n] = tight.like  # rows that are alike may take each other's columns
     node[n:] = node[tight.indifferent] = hub
     targets = owner[tight.columns]
     known = targets >= 0
@@ -99,20 +105,25 @@ def _resolve(
     tight: TightPairs,
     spares: Int64 | None,
     pool: tuple[set[int], set[int]],
+    like: Int32,
 ) -> None:
     """Make the least choice for every row of one component, in place.
 
     Args:
         spares: columns left over, where the component is that of the spare and indifferent rows.
         pool: columns that are alike and rows that may take them, of all components.
+        like: [n] as in `TightPairs`.
     """
     n = len(partner)
     holder = {int(partner[i]): int(i) for i in rows}
     holder.update({int(j): n + k for k, j in enumerate([] if spares is None else spares)})
-    choices = {int(i): {int(partner[i])} for i in rows}
+    of_class: dict[int, set[int]] = {}
+    for i in rows:
+        of_class.setdefault(int(like[i]), set()).add(int(partner[i]))
     for i, j in zip(tight.rows[pairs].tolist(), tight.columns[pairs].tolist(), strict=True):
         if j in holder:
-            choices[i].add(j)
+            of_class[i].add(j)
+    choices = {int(i): of_class[int(like[i])] for i in rows}
     ceiling = set() if spares is None else {j for j in holder if tight.at_ceiling[j]}
     indifferent = set() if spares is None else set(tight.indifferent.tolist())
     alike = sorted(j for j in holder if j in pool[0])
@@ -126,7 +137,7 @@ class Exchange:
 
     Args:
         holder: node that holds each column; nodes from `first_spare` on are spare rows.
-        choices: columns of each row.
+        choices: columns of each row; rows that are alike share one set.
         ceiling: columns that a spare row may hold.
         first_spare: number of the first spare node.
         indifferent: rows that may hold what a spare row may.
@@ -151,9 +162,10 @@ class Exchange:
         self.fixed: set[int] = set()
         self.passed = self.alike_passed = 0
         # Rows with the same choices are alike: features that are equal to each other, above all.
+        frozen = {id(own): frozenset(own) for own in choices.values()}
         groups: dict[tuple[frozenset[int], bool], int] = {}
         self.group = {
-            i: groups.setdefault((frozenset(own), i in eligible_rows), len(groups)) for i, own in choices.items()
+            i: groups.setdefault((frozen[id(own)], i in eligible_rows), len(groups)) for i, own in choices.items()
         }  # fmt: skip
         self.sorted_choices = [sorted(own) for own, _ in groups]
         self.group_passed = [0] * len(groups)

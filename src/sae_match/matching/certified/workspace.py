@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_match.matching.certified.arrays import (
+    INFINITE,
     UNOWNED,
     Assignment,
     Costs,
@@ -104,7 +105,7 @@ class Workspace:
         self.places = np.delete(np.arange(self.n + len(self.indifferent)), self.indifferent)
         self.n_columns = self.m + len(self.costs.private_cost)
         slots = min(self.m, slots_per_row(self.similarity.cached)) + 1
-        self.lists = new_lists(self.n, slots)
+        self.lists = new_lists(self.classes, slots)
         self.counters = np.zeros(COUNTERS, np.int64)
         self.held = Assignment(np.full(self.n_columns, UNOWNED, np.int32), np.full(self.n, UNOWNED, np.int32))
         self.prices = Prices(np.zeros(self.n_columns, np.int64), np.zeros(self.m, np.float32))
@@ -145,7 +146,8 @@ class Workspace:
                     self.check_time()
         with self.timed("prices"):
             self.first_prices()
-        for rows in tqdm(blocks, **{**bar, "desc": "candidate lists"}):
+        for block in tqdm(blocks, **{**bar, "desc": "candidate lists"}):
+            rows = self.first_of_class(block)
             with self.timed("lists" if self.similarity.cached else "product"):
                 self.remake(rows, np.full(len(rows), list_length(self.similarity.cached), np.int64))
             self.check_time()
@@ -184,8 +186,20 @@ class Workspace:
 
     # Lists
 
+    def first_of_class(self, rows: Int64) -> Int64:
+        """Those of some rows under which a class's list is kept."""
+        return rows[self.classes[rows] == rows]
+
+    def bounds(self, rows: Int64) -> Int64:
+        """Bounds of the lists of some rows, as a copy."""
+        return self.lists.bound[self.classes[rows]]
+
+    def listed(self) -> bool:
+        """Whether every row has a list."""
+        return bool((self.bounds(np.arange(self.n)) > -INFINITE).all())
+
     def remake(self, rows: Int64, wanted: Int64) -> None:
-        """Remake the lists of `rows` at today's prices, in as many threads as there are."""
+        """Remake the lists of `rows`, each of another class, at today's prices, in as many threads as there are."""
         source = self.similarity.get(rows)
         local = source[2]
         while len(rows):
@@ -220,18 +234,26 @@ class Workspace:
         rows = self.pending[: self.counters[PENDING]].astype(np.int64)
         self.counters[PENDING] = 0
         self.counters[REMADE] += len(rows)
-        before = self.lists.bound[rows]
-        self.remake(rows, self.lists.wanted[rows])
-        self.lengthen(rows[self.lists.bound[rows] <= before], before[self.lists.bound[rows] <= before])
+        lists = np.unique(self.classes[rows]).astype(np.int64)
+        before = self.bounds(lists)
+        self.remake(lists, self.lists.wanted[lists])
+        low = self.bounds(lists) <= before
+        self.lengthen(lists[low], before[low])
         return rows
 
     def lengthen(self, rows: Int64, above: Int64) -> None:
         """Double the lists of `rows` until each bound is greater than its value in `above`."""
+        lists, place = np.unique(self.classes[rows], return_inverse=True)
+        greatest = np.full(len(lists), -INFINITE, np.int64)
+        np.maximum.at(greatest, place, above)
+        # One that holds every column, for another row that shares it, is as long as can be.
+        short = self.lists.bound[lists] < INFINITE
+        rows, above = lists[short].astype(np.int64), greatest[short]
         while len(rows):
             self.check_time()
             self.counters[REMADE] += len(rows)
             self.remake(rows, 2 * self.lists.wanted[rows])
-            low = self.lists.bound[rows] <= above
+            low = self.bounds(rows) <= above
             rows, above = rows[low], above[low]
 
     def make_room(self) -> None:

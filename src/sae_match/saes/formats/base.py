@@ -113,13 +113,17 @@ class SaeFormat(ABC):
         (name,) = self.files(layer, span)
         return self.fetch(name, layer)
 
+    def place(self, files: list[Path]) -> Path:
+        """What `read` is given, of all files of one layer on this machine."""
+        return files[0]
+
     def second_seed(self, layer: int, span: tuple[int, ...] = ()) -> str | None:
         """File below `root` of a second training seed of the layer's SAE, whether it exists or not; None = none."""
         return None
 
     def check_span(self, first: int, last: int) -> None:
         """Refuse layers that there are no SAEs for, and options that belong to another span."""
-        if first < self.first_layer or last > self.last_layer:
+        if not all(self.first_layer <= layer <= self.last_layer for layer in (first, last)):
             raise UserError(
                 f"layers.first={first}, layers.last={last}: the SAEs {self.name} cover layers "
                 f"{self.first_layer}..{self.last_layer}"
@@ -214,7 +218,11 @@ class FolderFormat(SaeFormat):
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
         """The layer's folder, once all its files are there."""
         paths = [self.fetch(name, layer) for name in self.files(layer, span)]
-        return paths[0].parents[self.FILES[0].count("/")]
+        return self.place(paths)
+
+    def place(self, files: list[Path]) -> Path:
+        """The layer's folder."""
+        return files[0].parents[self.FILES[0].count("/")]
 
 
 def local_root(root: str) -> Path:

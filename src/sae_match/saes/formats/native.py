@@ -40,7 +40,7 @@ class Native(SaeFormat):
     default_l0: int | None = None
     """The L0 that `filename` was trained for; l0 of null or of this number reads it."""
     ceiling_filename: str | None = None
-    """File name of a second seed; where it exists the same-layer match is the ceiling."""
+    """File name of a second seed; where it exists the two are matched, as a reference."""
 
     @model_validator(mode="after")
     def _l0_names_a_file(self) -> Native:
