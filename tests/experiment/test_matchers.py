@@ -131,7 +131,7 @@ def test_a_job_with_every_matcher(configured: Callable[..., Study], random_saes:
         "evaluation.bootstrap_samples=5",
     )  # fmt: skip
     matchers = {control.name: control for control in study.evaluation.matchers if isinstance(control, Matcher)}
-    assert len(matchers) == 33
+    assert len(matchers) == 34
     for name, matcher in matchers.items():
         similarity, solver = matcher.similarity.name, matcher.solver.name
         folding = "_unfolded" if matcher.folding is FoldingKind.none else ""

@@ -229,15 +229,15 @@ def _tested_shape(study: Study, widths: Mapping[int, int], seeds: Mapping[int, S
     pairs = {"adjacent": adjacent_pairs(study), "distant": distant_pairs(study)}
     pairs["seeds"] = [seed_pair(layer) for layer in seeds]
     layers = [pair.layers for role in how.pairs for pair in pairs[role]]
-    # Matchers agree on many partners: half as many as there are, and four controls, each removed and substituted; a
-    # partner that is silent where the feature fires costs nothing to remove.
-    partners = (1 + len(study.evaluation.matchers)) / 2 + 4
+    # Matchers agree on many partners: 36 of them gave nine to a feature, four controls included. Each is removed and
+    # substituted; one that is silent where the feature fires costs nothing to remove.
+    partners = 5 + len(study.evaluation.matchers) / 6
     return FunctionalShape(
         pairs=tuple((a, b, widths[a], widths[b]) for a, b in layers),
         features=how.features,
         contexts=how.contexts,
         tokens=min(how.context_tokens, study.dataset.window_tokens),
-        passes=1.5 * partners if "substitution" in how.tests else 0.0,
+        passes=1.4 * partners if "substitution" in how.tests else 0.0,
         gradients="fingerprint" in how.tests,
     )
 
