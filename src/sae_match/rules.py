@@ -213,6 +213,9 @@ def _comparisons(study: Study) -> Iterator[str]:
     missing = [name for name in ("vanilla", "random") if name not in names]
     if missing and study.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
+    fixed = [one.name for one in (study.matching, *study.evaluation.similarities) if one.by_layer]
+    if fixed and study.evaluation.null_alpha is not None:
+        yield f"evaluation.null_alpha turns an SAE's parameters, of which {fixed[0]} reads none; leave one of them out"
 
 
 def _composition(study: Study) -> Iterator[str]:

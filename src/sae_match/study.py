@@ -106,6 +106,9 @@ class Study:
     (or paths.output_dir). failed: run what is missing, failed or was killed, skip what is done with the same
     configuration and inputs; all: run everything again, and read no stored matchings, losses or counts; none: run
     nothing, only report."""
+    objective: str | None = None
+    """Number of metrics.json that the job returns to a sweeper that optimizes, such as Optuna's; null = the matching
+    score, which evaluation=full measures."""
     trusted_packages: list[str] = field(default_factory=list)
     """Packages other than sae_match whose classes a `_target_` may name."""
 

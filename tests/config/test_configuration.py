@@ -66,6 +66,7 @@ REQUIRED = {
     ("sae", "llama_scope"): ["sae.folder=x"],
     ("sae", "saelens"): ["sae.folder=x"],
     ("sae", "dictionary_learning"): ["sae.folder=x"],
+    ("matching", "descriptions"): ["judging.neuronpedia='{layer}'"],
     ("model", "hub"): ["model.repo_id=owner/name"],
     ("model", "local"): ["model.path=FILE"],
     ("dataset", "hub"): ["dataset.repo_id=owner/name"],

@@ -48,6 +48,7 @@ def rewrite(path: Path, **changes: Any) -> None:
         ("tracking.project=other", True),
         ("progress=true", True),
         ("rerun=all", True),
+        ("objective=gap", True),
         ("solver.memory_limit_gib=3", True),
         ("paths.cache_dir=elsewhere", True),
         ("seed=1", False),

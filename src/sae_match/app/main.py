@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import hydra
@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sae_match.app.build import build, register_schemas
-from sae_match.app.errors import explain_crash, explain_hydra_error
+from sae_match.app.errors import did_you_mean, explain_crash, explain_hydra_error
 from sae_match.app.trust import check_trust
 from sae_match.dry_run import dry_run_arguments, in_a_new_record
 from sae_match.errors import UserError
@@ -42,7 +42,11 @@ def job(cfg: DictConfig) -> float | None:
     """Hydra's task function: check, run, log the headline numbers.
 
     Returns:
-        The matching score, for sweepers that optimize; None where there is none.
+        The number that `objective` names, for sweepers that optimize; None where it names none and there is no
+        matching score.
+
+    Raises:
+        UserError: the job has no number of that name.
     """
     quiet_libraries(cfg.progress)
     with current_job() as place:
@@ -70,13 +74,24 @@ def job(cfg: DictConfig) -> float | None:
         if decision.action is Action.report and place.sweep is None:
             raise UserError(f"rerun=none: there is no finished record of this job in {decision.directory}")
         if decision.action is not Action.run:
-            return decision.metrics.get("matching_score")
+            return returned(decision.metrics, config.objective) if decision.action is Action.skip else None
         result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
     with logged_into(result.directory):
         logger.info("record: %s", result.directory)
         for line in summary_lines(result.metrics, result.labels):
             logger.info("%s", line)
-    return result.metrics.get("matching_score")
+    return returned(result.metrics, config.objective)
+
+
+def returned(metrics: Mapping[str, float], objective: str | None) -> float | None:
+    """The number of metrics.json that the job returns; None where none is named and there is no matching score.
+
+    Raises:
+        UserError: none has that name.
+    """
+    if objective is not None and objective not in metrics:
+        raise UserError(f"objective={objective}: no number of metrics.json{did_you_mean(objective, metrics)}")
+    return metrics.get(objective or "matching_score")
 
 
 @quiet_when_unread

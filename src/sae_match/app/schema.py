@@ -34,6 +34,7 @@ class Schema:
     progress: bool | None = None
     dry_run: bool = False
     rerun: Rerun = Rerun.failed
+    objective: str | None = None
     trusted_packages: list[str] = field(default_factory=list)
 
 

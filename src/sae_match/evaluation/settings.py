@@ -7,10 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from sae_match.evaluation.controls import Control, MatchingControl
+from sae_match.evaluation.controls import Control, Matcher, MatchingControl
 from sae_match.evaluation.functional.contexts import FunctionalTests
 from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
+from sae_match.matching.similarity import Comparison
 from sae_match.options import option
 
 PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
@@ -96,6 +97,11 @@ class Evaluation:
     def matchers(self) -> tuple[MatchingControl, ...]:
         """The controls that pair features."""
         return tuple(control for control in self.controls.values() if isinstance(control, MatchingControl))
+
+    @property
+    def similarities(self) -> tuple[Comparison, ...]:
+        """What the controls that are matchers compare features by."""
+        return tuple(control.similarity for control in self.matchers if isinstance(control, Matcher))
 
     @property
     def all_splices(self) -> tuple[Splice, ...]:

@@ -181,6 +181,10 @@ def input_hashes(study: Study) -> dict[str, Any]:
     if study.judging.neuronpedia is not None:
         folder = study.judging.neuronpedia
         inputs["explanations"] = [[content_hash(path) for path in explanation_files(folder, layer)] for layer in layers]
+    similarities = (study.matching, *study.evaluation.similarities)
+    read = [[content_hash(path) for path in one.files(layer)] for one in similarities for layer in layers]
+    if any(read):
+        inputs["similarities"] = read
     return inputs
 
 

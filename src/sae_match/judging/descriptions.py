@@ -109,25 +109,26 @@ def context(ids: list[int], position: int, decode: Decode, around: int) -> tuple
     return before, decode(ids[position : position + 1]), decode(ids[position + 1 : end])
 
 
-def explanation_files(folder: str, layer: int) -> list[Path]:
+def explanation_files(folder: str, layer: int, key: str = "judging.neuronpedia") -> list[Path]:
     """The batch files of one layer, by name.
 
     Args:
         folder: path with `{layer}` in it.
+        key: what the folder is called, for the error.
 
     Raises:
         UserError: there is no such folder, or no batch file in it.
     """
     directory = Path(folder.replace("{layer}", str(layer))).expanduser()
     if not directory.is_dir():
-        raise UserError(f"judging.neuronpedia: no folder {directory} with the explanations of layer {layer}")
+        raise UserError(f"{key}: no folder {directory} with the explanations of layer {layer}")
     files = sorted(path for path in directory.iterdir() if _BATCH.match(path.name))
     if not files:
-        raise UserError(f"judging.neuronpedia: {directory} holds no batch-N.jsonl or batch-N.jsonl.gz")
+        raise UserError(f"{key}: {directory} holds no batch-N.jsonl or batch-N.jsonl.gz")
     return files
 
 
-def read_explanations(folder: str, layer: int, width: int) -> dict[int, str]:
+def read_explanations(folder: str, layer: int, width: int, key: str = "judging.neuronpedia") -> dict[int, str]:
     """One explanation per feature that has any.
 
     Of several the first by (typeName, explanationModelName, description, id) is taken, in the order of code points:
@@ -137,13 +138,14 @@ def read_explanations(folder: str, layer: int, width: int) -> dict[int, str]:
     Args:
         folder: path with `{layer}` in it.
         width: number of features of the SAE.
+        key: what the folder is called, for the error.
 
     Raises:
         UserError: missing or unreadable files, a line that is no explanation, of another layer, or of a feature that
             the SAE does not have.
     """
     chosen: dict[int, tuple[str, ...]] = {}
-    for path in explanation_files(folder, layer):
+    for path in explanation_files(folder, layer, key):
         for number, line in enumerate(_lines(path), start=1):
             if not line.strip():
                 continue

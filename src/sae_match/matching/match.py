@@ -146,6 +146,7 @@ def match(
     exclude_a: Bool[Tensor, " F_a"] | None = None,
     exclude_b: Bool[Tensor, " F_b"] | None = None,
     similarity: Comparison | None = None,
+    layers: tuple[int, int] | None = None,
 ) -> Matching:
     """Match the features of `a` to those of `b` one-to-one at the least total squared distance (Eq. 3).
 
@@ -163,10 +164,11 @@ def match(
         n_pairs: match exactly this many pairs.
         exclude_a, exclude_b: features to set aside (dead ones, or those with threshold 0); they stay unmatched.
         similarity: what features are compared by, in place of `metric` and the keyword arguments up to `n_pairs`.
+        layers: of `a` and `b`, for a similarity that knows features by their layer.
 
     Raises:
-        UserError: incompatible SAEs, unknown names, thresholds that cannot be folded, masks of another shape, limits
-            that the solver does not know, or too little memory.
+        UserError: incompatible SAEs, unknown names, layers that are needed and not given, thresholds that cannot be
+            folded, masks of another shape, limits that the solver does not know, or too little memory.
     """
     for sae in (a, b):
         if not isinstance(sae, SparseAutoencoder):
@@ -178,7 +180,9 @@ def match(
     if (planted := planted_between(a, b)) is not None:
         warnings.warn(planted, UserWarning, stacklevel=2)
     started = time.perf_counter()  # without the import of a solver
-    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b))
+    if layers is None and similarity is not None and similarity.by_layer:
+        raise UserError(f"{similarity.name} knows features by their layer: say which, as layers=(t, t + 1)")
+    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b), layers or (0, 1))
     if similarity is None:
         problem = weights_problem(
             pair, metric=metric, include_bias=include_bias, weights=weights,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from jaxtyping import Float, Int
@@ -39,6 +40,9 @@ class Comparison(Keyed, ABC):
 
     fitted: ClassVar[bool] = False
     """Whether it reads `pair.fit_streams`: text that is not evaluated is then captured as well."""
+    by_layer: ClassVar[bool] = False
+    """Whether it knows of a layer's features what no parameter says, such as their explanations: it cannot compare two
+    SAEs of one layer, and no rotation of parameters changes it."""
     mean_name: ClassVar[str] = "fit_similarity"
     """Metric under which a control with this similarity reports the mean over its matched pairs."""
 
@@ -76,6 +80,15 @@ class Comparison(Keyed, ABC):
         """Plain data that is equal for two matchings only if they solve the same problem."""
         own = self.facts(("name", "dead_features"))
         return {**own, "reads": self.reads(pair), "excluded": pair.excluded_facts()}
+
+    def files(self, layer: int) -> list[Path]:
+        """What it reads of a layer beside SAEs and text: a job looks for it before long work, and is another job
+        when its content changes.
+
+        Raises:
+            UserError: a file is missing.
+        """
+        return []
 
     @abstractmethod
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:

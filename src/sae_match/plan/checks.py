@@ -199,6 +199,23 @@ def check_seeds(study: Study, shapes: Mapping[int, SaeShape]) -> None:
         )
 
 
+def check_similarities(study: Study) -> None:
+    """Refuse missing files of similarities, and second seeds for those that cannot compare two SAEs of one layer."""
+    layers, how = span(study), study.evaluation.functional
+    for similarity in (study.matching, *study.evaluation.similarities):
+        for layer in layers:
+            similarity.files(layer)
+    own = [study.matching] if study.evaluation.full else []
+    compared = (*own, *(study.evaluation.similarities if how is not None and "seeds" in how.pairs else ()))
+    names = {similarity.name for similarity in compared if similarity.by_layer}
+    source = SaeSource(study.sae, tuple(layers))
+    if names and any(source.ceiling_path(layer) is not None for layer in layers):
+        raise UserError(
+            f"{', '.join(sorted(names))} cannot compare two seeds of a layer: set sae.ceiling_filename=null, or "
+            "(of a control) leave seeds out of evaluation.functional.pairs"
+        )
+
+
 def check_judging(study: Study) -> None:
     """Refuse missing explanation files, and what the judge itself cannot begin with."""
     judging = study.judging

@@ -117,6 +117,8 @@ def make_plan(study: Study, store: Store) -> Plan:
     with collect_errors(problems):
         checks.check_seeds(study, saes.shapes)
     with collect_errors(problems):
+        checks.check_similarities(study)
+    with collect_errors(problems):
         checks.check_judging(study)
     with collect_errors(problems):
         for one in (*study.evaluation.all_splices, *study.evaluation.controls.values()):

@@ -110,7 +110,7 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**flat, **columns}
 
 
-RUNTIME_KEYS = ("paths", "tracking", "progress", "dry_run", "rerun", "capture", "trusted_packages")
+RUNTIME_KEYS = ("paths", "tracking", "progress", "dry_run", "rerun", "objective", "capture", "trusted_packages")
 """Top-level keys that may change without making it another job: where results go, who is told, what is shown."""
 EXECUTION = (
     "solver.memory_limit_gib",
@@ -126,7 +126,7 @@ EXECUTION = (
 )
 """Dotted keys that decide whether and how fast a job gets through, never what it finds. What can move a number, if only
 in its last bits (device, batch sizes, the solver's time limit), stays in."""
-LOCATIONS = ("sae.root", "model.path", "dataset.path", "judging.neuronpedia")
+LOCATIONS = ("sae.root", "model.path", "dataset.path", "judging.neuronpedia", "matching.folder")
 """Dotted keys that say where inputs lie. A job's key holds the inputs' content in their place."""
 
 
