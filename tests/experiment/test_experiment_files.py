@@ -43,6 +43,9 @@ EXTRA = {
     "fig5_pairs": ["judging=offline"],
     "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
     "controls": ["evaluation.fit_documents=4"],
+} | {
+    name: ["evaluation.fit_documents=4", "evaluation.functional.features=4", "evaluation.functional.checked=2"]
+    for name in ("referee", "referee_seeds", "referee_depth")
 }
 OWN_FIGURE = {"fig3_weight_mse": "weight_mse.png", "fig5_pairs": "pairs.png", "fig14_sparsity": "sparsity.png"}
 

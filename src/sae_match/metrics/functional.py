@@ -115,6 +115,7 @@ class FunctionalMetric(Metric):
                 )
             ]
         replicates = np.concatenate(resampled)
+        replicates[~np.isfinite(replicates)] = np.nan  # a resample in which nothing was removed
         if bootstrap.n_documents < MIN_DOCUMENTS:
             replicates = np.full_like(replicates, np.nan)
         return Measured(value, n, Estimate(value, replicates))
