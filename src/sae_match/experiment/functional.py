@@ -296,7 +296,7 @@ class _PairEffects:
             "decoder_cosine": np.where(partner == NONE, np.nan, cosine),
         }
         if effects.clean is not None:
-            table |= {"drop": effects.drops(ones)[0], "silent": effects.silent, "rank": effects.rank}
+            table |= {"drop": effects.drops, "silent": effects.silent, "rank": effects.rank}
         if effects.kl_ablated is not None and effects.kl_substituted is not None:
             table |= {
                 "kl_ablated": effects.per_feature(ones, effects.kl_ablated)[0],

@@ -1,8 +1,8 @@
 """What the partners of a sample of features do in the model: metrics of the functional tests.
 
 Intervals resample documents (and with them the contexts in which a feature is tested), and features within them. All
-matchers of a pair share the resamples, so that their differences are paired. Ranks and fingerprints are known per
-feature only, and resample features.
+matchers of a pair share the resamples, so that their differences are paired. In a mean over features each counts as
+often as its contexts are drawn, with the number that it has on all of them: a ratio on few contexts is a biased one.
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ class PartnerEffects:
         starts = np.flatnonzero(np.diff(self.context, prepend=-1))
         return np.asarray(np.add.reduceat(weights * values, starts, axis=1))
 
-    def drops(self, weights: Floats) -> Floats:
-        """[r, n] lost share of each partner's activation, in -1..1.
-
-        0 without a partner or where it is silent; NaN where no context of the feature has weight.
-        """
+    @property
+    def drops(self) -> Floats:
+        """[n] lost share of each partner's activation, in -1..1; 0 without a partner or where it is silent."""
         assert self.clean is not None and self.ablated is not None
-        clean, ablated = self.per_feature(weights, self.clean), self.per_feature(weights, self.ablated)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drop = np.where(clean > 0, np.clip(1 - ablated / clean, -1, 1), 0.0)
-        return np.where(self.per_feature(weights, np.ones(len(self.context))) > 0, drop, np.nan)
+        once = np.ones((1, len(self.context)))
+        clean, ablated = self.per_feature(once, self.clean)[0], self.per_feature(once, self.ablated)[0]
+        return np.where(clean > 0, np.clip(1 - ablated / np.where(clean > 0, clean, 1), -1, 1), 0.0)
+
+    def drawn(self, weights: Floats) -> Floats:
+        """[r, n] mean weight of each feature's contexts."""
+        return self.per_feature(weights, 1 / np.bincount(self.context)[self.context])
 
     @property
     def silent(self) -> npt.NDArray[np.bool_]:
@@ -124,10 +125,16 @@ class FunctionalMetric(Metric):
 Quartile = Annotated[int, Field(ge=1, le=4)] | None
 
 
-def _mean(values: Floats, weights: Floats, kept: npt.NDArray[np.bool_]) -> Floats:
-    """Mean over the kept features of values [r or 1, n], those that are NaN left out."""
-    known = np.isfinite(values) & kept
+def _mean(values: Floats, weights: Floats) -> Floats:
+    """[r] weighted means of values [r or 1, n], those that are NaN left out."""
+    known = np.isfinite(values)
     return np.asarray((weights * np.where(known, values, 0)).sum(axis=1) / (weights * known).sum(axis=1))
+
+
+def mean_over_features(effects: PartnerEffects, values: npt.NDArray[np.generic]) -> Statistic:
+    """The mean over features of [n] values, each as often as its contexts are drawn; NaN is left out."""
+    row = values.astype(np.float64)[None]
+    return lambda contexts, features: _mean(row, features * effects.drawn(contexts))
 
 
 @option
@@ -169,8 +176,7 @@ class Deactivation(_ByQuartile):
         """Mean of the drops."""
         if effects.clean is None:
             return None
-        kept = self.kept(effects)
-        return lambda contexts, features: _mean(effects.drops(contexts), features, kept)
+        return mean_over_features(effects, np.where(self.kept(effects), effects.drops, np.nan))
 
 
 @option
@@ -216,8 +222,7 @@ class Fingerprint(_ByQuartile):
         """Mean of the correlations."""
         if effects.fingerprint is None:
             return None
-        values, kept = effects.fingerprint[None], self.kept(effects)
-        return lambda contexts, features: _mean(values, features, kept)
+        return mean_over_features(effects, np.where(self.kept(effects), effects.fingerprint, np.nan))
 
 
 class AUSQC(FunctionalMetric):
@@ -242,7 +247,7 @@ class AUSQC(FunctionalMetric):
                 for kl in (removed, replaced)
             ]
             curve = np.where(sums[0] > 0, 1 - sums[1] / sums[0], np.nan)
-            return _mean(curve, features[:, order], np.ones(len(order), bool))
+            return _mean(curve, features[:, order])
 
         return area
 
@@ -289,8 +294,7 @@ class FunctionalShare(FunctionalMetric):
         """Mean over the tested features."""
         if effects.clean is None if self.figure == "deactivation_silent" else self._rank(effects) is None:
             return None
-        values = self._values(effects).astype(np.float64)[None]
-        return lambda contexts, features: _mean(values, features, np.ones(values.shape[1], bool))
+        return mean_over_features(effects, self._values(effects))
 
     def _rank(self, effects: PartnerEffects) -> Int[np.ndarray, " n"] | None:
         return effects.fingerprint_rank if self.figure == "fingerprint_mrr" else effects.rank
