@@ -79,6 +79,7 @@ class ActivationCorrelation(Similarity):
     """Pearson correlation of the features' activations over the counted tokens of text that is not evaluated."""
 
     fitted: ClassVar[bool] = True
+    reads_folding: ClassVar[bool] = False
     mean_name: ClassVar[str] = "fit_correlation"
     name: str = "correlation"
 

@@ -52,6 +52,7 @@ class SemanticTransport(RowDistance):
     """
 
     fitted: ClassVar[bool] = True
+    reads_folding: ClassVar[bool] = False
     name: str = "semantic_transport"
     directions: Count = 32
     """P, random directions of the residual stream, drawn with the job's seed."""

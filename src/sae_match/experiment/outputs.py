@@ -12,6 +12,8 @@ import pandas as pd
 from sae_match.evaluation.controls import Control, Matcher
 from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
+from sae_match.matching.similarity import Comparison
+from sae_match.matching.solution import Solver
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
 from sae_match.record.contents import EXAMPLES, STABILITY
@@ -32,6 +34,7 @@ from sae_match.report.curves import per_layer_rows
 from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.report.stability import plot_stability
+from sae_match.saes.folding import FoldingKind
 from sae_match.study import Study
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
 from sae_match.tracking.wandb_mirror import WandbMirror
@@ -97,21 +100,17 @@ def looks(evaluation: Evaluation) -> dict[str, Look]:
 
 def matcher_labels(study: Study) -> dict[str, dict[str, str]]:
     """What every matcher of a job is: label, similarity, folding and assignment, by variant."""
-    own = {
-        "label": "the job's own matching",
-        "similarity": study.matching.name,
-        "folding": study.folding.name.value,
-        "assignment": study.solver.name,
-    }
+
+    def of(label: str, similarity: Comparison, folding: FoldingKind, solver: Solver) -> dict[str, str]:
+        kind = folding if similarity.reads_folding else FoldingKind.none
+        return {"label": label, "similarity": similarity.name, "folding": kind.value, "assignment": solver.name}
+
+    own = of("the job's own matching", study.matching, study.folding.name, study.solver)
     found = {MATCHED: own, CEILING: own}
     for control in study.evaluation.matchers:
         if isinstance(control, Matcher):
-            found[control.name] = {
-                "label": control.label or control.name.replace("_", " "),
-                "similarity": control.similarity.name,
-                "folding": (control.folding or study.folding.name).value,
-                "assignment": control.solver.name,
-            }
+            label, folding = control.label or control.name.replace("_", " "), control.folding or study.folding.name
+            found[control.name] = of(label, control.similarity, folding, control.solver)
     return found
 
 

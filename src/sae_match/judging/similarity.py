@@ -40,6 +40,7 @@ class DescriptionSimilarity(Similarity):
     """
 
     by_layer: ClassVar[bool] = True
+    reads_folding: ClassVar[bool] = False
     name: str = "descriptions"
     folder: str
     """Folder of Neuronpedia explanations (batch-N.jsonl or .jsonl.gz) with {layer} in it."""

@@ -43,6 +43,8 @@ class Comparison(Keyed, ABC):
     by_layer: ClassVar[bool] = False
     """Whether it knows of a layer's features what no parameter says, such as their explanations: it cannot compare two
     SAEs of one layer, and no rotation of parameters changes it."""
+    reads_folding: ClassVar[bool] = True
+    """Whether it depends on folding; False says so in tables of matchers."""
     mean_name: ClassVar[str] = "fit_similarity"
     """Metric under which a control with this similarity reports the mean over its matched pairs."""
 

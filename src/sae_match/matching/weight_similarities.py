@@ -20,6 +20,7 @@ class DecoderCosine(RowDistance):
     A row of zeros has no direction and stays zero: at squared distance 1 from every unit row, 0 from another zero row.
     """
 
+    reads_folding: ClassVar[bool] = False
     name: str = "decoder_cosine"
 
     def problem(self, pair: FeaturePair) -> MatchingProblem:
