@@ -159,7 +159,7 @@ def test_a_failing_job_does_not_stop_a_sweep_and_is_loud(tmp_path: Path, sae_dir
     assert "job 0 failed: no SAE for layer 3" in log.read_text()
     report = run_in(tmp_path, "multirun", "--output", "report", command=report_main)
     assert report.code == 1
-    assert "failed" in report.out
+    assert "refused" in report.out
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_span_beyond_the_saes_at_hand(tmp_path: Path) -> None:
 def test_help_is_grouped_and_shows_the_sweep() -> None:
     done = run_in(Path.cwd(), "--help")
     assert done.code == 0
-    for part in ("matching: both, correlation, decoder, decoder_cosine, encoder", "folding: none, theta",
+    for part in ("matching: both, correlation, decoder, decoder_cosine, descriptions, encoder", "folding: none, theta",
                  "evaluation: full, weights_only",
                  "-m matching=both,decoder,encoder folding=theta,none", "sae.root=DIR"):  # fmt: skip
         assert part in done.out

@@ -153,7 +153,7 @@ def test_a_metric_from_elsewhere_is_in_the_record_the_mirror_and_the_report(
     assert found.low <= found.value <= found.high
     assert main([str(tmp_path / "jobs")]) == 0
     text = capsys.readouterr().out
-    assert "mine/distance: my distance [my unit]; both_fire: joint firing [pairs/token]." in text
+    assert "mine/distance: my distance [my unit]; both_fire: joint firing [pairs/token]" in text
     ablation = text[text.index("## Ablation") :]
     assert "mine/distance ↓" in ablation and "both_fire ↓" not in ablation and "| both_fire" in ablation
     drawn = (tmp_path / "jobs" / "report" / "mine_distance.svg").read_text()

@@ -155,7 +155,7 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
     def placed(name: str, ram: dict[str, int], device: dict[str, int]) -> Phase:
         return Phase(name, ram, device) if on_gpu else Phase(name, ram | device)
 
-    width = max(*shape.widths, *shape.ceilings)
+    width = max((*shape.widths, *shape.ceilings))
     one = sae_bytes(shape.d_model, width)
     held = 0 if shape.model is None or spread else shape.model.bytes
     model = {"model": held} if held else {}

@@ -48,7 +48,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     """The rows of one job; none where it measured no control beyond the usual two. A control that pairs no features
     has no matching score."""
     metrics = record.metrics
-    shown = [record.labels.metrics[name] for name in record.labels.against_controls]
+    measured = {record.labels.split(name)[0].name for name in metrics}
+    shown = [record.labels.metrics[name] for name in record.labels.against_controls if name in measured]
     # Further controls that pair features are the other variants with a score of their own.
     paired = {about.name for about in shown if about.reference == MATCHED}
     parts = (name.rpartition("/") for name in metrics if not name.endswith(("_low", "_high")))
