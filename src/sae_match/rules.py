@@ -71,6 +71,12 @@ def job_problems(study: Study) -> Iterator[str]:
         yield from _capture(study)
         yield from _depth(study.model, study.layers)
         yield from _window(study.dataset, "dataset", study.model.sink_positions)
+        tested = study.evaluation.functional
+        if tested is not None and tested.context_tokens <= study.model.sink_positions:
+            yield (
+                f"evaluation.functional.context_tokens={tested.context_tokens}: must be more than "
+                f"model.sink_positions={study.model.sink_positions}, which are never counted"
+            )
     yield from _device(study.device)
 
 

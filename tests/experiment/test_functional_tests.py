@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sae_match.errors import UserError
 from sae_match.experiment import functional, run
+from sae_match.saes.formats.native import save_native
 from sae_match.study import Study
+from tests.builders import random_sae
+from tests.tiny_setting import D_MODEL
 
 Configured = Callable[..., Study]
 TESTS = [
@@ -57,6 +61,12 @@ def test_every_matcher_of_every_pair_is_tested(configured: Configured, random_sa
     per_variant = table.groupby(["layer", "layer_to", "variant"]).size()
     assert per_variant.nunique() == 1 and 1 <= per_variant.iloc[0] <= 8
     # The averages are those of the table.
+    # Neither drawn control is the partner itself.
+    wide = table.pivot_table(index=["layer", "layer_to", "feature"], columns="variant", values="partner")
+    for control in ("coactive_partner", "hard_negative"):
+        assert (wide[control] != wide["matched"].fillna(wide["exact"]).fillna(wide["ceiling"]))[
+            wide[control] >= 0
+        ].all()
     value = pairs.set_index(["layer", "layer_to", "variant", "metric"])["value"]
     for (layer, layer_to, variant), rows in table.groupby(["layer", "layer_to", "variant"]):
         at = layer, layer_to, variant
@@ -117,6 +127,45 @@ def test_one_test_alone(configured: Configured, random_saes: Path) -> None:
 def test_functional_tests_need_the_model(configured: Configured, random_saes: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.functional runs the model, and needs evaluation=full"):
         configured(random_saes, *TESTS, "evaluation=weights_only")
+
+
+def test_contexts_of_sink_positions_alone_are_refused(configured: Configured, random_saes: Path) -> None:
+    with pytest.raises(UserError, match=r"context_tokens=2: must be more than model\.sink_positions=2"):
+        run(configured(random_saes, *TESTS, "evaluation.functional.context_tokens=2", "model.sink_positions=2"))
+
+
+def test_features_that_never_fire_are_no_crash(
+    configured: Configured, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for layer in (0, 1):
+        sae = random_sae(width=24, d=D_MODEL, seed=layer)
+        quiet = sae.replace(threshold=torch.full_like(sae.threshold, 1e6)) if layer == 0 else sae
+        save_native(quiet, tmp_path / "quiet" / f"layer_{layer:02d}.safetensors")
+    result = run(configured(tmp_path / "quiet", *TESTS, *ONE_PAIR, "sae.ceiling_filename=null"))
+    assert not (result.directory / "functional.parquet").exists()
+    assert "no feature fires in any context" in caplog.text
+
+
+def test_ranks_by_lost_activation() -> None:
+    removed = {
+        "columns": np.array([2, 5, 7]),
+        "clean": np.array([[4.0, 1.0, 1.0]]),
+        "ablated": np.array([[1.0, 0.0, 2.0]]),
+    }
+    ranks = [functional._rank(removed, partner, 10) for partner in (2, 5, 0, 7, -1)]
+    # Lost: 3, 1, -1, and 0 for the other seven, which share the last of their places.
+    assert ranks == [1, 2, 9, 10, 0]
+    nothing = {"columns": np.zeros(0, int), "clean": np.zeros((1, 0)), "ablated": np.zeros((1, 0))}
+    assert functional._rank(nothing, 3, 10) == 10 and functional._most_affected(nothing) == -1
+
+
+def test_half_precision_is_warned_of(
+    configured: Configured, random_saes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(configured(random_saes, *TESTS, *ONE_PAIR, "model.dtype=bfloat16", "sae.ceiling_filename=null"))
+    status = json.loads((result.directory / "status.json").read_text(encoding="utf-8"))
+    (warning,) = [one for one in status["warnings"] if "computes" in one]
+    assert "the model computes in bfloat16" in warning and "model.dtype=float32" in warning
 
 
 def test_the_same_test_twice_is_refused(configured: Configured, random_saes: Path) -> None:

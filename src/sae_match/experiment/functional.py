@@ -29,6 +29,7 @@ from sae_match.keys import source_digest
 from sae_match.matching.feature_pair import sae_facts
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
+from sae_match.pairs import EXACT
 from sae_match.saes import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ KIND = "functional"
 VERSION = 1
 """To be raised when the meaning of a stored effect changes."""
 RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED = PARTNERS
-"""Beside the matchers: any feature of B; one drawn by on how many tokens it fires together with the feature; the one
-with the most similar decoder row that is not the partner; and the one that loses most activation, the ceiling."""
+"""Beside the matchers: any feature of B; one drawn by on how many tokens it fires together with the feature, and the
+one with the most similar decoder row, neither of them the job's own partner; and the one that loses most activation."""
 
 _CODE = source_digest(FunctionalPair)
 Ints = npt.NDArray[np.int64]
@@ -63,6 +64,9 @@ class FunctionalTester:
     ) -> tuple[list[MetricRow], pd.DataFrame]:
         """Every metric of every matcher of a pair, and a row per matcher and tested feature (functional.parquet)."""
         contexts = self._chosen(a, matched.pair.layers[0])
+        if len(contexts.features) == 0:
+            logger.warning("%s: no feature fires in any context, and none is tested", matched.pair)
+            return [], pd.DataFrame()
         found = _PairEffects(self, matched, self._tested(matched, a, b), contexts)
         rows, tables = found.rows(), found.tables()
         logger.info(
@@ -173,9 +177,9 @@ class _PairEffects:
         correlation: npt.NDArray[np.float32] = found["correlation"]
         return correlation
 
-    def _ablation_check(self) -> float:
-        """Correlation of first-order effects on the loss with true ones."""
-        contexts, n = self.contexts, min(self.tester.how.checked, len(self.contexts.features))
+    def _ablation_check(self, n: int) -> float:
+        """Correlation of first-order effects on the loss with n true ones."""
+        contexts = self.contexts
         chosen = np.linspace(0, len(contexts.features) - 1, n).round().astype(int)
         features, windows = contexts.features[chosen], [int(contexts.windows[i][0]) for i in chosen]
 
@@ -193,14 +197,14 @@ class _PairEffects:
         """Partners of the tested features, by matcher and further control; -1 = none."""
         features = self.contexts.features
         found = {name: one.indices.numpy()[features] for name, one in self.matched.permutations.items()}
-        own = found[next(iter(found))]
+        own = found[EXACT if EXACT in found else next(iter(found))]
         hashes = parameter_hashes(self.tested.b, self.tester.how.seed)
         order = np.argsort(hashes)  # by content, so that the order of B's features does not matter
         draws = {RANDOM_PARTNER: np.full(len(features), NONE), COACTIVE: np.full(len(features), NONE)}
         for i, removed in enumerate(self.removed):
             rng = self.contexts.rng(i)
             draws[RANDOM_PARTNER][i] = order[rng.integers(len(order))]
-            columns, together = removed["columns"], removed["together"]
+            columns, together = removed["columns"], removed["together"] * (removed["columns"] != own[i])
             if together.sum():
                 by_content = np.argsort(hashes[columns])
                 share = together[by_content] / together.sum()
@@ -215,7 +219,8 @@ class _PairEffects:
         cosine = a[torch.as_tensor(self.contexts.features)] @ b.T
         rows = np.flatnonzero(own != NONE)
         cosine[torch.as_tensor(rows), torch.as_tensor(own[rows])] = -2.0
-        return cosine.argmax(dim=1).cpu().numpy()
+        # Where the job's own matching gives no partner, the most similar feature may well be the right one.
+        return np.where(own == NONE, NONE, cosine.argmax(dim=1).cpu().numpy())
 
     @property
     def _deactivation(self) -> bool:
@@ -232,10 +237,11 @@ class _PairEffects:
         reference = next(iter(self.partners))
         counts = {"tested_features": len(self.contexts.features), "never_firing_features": self.contexts.never_fires}
         rows += [MetricRow(*layers, reference, name, float(n), self.tested.a.width) for name, n in counts.items()]
-        if self.correlation is not None and self.tester.how.checked > 1:
-            check = self._ablation_check()
+        checked = min(self.tester.how.checked, len(self.contexts.features))
+        if self.correlation is not None and checked > 2:  # of two points the correlation is 1 or -1
+            check = self._ablation_check(checked)
             logger.info("%s: first-order effects correlate %.3f with true ablations", self.matched.pair, check)
-            rows.append(MetricRow(*layers, reference, "fingerprint_check", check, self.tester.how.checked))
+            rows.append(MetricRow(*layers, reference, "fingerprint_check", check, checked))
         return rows
 
     def effects(self, variant: str) -> PartnerEffects:
@@ -333,10 +339,13 @@ def _most_affected(removed: Payload) -> int:
 
 
 def _rank(removed: Payload, partner: int, width: int) -> int:
-    """1 + the number of features of B that lose more activation; those outside `columns` lose nothing."""
+    """1 + the number of features of B that lose more activation; those outside `columns` lose nothing.
+
+    A partner that loses nothing comes after all that lose nothing either.
+    """
     if partner == NONE:
         return 0
-    lost = _lost(removed)
-    at = np.flatnonzero(removed["columns"] == partner)
-    own = float(lost[at].sum())
-    return 1 + int((lost > own).sum()) + (width - len(lost) if own < 0 else 0)
+    lost = np.zeros(width)
+    lost[removed["columns"]] = _lost(removed)
+    own = lost[partner]
+    return 1 + int((lost > own).sum()) if own > 0 else int((lost >= own).sum())

@@ -16,6 +16,7 @@ from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
+from sae_match.pairs import EXACT
 from sae_match.record.contents import EXAMPLES, STABILITY
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
@@ -106,7 +107,7 @@ def matcher_labels(study: Study) -> dict[str, dict[str, str]]:
         return {"label": label, "similarity": similarity.name, "folding": kind.value, "assignment": solver.name}
 
     own = of("the job's own matching", study.matching, study.folding.name, study.solver)
-    found = {MATCHED: own, CEILING: own}
+    found = {MATCHED: own, EXACT: own, CEILING: own}
     for control in study.evaluation.matchers:
         if isinstance(control, Matcher):
             label, folding = control.label or control.name.replace("_", " "), control.folding or study.folding.name

@@ -144,12 +144,21 @@ class Steps:
             return
         from sae_match.experiment.functional import FunctionalTester  # few jobs need it
 
+        dtype = str(self.evaluator.inputs.model.hf.dtype).removeprefix("torch.")
+        if dtype != "float32" and {"substitution", "fingerprint"} & set(how.tests):
+            self.results.warn(
+                [
+                    f"the model computes in {dtype}, whose rounding in later blocks outweighs what weak features do to "
+                    "the predictions: substitution and fingerprint are too low for them; set model.dtype=float32"
+                ]
+            )
         tester = FunctionalTester(self.evaluator, how, self.progress)
         for matched in [matched for matched in pairs if matched.pair.role.value in how.pairs]:
             rows, effects = tester.test(matched, *self.saes.pair(matched.pair))
             differences = difference_rows(rows, self.metrics)
             self.results.add([row.without_sums() for row in rows + differences])
-            self.results.add_effects(effects, matcher_labels(self.study))
+            if len(effects):
+                self.results.add_effects(effects, matcher_labels(self.study))
 
     def judge(self, pairs: list[MatchedPair]) -> None:
         """Judge a sample of matched features; judgements.jsonl grows with every layer pair and variant."""

@@ -257,7 +257,7 @@ _FIGURES: dict[Figure, tuple[str, str]] = {
     "coverage": ("features with a partner", "higher"),
     "deactivation_top1": ("partner loses most activation", "higher"),
     "deactivation_mrr": ("reciprocal rank by lost activation", "higher"),
-    "deactivation_silent": ("silent partners", "lower"),
+    "deactivation_silent": ("features with a silent partner", "lower"),
     "fingerprint_mrr": ("reciprocal rank by effects on the loss", "higher"),
 }
 

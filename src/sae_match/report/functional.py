@@ -25,7 +25,7 @@ from .resampling import SAMPLES, SEED
 OWN = (MATCHED, CEILING, "exact")
 """Names of the job's own matcher: of neighbors, of two seeds, of layers further apart."""
 REFERENCES = {
-    "most_affected": "most affected feature (ceiling)",
+    "most_affected": "feature that loses most",
     "hard_negative": "most similar other feature",
     "coactive_partner": "random co-active partner",
     "random_partner": "random partner",

@@ -25,7 +25,11 @@ MAX_SEED = 2**32
 
 @option
 class FunctionalTests(Keyed):
-    """Tests of what matched features do in the model, as metrics of every pair and matcher of the job."""
+    """Tests of what matched features do in the model, as metrics of every pair of the job.
+
+    Of neighbors and of two seeds by all of its matchers, of layers further apart by the composed, the exact and a
+    random permutation.
+    """
 
     tests: tuple[Test, ...] = get_args(Test)
     """deactivation: remove the feature, and see whether its partner is less active k layers later. substitution: put
@@ -38,7 +42,8 @@ class FunctionalTests(Keyed):
     contexts: Annotated[int, Field(ge=1)] = 4
     """Windows in which each of them is tested, drawn among those in which it fires."""
     context_tokens: Annotated[int, Field(ge=2)] = 64
-    """Leading tokens of a window that deactivation and substitution read; the windows may be longer."""
+    """Leading tokens of a window that deactivation and substitution read; the windows may be longer. More than
+    `model.sink_positions`, which are never counted."""
     checked: Annotated[int, Field(ge=0)] = 64
     """True ablations that the fingerprints' first-order effects are compared with; 0 = none."""
     seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 0
