@@ -26,7 +26,7 @@ from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, seed
 from sae_match.plan import checks
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
-from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, passes_bytes, phases
+from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, effects_bytes, passes_bytes, phases
 from sae_match.plan.saes import PlannedSaes, check_shapes, plan_saes
 from sae_match.rules import check_config
 from sae_match.saes.formats.reading import SaeShape
@@ -261,6 +261,8 @@ def _disk_needs(
             yield DiskNeed("streams to fit controls on", store.directory, fitted, "paths.cache_dir")
         yield DiskNeed("residual streams", store.directory, streams, "paths.cache_dir")
         yield DiskNeed("activation counts until it is done", store.directory, counts, "paths.cache_dir")
+        if shape is not None and shape.tested is not None:
+            yield DiskNeed("effects of features", store.directory, effects_bytes(shape.tested), "paths.cache_dir")
     record = None if shape is None else sum(shape.widths[:-1]) * FEATURE_ROW_BYTES + RECORD_BYTES
     yield DiskNeed("record", Path(study.paths.output_dir), record, "paths.output_dir")
 

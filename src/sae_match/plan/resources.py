@@ -20,6 +20,9 @@ LIVE_ACTIVATIONS = 6
 through the permutation."""
 LIVE_DIRECTIONS = 4
 """[F, d] float32 arrays that comparing the weights of a pair holds beside the SAEs and their folded copies."""
+ACTIVE_SHARE = 0.25
+"""Of the features of an SAE, those active on at least one token of a context, as seen on the demo: an upper bound for
+wider ones."""
 LOGIT_ELEMENTS = 2**25
 """Logits held at once when losses are computed (`language_model.forward_pass`)."""
 VARIANTS = 3
@@ -215,6 +218,13 @@ def passes_bytes(shape: JobShape) -> int | None:
     passes += [((1 + VARIANTS) * a + b + 1, VARIANTS + 2 + 1) for a, b in shape.far_pairs]
     passes += [(3 * width + 1, 2) for width in shape.ceilings]
     return text.documents * sum(itemsize * counted + 8 * (shape.d_model + 1) * sums for counted, sums in passes)
+
+
+def effects_bytes(tested: FunctionalShape) -> int:
+    """What the effects of tested features need in the store, where they stay: correlations with every feature of the
+    later SAE, and in each context, with and without, the activations of the features that are active at all."""
+    per_partner = FLOAT * tested.gradients + 2 * FLOAT * tested.contexts * ACTIVE_SHARE
+    return int(sum((tested.features or a) * b * per_partner for _, _, a, b in tested.pairs))
 
 
 # -- operations ------------------------------------------------------------------------------------------
