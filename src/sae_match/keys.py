@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,8 +23,9 @@ def tensor_digest(values: Tensor) -> str:
     return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def source_digest(cls: type) -> str | None:
-    """SHA-256 of the module that defines a class, so that helpers beside it count; None where no source is found."""
+def source_digest(cls: type | Callable[..., object]) -> str | None:
+    """SHA-256 of the module that defines a class or function, so that helpers beside it count; None where no source is
+    found."""
     for defined in (sys.modules.get(cls.__module__), cls):
         try:
             return hashlib.sha256(inspect.getsource(defined).encode()).hexdigest()  # type: ignore[arg-type]

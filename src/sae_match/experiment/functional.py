@@ -26,6 +26,7 @@ from sae_match.evaluation.settings import PARTNERS
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.keys import source_digest
+from sae_match.language_model.interventions import next_token_divergence
 from sae_match.matching.feature_pair import sae_facts
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
@@ -41,7 +42,7 @@ RANDOM_PARTNER, COACTIVE, HARD_NEGATIVE, MOST_AFFECTED = PARTNERS
 """Beside the matchers: any feature of B; one drawn by on how many tokens it fires together with the feature, and the
 one with the most similar decoder row, neither of them the job's own partner; and the one that loses most activation."""
 
-_CODE = source_digest(FunctionalPair)
+_CODE = [source_digest(FunctionalPair), source_digest(next_token_divergence)]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
