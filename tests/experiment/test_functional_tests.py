@@ -78,12 +78,10 @@ def test_every_matcher_of_every_pair_is_tested(configured: Configured, random_sa
             np.testing.assert_allclose(value[*at, "deactivation"], rows["drop"].mean())
             np.testing.assert_allclose(value[*at, "deactivation_top1"], (rows["rank"] == 1).mean())
         else:
-            assert rows["drop"].isna().all() if "drop" in rows else True
+            assert rows["drop"].isna().all()
     assert value[0, 1, "matched", "coverage"] == 1
-    assert value[0, 1, "most_affected", "deactivation_top1"] <= 1
     of_neighbors = [value[*at, "random", "deactivation"] for at in ((0, 1), (1, 2))]
-    if "deactivation/random" in result.metrics:
-        assert result.metrics["deactivation/random"] == pytest.approx(np.mean(of_neighbors))
+    assert result.metrics["deactivation/random"] == pytest.approx(np.mean(of_neighbors))
     of_neighbors = [value[*at, "random", "matching_score"] for at in ((0, 1), (1, 2))]
     assert result.metrics["matching_score/random"] == pytest.approx(np.mean(of_neighbors)), "not that of two seeds"
     matchers = json.loads((result.directory / "matchers.json").read_text(encoding="utf-8"))

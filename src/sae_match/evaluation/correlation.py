@@ -58,20 +58,20 @@ def activation_correlations(
         for total, f in zip(sums, both, strict=True):
             total[0] += f.sum(dim=0, dtype=torch.float64)
             total[1] += f.to(torch.float64).square().sum(dim=0)
-    (mean_a, scale_a), (mean_b, scale_b) = (_standard(total / n) for total in sums)
+    (mean_a, scale_a), (mean_b, scale_b) = (
+        (mean.float(), scale.float()) for mean, scale in (mean_and_scale(total / n) for total in sums)
+    )
     products = torch.zeros(widths[0], widths[1], device=a.device)
     for f_a, f_b in activations():
         products.addmm_(((f_a - mean_a) * scale_a).T, (f_b - mean_b) * scale_b, alpha=1 / n)
     return products.clamp_(-1.0, 1.0)
 
 
-def _standard(moments: Float[Tensor, "2 F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
-    """Mean and one over the standard deviation, 0 where nothing varies, float32."""
+def mean_and_scale(moments: Float[Tensor, "2 F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+    """Mean and one over the standard deviation, 0 where nothing varies, from means of values and squares, float64."""
     mean, square = moments
     variance = square - mean.square()
-    varies = variance > 1e-12 * square
-    scale = torch.where(varies, variance.clamp(min=1e-300).rsqrt(), 0.0)
-    return mean.float(), scale.float()
+    return mean, torch.where(variance > 1e-12 * square, variance.clamp(min=1e-300).rsqrt(), 0.0)
 
 
 @option

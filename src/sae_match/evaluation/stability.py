@@ -18,7 +18,8 @@ from sae_match.evaluation.nulls import MatchFeatures, rotated
 from sae_match.matching import Permutation, make_solver
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.match import match_features
-from sae_match.matching.planted import decoder_cosines, planted_between, unit
+from sae_match.matching.planted import decoder_cosines, planted_between
+from sae_match.matching.problem import unit_rows
 from sae_match.matching.similarity import Similarity
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
@@ -42,7 +43,7 @@ class AbsoluteDecoderCosine(Similarity):
     def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
         """|cosine| of every pair of features that are matched; 0 where a row is zero."""
         kept_a, kept_b = pair.kept()
-        rows, others = (unit(sae.W_dec[kept.to(sae.device)]) for sae, kept in ((pair.a, kept_a), (pair.b, kept_b)))
+        rows, others = (unit_rows(sae.W_dec[kept.to(sae.device)]) for sae, kept in ((pair.a, kept_a), (pair.b, kept_b)))
         return (rows @ others.T).abs_().clamp_(max=1.0).cpu()
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
@@ -223,7 +224,7 @@ def stability(
             cosine = torch.full((a.width,), torch.nan)
             cosine[permutation.matched] = decoder_cosines(a, other, permutation).abs().clamp(max=1.0)
             left, right = (
-                unit(sae.W_dec)[~(one > threshold).to(sae.device)]
+                unit_rows(sae.W_dec)[~(one > threshold).to(sae.device)]
                 for sae, one in ((a, cosine), (other, _of_partners(permutation, cosine)))
             )
             subspace = shared_subspace(left, right, variance)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from sae_match.entries import Payload
@@ -28,6 +27,7 @@ from sae_match.experiment.matching import MatchedPair
 from sae_match.keys import source_digest
 from sae_match.language_model.interventions import next_token_divergence
 from sae_match.matching.feature_pair import sae_facts
+from sae_match.matching.problem import unit_rows
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
 from sae_match.pairs import EXACT
@@ -216,7 +216,7 @@ class _PairEffects:
         return found
 
     def _hard_negatives(self, own: Ints) -> Ints:
-        a, b = (normalize(sae.W_dec, dim=1) for sae in (self.tested.a, self.tested.b))
+        a, b = (unit_rows(sae.W_dec) for sae in (self.tested.a, self.tested.b))
         cosine = a[torch.as_tensor(self.contexts.features)] @ b.T
         rows = np.flatnonzero(own != NONE)
         cosine[torch.as_tensor(rows), torch.as_tensor(own[rows])] = -2.0
@@ -286,7 +286,7 @@ class _PairEffects:
     def _table(self, variant: str) -> pd.DataFrame:
         effects, contexts, pair = self.effects(variant), self.contexts, self.matched.pair
         n, ones = len(contexts.features), np.ones((1, len(effects.context)))
-        a, b = (normalize(sae.W_dec.cpu(), dim=1) for sae in (self.tested.a, self.tested.b))
+        a, b = (unit_rows(sae.W_dec.cpu()) for sae in (self.tested.a, self.tested.b))
         partner = effects.partner
         cosine = (a[torch.as_tensor(contexts.features)] * b[torch.as_tensor(partner.clip(min=0))]).sum(dim=1).numpy()
         table: dict[str, object] = {

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.permutation import Permutation
+from sae_match.matching.problem import unit_rows
 from sae_match.saes import SparseAutoencoder
 
 STANDARD_ERRORS = 4.0
@@ -53,10 +54,5 @@ def decoder_cosines(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Per
     left, right = permutation.matched, permutation.indices[permutation.matched]
     parts = zip(left.split(CHUNK_ROWS), right.split(CHUNK_ROWS), strict=True)
     return torch.cat(
-        [(unit(a.W_dec[i.to(a.device)]) * unit(b.W_dec[j.to(b.device)])).sum(dim=1).cpu() for i, j in parts]
+        [(unit_rows(a.W_dec[i.to(a.device)]) * unit_rows(b.W_dec[j.to(b.device)])).sum(dim=1).cpu() for i, j in parts]
     )
-
-
-def unit(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Rows of unit norm, however small they were; a zero row stays zero."""
-    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)

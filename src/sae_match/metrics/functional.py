@@ -225,6 +225,18 @@ class Fingerprint(_ByQuartile):
         return mean_over_features(effects, np.where(self.kept(effects), effects.fingerprint, np.nan))
 
 
+def quality_area(removed: Floats, replaced: Floats, weights: Floats) -> Floats:
+    """[r] weighted mean over n of R = 1 - sum D_sub / sum D_abl of the first n pairs.
+
+    Args:
+        removed, replaced: [r, N] D_abl and D_sub of every pair, the surest first.
+        weights: [r, N] of the points; those before anything has been removed are left out.
+    """
+    below, above = np.cumsum(removed, axis=1), np.cumsum(replaced, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _mean(np.where(below > 0, 1 - above / below, np.nan), weights)
+
+
 class AUSQC(FunctionalMetric):
     """Area under the substitution quality curve: R of the matcher's n surest pairs, averaged over n.
 
@@ -242,18 +254,14 @@ class AUSQC(FunctionalMetric):
         order = known[np.argsort(-confidence[known], kind="stable")]
 
         def area(contexts: Floats, features: Floats) -> Floats:
-            sums = [
-                np.cumsum((features * effects.per_feature(contexts, kl))[:, order], axis=1)
-                for kl in (removed, replaced)
-            ]
-            curve = np.where(sums[0] > 0, 1 - sums[1] / sums[0], np.nan)
-            return _mean(curve, features[:, order])
+            below, above = (features * effects.per_feature(contexts, kl) for kl in (removed, replaced))
+            return quality_area(below[:, order], above[:, order], features[:, order])
 
         return area
 
 
-Figure = Literal["coverage", "deactivation_top1", "deactivation_mrr", "deactivation_silent", "fingerprint_mrr"]
-_FIGURES: dict[Figure, tuple[str, str]] = {
+Share = Literal["coverage", "deactivation_top1", "deactivation_mrr", "deactivation_silent", "fingerprint_mrr"]
+_SHARES: dict[Share, tuple[str, str]] = {
     "coverage": ("features with a partner", "higher"),
     "deactivation_top1": ("partner loses most activation", "higher"),
     "deactivation_mrr": ("reciprocal rank by lost activation", "higher"),
@@ -271,20 +279,20 @@ class FunctionalShare(FunctionalMetric):
     without one. `deactivation_silent`: partners that are active on no token on which the feature is.
     """
 
-    figure: Figure
+    share: Share
 
     @property
     def about(self) -> Description:
         """One description per share."""
-        label, better = _FIGURES[self.figure]
+        label, better = _SHARES[self.share]
         return Description(
-            name=self.figure, label=label, unit="share", better=better, figure="none",  # type: ignore[arg-type]
-            tracked=self.figure == "deactivation_top1", difference=self.figure != "coverage",
+            name=self.share, label=label, unit="share", better=better, figure="none",  # type: ignore[arg-type]
+            tracked=self.share == "deactivation_top1", difference=self.share != "coverage",
         )  # fmt: skip
 
     def measured(self, subject: PartnerEffects, bootstrap: Bootstrap) -> Measured | None:
         """Coverage is exact; the others are resampled."""
-        if self.figure != "coverage":
+        if self.share != "coverage":
             return super().measured(subject, bootstrap)
         if subject.matched is None or subject.width is None:
             return None
@@ -292,19 +300,19 @@ class FunctionalShare(FunctionalMetric):
 
     def statistic(self, effects: PartnerEffects) -> Statistic | None:
         """Mean over the tested features."""
-        if effects.clean is None if self.figure == "deactivation_silent" else self._rank(effects) is None:
+        if effects.clean is None if self.share == "deactivation_silent" else self._rank(effects) is None:
             return None
         return mean_over_features(effects, self._values(effects))
 
     def _rank(self, effects: PartnerEffects) -> Int[np.ndarray, " n"] | None:
-        return effects.fingerprint_rank if self.figure == "fingerprint_mrr" else effects.rank
+        return effects.fingerprint_rank if self.share == "fingerprint_mrr" else effects.rank
 
     def _values(self, effects: PartnerEffects) -> npt.NDArray[np.generic]:
-        if self.figure == "deactivation_silent":
+        if self.share == "deactivation_silent":
             return effects.silent
         rank = self._rank(effects)
         assert rank is not None  # its test was run
-        if self.figure == "deactivation_top1":
+        if self.share == "deactivation_top1":
             return np.asarray(rank == 1)
         return np.where(rank > 0, 1 / np.maximum(rank, 1), 0.0)
 
@@ -312,6 +320,6 @@ class FunctionalShare(FunctionalMetric):
 FUNCTIONAL: tuple[FunctionalMetric, ...] = (
     *(kind(quartile=q) for kind in (Deactivation, Substitution, Fingerprint) for q in (None, 1, 2, 3, 4)),
     AUSQC(),
-    *(FunctionalShare(figure=name) for name in _FIGURES),
+    *(FunctionalShare(share=name) for name in _SHARES),
 )
 """In the order of a table's columns."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.permutation import Permutation
+from sae_match.matching.problem import unit_rows
 from sae_match.metrics.metric import MatchedWeights
 from sae_match.saes import SparseAutoencoder, fold
 
@@ -85,11 +85,6 @@ def folded_weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutat
         W_enc=(a.W_enc[:, rows] - b.W_enc[:, partners]).square().mean(dim=0),
         b_enc=(a.b_enc[rows] - b.b_enc[partners]).square(),
         W_dec=(a.W_dec[rows] - b.W_dec[partners]).square().mean(dim=1),
-        decoder_cosine=(_unit(a.W_dec[rows]) * _unit(b.W_dec[partners])).sum(dim=1),
+        decoder_cosine=(unit_rows(a.W_dec[rows]) * unit_rows(b.W_dec[partners])).sum(dim=1),
         parameters=parameters,
     )
-
-
-def _unit(rows: Float[Tensor, "M d"]) -> Float[Tensor, "M d"]:
-    """Rows of unit norm; folded rows can be tiny, so torch's default epsilon of 1e-12 would bend the result."""
-    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)

@@ -271,8 +271,7 @@ class JobRecord:
 
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""
-        with atomic_path(self.directory / FEATURES) as temporary:
-            features.to_parquet(temporary, index=False, compression="zstd")
+        self._write_parquet(FEATURES, features)
 
     def write_documents(self, sums: Mapping[SumsKey, DocumentSums]) -> None:
         """Write documents.parquet: the sums behind each averaged metric, per document."""
@@ -290,13 +289,11 @@ class JobRecord:
 
     def write_paths(self, paths: pd.DataFrame) -> None:
         """Write paths.parquet, one row per layer of each feature's path."""
-        with atomic_path(self.directory / PATHS) as temporary:
-            paths.to_parquet(temporary, index=False, compression="zstd")
+        self._write_parquet(PATHS, paths)
 
     def write_top_tokens(self, tokens: pd.DataFrame) -> None:
         """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
-        with atomic_path(self.directory / TOP_TOKENS) as temporary:
-            tokens.to_parquet(temporary, index=False, compression="zstd")
+        self._write_parquet(TOP_TOKENS, tokens)
 
     def write_examples(self, examples: pd.DataFrame) -> None:
         """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
@@ -305,14 +302,16 @@ class JobRecord:
 
     def write_stability(self, features: pd.DataFrame) -> None:
         """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
-        with atomic_path(self.directory / STABILITY) as temporary:
-            features.to_parquet(temporary, index=False, compression="zstd")
+        self._write_parquet(STABILITY, features)
 
     def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
-        with atomic_path(self.directory / FUNCTIONAL) as temporary:
-            effects.to_parquet(temporary, index=False, compression="zstd")
+        self._write_parquet(FUNCTIONAL, effects)
         write_json(self.directory / MATCHERS, matchers)
+
+    def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
+        with atomic_path(self.directory / name) as temporary:
+            table.to_parquet(temporary, index=False, compression="zstd")
 
     def figure_path(self, name: str) -> Path:
         """Path of figures/`name`.png; the folder exists.

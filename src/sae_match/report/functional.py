@@ -18,6 +18,7 @@ import pandas as pd
 from ..errors import UserError
 from ..metrics.bootstrap import MIN_DOCUMENTS, Floats, wilson
 from ..metrics.description import CEILING, MATCHED, SPLICED
+from ..metrics.functional import quality_area
 from ..record.contents import FUNCTIONAL, MATCHERS
 from .records import Record
 from .resampling import SAMPLES, SEED
@@ -278,7 +279,9 @@ class Scores:
                 for column, mask in enumerate(present[name].T):
                     self._sums[name][rows, column] = counts[:, mask] @ both[mask]
             for code, curve in enumerate(curves):
-                self._ausqc[rows, code] = _area(counts, *curve)
+                features, kept, ablated = curve
+                drawn = counts[:, features]
+                self._ausqc[rows, code] = quality_area(drawn * ablated, drawn * (ablated - kept), drawn)
 
     def _numbers(self, metric: str, matcher: str, other: str | None = None) -> Floats:
         """The value, then that of each resample; with `other`, on the features on which both were tested."""
@@ -335,16 +338,6 @@ def _resamples(strata: npt.NDArray[np.intp], samples: int, seed: int) -> Iterato
             drawn = rng.integers(n, size=(len(counts), n)) + n * np.arange(len(counts))[:, None]
             counts[:, features] = np.bincount(drawn.ravel(), minlength=n * len(counts)).reshape(-1, n)
         yield counts
-
-
-def _area(counts: Floats, features: npt.NDArray[np.intp], substitution: Floats, ablated: Floats) -> Floats:
-    """The mean of `quality_curve` on each resample, where every point counts as often as its feature was drawn."""
-    drawn = counts[:, features]
-    total = np.cumsum(drawn * ablated, axis=1)
-    curve = np.divide(np.cumsum(drawn * substitution, axis=1), total, out=np.zeros_like(total), where=total > 0)
-    weights = np.where(total > 0, drawn, 0.0)
-    below = weights.sum(axis=1)
-    return np.divide((weights * curve).sum(axis=1), below, out=np.full_like(below, np.nan), where=below > 0)
 
 
 def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES, seed: int = SEED) -> Interval:

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sae_match.keys import Keyed
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 
@@ -24,7 +23,7 @@ MAX_SEED = 2**32
 
 
 @option
-class FunctionalTests(Keyed):
+class FunctionalTests:
     """Tests of what matched features do in the model, as metrics of every pair of the job.
 
     Of neighbors and of two seeds by all of its matchers, of layers further apart by the composed, the exact and a

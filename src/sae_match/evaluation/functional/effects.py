@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_match.evaluation.correlation import mean_and_scale
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.language_model.interventions import loss_gradients, next_token_divergence, resid_post_from
 from sae_match.language_model.model import LanguageModel
@@ -192,7 +193,7 @@ def fingerprints(
         products += effects_a.T @ effects_b
         tokens += len(effects_a)
         tick(len(pair.ids[rows]))
-    means, scales = zip(*(_mean_and_scale(total / tokens) for total in moments), strict=True)
+    means, scales = zip(*(mean_and_scale(total / tokens) for total in moments), strict=True)
     for start in range(0, len(features), BLOCK_ROWS):  # in float64 all rows at once would outweigh everything else
         rows = slice(start, start + BLOCK_ROWS)
         covariance = products[rows].double() / tokens - means[0][rows, None] * means[1][None]
@@ -255,9 +256,3 @@ def _effects(
             f, d = f[..., columns], d[columns]
         found.append(-(f * (g @ d.T)).flatten(0, 1))
     return found[0], found[1]
-
-
-def _mean_and_scale(moments: Float[Tensor, "2 F"]) -> tuple[Tensor, Tensor]:
-    mean, square = moments
-    variance = square - mean.square()
-    return mean, torch.where(variance > 1e-12 * square, variance.clamp(min=1e-300).rsqrt(), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import abstractmethod
 from enum import StrEnum
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -52,7 +53,47 @@ class TransportPlan(NamedTuple):
 
 
 @option
-class SoftSolver(Solver):
+class TransportSolver(Solver):
+    """A solver that holds dense costs, squared distances or 2 - 2 S_ij, and transports mass between the features."""
+
+    bytes_per_pair: ClassVar[int]
+    """Peak memory beside the problem."""
+    device: str = "cpu"
+    """Where the iterations run; set by the job."""
+
+    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
+        """Peak memory of a match: the problem and the dense matrices."""
+        return problem_bytes(n_a, n_b, d) + self.bytes_per_pair * n_a * n_b
+
+    def similarity_bytes(self, n_a: int, n_b: int) -> int:
+        """The matrix and those beside it."""
+        return (4 + self.bytes_per_pair) * n_a * n_b
+
+    def solve(self, problem: MatchingProblem) -> Solution:
+        """The matching that follows from the plan.
+
+        Raises:
+            UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
+        """
+        self.check_complete(problem)
+        return self.from_plan(problem)
+
+    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
+        """The same, of pairs that cost 2 - 2 S_ij.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
+        problem.check()
+        return self.from_plan(problem)
+
+    @abstractmethod
+    def from_plan(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
+        """Transport, and what follows for single features, of a problem that was checked."""
+
+
+@option
+class SoftSolver(TransportSolver):
     """Entropic optimal transport with uniform marginals (Cuturi 2013), rounded to a one-to-one matching.
 
     The transport cost of the soft plan, times the number of features of the narrower SAE so that it compares with
@@ -71,38 +112,11 @@ class SoftSolver(Solver):
     """plan: the matching with the most mass of the plan on its pairs. log_plan: with the largest sum of log masses; as
     each log mass is minus a cost plus one number per row and one per column, that is the exact matching whatever the
     entropy, where every row and column gets a partner (SAEs of one width)."""
-    device: str = "cpu"
-    """Where the iterations run; set by the job."""
-
+    bytes_per_pair: ClassVar[int] = BYTES_PER_PAIR
     advice: ClassVar[str] = "solver=certified, narrower SAEs or a machine with more memory"
 
-    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match: the problem and several dense matrices."""
-        return problem_bytes(n_a, n_b, d) + BYTES_PER_PAIR * n_a * n_b
-
-    def similarity_bytes(self, n_a: int, n_b: int) -> int:
-        """The matrix and several more."""
-        return (4 + BYTES_PER_PAIR) * n_a * n_b
-
-    def solve(self, problem: MatchingProblem) -> Solution:
-        """The rounded plan, with the plan's own cost among the statistics.
-
-        Raises:
-            UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
-        """
-        self.check_complete(problem)
-        return self._solve(problem)
-
-    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
-        """The same, of pairs that cost 2 - 2 S_ij.
-
-        Raises:
-            UserError: NaN or infinity.
-        """
-        problem.check()
-        return self._solve(problem)
-
-    def _solve(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
+    def from_plan(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
+        """The rounded plan, with the plan's own cost among the statistics."""
         started = time.monotonic()
         found = self.transport(problem)
         transported = time.monotonic()

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from sae_match.matching.baselines.soft import costs_of, unit_of
+from sae_match.matching.baselines.soft import TransportSolver, costs_of, unit_of
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.problem import MatchingProblem, SimilarityProblem
-from sae_match.matching.solution import Solution, Solver, problem_bytes
+from sae_match.matching.solution import Solution
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class UnbalancedPlan(NamedTuple):
 
 
 @option
-class UnbalancedTransport(Solver):
+class UnbalancedTransport(TransportSolver):
     """Entropic optimal transport whose marginals may deviate from uniform at a cost (Chizat et al. 2018); many-to-one.
 
         min_P  <P, C> + eps KL(P | a b^T) + rho KL(P 1 | a) + rho KL(P^T 1 | b),   a_i = 1/n, b_j = 1/m
@@ -72,38 +72,11 @@ class UnbalancedTransport(Solver):
     """Most Sinkhorn iterations; a warning says if they did not suffice."""
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """Sinkhorn stops when no feature's mass changes by more than this share of it in an iteration."""
-    device: str = "cpu"
-    """Where the iterations run; set by the job."""
-
+    bytes_per_pair: ClassVar[int] = BYTES_PER_PAIR
     advice: ClassVar[str] = "solver=mutual, narrower SAEs or a machine with more memory"
 
-    def required_bytes(self, n_a: int, n_b: int, d: int) -> int:
-        """Peak memory of a match: the problem and its dense costs."""
-        return problem_bytes(n_a, n_b, d) + BYTES_PER_PAIR * n_a * n_b
-
-    def similarity_bytes(self, n_a: int, n_b: int) -> int:
-        """The matrix and the costs."""
-        return (4 + BYTES_PER_PAIR) * n_a * n_b
-
-    def solve(self, problem: MatchingProblem) -> Solution:
-        """The largest partner of every feature that keeps its mass.
-
-        Raises:
-            UserError: too little memory, NaN or infinity, a rejection cost or a number of pairs.
-        """
-        self.check_complete(problem)
-        return self._solve(problem)
-
-    def solve_similarity(self, problem: SimilarityProblem) -> Solution:
-        """The same, of pairs that cost 2 - 2 S_ij.
-
-        Raises:
-            UserError: NaN or infinity.
-        """
-        problem.check()
-        return self._solve(problem)
-
-    def _solve(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
+    def from_plan(self, problem: MatchingProblem | SimilarityProblem) -> Solution:
+        """The largest partner of every feature that keeps its mass."""
         started = time.monotonic()
         plan = self.transport(problem)
         mass = plan.mass().cpu()
