@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import unit_rows
+from sae_match.matching.problem import unit_rows64
 from sae_match.saes import SparseAutoencoder
 
 STANDARD_ERRORS = 4.0
 """By so many the identity must stand above random pairs: chance gives that once in 30,000 pairs of SAEs."""
-CHUNK_ROWS = 2**14
+CHUNK_ROWS = 2**12
 
 
 def planted_identity(vanilla: Float[Tensor, " M"], random: Float[Tensor, " N"]) -> str | None:
@@ -50,9 +50,8 @@ def planted_between(a: SparseAutoencoder, b: SparseAutoencoder) -> str | None:
 
 
 def decoder_cosines(a: SparseAutoencoder, b: SparseAutoencoder, permutation: Permutation) -> Float[Tensor, " M"]:
-    """Cosine of the decoder rows of every matched pair, on the CPU; 0 where a row is zero."""
-    left, right = permutation.matched, permutation.indices[permutation.matched]
+    """Cosine of the decoder rows of every matched pair, in float64 on the CPU; 0 where a row is zero."""
+    left, right = permutation.matched.to(a.device), permutation.indices[permutation.matched].to(b.device)
     parts = zip(left.split(CHUNK_ROWS), right.split(CHUNK_ROWS), strict=True)
-    return torch.cat(
-        [(unit_rows(a.W_dec[i.to(a.device)]) * unit_rows(b.W_dec[j.to(b.device)])).sum(dim=1).cpu() for i, j in parts]
-    )
+    # In float64: a share of cosines above a threshold must not depend on how the rows were scaled.
+    return torch.cat([(unit_rows64(a.W_dec[i]) * unit_rows64(b.W_dec[j])).sum(dim=1).cpu() for i, j in parts])

@@ -254,11 +254,16 @@ def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
     """Rows of unit norm; zero rows stay zero."""
     out = torch.empty_like(rows)
     for low in range(0, len(rows), 4096):
-        part = rows[low : low + 4096].to(torch.float64)
-        # First by the largest entry: squares of very small or large numbers would leave the range.
-        part = part / _without_zeros(part.abs().amax(dim=1, keepdim=True))
-        out[low : low + 4096] = part / _without_zeros(part.norm(dim=1, keepdim=True))
+        out[low : low + 4096] = unit_rows64(rows[low : low + 4096])
     return out
+
+
+def unit_rows64(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+    """Rows of unit norm in float64; zero rows stay zero."""
+    rows = rows.to(torch.float64)
+    # First by the largest entry: squares of very small or large numbers would leave the range.
+    rows = rows / _without_zeros(rows.abs().amax(dim=1, keepdim=True))
+    return rows / _without_zeros(rows.norm(dim=1, keepdim=True))
 
 
 def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import unit_rows
+from sae_match.matching.planted import decoder_cosines
 from sae_match.metrics.metric import MatchedWeights
 from sae_match.saes import SparseAutoencoder, fold
 
@@ -85,6 +85,6 @@ def folded_weight_distances(a: SparseAutoencoder, b: SparseAutoencoder, permutat
         W_enc=(a.W_enc[:, rows] - b.W_enc[:, partners]).square().mean(dim=0),
         b_enc=(a.b_enc[rows] - b.b_enc[partners]).square(),
         W_dec=(a.W_dec[rows] - b.W_dec[partners]).square().mean(dim=1),
-        decoder_cosine=(unit_rows(a.W_dec[rows]) * unit_rows(b.W_dec[partners])).sum(dim=1),
+        decoder_cosine=decoder_cosines(a, b, permutation),
         parameters=parameters,
     )
