@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from sae_match.errors import UserError
 
@@ -135,7 +135,7 @@ def shared_lock(directory: Path) -> BinaryIO | None:
     if file is not None:
         with suppress(OSError):
             os.utime(file.fileno())
-        _lock(file, shared=True)
+        try_lock(file, shared=True)
     return file
 
 
@@ -147,7 +147,7 @@ def try_exclusive_lock(directory: Path) -> Iterator[bool]:
         yield True
         return
     with file:
-        yield _lock(file, shared=False)
+        yield try_lock(file, shared=False) is not False
 
 
 def _open_lock(directory: Path) -> BinaryIO | None:
@@ -157,15 +157,18 @@ def _open_lock(directory: Path) -> BinaryIO | None:
     return None
 
 
-def _lock(file: BinaryIO, *, shared: bool) -> bool:
+def try_lock(file: IO[Any], *, shared: bool) -> bool | None:
+    """Lock an open file if no other process has a lock in the way; None where the file system has no locks."""
     if sys.platform == "win32":
-        return True
+        return None
     import fcntl
 
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

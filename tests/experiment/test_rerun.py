@@ -17,7 +17,8 @@ import pytest
 from sae_match.errors import UserError
 from sae_match.experiment import run
 from sae_match.experiment.rerun import Action, decide, job_key
-from sae_match.record.state import HEARTBEAT, read_status, this_process
+from sae_match.record.claim import CLAIM, this_process
+from sae_match.record.state import read_status
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae
@@ -140,7 +141,7 @@ def test_another_process_in_the_same_place_is_respected(weights: Configured) -> 
     cfg = weights()
     directory = run(cfg).directory
     status = json.loads((directory / "status.json").read_text())
-    code = "import json, sys, time; from sae_match.record.state import claim, this_process; from pathlib import Path; "
+    code = "import json, sys, time; from sae_match.record.claim import claim, this_process; from pathlib import Path; "
     code += "claim(Path(sys.argv[1])); print(json.dumps(this_process()), flush=True); time.sleep(100)"
     other = subprocess.Popen([sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, text=True)
     try:
@@ -202,12 +203,12 @@ def test_a_job_that_another_host_is_running_is_left_to_it(weights: Configured, t
     directory = run(weights(output="sweep/0")).directory
     process = {**this_process(), "host": "elsewhere"}
     rewrite(directory / "status.json", state="running", process=process)
-    (directory / HEARTBEAT).write_text(json.dumps(process))
+    (directory / f"{CLAIM}.1").write_text(json.dumps(process))
     decision = decide(weights(output="sweep/0"), sweep)
     assert (decision.action, decision.directory) == (Action.report, directory)
     assert decide(weights("matching=decoder", output="sweep/1"), sweep).action is Action.run
     alone = decide(weights(output="sweep/0"))
     with pytest.raises(UserError, match="elsewhere is running a job there"):
         run(alone.study)
-    os.utime(directory / HEARTBEAT, (0, 0))
+    os.utime(directory / f"{CLAIM}.1", (0, 0))
     assert decide(weights(output="sweep/0"), sweep).action is Action.run

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sae_match.record.termination import Terminated, sigterm_raises
+from sae_match.record.termination import Terminated, signals_raise
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
@@ -23,7 +23,7 @@ def test_a_signal_inside_a_callback_is_not_lost(number: signal.Signals, error: t
 
     hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(error), sigterm_raises():
+        with pytest.raises(error), signals_raise(signal.SIGTERM):
             ctypes.CFUNCTYPE(None)(callback)()
             calls.append(2)  # the callback swallowed it
             time.sleep(30)
@@ -42,7 +42,7 @@ def test_other_dropped_exceptions_go_their_way(capsys: pytest.CaptureFixture[str
     seen: list[object] = []
     old, sys.unraisablehook = sys.unraisablehook, lambda lost: seen.append(lost.exc_value)
     try:
-        with sigterm_raises():
+        with signals_raise(signal.SIGTERM):
             ctypes.CFUNCTYPE(None)(callback)()
     finally:
         sys.unraisablehook = old

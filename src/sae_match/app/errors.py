@@ -18,7 +18,7 @@ _BAD_VALUE = re.compile(r"Error merging override (.+)", re.DOTALL)
 _MISSING_LAUNCHER = re.compile(r"Could not find 'hydra/launcher/(\w+)'")
 _SOURCE_OF = {
     "joblib": "pip install 'sae-match[joblib]'",
-    "submitit_slurm": "pip install 'sae-match[slurm]'",
+    "sae_match_slurm": "pip install 'sae-match[slurm]'",
     "submitit_local": "pip install 'sae-match[slurm]'",
     "ray": "in an environment of its own, as conf/launcher/ray.yaml says",
 }

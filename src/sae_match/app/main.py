@@ -61,6 +61,7 @@ def job(cfg: DictConfig) -> float | None:
         from sae_match.experiment import run
         from sae_match.experiment.headline import summary_lines
         from sae_match.experiment.rerun import Action, decide
+        from sae_match.record.claim import RecordTakenError
         from sae_match.record.log import logged_into
         from sae_match.sweep.notes import progress_line
 
@@ -75,7 +76,14 @@ def job(cfg: DictConfig) -> float | None:
             raise UserError(f"rerun=none: there is no finished record of this job in {decision.directory}")
         if decision.action is not Action.run:
             return returned(decision.metrics, config.objective) if decision.action is Action.skip else None
-        result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
+        try:
+            result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
+        except RecordTakenError as error:
+            if place.sweep is None:
+                raise
+            logger.warning("%s It is left to that process", error)
+            place.note(decision.directory, Action.report)
+            return None
     with logged_into(result.directory):
         logger.info("record: %s", result.directory)
         for line in summary_lines(result.metrics, result.labels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from sae_match.files import atomic_path, check_writable, write_json, write_text
 
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums
+from .claim import STALE_S, Claim, RecordTakenError, claim, heartbeat, newest_claim, owns, release, this_process
 from .configuration import science_hash, science_of
 from .contents import (
     CONFIG,
@@ -47,18 +49,8 @@ from .labels import LABELS, Labels
 from .log import logged_into
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
-from .state import (
-    STALE_S,
-    STATUS,
-    Status,
-    claim,
-    heartbeat,
-    heartbeat_age,
-    read_status,
-    release,
-    this_process,
-)
-from .termination import sigterm_raises
+from .state import STATUS, read_status
+from .termination import signals_raise
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +97,12 @@ class JobRecord:
 
         Raises:
             UserError: the directory holds files but no record, or the finished record of another configuration (and
-                `overwrite` is false), or another process is writing there. Where results go and how they are
-                tracked does not count.
+                `overwrite` is false). Where results go and how they are tracked does not count.
+            RecordTakenError: another process is writing there.
         """
-        status = read_status(self.directory)  # before the heartbeat there is this process's
         self._claim()
         try:
-            self._check_free(yaml_text, status)
+            self._check_free(yaml_text)
             write_text(self.directory / CONFIG, yaml_text)
         except BaseException:
             self._claimed = False
@@ -123,7 +114,8 @@ class JobRecord:
         """Take the directory, so that no other process writes into it until `guard` ends.
 
         Raises:
-            UserError: another one has it, it cannot be taken, or it holds files that no record vouches for.
+            RecordTakenError: another one has it.
+            UserError: it cannot be written to, or holds files that no record vouches for.
         """
         refuse_foreign_files(self.directory)
         try:
@@ -134,24 +126,27 @@ class JobRecord:
                 "Choose another one with paths.output_dir=DIR."
             ) from error
         if held is not None:
-            raise self._taken(held.get("pid"), held.get("host"))
+            raise self._taken(held, "Wait for it, or choose another paths.output_dir.")
         self._claimed = True
 
-    def _taken(self, pid: object, host: object) -> UserError:
-        age = heartbeat_age(self.directory)
-        seen = (
-            f" (last heartbeat {age:.0f} s ago; on another host it counts as dead after {STALE_S:.0f} s)"
-            if age is not None
-            else ""
-        )
-        return UserError(
-            f"{self.directory}: process {pid} on {host} is running a job there{seen}. Wait for it, or choose another "
-            "paths.output_dir."
-        )
+    def _taken(self, held: Claim | None, advice: str) -> RecordTakenError:
+        holder, age = ({}, None) if held is None else (held.holder, held.age())
+        limit = f"on another host it counts as dead after {STALE_S:.0f} s"
+        seen = "" if age is None else f" (last heartbeat {age:.0f} s ago; {limit})"
+        process = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        return RecordTakenError(f"{self.directory}: {process} is running a job there{seen}. {advice}")
 
-    def _check_free(self, yaml_text: str, status: Status | None) -> None:
-        if status is not None and status.alive and not status.own:
-            raise self._taken(status.pid, status.host)
+    def _file(self, name: str) -> Path:
+        """A path to write to.
+
+        Raises:
+            RecordTakenError: this process was taken for dead, and the record is another's by now.
+        """
+        if self._claimed and not owns(self.directory):
+            raise self._taken(newest_claim(self.directory), "It took this process for dead, which now ends.")
+        return self.directory / name
+
+    def _check_free(self, yaml_text: str) -> None:
         if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
             raise UserError(
                 f"{self.directory} holds the finished record of a job with another configuration. "
@@ -176,7 +171,7 @@ class JobRecord:
             "git_sha": git.sha,
             "git_dirty": git.dirty,
         }
-        write_json(self.directory / STATUS, self._status)
+        write_json(self._file(STATUS), self._status)
 
     def finish(self, state: State, error: BaseException | None = None) -> None:
         """Write the job's final state, its duration, and the error's type and message if there is one.
@@ -189,7 +184,7 @@ class JobRecord:
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
         self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
-        write_json(self.directory / STATUS, self._status)
+        write_json(self._file(STATUS), self._status)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add what a reader of the results must know to status.json.
@@ -200,7 +195,7 @@ class JobRecord:
         if not self._status:
             raise RuntimeError("JobRecord.warn called before running()")
         self._status["warnings"] += warnings
-        write_json(self.directory / STATUS, self._status)
+        write_json(self._file(STATUS), self._status)
 
     @contextmanager
     def guard(self) -> Iterator[JobRecord]:
@@ -209,14 +204,16 @@ class JobRecord:
         The exception goes on. `finish` may be called inside to end in another state without raising."""
         if not self._claimed:
             self._claim()
-        with logged_into(self.directory), sigterm_raises(), heartbeat(self.directory):
+        with logged_into(self.directory), signals_raise(signal.SIGTERM), heartbeat(self.directory):
             try:
                 self.running()
                 yield self
                 if self._status["state"] == "running":
                     self.finish("done")
             except BaseException as error:
-                self._record_failure(error)
+                self._file(STATUS)  # raises where the record is another's by now
+                if self._status.get("state") != "done":  # else a signal came after the end
+                    self._record_failure(error)
                 raise
             finally:
                 self._claimed = False  # `heartbeat` releases it
@@ -232,7 +229,7 @@ class JobRecord:
     def write_traceback(self, error: BaseException | None = None) -> None:
         """Write error.log: the traceback of `error`, or of the exception being handled."""
         text = traceback.format_exc() if error is None else "".join(traceback.format_exception(error))
-        write_text(self.directory / TRACEBACK, text)
+        write_text(self._file(TRACEBACK), text)
 
     # -- results -----------------------------------------------------------------------------------------
 
@@ -246,7 +243,7 @@ class JobRecord:
         """
         wrong = undefined(metrics)
         plain = plain_metrics({name: None if name in wrong else value for name, value in metrics.items()})
-        write_json(self.directory / METRICS, plain)
+        write_json(self._file(METRICS), plain)
         if wrong:
             raise ValueError(f"metrics that are not finite (stored as null in {METRICS}): {', '.join(wrong)}")
 
@@ -257,17 +254,17 @@ class JobRecord:
             ValueError: the table breaks the contract, or a value is NaN (an empty cell in the file,
                 which is written all the same).
         """
-        write_pairs(self.directory / PAIRS, pairs)
+        write_pairs(self._file(PAIRS), pairs)
         if wrong := undefined_rows(pairs):
             raise ValueError(f"pair values that are not a number (empty in {PAIRS}): {', '.join(wrong)}")
 
     def write_labels(self, labels: Labels) -> None:
         """Write labels.json: what metrics and variants are called and how they are shown."""
-        write_json(self.directory / LABELS, labels.as_json())
+        write_json(self._file(LABELS), labels.as_json())
 
     def write_text(self, facts: Mapping[str, object]) -> None:
         """Write text.json: which documents and windows were evaluated."""
-        write_json(self.directory / TEXT, facts)
+        write_json(self._file(TEXT), facts)
 
     def write_features(self, features: pd.DataFrame) -> None:
         """Write features.parquet, one row per matched feature."""
@@ -275,7 +272,7 @@ class JobRecord:
 
     def write_documents(self, sums: Mapping[SumsKey, DocumentSums]) -> None:
         """Write documents.parquet: the sums behind each averaged metric, per document."""
-        write_documents(self.directory / DOCUMENTS, sums)
+        write_documents(self._file(DOCUMENTS), sums)
 
     def add_judgements(self, judgements: Sequence[Mapping[str, object]]) -> None:
         """Add to judgements.jsonl, one JSON object per judged pair.
@@ -284,7 +281,7 @@ class JobRecord:
             ValueError: a number is NaN or infinite.
         """
         lines = [json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in judgements]
-        with (self.directory / JUDGEMENTS).open("a", encoding="utf-8", newline="\n") as file:
+        with self._file(JUDGEMENTS).open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
 
     def write_paths(self, paths: pd.DataFrame) -> None:
@@ -297,7 +294,7 @@ class JobRecord:
 
     def write_examples(self, examples: pd.DataFrame) -> None:
         """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
-        with atomic_path(self.directory / EXAMPLES) as temporary:
+        with atomic_path(self._file(EXAMPLES)) as temporary:
             examples.to_csv(temporary, index=False, lineterminator="\n")
 
     def write_stability(self, features: pd.DataFrame) -> None:
@@ -307,10 +304,10 @@ class JobRecord:
     def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
         self._write_parquet(FUNCTIONAL, effects)
-        write_json(self.directory / MATCHERS, matchers)
+        write_json(self._file(MATCHERS), matchers)
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
-        with atomic_path(self.directory / name) as temporary:
+        with atomic_path(self._file(name)) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd")
 
     def figure_path(self, name: str) -> Path:
@@ -333,7 +330,7 @@ class JobRecord:
         return self._folder(PERMUTATIONS)
 
     def _folder(self, name: str) -> Path:
-        folder = self.directory / name
+        folder = self._file(name)
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -354,6 +351,7 @@ class JobRecord:
 
         To be called when the new attempt's input has been checked: until then the old results stay.
         """
+        self._file(STATUS)  # only while it is this process's
         # Only names that a record writes: the directory may hold logs and W&B runs beside them.
         results = [self.directory / name for name in RESULTS]
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")

@@ -1,4 +1,4 @@
-"""Turning SIGTERM into an exception, so that a killed job still writes its state, and losing neither it nor Ctrl-C."""
+"""Turning signals into exceptions, so that a killed job still writes its state, and losing neither them nor Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ AGAIN_SECONDS = 0.1
 
 
 class Terminated(SystemExit):
-    """The process was asked to end (SIGTERM); the exit code is the shell's 128 + 15."""
+    """The process was asked to end by a signal; the exit code is the shell's 128 + its number."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
 
     def __str__(self) -> str:
-        return "received SIGTERM"
+        name = signal.Signals(self.signum).name
+        return f"received {name}{': the time limit is near, or the job is preempted' if name == 'SIGUSR2' else ''}"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    # A second SIGTERM must not cut short the writing of the record that the first one starts.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+    # A second one must not cut short the writing of the record that the first one starts.
+    signal.signal(signum, signal.SIG_IGN)
+    raise Terminated(signum)
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Terminated`; outside, whatever held before holds again.
+def signals_raise(*signals: signal.Signals) -> Iterator[None]:
+    """Inside the block each of the signals raises `Terminated`; outside, whatever held before holds again.
 
     Python drops an exception that is raised inside a callback from C (of a compiler, a finalizer); inside the block
     such a `Terminated` or KeyboardInterrupt is raised anew a moment later. Python allows signal handlers in the main
@@ -41,16 +43,16 @@ def sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous, hook = signal.signal(signal.SIGTERM, _terminate), sys.unraisablehook
+    previous, hook = {one: signal.signal(one, _terminate) for one in signals}, sys.unraisablehook
 
     def raise_again(lost: Any) -> None:
         if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
             hook(lost)
             return
-        number = signal.SIGINT
+        number: int = signal.SIGINT
         if isinstance(lost.exc_value, Terminated):
-            number = signal.SIGTERM
-            signal.signal(signal.SIGTERM, _terminate)
+            number = lost.exc_value.signum
+            signal.signal(number, _terminate)
         # A real signal, to the main thread, so that it also ends a system call that blocks.
         timer = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, number])
         timer.daemon = True
@@ -61,5 +63,6 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
-        # None: the previous handler was not installed from Python and cannot be put back from it.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        for one, handler in previous.items():
+            # None: the previous handler was not installed from Python and cannot be put back from it.
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)

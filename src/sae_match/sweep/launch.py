@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 
 from sae_match.dry_run import is_scratch
 from sae_match.sweep import notes
+from sae_match.terminal import fail
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +33,39 @@ EXIT_FAILED_JOBS = 1
 
 
 class _Launch(ExitStack):
-    """What holds until the table of a launch is written, and the directory of its sweep; None = no sweep."""
+    """What holds until the table of a launch is written.
+
+    Attributes:
+        directory: of its sweep; None = no sweep.
+        left: the command ends before its jobs.
+    """
 
     directory: Path | None = None
+    left: bool = False
 
 
 _launch: ContextVar[_Launch | None] = ContextVar("launch", default=None)
 
 
+def leave_running() -> None:
+    """From a launcher: the command ends while its jobs wait or run, so a job that is not done is no failure."""
+    if (launch := _launch.get()) is not None:
+        launch.left = True
+
+
 class SweepCallback(Callback):
     """Called by Hydra in the launching process, with the place of the sweep and its jobs."""
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a launcher for a single job, which Hydra runs here without one."""
+        if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            name = config.hydra.runtime.choices.get("launcher")
+            # Hydra turns a callback's exceptions into warnings.
+            fail(f"launcher={name} works with -m only (sae-match -m launcher={name} ...): without it the job runs here")
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin the notes of a launch; those of an earlier one in the same directory go, its jobs' records stay."""
-        from sae_match.record.termination import sigterm_raises  # not for --help: the package loads pandas
+        from sae_match.record.termination import signals_raise  # not for --help: the package loads pandas
 
         directory = Path(str(config.hydra.sweep.dir)).absolute()
         if is_scratch(directory):
@@ -53,14 +73,19 @@ class SweepCallback(Callback):
         notes.begin(directory, planned_overrides(config))
         if (launch := _launch.get()) is not None:
             # Between two jobs, too, SIGTERM must leave time for the table.
-            launch.enter_context(sigterm_raises())
+            launch.enter_context(signals_raise(signal.SIGTERM))
             launch.directory = directory
+
+
+def is_basic_sweeper(config: DictConfig) -> bool:
+    """Whether the sweeper is Hydra's own, which only goes through the jobs and needs no values."""
+    return str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
 
 
 def planned_overrides(config: DictConfig) -> list[list[str]]:
     """The overrides of every job of a sweep, in order; empty where another sweeper than Hydra's own decides them."""
     sweeper = config.hydra.sweeper
-    if not str(sweeper._target_).endswith(".BasicSweeper"):
+    if not is_basic_sweeper(config):
         return []
     instance = GlobalHydra.instance()
     # The loader knows the options of a group, for `experiment=glob(fig*)`.
@@ -139,18 +164,22 @@ def report_on_exit() -> Iterator[None]:
         yield
     finally:
         with launch, suppress(OSError):
-            done = launch.directory is None or _print_table(launch.directory)
+            done = launch.directory is None or _print_table(launch.directory, launch.left)
         _launch.reset(token)
     if not done:
         sys.exit(EXIT_FAILED_JOBS)
 
 
-def _print_table(sweep: Path) -> bool:
-    """Write and print the table; whether all jobs are done."""
+def _print_table(sweep: Path, left: bool) -> bool:
+    """Write and print the table; whether all jobs are done, or (where the command has left them) none has failed."""
+    from sae_match.report.records import BAD_STATES
     from sae_match.sweep.table import render, write_table
 
     rows = write_table(sweep)
     if all(row["action"] is None and row["error"] is None for row in rows):
         return False  # no job began: the configuration was refused, and that message has been printed
     print(f"\nsweep {sweep}\n{render(rows)}", flush=True)
+    if left:
+        print(f"To look again: the same command, or sae-match-report {sweep}", flush=True)
+        return all(row["state"] not in BAD_STATES for row in rows)
     return all(row["state"] == "done" for row in rows)

@@ -1,26 +1,31 @@
 """Notes of a sweep's jobs, on disk below its directory: it does not matter which launcher runs a job, or where.
 
-.jobs/sweep.json     the jobs that the launch consists of, written before the first one starts
+.jobs/sweep.json     the jobs that the last launch consists of, written before the first one starts
 .jobs/NUMBER.json    what became of each: its record, and whether it ran or was found finished
+.jobs/slurm.json     jobs in Slurm's hands: [its name for the job, overrides] by number
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_match.files import format_duration, write_json
 
-NOTES, PLANNED = ".jobs", "sweep.json"
+NOTES, PLANNED, SUBMITTED = ".jobs", "sweep.json", "slurm.json"
 
 
 def begin(sweep: Path, jobs: list[list[str]]) -> None:
-    """Start the notes of a launch."""
+    """Start the notes of a launch; those of its jobs that Slurm has in its queue since an earlier one stay."""
+    queued = {str(number): name for number, job in enumerate(jobs) if (name := in_queue(sweep, number, job))}
     for path in (sweep / NOTES).glob("[0-9]*.json"):
-        path.unlink(missing_ok=True)
+        if path.stem not in queued:
+            path.unlink(missing_ok=True)
+    if (sweep / NOTES / SUBMITTED).exists():
+        write_json(sweep / NOTES / SUBMITTED, {number: [queued[number], jobs[int(number)]] for number in queued})
     write_json(sweep / NOTES / PLANNED, jobs)
 
 
@@ -28,15 +33,49 @@ def note_job(sweep: Path, number: int, overrides: Sequence[str], record: Path, a
     """Note where a job's record is and what happens to it, before it runs."""
     if record.absolute().is_relative_to(sweep):
         record = record.absolute().relative_to(sweep)  # so that a sweep's directory can be moved
-    content = {"job": number, "overrides": list(overrides), "action": action, "error": None, "record": str(record)}
-    write_json(sweep / NOTES / f"{number}.json", content)
+    _write(sweep, {"job": number, "overrides": list(overrides), "action": action, "error": None, "record": str(record)})
 
 
 def note_error(sweep: Path, number: int, overrides: Sequence[str], error: str) -> None:
     """Note what ended a job, also one that ended before its record was known."""
-    path = sweep / NOTES / f"{number}.json"
-    note = read_note(path) or {"job": number, "overrides": list(overrides), "action": None, "record": None}
-    write_json(path, {**note, "error": error})
+    note = read_note(sweep / NOTES / f"{number}.json")
+    if note is None or note["overrides"] != list(overrides):
+        note = {"job": number, "overrides": list(overrides), "action": None, "record": None}
+    _write(sweep, {**note, "error": error})
+
+
+def _write(sweep: Path, note: dict[str, Any]) -> None:
+    planned, number = read_note(sweep / NOTES / PLANNED), note["job"]
+    if planned and planned[number : number + 1] != [note["overrides"]]:
+        return  # a late job of an earlier launch: another one has its number now
+    write_json(sweep / NOTES / f"{number}.json", note)
+
+
+def note_submitted(sweep: Path, jobs: Mapping[int, tuple[str, list[str]]]) -> None:
+    """Note Slurm's names and the overrides of jobs by number."""
+    entries = {str(number): list(entry) for number, entry in jobs.items()}
+    write_json(sweep / NOTES / SUBMITTED, _entries(sweep) | entries)
+
+
+def submitted(sweep: Path, number: int, overrides: Sequence[str]) -> str | None:
+    """Slurm's name for a job that was submitted last with this number and these overrides, such as 23_1."""
+    name, given = _entries(sweep).get(str(number), (None, None))
+    return name if given == list(overrides) else None
+
+
+def in_queue(sweep: Path, number: int, overrides: Sequence[str]) -> str | None:
+    """As `submitted`, if the job still waits or runs."""
+    name = submitted(sweep, number, overrides)
+    if name is None:
+        return None
+    from sae_match.record.slurm import job_state  # the package loads pandas
+
+    state = job_state(name)
+    return None if state is None or state.ended else name
+
+
+def _entries(sweep: Path) -> dict[str, Any]:
+    return read_note(sweep / NOTES / SUBMITTED) or {}
 
 
 def read_note(path: Path) -> Any:

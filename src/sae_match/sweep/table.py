@@ -1,4 +1,4 @@
-"""The table that a sweep ends with: every job of the launch, by number, as the files on disk show."""
+"""The table that a sweep ends with: every job of the launch, by number, as the files on disk and Slurm's queue show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from sae_match.files import write_json, write_text
 from sae_match.record.labels import joined
+from sae_match.record.slurm import JobState, job_state
 from sae_match.record.state import STATUS
 from sae_match.report.records import BAD_STATES, Record, comparison_keys, read_record, setting
 from sae_match.report.tables import format_value, markdown_table
-from sae_match.sweep.notes import read_notes
+from sae_match.sweep.notes import read_notes, submitted
 
-NOT_STARTED = "not started"
+NOT_STARTED, WAITING = "not started", "waiting"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SweepJob:
         action: run, skip (was finished), report (rerun=none), or None where it never began.
         record: what its directory holds; None where there is no record.
         error: what ended it, also where it could not write a record, or was refused the place of another job's.
+        slurm: Slurm's name for it, such as 23_1.
+        queue: what Slurm says of it; None where it cannot be asked.
     """
 
     number: int
@@ -34,29 +37,45 @@ class SweepJob:
     action: str | None = None
     record: Record | None = None
     error: str | None = None
+    slurm: str | None = None
+    queue: JobState | None = None
 
     @property
     def state(self) -> str:
-        """done, failed, killed, running, unreadable, or `not started`."""
+        """done, failed, killed, running, unreadable, `waiting` (in Slurm's queue, also to be started again), or `not
+        started`."""
         recorded = None if self.record is None else self.record.state
+        if self.queue is not None and not self.queue.ended and recorded in (None, "killed"):
+            return WAITING
         if self.error is not None and recorded not in BAD_STATES:
             return "failed"
+        if recorded is None and self.queue is not None:
+            return "failed" if self.queue.state == "FAILED" else "killed"
         return recorded or NOT_STARTED
+
+    @property
+    def reason(self) -> str | None:
+        """What ended it, or what it waits for, in one line; None where there is nothing to say."""
+        if self.state == WAITING or (self.error is None and self.record is None and self.queue is not None):
+            return f"Slurm's job {self.slurm} is {self.queue}"
+        # An error of its own comes first: the record in its place may be another job's.
+        text = self.error or (None if self.record is None else self.record.error)
+        return None if text is None else text.partition("\n")[0]
 
 
 def jobs_of(sweep: Path) -> list[SweepJob]:
-    """The jobs of the last launch in a directory, by number, as the files there show now."""
+    """The jobs of the last launch in a directory, by number, as the files there, and Slurm's queue, show now."""
     planned, noted = read_notes(sweep)
     jobs = []
     for number in sorted({*range(len(planned)), *noted}):
-        note = noted.get(number)
-        if note is None:
-            jobs.append(SweepJob(number, planned[number] if number < len(planned) else []))
-            continue
+        overrides = planned[number] if number < len(planned) else []
+        note = noted.get(number) or {"overrides": overrides, "action": None, "record": None, "error": None}
         directory = sweep / (note["record"] or "")
         there = note["record"] is not None and (directory / STATUS).exists()
         record = read_record(directory, str(number)) if there else None
-        jobs.append(SweepJob(number, note["overrides"], note["action"], record, note["error"]))
+        name = submitted(sweep, number, note["overrides"])
+        queue = None if name is None else job_state(name)
+        jobs.append(SweepJob(number, note["overrides"], note["action"], record, note["error"], name, queue))
     return jobs
 
 
@@ -69,8 +88,6 @@ def table(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
     rows = []
     for job in jobs:
         record = job.record
-        # An error of its own comes first: the record in its place may be another job's.
-        error = job.error or (None if record is None else record.error)
         metrics = record.metrics if record is not None and job.state == "done" else {}
         rows.append(
             {"job": job.number, "state": job.state, "action": job.action}
@@ -78,7 +95,8 @@ def table(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
             | {name: metrics.get(name) for name in numbers}
             | {
                 "seconds": None if record is None else record.seconds,
-                "error": None if error is None else error.partition("\n")[0],
+                "error": job.reason,
+                "slurm": job.slurm,
                 "record": None if record is None else str(record.path),
                 "overrides": list(job.overrides),
             }
@@ -88,13 +106,16 @@ def table(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown, with a line that counts states."""
-    header = [name for name in (rows[0] if rows else {}) if name not in ("record", "overrides", "action")]
+    hidden = {"record", "overrides", "action"} | ({"slurm"} if all(row["slurm"] is None for row in rows) else set())
+    header = [name for name in (rows[0] if rows else {}) if name not in hidden]
     cells = [[_cell(name, row) for name in header] for row in rows]
     states = [row["state"] for row in rows]
     skipped = sum(row["action"] == "skip" for row in rows)
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     note = f" ({skipped} of them already done before)" if skipped else ""
-    return f"{len(rows)} jobs: {counts}{note}\n\n{markdown_table(header, cells, right=['seconds'])}"
+    jobs = f"{len(rows)} job{'' if len(rows) == 1 else 's'}"
+    text = f"{jobs}: {counts}{note}\n\n{markdown_table(header, cells, right=['seconds'])}"
+    return text if "slurm" in hidden else f"{text}\nLogs: .submitit/<slurm>/ in the sweep's directory\n"
 
 
 def _cell(name: str, row: Mapping[str, Any]) -> str:
