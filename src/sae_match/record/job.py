@@ -133,7 +133,7 @@ class JobRecord:
         holder, age = ({}, None) if held is None else (held.holder, held.age())
         limit = f"on another host it counts as dead after {STALE_S:.0f} s"
         seen = "" if age is None else f" (last heartbeat {age:.0f} s ago; {limit})"
-        process = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        process = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
         return RecordTakenError(f"{self.directory}: {process} is running a job there{seen}. {advice}")
 
     def _file(self, name: str) -> Path:

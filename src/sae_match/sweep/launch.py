@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Iterator

@@ -118,7 +118,7 @@ class SlurmLauncher(SubmititLauncher):
         number = submitted[0].job_id.partition("_")[0]
         logger.info(
             "Slurm's job %s: %d of the sweep's jobs. squeue --jobs=%s shows them, scancel %s ends them; logs: %s",
-            number, len(new), number, number, folder.parent / f"{number}*",
+            number, len(new), number, number, folder.parent / (f"{number}_*" if len(new) > 1 else number),
         )  # fmt: skip
         return found
 
