@@ -14,12 +14,13 @@ _ASKED = re.compile(r"^\+{0,2}dry_run=(true|yes|on|1)$", re.IGNORECASE)
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _PREFIX = "sae_match_dry_run_"
 _LAUNCHER = ("launcher=", "hydra/launcher=", "hydra.launcher.")
+_SLURM = "launcher=submitit"
 
 
 @contextmanager
 def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
     """Where the command line asks for a dry run, change it in place: Hydra writes into a scratch directory, and
-    launches jobs in this process.
+    launches jobs in this process. (Slurm's launcher does so itself, and what it would ask for is part of the plan.)
 
     Hydra makes a job's folder, with its configuration and log, before the job knows that it is a dry run. A dry run
     that is switched on in a configuration file, not on the command line, leaves that folder.
@@ -28,10 +29,12 @@ def dry_run_arguments(arguments: list[str]) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as scratch:
-        # The plans are printed here: a plan that waits in a cluster's queue is none.
-        arguments[1:] = [argument for argument in arguments[1:] if not argument.lstrip("+").startswith(_LAUNCHER)]
+        if _SLURM not in arguments:
+            # The plans are printed here: a plan that waits in a cluster's queue is none.
+            arguments[1:] = [argument for argument in arguments[1:] if not argument.lstrip("+").startswith(_LAUNCHER)]
+            arguments.append("launcher=local")
         # Of two values for one key Hydra takes the last.
-        arguments += [*(f"{key}={scratch}" for key in _FOLDERS), "launcher=local"]
+        arguments += [f"{key}={scratch}" for key in _FOLDERS]
         yield
 
 

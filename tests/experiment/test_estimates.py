@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, compute_activations, to_arrays
 from sae_match.evaluation.functional.contexts import FunctionalTests, choose_contexts
 from sae_match.evaluation.functional.effects import FunctionalPair, deactivate, fingerprints
@@ -27,8 +28,9 @@ from sae_match.matching.certified.solver import CertifiedSolver
 from sae_match.matching.problem import Metric, matching_problem
 from sae_match.matching.similarity import WeightDistance
 from sae_match.plan import resources
-from sae_match.plan.machine import available_ram
-from sae_match.plan.resources import FunctionalShape, JobShape, TextSize, phases
+from sae_match.plan.allocation import Allocation, advice, cgroups, current_allocation
+from sae_match.plan.machine import available_ram, check_memory, probe_machine
+from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, phases
 from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
 from tests.tiny_setting import LAYERS
@@ -192,6 +194,55 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert available_ram(tmp_path) == 20_000
     write("memory.stat", "anon 6000\nactive_file 1000\ninactive_file 3000\n")
     assert available_ram(tmp_path) == 24_000, "file pages give way"
+    own = tmp_path / "system" / "job_7"  # as Slurm makes one for a job
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text("1:name=x:/y\n0::/system/job_7\n")
+    assert list(cgroups(tmp_path, tmp_path / "self")) == [tmp_path, own.parent, own]
+    monkeypatch.setattr("sae_match.plan.machine.cgroups", lambda root: cgroups(root, tmp_path / "self"))
+    write("system/job_7/memory.max", "8000\n")
+    write("system/job_7/memory.current", "1000\n")
+    assert available_ram(tmp_path) == 7_000
+
+
+def test_slurms_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JOB_ID", "MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE", "CPUS_PER_TASK"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    assert current_allocation() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert current_allocation() == Allocation()
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1000")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert current_allocation() == Allocation(ram=4000 * 2**20, cpus=4)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert current_allocation() == Allocation(ram=2**30, cpus=2)
+
+
+def test_memory_that_slurm_is_asked_for_is_checked_on_any_machine() -> None:
+    device, small = torch.device("cpu"), Allocation(ram=2**30, asked=True)
+    machine = probe_machine(device, small)
+    assert machine.ram_free == 2**30 - machine.ram_used
+    steps = [Phase("match a pair", {"solver": 2**31})]
+    with pytest.raises(UserError, match=r"needs 2\.0 GiB of main memory .* Set hydra\.launcher\.mem_gb=[34],"):
+        check_memory(steps, machine, None, small)
+    large = Allocation(ram=2**50, gpus=1, minutes=10, asked=True)
+    check_memory(steps, probe_machine(device, large), None, large)
+    lines = list(advice(large, steps, 2**30, 900.0, complete=True))
+    assert "the job needs 3.0 GiB: 4 would do" in lines[0]
+    assert "10; what can be counted takes about 15 min: the job would be started again" in lines[2]
+    assert "more than 3.0 GiB" in next(advice(large, steps, 2**30, None, complete=False))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [("auto", 1, "cuda"), ("auto", 0, "cpu"), ("cpu", 1, "cpu"), ("cuda", 1, "cuda"), ("cuda:0", None, None)],
+)
+def test_the_device_of_a_job_that_is_planned_elsewhere(device: str, gpus: int | None, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(UserError, match="gpus_per_node=0"):
+            Allocation(gpus=gpus, asked=True).device(device)
+    else:
+        assert Allocation(gpus=gpus, asked=True).device(device).type == expected
 
 
 def test_the_least_that_a_solver_can_do_with() -> None:

@@ -47,3 +47,13 @@ def test_other_dropped_exceptions_go_their_way(capsys: pytest.CaptureFixture[str
     finally:
         sys.unraisablehook = old
     assert [str(error) for error in seen] == ["of no interest"]
+
+
+def test_signals_are_told_apart_and_the_outer_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    outer, inner = signals_raise(signal.SIGTERM, signal.SIGUSR2), signals_raise(signal.SIGTERM)
+    with pytest.raises(Terminated) as caught, outer, inner:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert (caught.value.signum, caught.value.code) == (signal.SIGUSR2, 128 + signal.SIGUSR2)
+    assert "time limit" in str(caught.value)
+    assert signal.getsignal(signal.SIGUSR2) == before

@@ -22,7 +22,7 @@ from sae_match.errors import UserError
 from sae_match.files import config_directory
 from sae_match.rules import check_values
 from sae_match.study import Study
-from sae_match.sweep import current_job, report_on_exit
+from sae_match.sweep import asked_of_slurm, current_job, report_on_exit
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     """
     from sae_match.experiment.rerun import decide
     from sae_match.plan import make_plan
+    from sae_match.plan.allocation import Allocation
     from sae_match.plan.show import render
     from sae_match.store import Store
 
@@ -118,7 +119,10 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     output = Path(config.paths.output_dir)
     if output.is_dir():  # of earlier jobs, perhaps this one's
         config = decide(config, output.parent if in_sweep else None).study
-    plan = make_plan(config, Store(config.paths.cache_dir))
+    limits = asked_of_slurm(config.device)
+    plan = make_plan(
+        config, Store(config.paths.cache_dir), None if limits is None else Allocation(**limits, asked=True)
+    )
     try:
         print(render(plan), flush=True)
     except BrokenPipeError:

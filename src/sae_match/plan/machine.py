@@ -16,6 +16,7 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.files import GIB, nearest_existing_parent
+from sae_match.plan.allocation import Allocation, cgroups, enough
 from sae_match.plan.resources import (
     JobShape,
     Phase,
@@ -43,7 +44,7 @@ class Machine:
     """Free resources of this machine.
 
     Attributes:
-        ram_free: bytes that a process can still take, a container's limit included.
+        ram_free: bytes that a process can still take, a container's limit and Slurm's included.
         ram_used: bytes that this process has taken.
         gpu: name of the accelerator, or None.
         gpu_free: its free bytes.
@@ -55,30 +56,35 @@ class Machine:
     gpu_free: int = 0
 
 
-def probe_machine(device: torch.device) -> Machine:
-    """The machine as it is now, seen from a job on `device`."""
+def probe_machine(device: torch.device, allocation: Allocation | None) -> Machine:
+    """The machine as it is now, seen from a job on `device`; where that is another one, no more than its limits."""
     free, used = available_ram(_CGROUP), psutil.Process().memory_info().rss
-    if device.type == "cuda":
+    if allocation is not None and allocation.ram is not None:
+        left = max(0, allocation.ram - used)
+        free = left if allocation.asked else min(free, left)
+    if device.type == "cuda" and not (allocation is not None and allocation.asked):
         return Machine(free, used, torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0])
     return Machine(free, used)
 
 
 def available_ram(cgroup: Path) -> int:
-    """Bytes that a process can still take: the machine's, or what a container's limit (cgroup v2) leaves."""
+    """Bytes that a process can still take: the machine's, or what its control groups (v2) leave."""
     available = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no container, or "max": no limit
-        return available
-    try:
-        lines = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        used -= int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))  # file pages give way
-    except (OSError, ValueError):
-        pass
-    return min(available, max(0, limit - used))
+    for group in cgroups(cgroup):
+        try:
+            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+        try:
+            lines = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used -= int(lines.get("inactive_file", 0)) + int(lines.get("active_file", 0))  # file pages give way
+        except (OSError, ValueError):
+            pass
+        available = min(available, max(0, limit - used))
+    return available
 
 
-def check_memory(steps: list[Phase], machine: Machine, limit_gib: float | None) -> None:
+def check_memory(steps: list[Phase], machine: Machine, limit_gib: float | None, allocation: Allocation | None) -> None:
     """Refuse a job one of whose steps needs more memory than there is.
 
     Args:
@@ -94,11 +100,14 @@ def check_memory(steps: list[Phase], machine: Machine, limit_gib: float | None) 
     ):
         worst = max(held, key=lambda name: sum(held[name].values()), default="")
         needed = sum(held[worst].values()) if worst else 0
-        if needed > limit:
+        if needed > limit and (what == "main memory" or machine.gpu is not None):
+            first = "Lower"
+            if allocation is not None and allocation.ram is not None and what == "main memory":
+                first = f"Set hydra.launcher.mem_gb={enough(needed + machine.ram_used)}, or lower"
             parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in held[worst].items())
             found.append(
                 f"the step '{worst}' needs {needed / GIB:.1f} GiB of {what} ({parts}), but {limit / GIB:.1f} GiB are "
-                "free. Lower evaluation.batch_windows, use model.dtype=bfloat16 or model.device_map=auto, "
+                f"free. {first} evaluation.batch_windows, use model.dtype=bfloat16 or model.device_map=auto, "
                 "evaluation=weights_only, or a machine with more memory."
             )
     if found:

@@ -24,6 +24,7 @@ from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_p
 from sae_match.language_model.sources import PlannedModel
 from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, seed_pair, span
 from sae_match.plan import checks
+from sae_match.plan.allocation import Allocation, current_allocation
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, effects_bytes, passes_bytes, phases
@@ -53,6 +54,7 @@ class Plan:
         shape: None where the SAEs' shapes are not known before they are downloaded; then there are no estimates.
         phases: memory of each step.
         disk: what is written, and where.
+        asked: what the job's launcher would ask Slurm for, where the plan is made elsewhere.
         problems: everything found that stops the job.
     """
 
@@ -65,6 +67,7 @@ class Plan:
     shape: JobShape | None = None
     phases: list[Phase] = field(default_factory=list)
     disk: list[DiskNeed] = field(default_factory=list)
+    asked: Allocation | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -87,11 +90,12 @@ class Plan:
             raise UserError("\n".join(self.problems))
 
 
-def make_plan(study: Study, store: Store) -> Plan:
+def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Plan:
     """Plan a job; nothing is downloaded beyond a hub model's config.json, and nothing is written.
 
     Args:
         store: what earlier jobs have left counts as there.
+        asked: what the job's launcher would ask Slurm for; None = the job runs here.
     """
     problems: list[str] = []
     device = torch.device("cpu")
@@ -100,12 +104,13 @@ def make_plan(study: Study, store: Store) -> Plan:
     if problems:
         return Plan(study, device, problems=problems)
     with collect_errors(problems):
-        device = resolve_device(study.device)
+        device = resolve_device(study.device) if asked is None else asked.device(study.device)
     with collect_errors(problems):
         checks.check_output(study)
     with collect_errors(problems):
         check_writable(store.root, "paths.cache_dir", create=False)
-    lookup, machine = Lookup(), probe_machine(device)
+    allocation = asked or current_allocation()
+    lookup, machine = Lookup(), probe_machine(device, allocation)
     model = text = None
     if study.evaluation.full:
         model = _plan_model(study, store, lookup, problems)
@@ -126,11 +131,11 @@ def make_plan(study: Study, store: Store) -> Plan:
     shape = _job_shape(study, saes, model, text) if saes.shapes else None
     steps = [] if shape is None else phases(shape, device.type == "cuda", study.model.device_map is not None)
     with collect_errors(problems):
-        check_memory(steps, machine, study.solver.memory_limit_gib)
+        check_memory(steps, machine, study.solver.memory_limit_gib, allocation)
     disk = list(_disk_needs(study, store, saes, model, shape))
     with collect_errors(problems):
         check_disk(disk)
-    return Plan(study, device, machine, saes, model, text, shape, steps, disk, problems)
+    return Plan(study, device, machine, saes, model, text, shape, steps, disk, asked, problems)
 
 
 def total_size(files: Iterable[HubFile]) -> int | None:

@@ -13,6 +13,12 @@ from . import slurm
 from .claim import newest_claim, owns
 
 STATUS = "status.json"
+ADVICE = {
+    "FAILED": ", most likely killed for its memory (hydra.launcher.mem_gb)",
+    "OUT_OF_MEMORY": ": ask for more hydra.launcher.mem_gb",
+    "TIMEOUT": ": ask for more hydra.launcher.timeout_min",
+}
+"""By Slurm's state of a job whose process could not say itself why it ended."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def _gone(process: Mapping[str, Any], age: float | None) -> str:
         name = slurm.job_name(job)
         said = slurm.job_state(name) if job.get("CLUSTER_NAME") == slurm.cluster_name() else None
         if said is not None and said.ended:
-            return f"{text}: Slurm's job {name} is {said}"
+            return f"{text}: Slurm's job {name} is {said}{ADVICE.get(said.state, '')}"
         text += f", Slurm's job {name}"
     if age is not None:
         text += f" (last heartbeat {age / 60:.0f} minutes ago)"

@@ -22,8 +22,10 @@ class Terminated(SystemExit):
         self.signum = signum
 
     def __str__(self) -> str:
-        name = signal.Signals(self.signum).name
-        return f"received {name}{': the time limit is near, or the job is preempted' if name == 'SIGUSR2' else ''}"
+        told = "received " + signal.Signals(self.signum).name
+        if self.signum != signal.SIGUSR2:
+            return told
+        return f"{told}: Slurm's time limit (hydra.launcher.timeout_min) is near, or the job is preempted; launch again"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

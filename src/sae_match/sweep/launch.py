@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sae_match.dry_run import is_scratch
+from sae_match.files import GIB
 from sae_match.sweep import notes
 from sae_match.terminal import fail
 
@@ -101,6 +102,21 @@ def planned_overrides(config: DictConfig) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def asked_of_slurm(device: str) -> dict[str, int | None] | None:
+    """What the launcher of this process's job asks Slurm for: ram in bytes, cpus, gpus, minutes; None for others."""
+    asked = HydraConfig.get().launcher
+    if not str(asked._target_).endswith("slurm.SlurmLauncher"):
+        return None
+    ram = None if asked.mem_gb is None else int(asked.mem_gb * GIB)
+    return {"ram": ram, "cpus": asked.cpus_per_task, "gpus": gpus(asked, device), "minutes": asked.timeout_min}
+
+
+def gpus(asked: Mapping[str, Any], device: str) -> int:
+    """GPUs of a job: as its launcher asks; null = one where the job's device is cuda."""
+    given = asked["gpus_per_node"]
+    return int(device.startswith("cuda")) if given is None else int(given)
+
+
 @dataclass(frozen=True)
 class CurrentJob:
     """The job that this process runs.
@@ -134,14 +150,14 @@ def current_job() -> Iterator[CurrentJob]:
     except BaseException as error:
         _log_to_file(traceback.format_exc())
         if job.sweep is not None:
-            interrupted = isinstance(error, KeyboardInterrupt)  # whose message is empty
-            if interrupted:
-                logger.error("job %s was interrupted", job.number)
-            else:
-                logger.error("job %s failed: %s", job.number, error)
+            told, how = f"{type(error).__name__}: {error}", f"failed: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                told, how = "interrupted", "was interrupted"  # its message is empty
+            elif isinstance(error, SystemExit):
+                how = f"was told to end: {error}"
+            logger.error("job %s %s", job.number, how)
             if not is_scratch(job.sweep):
                 with suppress(OSError):
-                    told = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
                     notes.note_error(job.sweep, job.number, job.overrides, told)
         raise
 

@@ -27,7 +27,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 from sae_match.errors import UserError
 from sae_match.sweep import notes
-from sae_match.sweep.launch import is_basic_sweeper, leave_running
+from sae_match.sweep.launch import gpus, is_basic_sweeper, leave_running
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class SlurmLauncher(SubmititLauncher):
 
         folder = Path(self.params["submitit_folder"])
         known = {n: name for n in jobs if (name := notes.in_queue(sweep, n, jobs[n])) is not None}
-        found = {n: submitit.SlurmJob(folder, name) for n, name in known.items()}
+        found: dict[int, Any] = {n: submitit.SlurmJob(folder, name) for n, name in known.items()}
         if known:
             logger.info("%d jobs of an earlier launch are in Slurm's queue, and are left there", len(known))
         new = [n for n in jobs if n not in known]
@@ -129,7 +129,7 @@ class SlurmLauncher(SubmititLauncher):
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         common = set(BaseQueueConf.__dataclass_fields__)
         given = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
-        given["gpus_per_node"] = gpus_per_node(given["gpus_per_node"], str(self.config.device))
+        given["gpus_per_node"] = gpus(given, str(self.config.device))
         executor.update_parameters(**{key if key in common else f"slurm_{key}": given[key] for key in given})
         return executor
 
@@ -178,11 +178,6 @@ def check_settings(params: Mapping[str, Any], sweep: Path, basic: bool) -> None:
         problems.append(f"hydra.sweep.dir={sweep}: sbatch takes % in a path for a placeholder")
     if problems:
         raise UserError("\n".join(problems))
-
-
-def gpus_per_node(asked: int | None, device: str) -> int:
-    """GPUs of a job: as asked; None = one where the job's device is cuda."""
-    return int(device.startswith("cuda")) if asked is None else asked
 
 
 def refusal(message: str) -> str:
