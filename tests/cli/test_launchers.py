@@ -133,7 +133,7 @@ def test_a_slurm_array(root: Path, tmp_path: Path) -> None:
                  "array_parallelism=2", "setup=['export FROM_SETUP=1']"]  # fmt: skip
     done = sweep(root, "submitit", *(f"hydra.launcher.{resource}" for resource in resources), PATH=path)
     assert done.code != 0
-    assert "no SAE for layer 3" in done.err
+    assert "no SAE for layer 3" in done.out
     assert_same_sweep(root / "submitit", root / "local")
     (script,) = (root / "submitit" / ".submitit").rglob("*submission.sh")
     lines = script.read_text().splitlines()

@@ -107,6 +107,10 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         return done.stdout
 
+    def state(self, job: str) -> str:
+        """Slurm's state of a job (23_1), also when it is over."""
+        return self.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
+
     def up(self) -> None:
         """Start munge, the controller and the nodes."""
         for name in ("munge", "state", "spool"):
@@ -119,7 +123,7 @@ class Cluster:
         self._start("munged", "munged", "--foreground", "--force", *(f"--{k}={options[k]}" for k in options))
         wait_until("munged", (self.folder / "munge" / "socket").exists)
         self._configure()
-        self._start("ctl", "slurmctld", "-D")
+        self.start("ctl")
         wait_until("slurmctld", lambda: "UP" in self.ask("scontrol", "ping"))
         for node in self.nodes:
             self.start(node)
@@ -158,8 +162,8 @@ class Cluster:
             )
 
     def start(self, node: str) -> None:
-        """Start a node, also again after a crash."""
-        self._start(node, "slurmd", "-D", "-N", node)
+        """Start a node, or the controller (ctl), also again after a crash."""
+        self._start(node, *(("slurmctld", "-D") if node == "ctl" else ("slurmd", "-D", "-N", node)))
 
     def crash(self, node: str, *, jobs: bool = True) -> None:
         """Kill a node's daemon and (`jobs`) everything that runs there, at once."""

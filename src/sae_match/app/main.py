@@ -23,6 +23,7 @@ from sae_match.files import config_directory
 from sae_match.rules import check_values
 from sae_match.study import Study
 from sae_match.sweep import asked_of_slurm, current_job, report_on_exit
+from sae_match.sweep.gpus import take_gpu
 from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def job(cfg: DictConfig) -> float | None:
     """
     quiet_libraries(cfg.progress)
     with current_job() as place:
+        if place.beside_others:
+            take_gpu(str(cfg.device))
 
         def check(values: DictConfig) -> None:
             if not values.dry_run:  # which lists every problem: for that the classes are needed

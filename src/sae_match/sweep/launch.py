@@ -125,11 +125,13 @@ class CurrentJob:
         sweep: the directory of the sweep that it belongs to; None for a single job.
         number: its place in the sweep, from 0.
         overrides: what the sweep sets for it.
+        beside_others: its launcher runs several jobs at a time on this machine.
     """
 
     sweep: Path | None
     number: int = 0
     overrides: tuple[str, ...] = ()
+    beside_others: bool = False
 
     def note(self, record: Path, action: str) -> None:
         """Note for the sweep's table where the job's record is and what happens to it."""
@@ -144,7 +146,9 @@ def current_job() -> Iterator[CurrentJob]:
     config = HydraConfig.get()
     job = CurrentJob(None)
     if config.mode is RunMode.MULTIRUN:
-        job = CurrentJob(Path(config.sweep.dir).absolute(), int(config.job.num), tuple(config.overrides.task))
+        beside = str(config.launcher._target_).endswith((".JoblibLauncher", ".LocalLauncher"))
+        place, overrides = Path(config.sweep.dir).absolute(), tuple(config.overrides.task)
+        job = CurrentJob(place, int(config.job.num), overrides, beside)
     try:
         yield job
     except BaseException as error:
