@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 import torch
 
 from sae_match.errors import UserError
-from sae_match.matching.certified.solver import CertifiedSolver
+from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.match import SOLVERS, make_solver
 from sae_match.matching.problem import MatchingProblem
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, Promise
