@@ -81,7 +81,7 @@ class BFloat16Product(TorchProduct):
 
     def multiply(self, rows: Int64 | slice) -> Float32:
         """[r, m] inner products of some rows, as a new array."""
-        mode = torch.backends.mkldnn.matmul
+        mode = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         before = mode.fp32_precision
         mode.fp32_precision = "bf16"
         try:
