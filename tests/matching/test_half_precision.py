@@ -93,7 +93,8 @@ def test_the_answer_is_that_of_float32(
     for make in (BFloat16Product, lambda a, b: HalfProduct(a, b, "cpu", torch.float16)):
         monkeypatch.setattr(products, "BFloat16Product", make)
         half = CertifiedSolver(product=Precision.bfloat16, cache=cache).solve(problem)
-        assert half.statistics["product_bits"] == 16
+        # Where the grid could not tell the best pairs apart, both were solved again in float64 and exact numbers.
+        assert half.statistics["product_bits"] == {32: 16, 64: 64}[plain.statistics["product_bits"]]
         assert torch.equal(half.permutation.indices, plain.permutation.indices)
         assert (half.objective, half.lower_bound, half.gap) == (plain.objective, plain.lower_bound, plain.gap)
 
