@@ -24,7 +24,6 @@ from sae_match.matching.products import (
     half_bound,
     largest_rounding,
     make_product,
-    rounded,
 )
 
 mm = torch.mm
