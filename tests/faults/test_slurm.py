@@ -46,6 +46,7 @@ class Sweeps:
 
     def __init__(self, slurm: Cluster, root: Path) -> None:
         self.slurm, self.root, self.gate = slurm, root, root / "gate"
+        self.commands: list[subprocess.Popen[str]] = []
         for layer in range(4):
             save_native(random_sae(seed=layer), root / "saes" / f"layer_{layer:02d}.safetensors")
         (root / "own").mkdir()
@@ -68,10 +69,10 @@ class Sweeps:
     def start(self, *arguments: str, layers: str = "0,1") -> subprocess.Popen[str]:
         """Launch a sweep whose jobs rest."""
         self.gate.unlink(missing_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "-m", "sae_match", *self.words(*arguments, layers=layers)],
-            env=self.environment, cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "sae_match", *self.words(*arguments, layers=layers)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.commands.append(subprocess.Popen(command, env=self.environment, cwd=self.root, **pipes))
+        return self.commands[-1]
 
     def open(self) -> None:
         self.gate.touch()
@@ -110,7 +111,10 @@ class Sweeps:
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeps]:
     folder = tmp_path_factory.mktemp("slurm")
     with cluster(folder / "cluster") as slurm:
-        yield Sweeps(slurm, folder)
+        found = Sweeps(slurm, folder)
+        yield found
+        for command in found.commands:
+            command.kill()
 
 
 def test_a_killed_job_and_a_node_that_crashes(sweeps: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,19 +182,18 @@ def test_a_sweep_that_is_left_and_looked_at_again(sweeps: Sweeps) -> None:
 def test_two_processes_of_one_job(sweeps: Sweeps) -> None:
     """The daemon of a node dies, its job does not; Slurm starts the job again on the other node."""
     slurm = sweeps.slurm
-    command = sweeps.start("writers", "hydra.launcher.exclude=n2", layers="0")
+    command = sweeps.start("writers", layers="0")
     sweeps.wait("writers", "running", 0)
     first = sweeps.status("writers", 0)["process"]
-    number = first["slurm"]["JOB_ID"]
-    slurm.crash("n1", jobs=False)
-    slurm.ask("scontrol", "update", f"JobId={number}", "ExcNodeList=")
+    node = slurm.ask("squeue", "--noheader", f"--jobs={first['slurm']['JOB_ID']}", "--format=%N").strip()
+    slurm.crash(node, jobs=False)
     wait_until("the second one", lambda: sweeps.status("writers", 0)["process"] != first, 180)
     log = sweeps.root / "writers" / "0" / "sae_match.log"
     wait_until("the first one's end", lambda: "It is left to that process" in log.read_text(), 60)
     assert sweeps.status("writers", 0)["state"] == "running"
     sweeps.open()
     code, _, err = sweeps.end(command)
-    slurm.start("n1")
+    slurm.start(node)
     assert code == 0, err
     assert sweeps.states("writers") == ["done"] and sweeps.status("writers", 0)["process"] != first
 
@@ -202,6 +205,7 @@ def test_the_first_job_is_cancelled_while_the_controller_is_away(sweeps: Sweeps)
     sweeps.wait("cancelled", "running", 0, 1)
     slurm.ask("scancel", sweeps.name_of("cancelled", 0))
     sweeps.wait("cancelled", "killed", 0)
+    time.sleep(10)  # until the controller has saved that
     slurm.crash("ctl")
     time.sleep(5)
     assert command.poll() is None
