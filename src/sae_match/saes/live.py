@@ -132,7 +132,7 @@ def _copied(sae: Any) -> dict[str, Tensor]:
 
 def _sae_lens(sae: Any) -> _Found | None:
     """Of a training class what SAELens would save for inference (BatchTopK: a JumpReLU SAE)."""
-    cfg = getattr(sae, "cfg", None)
+    cfg: Any = getattr(sae, "cfg", None)
     if not callable(getattr(cfg, "architecture", None)) or not callable(getattr(sae, "state_dict", None)):
         return None
     state, trained = _copied(sae), cfg.architecture()
@@ -174,7 +174,7 @@ def _sae_lens(sae: Any) -> _Found | None:
 
 
 def _sparsify(sae: Any) -> _Found | None:
-    cfg = getattr(sae, "cfg", None)
+    cfg: Any = getattr(sae, "cfg", None)
     if not all(hasattr(cfg, name) for name in ("k", "num_latents", "expansion_factor")):
         return None
     if getattr(cfg, "activation", "topk") != "topk" or getattr(cfg, "signed", False):

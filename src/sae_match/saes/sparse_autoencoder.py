@@ -78,9 +78,9 @@ class SparseAutoencoder:
         given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
         if scale is not None:
             given["scale"] = scale
-        given = {name: as_float32(source, name, tensor) for name, tensor in given.items()}
-        _check_tensors(given, source)
-        checked = {name: tensor.contiguous() for name, tensor in given.items()}
+        tensors = {name: as_float32(source, name, values) for name, values in given.items()}
+        _check_tensors(tensors, source)
+        checked = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if activation.k is not None and activation.k > W_enc.shape[1]:
             raise UserError(f"{source}: k={activation.k} of {W_enc.shape[1]} features")
         self.source, self.activation, self.site = source, activation, site
