@@ -54,7 +54,7 @@ def test_a_job_says_so_in_its_log_and_record(
         save_native(drifted(start, layer, 0.3), tmp_path / "one" / f"layer_{layer:02d}.safetensors")
     span = ["layers.first=0", "layers.last=2", "sae.ceiling_filename=null", f"evaluation.level={level}"]
     result = run(configured(tmp_path / "one", *span))
-    warnings = json.loads((result.directory / "status.json").read_text())["warnings"]
+    warnings = planted_warnings(result.directory)
     assert [text.split(":")[0] for text in warnings] == ["layers 0 -> 1", "layers 1 -> 2"]
     assert all(text in caplog.text for text in warnings)
     report = report_text(make_report(find_records([result.directory]), Options()))
@@ -62,4 +62,9 @@ def test_a_job_says_so_in_its_log_and_record(
     for layer in range(3):
         save_native(random_sae(seed=layer), tmp_path / "seeds" / f"layer_{layer:02d}.safetensors")
     result = run(configured(tmp_path / "seeds", *span, output="two"))
-    assert json.loads((result.directory / "status.json").read_text())["warnings"] == []
+    assert planted_warnings(result.directory) == []
+
+
+def planted_warnings(record: Path) -> list[str]:
+    warnings = json.loads((record / "status.json").read_text())["warnings"]
+    return [text for text in warnings if "resembles" in text]  # random SAEs explain nothing, which is warned of too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
+from sae_match.evaluation.sanity import check_activity
 from sae_match.experiment.evaluation import (
     Evaluator,
     document_sums,
@@ -43,6 +45,8 @@ from sae_match.saes import SaeSource
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.terminal import wants_bars
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,11 @@ class Steps:
             rows = []
         for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
             controls = self.study.evaluation.matchers
-            matched = match_neighbors(self.matcher, pair, *self.saes.pair(pair), controls, self.metrics)
+            a, b = self.saes.pair(pair)
+            if evaluator is not None:  # before the matching, which may take hours
+                self.warn(evaluator.check(pair.a, a, self.widths))
+                self.warn(evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
+            matched = match_neighbors(self.matcher, pair, a, b, controls, self.metrics)
             self.results.add(matched.rows, pair.layers, matched.features)
             found.append(matched)
         self.results.add(rows)
@@ -192,6 +200,12 @@ class Steps:
         if len(examples):
             self.results.record.write_examples(examples)
 
+    def warn(self, warnings: list[str]) -> None:
+        """Log what a reader of the results must know, and keep it with them."""
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self.results.warn(warnings)
+
     # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
     # outlive a call.
 
@@ -202,6 +216,7 @@ class Steps:
         self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
             self.results.add(evaluator.layer_rows(site.layer, sae, active.active, active.tokens))
+            self.warn(check_activity(site.layer, active.active, active.tokens))
             seeds += self._match_seeds(evaluator, seed_pair(site.layer))
         return seeds
 
