@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         records = [(path / STATUS).is_file() for path in map(Path, (options.before, options.after))]
         if all(records):
-            numbers = record_numbers(*(read_record(Path(path)) for path in (options.before, options.after)), wanted)
+            numbers = record_numbers(read_record(Path(options.before)), read_record(Path(options.after)), wanted)
         elif any(records):
             raise UserError(f"{options.before}, {options.after}: one is the record of a job; give two records or SAEs")
         else:
