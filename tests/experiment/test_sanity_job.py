@@ -13,13 +13,14 @@ from sae_match.experiment import run
 from sae_match.report import find_records
 from sae_match.report.report import Options, make_report, report_text
 from sae_match.study import Study
+from tests.wandb_reader import inspect
 
 
 def test_saes_that_explain_nothing(
     configured: Callable[..., Study], random_saes: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        result = run(configured(random_saes, "layers.last=2", "sae.ceiling_filename=null"))
+        result = run(configured(random_saes, "layers.last=2", "sae.ceiling_filename=null", "tracking=wandb_offline"))
     warnings = json.loads((result.directory / "status.json").read_text())["warnings"]
     assert [text.partition(" has an R² of ")[0] for text in warnings] == [f"layer {i}: the SAE" for i in range(3)]
     assert all("Likely cause: " in text for text in warnings)
@@ -29,6 +30,7 @@ def test_saes_that_explain_nothing(
     assert all(text in said for text in warnings)
     report = report_text(make_report(find_records([result.directory]), Options()))
     assert all(f"Warning of out: {text}" in report for text in warnings)
+    assert inspect(result.directory)["run"][-1]["notes"] == "\n".join(warnings)
 
 
 def test_perfect_saes_give_no_warning(configured: Callable[..., Study], perfect_saes: Path) -> None:

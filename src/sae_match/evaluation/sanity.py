@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_match.matching.feature_pair import Streams
 from sae_match.saes import Activation, ActivationKind, SparseAutoencoder
 
-SAMPLE_TOKENS, SAMPLE_WINDOWS = 1024, 16
+SAMPLE_TOKENS, SAMPLE_WINDOWS, BATCH_TOKENS = 1024, 16, 128
 LOW_R2 = 0.3
 """An SAE that explains less of a residual stream was not trained on it, or is read wrongly."""
 BETTER = 0.02
@@ -108,10 +108,14 @@ def stated_l0(sae: SparseAutoencoder) -> float | None:
 
 def measure(sae: SparseAutoencoder, x: Float[Tensor, "tokens d"], scale: Tensor | float = 1.0) -> Fit:
     """How an SAE reconstructs inputs that are multiplied by `scale` before and divided by it afterwards."""
-    f = sae.encode(x * scale)
-    error = sae.decode(f) / scale - x
-    total = (x - x.mean(dim=0)).square().sum(dtype=torch.float64)
-    return Fit(1 - float(error.square().sum(dtype=torch.float64) / total), float((f > 0).sum() / len(x)))
+    scales = torch.as_tensor(scale, device=x.device).expand(len(x), 1)
+    error = active = 0.0
+    for part, by in zip(x.split(BATCH_TOKENS), scales.split(BATCH_TOKENS), strict=True):
+        f = sae.encode(part * by)
+        error += float((sae.decode(f) / by - part).square().sum(dtype=torch.float64))
+        active += float((f > 0).sum())
+    total = float((x - x.mean(dim=0)).square().sum(dtype=torch.float64))
+    return Fit(1 - error / max(total, 1e-30), active / max(len(x), 1))
 
 
 def _best_layer(at: Callable[[int], Fit], own: Fit, layer: int, layers: Collection[int]) -> tuple[int, Fit]:

@@ -347,7 +347,7 @@ class Chain:
 
 
 def match_chain(
-    saes: Iterable[SparseAutoencoder], layers: Iterable[int] | None = None, **options: Any
+    saes: Iterable[SparseAutoencoder | object], layers: Iterable[int] | None = None, **options: Any
 ) -> Chain:  # fmt: skip
     """Match every SAE with the next one; `options` are those of `match`.
 
@@ -364,7 +364,7 @@ def match_chain(
     if isinstance(saes, Sized):
         _check_layers(known, len(saes))
     matchings: list[Matching] = []
-    previous: SparseAutoencoder | None = None
+    previous: object = None
     for sae in saes:
         if previous is not None:
             matchings.append(match(previous, sae, **options))

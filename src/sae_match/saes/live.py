@@ -141,6 +141,8 @@ def _sae_lens(sae: Any) -> _Found | None:
         sae.process_state_dict_for_saving_inference(state)
     else:
         said = cfg.to_dict()
+    if missing := {"architecture", "metadata", "apply_b_dec_to_input", "normalize_activations"} - said.keys():
+        raise UserError(f"{type(sae).__name__}: its cfg does not say {', '.join(sorted(missing))}; another version?")
     name, metadata = said["architecture"], said["metadata"]
     if name not in _SAE_LENS:
         raise UserError(f"SAELens architecture {name}: supported are {', '.join(_SAE_LENS)}")
