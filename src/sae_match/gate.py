@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_match.errors import UserError
-from sae_match.metrics.description import Better
+from sae_match.metrics.description import MATCHED, Better
+from sae_match.metrics.metric import MetricRow
 from sae_match.record.labels import BUILT_IN_LABELS, joined
 from sae_match.record.state import STATUS
 from sae_match.report.records import Record, read_record
@@ -23,7 +24,6 @@ from sae_match.terminal import EXIT_USER_ERROR, quiet_when_unread
 
 if TYPE_CHECKING:
     from sae_match.evaluation import PairEvaluation
-    from sae_match.saes import SparseAutoencoder
 
 SCALE = "decoder_norm"
 """What features without thresholds are folded by."""
@@ -127,7 +127,6 @@ def sae_numbers(options: argparse.Namespace) -> list[Number]:
     """
     from sae_match import PairSettings, evaluate_on_text, evaluate_pair, load_language_model, load_sae, load_text, match
     from sae_match.evaluation.pair import weight_rows
-    from sae_match.experiment.headline import headline
     from sae_match.metrics.registry import BUILT_IN
     from sae_match.metrics.weight_distance import weight_distances_of
     from sae_match.saes import Site, with_scale
@@ -149,19 +148,20 @@ def sae_numbers(options: argparse.Namespace) -> list[Number]:
         layers = options.layer, options.layer
         found = evaluate_on_text(a, b, permutation, model, text, layers, options.cache_dir)
     else:
-        rows = weight_rows(BUILT_IN, weight_distances_of(a, b, {"matched": permutation}), (0, 0))
-        return [_together(name, value) for name, value in headline(rows).items()]
-    return [*_of_pair(found), *_of_each(found, (a, b))]
+        return _of_pair(weight_rows(BUILT_IN, weight_distances_of(a, b, {MATCHED: permutation}), (0, 0)))
+    return [*_of_pair(found.rows), *_of_each(found)]
 
 
-def _of_pair(found: PairEvaluation) -> list[Number]:
-    from sae_match.experiment.headline import headline
+def _of_pair(rows: Sequence[MetricRow]) -> list[Number]:
+    """What the matching says of both."""
+    return [
+        Number(row.metric, None, row.value, BUILT_IN_LABELS.of_number(row.metric).better)
+        for row in rows
+        if row.variant == MATCHED and math.isfinite(row.value)
+    ]
 
-    rows = [row for row in found.rows if row.variant == "matched"]
-    return [_together(name, value) for name, value in headline(rows).items() if not name.endswith(("_low", "_high"))]
 
-
-def _of_each(found: PairEvaluation, saes: tuple[SparseAutoencoder, SparseAutoencoder]) -> list[Number]:
+def _of_each(found: PairEvaluation) -> list[Number]:
     """How well either SAE reconstructs, its L0, and how many of its features never fire."""
     value = {(row.variant, row.metric): row.value for row in found.rows}
     numbers = [
@@ -172,10 +172,6 @@ def _of_each(found: PairEvaluation, saes: tuple[SparseAutoencoder, SparseAutoenc
     l0 = [float(side.active.sum() / side.tokens.sum()) for side in counts]
     dead = [float((side.active.sum(dim=0) == 0).sum()) for side in counts]
     return [*numbers, Number("l0", l0[0], l0[1]), Number("dead_features", dead[0], dead[1])]
-
-
-def _together(name: str, value: float) -> Number:
-    return Number(name, None, value, BUILT_IN_LABELS.of_number(name).better)
 
 
 def _read_activations(path: Path) -> np.ndarray:
