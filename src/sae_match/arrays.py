@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +11,18 @@ from torch import Tensor
 
 Array = Tensor | np.ndarray
 """What public functions take for a tensor: `Float[Array, "tokens d"]`."""
-Values = TypeVar("Values")
+TOKENS_AT_A_TIME = 1024
+"""As many as 8 windows of 128."""
 
 
-def as_tensor(values: Array) -> Tensor:
-    """A numpy array as a tensor that shares its memory (memory-mapped files stay on disk); a tensor as it is."""
+def as_tensor(values: Array, device: str | torch.device = "cpu") -> Tensor:
+    """A numpy array as a tensor, on the CPU with the same memory (memory-mapped files stay on disk); a tensor as it is,
+    wherever it is."""
     if isinstance(values, Tensor):
         return values
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing here writes
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 def windows_of(
@@ -33,7 +34,3 @@ def windows_of(
     """
     values = as_tensor(x)
     return (values, sink_positions, batch_windows) if values.ndim != 2 else (values[:, None], 0, TOKENS_AT_A_TIME)
-
-
-TOKENS_AT_A_TIME = 1024
-"""As many as 8 windows of 128."""

@@ -315,6 +315,9 @@ def test_layer_and_site_are_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="site=mlp_out, but it reads resid_pre"):
         load_sae(pre, site="mlp_out")
     assert load_sae(sae_lens_of(tmp_path, "mine"), site="resid_post").site is Site.resid_post
+    own = random_sae()
+    assert load_sae(own) is own
+    assert load_sae(own, site="mlp_out").site is Site.mlp_out
 
 
 @pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])

@@ -56,7 +56,7 @@ class _Found:
 
 
 def as_sae(sae: object, layer: int | None = None, site: Site | str | None = None) -> SparseAutoencoder:
-    """A `SparseAutoencoder` as it is; a copy of a live SAE of another library as one.
+    """A `SparseAutoencoder` as it is, or at another site; a copy of a live SAE of another library as one.
 
     Args:
         layer: compared with what the object says; an SAE of the input of block layer + 1 reads the output of `layer`.
@@ -67,7 +67,7 @@ def as_sae(sae: object, layer: int | None = None, site: Site | str | None = None
             something else than its class says.
     """
     if isinstance(sae, SparseAutoencoder):
-        return sae
+        return sae if site is None else sae.replace(site=parse_site(site))
     for read in (_sae_lens, _sparsify, _dictionary_learning):
         if (found := read(sae)) is not None:
             return _built(sae, found, layer, site)

@@ -199,12 +199,12 @@ class SparseAutoencoder:
             raise UserError(
                 f"{self.source}: cannot encode, because {self.match_only}. It can be matched by its weights"
             )
-        pre = torch.matmul(as_tensor(x).to(torch.float32), self.W_enc) + self.b_enc
+        pre = torch.matmul(as_tensor(x, self.device).to(torch.float32), self.W_enc) + self.b_enc
         return self.activation(pre, self.threshold)
 
     def decode(self, f: Float[Array, "*batch F"]) -> Float[Tensor, "*batch d"]:
         """Reconstruction of the residual stream from feature activations."""
-        return torch.matmul(as_tensor(f).to(torch.float32), self.W_dec) + self.b_dec
+        return torch.matmul(as_tensor(f, self.device).to(torch.float32), self.W_dec) + self.b_dec
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """`decode(encode(x))`."""
