@@ -90,7 +90,7 @@ JUMPRELU = Activation()
 RELU = Activation(ActivationKind.relu)
 GATED = Activation(ActivationKind.gated)
 
-CANONICAL_NAMES = {
+_CANONICAL_NAMES = {
     "encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec",
     "bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
 }  # fmt: skip
@@ -104,9 +104,14 @@ _TENSORS = {
 """What a state dict holds beside W_enc, W_dec and b_dec; of the other kinds, b_enc."""
 
 
+def canonical_name(name: str) -> str:
+    """The canonical name of a stored tensor."""
+    return _CANONICAL_NAMES.get(name, name)
+
+
 def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> None:
     """Refuse a state dict with other tensors than an SAE of this kind has."""
-    found = {CANONICAL_NAMES.get(name, name) for name in stored}
+    found = {canonical_name(name) for name in stored}
     choices = [{"W_enc", "W_dec", "b_dec", *more} for more in _TENSORS.get(kind, ({"b_enc"},))]
     if found in choices:
         return
@@ -151,7 +156,7 @@ def canonical_tensors(
     tensors = {}
     for name, tensor in stored.items():
         value = as_float32(source, name, tensor)
-        tensors[CANONICAL_NAMES.get(name, name)] = value.T if name in _TRANSPOSED else value
+        tensors[canonical_name(name)] = value.T if name in _TRANSPOSED else value
     W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
     b_enc, threshold = tensors.get("b_enc"), tensors.get("threshold", W_enc.new_zeros(1))
     if "log_threshold" in tensors:

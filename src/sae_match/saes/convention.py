@@ -12,10 +12,10 @@ from torch import Tensor
 from sae_match.arrays import Array
 from sae_match.errors import UserError
 from sae_match.saes.activation import (
-    CANONICAL_NAMES,
     Activation,
     ActivationKind,
     as_float32,
+    canonical_name,
     canonical_tensors,
     check_names,
 )
@@ -83,7 +83,7 @@ class Convention:
             # (x s - b_dec) W_enc = (x - b_dec / s) s W_enc, and what is decoded is divided by s.
             powers = {"W_enc": 1, "W_dec": -1, "b_dec": -1}
             stored = {
-                name: values * self.normalization ** powers.get(CANONICAL_NAMES.get(name, name), 0)
+                name: values * self.normalization ** powers.get(canonical_name(name), 0)
                 for name, values in stored.items()
             }
         return canonical_tensors(stored, self.subtracts_b_dec, bool(self.rescales_by_decoder_norm), source=source)
