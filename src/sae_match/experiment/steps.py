@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,8 +44,6 @@ from sae_match.saes import SaeSource
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.terminal import wants_bars
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,13 +104,13 @@ class Steps:
             controls = self.study.evaluation.matchers
             a, b = self.saes.pair(pair)
             if evaluator is not None:  # before the matching, which may take hours
-                self.warn(evaluator.check(pair.a, a, self.widths))
-                self.warn(evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
+                self.results.warn(evaluator.check(pair.a, a, self.widths))
+                self.results.warn(evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
             matched = match_neighbors(self.matcher, pair, a, b, controls, self.metrics)
             self.results.add(matched.rows, pair.layers, matched.features)
+            self.results.warn(matched.warnings)
             found.append(matched)
         self.results.add(rows)
-        self.results.warn([warning for matched in found for warning in matched.warnings])
         if found:
             self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
         else:  # a single layer: a record has this table all the same
@@ -200,12 +197,6 @@ class Steps:
         if len(examples):
             self.results.record.write_examples(examples)
 
-    def warn(self, warnings: list[str]) -> None:
-        """Log what a reader of the results must know, and keep it with them."""
-        for warning in warnings:
-            logger.warning("%s", warning)
-        self.results.warn(warnings)
-
     # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
     # outlive a call.
 
@@ -216,7 +207,7 @@ class Steps:
         self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
             self.results.add(evaluator.layer_rows(site.layer, sae, active.active, active.tokens))
-            self.warn(check_activity(site.layer, active.active, active.tokens))
+            self.results.warn(check_activity(site.layer, active.active, active.tokens))
             seeds += self._match_seeds(evaluator, seed_pair(site.layer))
         return seeds
 
