@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -100,8 +99,6 @@ def evaluate_on_text(
 ) -> PairEvaluation:
     """`evaluate_pair` on a model's residual streams, without its sink positions, with intervals over documents.
 
-    A `UserWarning` says so where an SAE does not fit its layer, with the likely cause (`evaluation.sanity`).
-
     Args:
         a, b: SAEs of these two layers.
         settings: as of `evaluate_pair`; `sink_positions` is the model's.
@@ -110,16 +107,11 @@ def evaluate_on_text(
         UserError: as `residual_streams` and `evaluate_pair`.
     """
     from sae_match.evaluation import PairSettings, evaluate_pair
-    from sae_match.evaluation.sanity import check_encoding
 
     streams = residual_streams(model, windows, layers, cache_dir)
     how = replace(settings or PairSettings(), sink_positions=model.sink_positions)
     x_a, x_b = (streams.layer(layer) for layer in layers)
-    found = evaluate_pair(a, b, permutations, x_a, x_b, windows.document, layers=layers, settings=how)
-    for sae, layer in zip((a, b), layers, strict=True):
-        for warning in check_encoding(sae, streams, layer, layers, model.sink_positions):
-            warnings.warn(warning, UserWarning, stacklevel=2)
-    return found
+    return evaluate_pair(a, b, permutations, x_a, x_b, windows.document, layers=layers, settings=how)
 
 
 def top_tokens(

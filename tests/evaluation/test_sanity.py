@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_match import SparseAutoencoder
+from sae_match import Permutation, SparseAutoencoder, evaluate_pair
 from sae_match.evaluation.sanity import check_activity, check_encoding, measure, sample, stated_l0
 from sae_match.saes import Activation, ActivationKind
 from sae_match.saes.activation import RELU
@@ -27,15 +29,11 @@ def center(layer: int) -> Float[Tensor, " d"]:
     return 3 * rows(layer).sum(dim=0) + layer
 
 
-class Made:
-    """Streams of layers that are sparse sums of the layer's rows, and a center."""
-
-    key = "made"
-
-    def layer(self, layer: int) -> Float[Tensor, "windows tokens d"]:
-        g = torch.Generator().manual_seed(1)
-        f = (1 + torch.rand(8, 40, D, generator=g)) * (torch.rand(8, 40, D, generator=g) < 0.2)
-        return f @ rows(layer) + center(layer)
+def made(layer: int) -> Float[Tensor, "windows tokens d"]:
+    """The stream of a layer: sparse sums of its rows, and a center."""
+    g = torch.Generator().manual_seed(1)
+    f = (1 + torch.rand(8, 40, D, generator=g)) * (torch.rand(8, 40, D, generator=g) < 0.2)
+    return f @ rows(layer) + center(layer)
 
 
 def right(layer: int) -> SparseAutoencoder:
@@ -46,11 +44,11 @@ def right(layer: int) -> SparseAutoencoder:
 
 
 def told(sae: SparseAutoencoder, layer: int = 2) -> list[str]:
-    return check_encoding(sae, Made(), layer, LAYERS, sink_positions=1)
+    return check_encoding(sae, made, layer, LAYERS, sink_positions=1)
 
 
 def test_the_right_sae_is_right() -> None:
-    fit = measure(right(2), sample(Made().layer(2)))
+    fit = measure(right(2), sample(made(2)))
     assert fit.r2 == pytest.approx(1, abs=1e-6)
     assert fit.l0 == pytest.approx(0.2 * D, rel=0.1)
     assert [told(right(layer), layer) for layer in LAYERS] == [[]] * 4
@@ -67,9 +65,30 @@ def test_another_layer_is_named(is_of: int, taken_for: int, cause: str) -> None:
     assert f"{cause}; read so, its R² is 1.00" in message
 
 
+def test_evaluate_pair_warns() -> None:
+    a, b = right(1), right(2)
+    permutation = Permutation.identity(D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate_pair(a, b, permutation, made(1), made(2), layers=(1, 2))
+        tokens = [made(layer).flatten(0, 1).numpy() for layer in (1, 2)]
+        evaluate_pair(a, b, permutation, *tokens, layers=(1, 2))
+    with pytest.warns(UserWarning, match=r"layer 2: the SAE explains layer 1 .* reads the input of block 2"):
+        evaluate_pair(a, a, permutation, made(1), made(2), layers=(1, 2))
+
+
+@pytest.mark.parametrize(("shape", "n"), [((8, 40, 4), 312), ((300, 128, 4), 1024), ((5000, 1, 4), 1024)])
+def test_the_sample_is_spread_over_all_windows(shape: tuple[int, ...], n: int) -> None:
+    x = torch.arange(shape[0]).view(-1, 1, 1).expand(shape).float()
+    sinks = int(shape[1] > 1)
+    found = sample(x, sinks)
+    assert len(found) == n
+    assert (float(found.min()), float(found.max())) == (0, shape[0] - 1)
+
+
 def misread() -> dict[str, SparseAutoencoder]:
     sae = right(2)
-    s = D**0.5 / float(sample(Made().layer(2)).norm(dim=1).mean())
+    s = D**0.5 / float(sample(made(2)).norm(dim=1).mean())
     norms, shift = torch.linspace(1.5, 9, D), sae.b_dec @ sae.W_enc
     rescaled = sae.replace(W_enc=sae.W_enc / norms, b_enc=sae.b_enc / norms, W_dec=sae.W_dec * norms[:, None])
     # What does not fire has a pre-activation of 0.4.

@@ -76,9 +76,9 @@ def test_a_sweep_shows_a_warning_once_and_every_job_logs_it(tmp_path: Path) -> N
     for layer in range(2):
         save_native(drifted(start, layer, 0.3), tmp_path / "saes" / f"layer_{layer:02d}.safetensors")
     done = run_command(
-        "-m", "sae=native", f"sae.root={tmp_path / 'saes'}", "layers.pair=0", "evaluation=weights_only", "solver=certified,greedy",
-        "tracking=none", "matching=decoder", "folding=none", f"hydra.sweep.dir={tmp_path / 'out'}",
-        f"paths.cache_dir={tmp_path / 'cache'}",
+        "-m", "sae=native", f"sae.root={tmp_path / 'saes'}", "layers.pair=0", "evaluation=weights_only",
+        "solver=certified,greedy", "tracking=none", "matching=decoder", "folding=none",
+        f"hydra.sweep.dir={tmp_path / 'out'}", f"paths.cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
     assert done.code == 0, done.err
     logs = [(tmp_path / "out" / job / "sae_match.log").read_text() for job in ("0", "1")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 
 from sae_match.arrays import Array, as_tensor, windows_of
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
+from sae_match.evaluation.sanity import check_encoding
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
@@ -82,6 +84,8 @@ def evaluate_pair(
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
+    A `UserWarning` says so where an SAE does not fit its residual stream, with the likely cause (`evaluation.sanity`).
+
     Args:
         a, b: SAEs of layers t and t+1.
         permutations: one matching A -> B, or several by variant (`matched`, `random`, ...).
@@ -106,6 +110,9 @@ def evaluate_pair(
     pair = SplicePair(a, b, named, parse_units(how.units), layers, batch_windows=batch, sink_positions=sinks)
     splices = bind_all(how.splices, pair)
     statistics = compute_activations(ActivationRequest(a, b, x_a, x_b, document, named, splices, batch, sinks))
+    for sae, layer in ((a, layers[0]), (b, layers[1])):
+        for told in check_encoding(sae, {layers[0]: x_a, layers[1]: x_b}.__getitem__, layer, layers, sinks):
+            warnings.warn(told, UserWarning, stacklevel=2)
     rows = weight_rows(how.metrics, weight_distances_of(a, b, named), layers)
     rows += activation_rows(how.metrics, statistics, bootstrap, layers, how.min_count)
     return PairEvaluation(rows, statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
@@ -10,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_match.matching.feature_pair import Streams
 from sae_match.saes import Activation, ActivationKind, SparseAutoencoder
 
 SAMPLE_TOKENS, SAMPLE_WINDOWS, BATCH_TOKENS = 1024, 16, 128
-LOW_R2 = 0.3
-"""An SAE that explains less of a residual stream was not trained on it, or is read wrongly."""
+LOW_R2, DOUBTFUL_R2 = 0.3, 0.6
+"""An SAE that explains less of a residual stream than the first was not trained on it, or is read wrongly; one that
+explains less than the second is read in other ways, too."""
 BETTER = 0.02
 """By so much more R² another layer is the SAE's own. Those of SmolLM2-135M, with L0 from 16 to 128, explain their own
 layer better than either neighbor by 0.02 to 0.12."""
@@ -31,6 +32,9 @@ UNIT_NORM = 0.05
 """Decoder norms within this of 1 make no difference."""
 
 
+Stream = Callable[[int], Float[Tensor, "windows tokens d"]]
+
+
 class Fit(NamedTuple):
     """R² of an SAE's reconstruction (SAELens: `explained_variance`), and active features per token."""
 
@@ -40,14 +44,16 @@ class Fit(NamedTuple):
 
 def sample(x: Float[Tensor, "windows tokens d"], sink_positions: int = 1) -> Float[Tensor, "sampled d"]:
     """About `SAMPLE_TOKENS` tokens from all parts of the text and all positions but the sinks."""
-    rows = torch.linspace(0, len(x) - 1, min(len(x), SAMPLE_WINDOWS)).long()
-    step = max(1, len(rows) * (x.shape[1] - sink_positions) // SAMPLE_TOKENS)
+    counted = max(1, x.shape[1] - sink_positions)
+    n = min(len(x), max(SAMPLE_WINDOWS, math.ceil(SAMPLE_TOKENS / counted)))
+    rows = torch.linspace(0, len(x) - 1, n).long()
+    step = math.ceil(n * counted / SAMPLE_TOKENS)
     return x[rows, sink_positions::step].flatten(0, 1).to(torch.float32)
 
 
 @torch.no_grad()
 def check_encoding(
-    sae: SparseAutoencoder, streams: Streams, layer: int, layers: Collection[int] = (), sink_positions: int = 1
+    sae: SparseAutoencoder, stream: Stream, layer: int, layers: Collection[int] = (), sink_positions: int = 1
 ) -> list[str]:
     """A warning where R² or L0 of an SAE on a sample of its layer's residual stream are not what they should be.
 
@@ -55,18 +61,19 @@ def check_encoding(
     other readings of its weights, of which the one that explains the stream best is named.
 
     Args:
+        stream: from a layer to resid_post on some text.
         layer: the layer that the SAE is taken for.
         layers: those whose residual streams there are.
     """
 
     def at(place: int) -> Fit:
-        return measure(sae, sample(streams.layer(place), sink_positions).to(sae.device))
+        return measure(sae, sample(stream(place), sink_positions).to(sae.device))
 
     own, stated, wrong = at(layer), stated_l0(sae), list[str]()
     best, there = _best_layer(at, own, layer, layers)
     if best != layer:
         wrong.append(f"explains layer {best} (R² {there.r2:.2f}) better than its own (R² {own.r2:.2f})")
-    elif own.r2 < LOW_R2:
+    elif own.r2 < DOUBTFUL_R2:
         wrong.append(f"has an R² of {own.r2:.2f} on its own layer")
     if stated is not None and not _near(own.l0, stated):
         wrong.append(f"has an L0 of {own.l0:.0f} where the checkpoint states {stated:g}")
@@ -78,9 +85,12 @@ def check_encoding(
     if best != layer:
         reads = f"it reads the input of block {layer} (hook_resid_pre)" if best == layer - 1 else "another layer's SAE"
         causes.append((there, reads, BETTER))
-    x = sample(streams.layer(layer), sink_positions).to(sae.device)
+    x = sample(stream(layer), sink_positions).to(sae.device)
     causes += [(measure(other, x, scale), cause, CLEAR) for cause, other, scale in _readings(sae, x, stated)]
-    return [f"layer {layer}: the SAE {' and '.join(wrong)}. {_likely(causes, own, stated)}"]
+    likely = _likely(causes, own, stated)
+    if likely is None and len(wrong) == 1 and best == layer and LOW_R2 <= own.r2 < DOUBTFUL_R2:
+        return []  # nothing but that R², which an SAE of few features may have
+    return [f"layer {layer}: the SAE {' and '.join(wrong)}. {likely or _unlikely(own)}"]
 
 
 def check_activity(layer: int, active: Int[Tensor, "documents F"], tokens: Int[Tensor, " documents"]) -> list[str]:
@@ -134,18 +144,22 @@ def _near(l0: float, stated: float) -> bool:
     return stated / L0_FACTOR <= l0 <= stated * L0_FACTOR
 
 
-def _likely(causes: list[tuple[Fit, str, float]], own: Fit, stated: float | None) -> str:
+def _likely(causes: list[tuple[Fit, str, float]], own: Fit, stated: float | None) -> str | None:
     """The cause without which the SAE would fit best, if it then fits clearly better, or has the stated L0.
 
     Args:
         causes: how the SAE fits without it, the cause, and by how much the R² must be larger.
     """
     clear = [(fit, cause, more) for fit, cause, more in causes if fit.r2 > max(own.r2 + more, LOW_R2)]
-    if stated is not None and not clear:
+    if stated is not None and not _near(own.l0, stated) and not clear:
         clear = [found for found in causes if _near(found[0].l0, stated) and found[0].r2 > max(own.r2 - CLEAR, LOW_R2)]
-    if clear:
-        fit, cause, _ = max(clear)
-        return f"Likely cause: {cause}; read so, its R² is {fit.r2:.2f} and its L0 {fit.l0:.0f}"
+    if not clear:
+        return None
+    fit, cause, _ = max(clear)
+    return f"Likely cause: {cause}; read so, its R² is {fit.r2:.2f} and its L0 {fit.l0:.0f}"
+
+
+def _unlikely(own: Fit) -> str:
     if own.r2 >= LOW_R2:
         return f"Its R² is {own.r2:.2f}. Likely cause: an SAE of another L0, or text unlike that of its training"
     return (

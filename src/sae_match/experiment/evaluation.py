@@ -110,7 +110,7 @@ class Evaluator:
         Args:
             layers: those whose residual streams there are.
         """
-        return check_encoding(sae, self.inputs.streams, site.layer, layers, self.sink_positions)
+        return check_encoding(sae, self.inputs.streams.layer, site.layer, layers, self.sink_positions)
 
     def dead(self, site: Site, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
         """Which features of a dictionary fire on no counted token of the evaluation text."""
