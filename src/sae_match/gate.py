@@ -100,7 +100,7 @@ def record_numbers(before: Record, after: Record, wanted: Sequence[str] = ()) ->
     """The headline numbers and the `wanted` ones of two finished jobs, compared on the documents that they share.
 
     Raises:
-        UserError: a job that is not done.
+        UserError: a job that is not done, or the later one lacks a headline number of the earlier one.
     """
     for record in (before, after):
         if record.state != "done":
@@ -111,6 +111,8 @@ def record_numbers(before: Record, after: Record, wanted: Sequence[str] = ()) ->
     found: list[Number] = []
     for name in names:
         a, b = before.number(name), after.number(name)
+        if b is None and a is not None:
+            raise UserError(f"{after.path} has no {name}, which {before.path} has: give two jobs that measure the same")
         if b is None or (a is None and name not in wanted):
             continue
         paired = second[name].less(first.get(name)) if name in second else None

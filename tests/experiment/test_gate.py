@@ -84,11 +84,16 @@ def test_two_records(
     assert main([good, bad]) == 1
     found = table(capsys.readouterr().out)
     assert found["matching_score"][-1] == "worse"
-    stored = json.loads((Path(good) / "metrics.json").read_text())["matching_score"]
-    assert float(found["matching_score"][0]) == pytest.approx(stored, rel=1e-3)
+    score = json.loads((Path(good) / "metrics.json").read_text())["matching_score"]
+    assert float(found["matching_score"][0]) == pytest.approx(score, rel=1e-3)
     assert main([good, bad, "--min", "decoder_cosine/random=2"]) == 1
     assert table(capsys.readouterr().out)["decoder_cosine/random"][-2:] == ["below", "2"]
     assert main([good, str(perfect_saes / "layer_00.safetensors")]) == 2
+    metrics = Path(bad) / "metrics.json"
+    stored = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({name: value for name, value in stored.items() if name != "matching_score"}))
+    assert main([good, bad]) == 2
+    assert "has no matching_score, which " in capsys.readouterr().err
     (Path(bad) / "status.json").write_text(
         json.dumps(json.loads((Path(bad) / "status.json").read_text()) | {"state": "failed"})
     )
