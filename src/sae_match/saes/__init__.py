@@ -1,6 +1,7 @@
 """Sparse autoencoders: the canonical object, folding, and one small loader per checkpoint dialect."""
 
 from sae_match.saes.activation import Activation, ActivationKind
+from sae_match.saes.convention import Convention
 from sae_match.saes.folding import fold, measure_scale, with_scale
 from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader
 from sae_match.saes.formats.native import load_native, save_native
@@ -11,6 +12,7 @@ from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 __all__ = [
     "Activation",
     "ActivationKind",
+    "Convention",
     "FolderFormat",
     "SaeFormat",
     "SaeHeader",

@@ -58,25 +58,26 @@ def _unread(path: Path) -> UserError:
     return UserError(
         f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
         f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
-        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
+        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, Convention(...)); "
         "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
     )
 
 
 def load_sae(
-    path: Path | str,
+    path: Path | str | object,
     layer: int | None = None,
     *,
     dialect: SaeFormat | type[SaeFormat] | str | None = None,
     site: Site | str | None = None,
 ) -> SparseAutoencoder:
-    """Load one SAE from a file, or from the folder that holds its files, in any supported dialect.
+    """Load one SAE from a file, or from the folder that holds its files, in any supported dialect; or take over one in
+    memory: a live object of SAELens, sparsify or dictionary_learning.
 
     `path` may begin with `embedded/`, which names the SAEs shipped with the package; `{layer}` in it is
     replaced, so `load_sae("embedded/smollm2_135m/layer_{layer:02d}.safetensors", 13)` works.
 
     Args:
-        path: file or folder to read.
+        path: file or folder to read, or an object.
         layer: 0-based layer, for the file name, for error messages, and to be compared with what the files say.
         dialect: how the files are laid out: a name, or a class (or an object with its options) such as a user's own;
             detected where that is unambiguous.
@@ -86,10 +87,9 @@ def load_sae(
         UserError: missing or corrupt file, unknown or ambiguous layout, or invalid values.
     """
     if not isinstance(path, (str, Path)):
-        raise UserError(
-            f"load_sae reads files, and was given a {type(path).__name__}; an SAE in memory becomes one with "
-            "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
-        )
+        from sae_match.saes.live import as_sae  # few need it
+
+        return as_sae(path, layer, site)
     name = str(path)
     if layer is None and "{layer" in name:
         raise UserError(f"{name}: of which layer? load_sae({name!r}, 13) puts 13 in place of {{layer}}")
