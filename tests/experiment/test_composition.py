@@ -236,7 +236,7 @@ def test_distant_pairs_follow_starts_and_span(configured: Configured, random_sae
         (["composition.max_distance=-1"], "must be 0"),
         (["composition.max_distance=2", "layers.last=1"], "at least three layers"),
         (["composition.starts=[0]"], "compares nothing"),
-        (["composition.max_distance=2", "composition.starts=[2]"], r"from layer 2; .* allow 0\.\.1"),
+        (["composition.max_distance=2", "composition.starts=[2]"], r"from layer 2; .* allow 0, 1"),
         (["composition.max_distance=2", "composition.starts=[0,0]"], "each layer once"),
     ],
 )

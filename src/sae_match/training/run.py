@@ -42,7 +42,7 @@ def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     its checkpoint. Returns the entries of the span. Raises UserError for a bad text, folder or report before any long
     work begins; the configuration has passed `rules.check_train_config`.
     """
-    layers = range(cfg.layers.first, cfg.layers.last + 1)
+    layers = span_of(cfg.layers)
     output = Path(cfg.paths.output_dir)
     check_writable(output, "paths.output_dir")
     store = Store(cfg.paths.cache_dir)
