@@ -64,8 +64,8 @@ class Composition:
     """Composed against exactly solved permutations over growing distance, and features followed over the span."""
 
     max_distance: int = 0
-    """Compare layers at most so far apart that are not neighbors in the span, whose distance is the matching itself;
-    0 = not at all. Every start and distance is one more assignment problem."""
+    """Compare layers up to so far apart beside the neighbors, which the matching itself compares, as far as the span
+    reaches; 0 = not at all. Every start and distance is one more assignment problem."""
     starts: list[int] = field(default_factory=list)
     """Layers to start from; empty = every layer of the span."""
     paths: bool = False

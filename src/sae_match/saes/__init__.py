@@ -4,6 +4,8 @@ from sae_match.saes.activation import Activation, ActivationKind
 from sae_match.saes.folding import fold, measure_scale, with_scale
 from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader
 from sae_match.saes.formats.native import load_native, save_native
+from sae_match.saes.formats.release import Release
+from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.loading import SaeSource, load_sae
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
@@ -12,11 +14,13 @@ __all__ = [
     "Activation",
     "ActivationKind",
     "FolderFormat",
+    "Release",
     "SaeFormat",
     "SaeHeader",
     "SaeSource",
     "Site",
     "SparseAutoencoder",
+    "StateDict",
     "fold",
     "load_native",
     "load_sae",

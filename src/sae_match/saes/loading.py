@@ -21,13 +21,14 @@ from sae_match.saes.formats.native import Native
 from sae_match.saes.formats.release import Release
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.sparsify import Sparsify
+from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.formats.temporal import Temporal
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 FORMATS: tuple[type[SaeFormat], ...] = (
     Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning,
-    CrossLayerTranscoder, Temporal,
+    CrossLayerTranscoder, Temporal, StateDict,
 )  # fmt: skip
 """The dialects that `load_sae` detects and knows by name."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -60,10 +61,9 @@ def _unread(path: Path) -> UserError:
     if path.suffix not in PICKLES or not path.is_file():
         return UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
     return UserError(
-        f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
-        f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
-        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
-        "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
+        f"{path}: a state dict does not say what the SAE computes from it. Say so with dialect=StateDict("
+        "name='mine', activation=..., subtracts_b_dec=..., last_layer=0) of sae_match.saes (sae=state_dict of the "
+        "command); nothing but tensors is unpickled"
     )
 
 
@@ -128,7 +128,9 @@ def _load_published(
     if layer is None and "{" in id:
         raise UserError(f"load_sae(release={release!r}, id={id!r}): of which layer? Say layer=13, or a full id")
     place = None if site is None else _site(site)
-    saes = Release(name=release, release=release, id=id, root=root and str(root), site=place, last_layer=1000)
+    saes = Release(
+        name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
+    )
     at = saes.sae(layer).block if layer is None else layer
     return saes.read(saes.locate(at), at)
 

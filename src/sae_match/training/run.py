@@ -19,6 +19,7 @@ from sae_match.options import arguments
 from sae_match.record.configuration import run_id
 from sae_match.saes import save_native
 from sae_match.store import Store
+from sae_match.study import span_of
 from sae_match.terminal import wants_bars
 from sae_match.text import TokenWindows, load_windows
 from sae_match.tracking import TrackingMode

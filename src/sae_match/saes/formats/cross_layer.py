@@ -10,7 +10,14 @@ from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, RELU, canonical_tensors
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae
-from sae_match.saes.formats.reading import need_layout, need_names, read_safetensors, read_summed, safetensors_shapes
+from sae_match.saes.formats.reading import (
+    matrix_shape,
+    need_layout,
+    need_names,
+    read_safetensors,
+    read_summed,
+    safetensors_shapes,
+)
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -43,9 +50,8 @@ class CrossLayerTranscoder(SaeFormat):
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from the headers of both files, the layer from the encoder's name."""
         number, shapes, written = self._number(path), safetensors_shapes(path), safetensors_shapes(self._decoder(path))
-        need_names(path, shapes, [f"b_enc_{number}", f"b_dec_{number}"])
-        width, d_model = (shapes[f"{name}_{number}"][0] for name in ("b_enc", "b_dec"))
-        need_layout(path, shapes, {f"W_enc_{number}": "F d"}, d_model, width)
+        width, d_model = matrix_shape(path, shapes, f"W_enc_{number}")
+        need_layout(path, shapes, {f"b_enc_{number}": "F", f"b_dec_{number}": "d"}, d_model, width)
         name = f"W_dec_{number}"
         need_names(self._decoder(path), written, [name])
         if len(written[name]) != 3 or (written[name][0], written[name][2]) != (width, d_model):

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
+from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import Activation, canonical_tensors
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
@@ -17,6 +18,7 @@ from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 _LAYOUT = {"encoder.weight": "F d", "encoder.bias": "F", "decoder.weight": "d F", "decoder.bias": "d"}
+_LAYOUT_R1 = {**_LAYOUT, "log_jumprelu_threshold": "F"}
 _EXPECTED = {
     "act_fn": "jumprelu",
     "norm_activation": "dataset-wise",
@@ -105,36 +107,37 @@ class LlamaScopeR1(FolderFormat):
         expect(config, cfg, {"use_decoder_bias": True, "use_glu_encoder": False, "hook_point_out": hook_in})
         d_model = number(config, cfg, "d_model")
         width = d_model * number(config, cfg, "expansion_factor")
-        need_layout(weights, shapes, self._LAYOUT, d_model, width)
+        need_layout(weights, shapes, _LAYOUT_R1, d_model, width)
         site, stated = site_of_hook(hook_in)
-        unscaled = self._scale(config, weights, layer) is None
-        obstacle = Activation(normalization=str(cfg.get("norm_activation"))).obstacle if unscaled else None
+        scaled = self._scale(config, weights, layer) is not None
+        obstacle = None if scaled else Activation(normalization="dataset-wise").obstacle
         return SaeHeader(d_model, width, site, stated, obstacle)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder."""
         config, weights = self.paths(path)
-        header, stored = self.header(path, layer), read_safetensors(weights, self._LAYOUT)
+        header, stored = self.header(path, layer), read_safetensors(weights, _LAYOUT_R1)
         s = self._scale(config, weights, layer) or 1.0
         stored["log_threshold"] = stored.pop("log_jumprelu_threshold")
-        rescales = read_json(config).get("sparsity_include_decoder_norm", True)
-        tensors = canonical_tensors(stored, subtracts_b_dec=False, rescales_by_decoder_norm=rescales, source=weights)
+        rescales = bool(read_json(config).get("sparsity_include_decoder_norm", True))
+        tensors = canonical_tensors(stored, False, rescales, source=weights)
         for name in ("b_enc", "b_dec", "threshold"):
             tensors[name] = tensors[name] / s
         return build_sae(self.folder_of(path), layer, header, tensors)
 
     def _scale(self, config: Path, weights: Path, layer: int | None) -> float | None:
         """The factor of the inputs: 1 where they are not normalized, None where it is not known."""
-        cfg, prefix = read_json(config), "dataset_average_activation_norm."
+        cfg = read_json(config)
         if cfg.get("norm_activation", "dataset-wise") != "dataset-wise":
             expect(config, cfg, {"norm_activation": "inference"})
             return 1.0
-        name = prefix + str(cfg.get("hook_point_in"))
+        name = f"dataset_average_activation_norm.{cfg.get('hook_point_in')}"
         if name in safetensors_shapes(weights):
-            return math.sqrt(number(config, cfg, "d_model")) / float(read_safetensors(weights, [name])[name])
+            norm = read_safetensors(weights, [name])[name]
+            if norm.numel() != 1 or not 0 < float(norm) < math.inf:
+                raise UserError(f"{weights}: {name} must be one positive number")
+            return math.sqrt(number(config, cfg, "d_model")) / float(norm)
         return None if layer is None else self.norm_scaling_factors.get(layer)
-
-    _LAYOUT: ClassVar[dict[str, str]] = {**_LAYOUT, "log_jumprelu_threshold": "F"}
 
 
 def _settings(config: Path) -> list[float]:

@@ -60,8 +60,8 @@ class Saelens(FolderFormat):
 
     @classmethod
     def detect(cls, path: Path) -> bool:
-        """Also weights without their cfg.json, which cannot be read: the reader names what is missing."""
-        return super().detect(path) or path.name == cls.FILES[-1]
+        """Also weights without any config, which cannot be read: the reader names what is missing."""
+        return super().detect(path) or (path.name == cls.FILES[-1] and not path.with_name("config.json").is_file())
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions, hook point and layer from `cfg.json`, compared with the weights' header."""
