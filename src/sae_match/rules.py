@@ -162,12 +162,14 @@ def _site(study: Study) -> Iterator[str]:
 
 
 def _model(study: Study) -> Iterator[str]:
-    """The model that a release was trained on, as far as both are named."""
-    trained, used = getattr(study.sae, "model", None), getattr(study.model, "repo_id", None)
-    if isinstance(trained, str) and isinstance(used, str) and _model_name(trained) != _model_name(used):
+    """The model that a release was trained on; a model on this machine, which its path does not name, may be it."""
+    trained, used = getattr(study.sae, "model", None), getattr(study.model, "repo_id", study.model.name)
+    if hasattr(study.model, "path"):
+        return
+    if isinstance(trained, str) and _model_name(trained) != _model_name(used):
         yield (
-            f"sae.model={trained}, model.repo_id={used}: {used} is not the model that the SAEs {study.sae.name} were "
-            f"trained on. Choose it with model=..., or evaluation=weights_only; sae.model={used} uses them on it anyway"
+            f"sae.model={trained}, model={used}: {used} is not the model that the SAEs {study.sae.name} were trained "
+            f"on. Choose it with model=..., or evaluation=weights_only; sae.model={used} uses them on it all the same"
         )
 
 

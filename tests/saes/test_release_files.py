@@ -21,6 +21,7 @@ from sae_match.saes.formats.reading import safetensors_shapes
 from sae_match.saes.formats.release import CONVERTERS
 from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.releases import release_named
+from sae_match.saes.site import site_of_hook
 from tests.saes.layouts import (
     D,
     F,
@@ -184,7 +185,10 @@ def test_the_same_files_in_saelens_and_here(here: Path, case: str) -> None:
     write(here / sae.path)
     ours = load_sae(here, release=release, id=id)
     unit = sae.scale if expected.get("unit") and sae.scale is not None else 1.0
-    assert_same(ours, in_sae_lens(release, id, expected.get("width", F)), unit)
+    other = in_sae_lens(release, id, expected.get("width", F))
+    assert_same(ours, other, unit)
+    if ours.site is not Site.transcoder:  # which SAELens names by what it reads
+        assert site_of_hook(other.cfg.metadata.hook_name)[0] is ours.site
     assert ours.site is expected.get("site", Site.resid_post)
     # By a span's line the same SAE.
     saes = named(release, pattern(id, sae.block, None), here)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import JUMPRELU, RELU, canonical_tensors
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae
 from sae_match.saes.formats.reading import (
+    SaeShape,
     matrix_shape,
     need_layout,
     need_names,
     read_safetensors,
     read_summed,
     safetensors_shapes,
+    shape_at_hub,
 )
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from sae_match.hub import HubFile
 
 _ENCODER = re.compile(r"W_enc_(\d{1,4})\.safetensors")
 
@@ -46,6 +51,10 @@ class CrossLayerTranscoder(SaeFormat):
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
         """The encoder's file, once the decoder's is there too."""
         return self.place([self.fetch(name, layer) for name in self.files(layer)])
+
+    def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
+        """Dimensions from the encoder's file."""
+        return shape_at_hub(files[0], d_model)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from the headers of both files, the layer from the encoder's name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,16 @@ from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope, choose_similar
 from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
 from sae_match.saes.formats.llama_scope import LlamaScope, LlamaScopeR1
+from sae_match.saes.formats.reading import SaeShape
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.formats.temporal import Temporal
 from sae_match.saes.releases import L0, PublishedRelease, PublishedSae, release_named
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from sae_match.hub import HubFile
 
 _RELU = {"activation": ActivationKind.relu, "subtracts_b_dec": False}
 CONVERTERS: dict[str, tuple[type[SaeFormat], tuple[str, ...], Mapping[str, Any]]] = {
@@ -148,6 +152,10 @@ class Release(SaeFormat):
     def place(self, files: list[Path]) -> Path:
         """As the format of the files has it."""
         return self._format(None).place(files)
+
+    def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
+        """As the format of the files has it."""
+        return self._format(None).shape_at_hub(files, d_model)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """As the format of the files has it, compared with the registry's site."""
