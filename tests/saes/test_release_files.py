@@ -31,6 +31,7 @@ from tests.saes.layouts import (
     write_dictionary,
     write_gemma_scope_2,
     write_json,
+    write_llama_scope,
     write_llama_scope_r1,
     write_saelens,
     write_state_dict,
@@ -79,7 +80,7 @@ def inputs(tokens: int = 400) -> Tensor:
 def assert_same(ours: SparseAutoencoder, other: SAE[Any], unit: float = 1.0) -> None:
     """Equal features (ours times `unit`) and reconstructions, also of an SAE that only matches."""
     x, able = inputs(), ours.replace(match_only=None)
-    heads = (2, D // 2) if ours.site is Site.attn_out else (D,)
+    heads = (2, D // 2) if other.cfg.reshape_activations == "hook_z" else (D,)
     f, theirs = able.encode(x), other.encode(x.view(1, -1, *heads))
     torch.testing.assert_close(f * unit, theirs[0], rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(able.decode(f), other.decode(theirs).view(-1, D), rtol=1e-5, atol=2e-5)
@@ -112,9 +113,15 @@ def write_clt(path: Path) -> None:
     write_json(path.parent / "config.yaml", {"model_name": "google/gemma-2-2b", **hooks})
 
 
-def write_affine(path: Path) -> None:
-    """SAELens takes the first of small files for the layer's; `write_gemma_scope_2` names its folder itself."""
+def write_gemma_3(path: Path) -> None:
     write_gemma_scope_2(path.parents[1], 3, path.parent.name)
+
+
+def write_affine_transcoder(path: Path) -> None:
+    """SAELens tells by the folder's name that there is a skip connection where config.json is missing."""
+    written = write_gemma_scope_2(path.parents[2], 3, "affine", config=False)
+    path.parent.mkdir(parents=True)
+    written.parent.rename(path)
 
 
 CASES: dict[str, tuple[str, str, Callable[[Path], object], dict[str, Any]]] = {
@@ -130,9 +137,19 @@ CASES: dict[str, tuple[str, str, Callable[[Path], object], dict[str, Any]]] = {
         "gemma-scope-2b-pt-att", "layer_3/width_16k/average_l0_117",
         lambda path: write_npz(path.parents[2], 3, 117), {"site": Site.attn_out},
     ),
-    "Gemma Scope 2": ("gemma-scope-2-1b-pt-res-all", "layer_3_width_16k_l0_small", write_affine, {}),
+    "Gemma Scope 2": ("gemma-scope-2-1b-pt-res-all", "layer_3_width_16k_l0_small", write_gemma_3, {}),
     "Gemma Scope 2 MLP": (
-        "gemma-scope-2-1b-pt-mlp-all", "layer_3_width_16k_l0_small", write_affine, {"site": Site.mlp_out},
+        "gemma-scope-2-1b-pt-mlp-all", "layer_3_width_16k_l0_small", write_gemma_3, {"site": Site.mlp_out},
+    ),
+    "Gemma Scope 2 transcoder": (
+        "gemma-scope-2-1b-pt-transcoders-all", "layer_3_width_16k_l0_small", write_gemma_3, {"site": Site.transcoder},
+    ),
+    "Gemma Scope 2 transcoder with a skip connection": (
+        "gemma-scope-2-1b-pt-transcoders-all", "layer_3_width_16k_l0_small_affine", write_affine_transcoder,
+        {"site": Site.transcoder},
+    ),
+    "Gemma Scope 2 heads": (
+        "gemma-scope-2-1b-pt-att-all", "layer_3_width_16k_l0_small", write_gemma_3, {"site": Site.attn_out},
     ),
     "Qwen Scope": (
         "qwen-scope-3-8b-base-w64k-l50", "layer3", lambda path: write_state_dict(path, PLAIN, width=128),
@@ -361,6 +378,12 @@ def test_temporal_saes_by_definition(tmp_path: Path, tied: bool) -> None:
     torch.testing.assert_close(sae.decode(f), (pre.relu() @ t["W_dec"] + t["b_dec"]) / 0.25, rtol=1e-5, atol=1e-4)
     with pytest.raises(UserError, match="asked for layer 3, but the file is of layer 12"):
         load_sae(folder, 3)
+
+
+def test_llama_scope_by_its_release(here: Path) -> None:
+    folder = write_llama_scope(here, 3)
+    saes = named("llama_scope_lxr_8x", "l{layer}r_8x", here)
+    assert SaeSource(saes).load(3).content_hash == load_sae(folder, 3).content_hash
 
 
 def test_every_layout_is_compared() -> None:
