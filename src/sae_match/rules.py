@@ -155,9 +155,10 @@ def _saes(study: Study) -> Iterator[str]:
 def _site(study: Study) -> Iterator[str]:
     """A site whose activations can be compared."""
     if study.sae.site is not None and study.sae.site != "resid_post":
+        hint = "; {next} in place of {layer} takes the next block's" if study.sae.site == "resid_pre" else ""
         yield (
-            f"sae.site={study.sae.site}: activations are compared on resid_post only; these SAEs can be matched by "
-            "their weights (evaluation=weights_only)"
+            f"sae.site={study.sae.site}: activations are compared on resid_post only{hint}; these SAEs can be matched "
+            "by their weights (evaluation=weights_only)"
         )
 
 

@@ -285,7 +285,7 @@ def test_a_file_of_another_hook_point_is_refused(here: Path) -> None:
         ({"release": "gemma-2b-res-jb"}, "a release goes with an id"),
         ({"release": "gemma-2b-res-jb", "id": "x", "dialect": "saelens"}, "a release goes with an id, alone"),
         ({"release": "gemma-2b-res-jb", "id": "blocks.{layer}.hook_resid_post"}, "of which layer"),
-        ({"release": "gemma-2b-res-jb", "id": "blocks.6.hook_resid_post", "layer": 5}, "is of layer 6"),
+        ({"release": "gemma-2b-res-jb", "id": "blocks.6.hook_resid_post", "layer": 5}, "is of block 6"),
     ],
 )
 def test_load_sae_asks_for_what_is_missing(given: dict[str, Any], message: str) -> None:

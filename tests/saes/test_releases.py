@@ -45,7 +45,7 @@ RUNS = {
     ("one layer", "weights only"): 3,
 }
 """How many releases a command runs over neighboring layers, over `layers.list`, or which are of one layer only (several
-of one layer are compared in the library), and whether they encode residual streams."""
+of one layer are compared in the library), and whether they encode residual streams, as far as the registry says."""
 
 
 def how(name: str) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def test_layers_that_a_release_has() -> None:
         named("gemma-scope-2b-pt-mlp-canonical", "layer_{layer}/width_16k/canonical").check_layers((25, 26))
     one = named("gemma-scope-2b-pt-res", "layer_3/width_16k/average_l0_59")
     assert list(one.covered()) == [3]
-    with pytest.raises(UserError, match="is of layer 3, and layer 4 was asked for"):
+    with pytest.raises(UserError, match="is of block 3, and layer 4 was asked for"):
         one.files(4)
 
 

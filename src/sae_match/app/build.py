@@ -108,7 +108,8 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
     place = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else group
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
-        yield f"{place}: {cause if isinstance(cause, UserError) else str(error).splitlines()[0]}"
+        message = str(cause) if isinstance(cause, UserError) else str(error).splitlines()[0]
+        yield message if message.startswith(f"{place}.") else f"{place}: {message}"
         return
     for one in cause.errors():
         key = ".".join([place, *(str(part) for part in one["loc"])])

@@ -46,8 +46,11 @@ class PublishedSae:
 
     @property
     def layer(self) -> int | None:
-        """The layer of a job that this SAE is of: the block whose output it reads, else the block that it is in."""
-        return self.block - 1 if self.block and self.site is Site.resid_pre else self.block
+        """The layer of a job that this SAE is of: the block whose output it reads, else the block that it is in; None
+        for embeddings and the input of block 0."""
+        if self.site is not Site.resid_pre:
+            return self.block
+        return self.block - 1 if self.block else None
 
 
 @dataclass(frozen=True)

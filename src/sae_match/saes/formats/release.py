@@ -111,7 +111,10 @@ class Release(SaeFormat):
 
     def check_layers(self, layers: tuple[int, ...]) -> None:
         """Refuse layers that the release has no such SAE for."""
-        covered = list(self.covered())
+        if not (covered := list(self.covered())):
+            raise UserError(
+                f"sae.id={self.id}: is of no layer, so a job cannot match it; load_sae(release=, id=) reads it"
+            )
         if missing := [layer for layer in layers if layer not in covered]:
             first, last = covered[0], covered[-1]
             whole = last - first + 1 == len(covered)
@@ -131,7 +134,7 @@ class Release(SaeFormat):
         if L0 not in name:
             sae = self._published.find(name)
             if layer not in (sae.block, sae.layer):
-                raise UserError(f"sae.id={self.id}: is of layer {sae.layer}, and layer {layer} was asked for")
+                raise UserError(f"sae.id={self.id}: is of block {sae.block}, and layer {layer} was asked for")
             return sae
         self.check_layers((layer,))
         choices = {sae.l0 or 0: sae for sae in self._published.choices(name)}
