@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,11 +224,14 @@ def _check_expansion(path: Path | str, archive: zipfile.ZipFile, size: int) -> N
             raise UserError(f"{path}: would unpack {packed} bytes to {unpacked}; no weights do")
 
 
-def read_state_dict(path: Path, *, lazy: bool = False) -> dict[str, Tensor]:
+def read_state_dict(
+    path: Path, *, lazy: bool = False, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:  # fmt: skip
     """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run.
 
     Args:
         lazy: map the file into memory where its layout allows it, for a look at the shapes.
+        keep: which entries are wanted; the others may be anything that the restricted unpickler reads.
     """
     size = need_file(path).stat().st_size
     # torch's own message, not quoted, advises to load the file without the restriction.
@@ -238,11 +241,12 @@ def read_state_dict(path: Path, *, lazy: bool = False) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:
                 _check_expansion(path, archive, size)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and packed)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    kept = {str(name): value for name, value in state.items() if keep(str(name))} if isinstance(state, dict) else {}
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in kept.values()):
         raise UserError(f"{path}: expected a state dict of tensors")
-    if sum(value.numel() * value.element_size() for value in state.values()) > size:
+    if sum(value.numel() * value.element_size() for value in kept.values()) > size:
         raise UserError(f"{path}: its tensors claim more data than the file holds")
-    return {str(name): value for name, value in state.items()}
+    return kept
 
 
 @dataclass(frozen=True)

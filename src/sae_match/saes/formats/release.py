@@ -29,21 +29,23 @@ if TYPE_CHECKING:
     from sae_match.hub import HubFile
 
 _RELU = {"activation": ActivationKind.relu, "subtracts_b_dec": False}
+_PICKED = {"ignores_others": True}
+"""SAELens takes the four tensors and does not say what else there is."""
 CONVERTERS: dict[str, tuple[type[SaeFormat], tuple[str, ...], Mapping[str, Any]]] = {
     "connor_rob_hook_z": (StateDict, ("{path}",), {"activation": ActivationKind.relu, "subtracts_b_dec": True}),
-    "deepseek_r1": (StateDict, ("{path}",), _RELU),
+    "deepseek_r1": (StateDict, ("{path}",), _RELU | _PICKED),
     "dictionary_learning_1": (DictionaryLearning, DictionaryLearning.FILES, {}),
     "gemma_2": (GemmaScope, ("params.npz",), {}),
     "gemma_2_transcoder": (GemmaScope, ("params.npz",), {}),
     "gemma_3": (GemmaScope2, ("params.safetensors",), {}),
-    "goodfire": (StateDict, ("{path}",), _RELU),
+    "goodfire": (StateDict, ("{path}",), _RELU | _PICKED),
     "llama_scope": (LlamaScope, LlamaScope.FILES, {}),
     "llama_scope_r1_distill": (LlamaScopeR1, LlamaScopeR1.FILES, {}),
     "mntss_clt_layer_transcoder": (
         CrossLayerTranscoder, ("W_enc_{path}.safetensors", "W_dec_{path}.safetensors"), {},
     ),
     "mwhanna_transcoder": (StateDict, ("{path}",), _RELU),
-    "qwen_scope": (StateDict, ("{path}",), {"activation": ActivationKind.topk, "subtracts_b_dec": False}),
+    "qwen_scope": (StateDict, ("{path}",), _RELU | _PICKED | {"activation": ActivationKind.topk}),
     "sae_lens": (Saelens, Saelens.FILES, {}),
     "temporal": (Temporal, Temporal.FILES, {}),
 }  # fmt: skip

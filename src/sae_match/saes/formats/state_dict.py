@@ -38,6 +38,8 @@ class StateDict(SaeFormat):
     """Whether b_dec is subtracted from the input before it is encoded."""
     rescales_by_decoder_norm: bool = False
     """Whether a topk ranks pre-activations times decoder norms."""
+    ignores_others: bool = False
+    """Whether the file may hold something else, which is left out; false = it is refused."""
 
     @model_validator(mode="after")
     def _activation_is_complete(self) -> StateDict:
@@ -58,16 +60,19 @@ class StateDict(SaeFormat):
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions from the shapes of the biases; site and layer are what the options say."""
         if path.suffix == ".safetensors":
-            return self._header(path, safetensors_shapes(path))
-        return self._header(path, {name: tuple(t.shape) for name, t in read_state_dict(path, lazy=True).items()})
+            return self._header(
+                path, {name: shape for name, shape in safetensors_shapes(path).items() if self._own(name)}
+            )
+        stored = read_state_dict(path, lazy=True, keep=self._own)
+        return self._header(path, {name: tuple(tensor.shape) for name, tensor in stored.items()})
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one file; anything in it but the tensors of such an SAE is refused."""
         header = self.header(path, layer)
         if path.suffix == ".safetensors":
-            stored = read_safetensors(path, safetensors_shapes(path))
+            stored = read_safetensors(path, list(filter(self._own, safetensors_shapes(path))))
         else:
-            stored = read_state_dict(path)
+            stored = read_state_dict(path, keep=self._own)
         check_names(stored, self.activation, str(path))
         named = {canonical_name(name): tensor for name, tensor in stored.items()}
         d, width = header.d_model, header.width
@@ -77,6 +82,11 @@ class StateDict(SaeFormat):
         }
         tensors = canonical_tensors(oriented, self.subtracts_b_dec, self.rescales_by_decoder_norm, source=path)
         return build_sae(path, layer, header, tensors, Activation(self.activation, k=self.k))
+
+    def _own(self, name: str) -> bool:
+        """Whether an entry of the file is read."""
+        threshold = self.activation is ActivationKind.jumprelu and name in ("threshold", "log_threshold")
+        return not self.ignores_others or threshold or canonical_name(name) in ("W_enc", "b_enc", "W_dec", "b_dec")
 
     def _header(self, path: Path, shapes: Shapes) -> SaeHeader:
         check_names(shapes, self.activation, str(path))
