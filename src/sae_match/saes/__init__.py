@@ -7,6 +7,7 @@ from sae_match.saes.formats.native import load_native, save_native
 from sae_match.saes.formats.release import Release
 from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.loading import SaeSource, load_sae
+from sae_match.saes.releases import release_named, release_names
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -25,6 +26,8 @@ __all__ = [
     "load_native",
     "load_sae",
     "measure_scale",
+    "release_named",
+    "release_names",
     "save_native",
     "with_scale",
 ]
