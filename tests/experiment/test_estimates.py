@@ -23,7 +23,7 @@ from sae_match.language_model.loading import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
 from sae_match.language_model.sources import LocalModel
 from sae_match.matching import Permutation
-from sae_match.matching.certified.solver import CertifiedSolver
+from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.problem import Metric, matching_problem
 from sae_match.matching.similarity import WeightDistance
 from sae_match.plan import resources

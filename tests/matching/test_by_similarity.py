@@ -17,18 +17,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_match import UserError
-from sae_match.matching import by_similarity
-from sae_match.matching.by_similarity import (
-    SimilarityMatching,
-    given_costs,
-    match_by_similarity,
-    required_bytes,
-    solve_given,
-)
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import exact_duals, verified
-from sae_match.matching.certified.rows import GivenRows
-from sae_match.matching.certified.workspace import Stopped
+from sae_match.assignment import given as given_module
+from sae_match.assignment.given import given_costs, solve_given
+from sae_match.assignment.lazy import LazyAssignment
+from sae_match.assignment.proof import exact_duals, verified
+from sae_match.assignment.rows import GivenRows
+from sae_match.assignment.workspace import Stopped
+from sae_match.matching.by_similarity import SimilarityMatching, match_by_similarity, required_bytes
 
 KINDS = ["random", "tied", "signs", "duplicates", "dead", "sparse", "tiny", "constants"]
 LOGGER = "sae_match.matching.by_similarity"
@@ -97,7 +92,7 @@ def test_the_sum_is_the_largest_and_proved(kind: str, n: int, m: int, seed: int)
     before = similarity.clone()
     for many in (1, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(by_similarity, "MANY_ALIKE", many)
+            patch.setattr(given_module, "MANY_ALIKE", many)
             check(similarity)
     assert torch.equal(similarity, before)
 
@@ -108,7 +103,7 @@ def test_the_sum_is_the_largest_and_proved(kind: str, n: int, m: int, seed: int)
 def test_ties_go_to_the_least_permutation(kind: str, n: int, extra: int, many: int, seed: int) -> None:
     similarity = similarity_of(kind, n, n + extra, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_similarity, "MANY_ALIKE", many)
+        patch.setattr(given_module, "MANY_ALIKE", many)
         assert match_by_similarity(similarity).permutation.indices.tolist() == least_best(similarity)
         back = match_by_similarity(similarity.T)  # A is the wider side, or as wide
     if extra:
@@ -127,7 +122,7 @@ def test_one_answer_for_any_block_size_thread_count_and_treatment_of_dead_column
         for count, many in [(1, 1), (2, 1), (2, 1000)]:
             torch.set_num_threads(count)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(by_similarity, "MANY_ALIKE", many)
+                patch.setattr(given_module, "MANY_ALIKE", many)
                 found = match_by_similarity(similarity, block_rows=block)
             assert torch.equal(found.permutation.indices, expected.permutation.indices)
             assert found.mean == expected.mean
@@ -179,7 +174,7 @@ def test_more_rows_want_a_dead_column_than_there_are(hope: float) -> None:
 def test_small_matrices_by_hand(
     values: list[list[float]], indices: list[int], mean: float, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_similarity, "MANY_ALIKE", many)
+    monkeypatch.setattr(given_module, "MANY_ALIKE", many)
     found = match_by_similarity(torch.tensor(values))
     assert found.permutation.indices.tolist() == indices
     assert found.mean == mean
@@ -259,7 +254,7 @@ def test_the_least_optimum_over_many_orders_of_magnitude(
     best, indices = rational_best(similarity)
     assert found.gap == 0
     chosen = sum((Fraction(x) for x in similarity[range(n), found.permutation.indices].tolist()), Fraction(0))
-    if by_similarity.is_wide(similarity.numpy()):
+    if given_module.is_wide(similarity.numpy()):
         assert chosen == best
         assert found.permutation.indices.tolist() == indices
     assert float(best - chosen) <= 1e-12 * float(similarity.abs().max())

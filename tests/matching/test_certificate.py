@@ -10,21 +10,22 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sae_match.assignment import lazy as lazy_module
+from sae_match.assignment.grid import grid_problem, row_classes
+from sae_match.assignment.lazy import LazyAssignment
+from sae_match.assignment.list_kernels import dot, kth_least
+from sae_match.assignment.products import NumpyProduct
+from sae_match.assignment.proof import dual_bound, exact_duals, prove, row_costs, verified
+from sae_match.assignment.rows import FactorRows
+from sae_match.assignment.ties import TightPairs, canonical
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
-from sae_match.matching.certified import lazy as lazy_module
-from sae_match.matching.certified.grid import grid_problem, row_classes
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.list_kernels import dot, kth_least
-from sae_match.matching.certified.proof import dual_bound, exact_duals, prove, row_costs, verified
-from sae_match.matching.certified.rows import FactorRows
-from sae_match.matching.certified.ties import TightPairs, canonical
 from tests.matching.problems import KINDS, distances, optimum, problem_of
 
 
 def solved(problem: MatchingProblem, cached: bool = True) -> LazyAssignment:
-    grid = grid_problem(problem.left, problem.right, threads=2)
-    similarity = FactorRows(grid.left, grid.right, "cpu", cached, 64, 2, grid.costs.gamma)
+    grid = grid_problem(problem.left.numpy(), problem.right.numpy(), NumpyProduct, threads=2)
+    similarity = FactorRows(grid.product, cached, 64, 2)
     lazy = LazyAssignment(grid.costs, grid.row_cost, similarity)
     assert lazy.run() is None
     return lazy
@@ -104,8 +105,8 @@ def test_selection_agrees_with_sorting(values: list[float], data: st.DataObject)
 
 def test_a_deadline_in_the_past_stops_before_the_product_is_complete() -> None:
     problem = problem_of("gaussian", 300, 300, 8, seed=1)
-    grid = grid_problem(problem.left, problem.right, threads=1)
-    similarity = FactorRows(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+    grid = grid_problem(problem.left.numpy(), problem.right.numpy(), NumpyProduct, threads=1)
+    similarity = FactorRows(grid.product, True, 64, 1)
     lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, deadline=time.monotonic() - 1)
     assert lazy.run() is not None
     assert similarity.rows_computed == 64
@@ -146,10 +147,10 @@ def test_rows_that_share_a_list_and_are_passed_over_find_the_same(seed: int, n: 
     n, m = sorted((n, m))
     left, right = (torch.randint(0, 3, (width, 1), generator=g).float() for width in (n, m))
     left[::5] = torch.rand(len(left[::5]), 1, generator=g)  # some rows are like no other
-    grid = grid_problem(left, right, threads=1)
+    grid = grid_problem(left.numpy(), right.numpy(), NumpyProduct, threads=1)
     answers = []
     for classes in (row_classes(grid.costs.left, grid.costs.left_norm), None):
-        similarity = FactorRows(grid.left, grid.right, "cpu", True, 64, 1, grid.costs.gamma)
+        similarity = FactorRows(grid.product, True, 64, 1)
         lazy = LazyAssignment(grid.costs, grid.row_cost, similarity, row_class=classes)
         assert lazy.run() is None
         proof = prove(lazy, verify=True)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from sae_match import UserError
+from sae_match.assignment import lazy as lazy_module
+from sae_match.assignment import workspace as workspace_module
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
-from sae_match.matching.certified import lazy as lazy_module
-from sae_match.matching.certified import workspace as workspace_module
 from sae_match.matching.solution import Solution
 from tests.matching.problems import KINDS, distances, least_optimum, optimum, problem_of
 
@@ -150,7 +150,7 @@ def test_stopping_in_any_phase_keeps_a_valid_bound(phase: str, monkeypatch: pyte
 
 
 def test_a_limit_that_falls_into_the_proof_keeps_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_match.matching.certified import proof as proof_module
+    from sae_match.assignment import proof as proof_module
 
     def late(lazy: object, verify: bool) -> None:
         raise workspace_module.Stopped("test")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.matching.compiled import discard_stale
+from sae_match.assignment.compiled import discard_stale
 from sae_match.store import FOLDER
 
 SCRIPT = """
 import os
-from sae_match.matching.certified.list_kernels import dot
+from sae_match.assignment.list_kernels import dot
 print(os.path.dirname(dot.stats.cache_path))
 """
 

@@ -19,9 +19,10 @@ import torch
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
+from sae_match.assignment.grid import is_negligible
 from sae_match.matching.permutation import Permutation
 from sae_match.matching.problem import MatchingProblem, SimilarityProblem, describe_outliers
-from sae_match.matching.solution import Solution, Solver, is_negligible
+from sae_match.matching.solution import Solution, Solver
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class DenseSolver(Solver):
         objective = problem.objective(permutation)
         bound = max(0.0, objective - deficit * step)
         solution = Solution(permutation, objective, bound, len(rows) * step)
-        if is_negligible(problem, solution):
+        costs = problem.pair_costs(permutation).numpy()
+        if objective == 0 or is_negligible(solution.tolerance, costs):
             return solution
         logger.warning(
             "the cost matrix's resolution of 2^-%d of its largest entry is too coarse for most pairs: the permutation "

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from sae_match.assignment.arrays import MAX_SPREAD
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.options import option
@@ -28,8 +29,6 @@ class Metric(StrEnum):
 
 
 E = TypeVar("E", Metric, FoldingKind)
-MAX_SPREAD = 1e3
-"""Ratio of row norms up to which one grid resolves every cost."""
 NAMED = 3
 """Features of each side that a message names."""
 
@@ -122,15 +121,6 @@ class MatchingProblem:
         """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
         costs = self.pair_costs(permutation)
         return float(costs.sum()) + (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)
-
-    def ordinary_cost(self, permutation: Permutation) -> float:
-        """`objective` without its costliest 1% of pairs: what a bound's uncertainty has to be small against.
-
-        A few pairs may outweigh all others by orders of magnitude.
-        """
-        costs = self.pair_costs(permutation)
-        kept = costs.sort().values[: len(costs) - math.ceil(len(costs) / 100)]
-        return float(kept.sum()) + (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)
 
     def confidence(self, permutation: Permutation) -> Float[Tensor, " M"]:
         """Minus the squared distance of every matched pair."""
@@ -268,13 +258,6 @@ def unit_rows64(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
 
 def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
     return torch.where(norms == 0, 1.0, norms)
-
-
-def is_wide(problem: MatchingProblem) -> bool:
-    """Whether the largest row norm is more than `MAX_SPREAD` times the smallest one that is not 0."""
-    both = torch.cat([norms(problem.left), norms(problem.right)])
-    both = both[both > 0]
-    return len(both) > 0 and float(both.max()) > MAX_SPREAD * float(both.min())
 
 
 def describe_outliers(problem: MatchingProblem) -> str | None:

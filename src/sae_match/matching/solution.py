@@ -45,17 +45,6 @@ class Solution:
         return difference / max(abs(self.objective), math.ulp(0.0)) if difference > 0 else 0.0
 
 
-NEGLIGIBLE = 1e-9
-"""Uncertainty of a bound, relative to the cost of the ordinary pairs, up to which it is none."""
-
-
-def is_negligible(problem: MatchingProblem, solution: Solution) -> bool:
-    """Whether rounding of the costs could not have decided anything but ties."""
-    if solution.tolerance == 0 or solution.objective == 0:  # 0 is optimal, whatever was rounded
-        return True
-    return solution.tolerance <= NEGLIGIBLE * problem.ordinary_cost(solution.permutation)
-
-
 @option
 class Solver(Keyed, ABC):
     """An assignment solver, or a baseline that stands in for one: the configuration's group `solver`."""
@@ -82,7 +71,7 @@ class Solver(Keyed, ABC):
         Options that should only save memory are in it too: it costs a solve, where leaving one out wrongly costs a
         result.
         """
-        return self.facts(("memory_limit_gib", "device", "progress"))
+        return self.facts(("memory_limit_gib", "device", "progress", "product"))
 
     @abstractmethod
     def required_bytes(self, n_a: int, n_b: int, d: int) -> int:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_match.assignment.compiled import njit
+from sae_match.assignment.grid import comfortable
+from sae_match.assignment.rows import split
 from sae_match.errors import UserError
-from sae_match.matching.certified.grid import comfortable
-from sae_match.matching.certified.rows import split
-from sae_match.matching.compiled import njit
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -51,8 +51,8 @@ class Neighbors:
     def __init__(
         self, left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], device: str = "cpu", block_rows: int = 1024
     ) -> None:
-        left, right, _ = comfortable(left.contiguous(), right.contiguous())
-        self.left, self.right = left.numpy(), right.numpy()
+        self.left, self.right, _ = comfortable(left.contiguous().numpy(), right.contiguous().numpy())
+        left, right = torch.from_numpy(self.left), torch.from_numpy(self.right)
         self.device, self.block_rows = device, block_rows
         self.left_square, self.right_square = _squares(left), _squares(right)
         self.columns = np.arange(len(right))

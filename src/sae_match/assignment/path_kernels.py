@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_match.matching.certified.arrays import (
+from sae_match.assignment.arrays import (
     INFINITE,
     SPARE,
     UNOWNED,
@@ -26,9 +26,9 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.matching.certified.auction_kernels import set_price
-from sae_match.matching.certified.list_kernels import REMADE, certain_cost, extend, index
-from sae_match.matching.compiled import njit
+from sae_match.assignment.auction_kernels import set_price
+from sae_match.assignment.compiled import njit
+from sae_match.assignment.list_kernels import REMADE, certain_cost, extend, index
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
 """Outcomes of a search."""

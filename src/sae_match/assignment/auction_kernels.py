@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae_match.matching.certified.arrays import (
+from sae_match.assignment.arrays import (
     INFINITE,
     SPARE,
     UNOWNED,
@@ -22,7 +22,8 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.matching.certified.list_kernels import (
+from sae_match.assignment.compiled import njit
+from sae_match.assignment.list_kernels import (
     BIDS,
     DEFERRED,
     EXACT,
@@ -36,7 +37,6 @@ from sae_match.matching.certified.list_kernels import (
     make_list,
     move_list,
 )
-from sae_match.matching.compiled import njit
 
 DOUBTS = 8
 """Costs that a bid makes exact one after another, each after a look at the whole list."""

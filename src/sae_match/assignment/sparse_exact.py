@@ -14,12 +14,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sae_match.matching.certified.arrays import Int32, Int64
-from sae_match.matching.certified.ties import TightPairs, canonical
+from sae_match.assignment.arrays import Int32, Int64
+from sae_match.assignment.ties import TightPairs, canonical
 
 if TYPE_CHECKING:
-    from sae_match.matching.certified.lazy import LazyAssignment
-    from sae_match.matching.certified.refine import ExactProblem
+    from sae_match.assignment.lazy import LazyAssignment
+    from sae_match.assignment.refine import ExactProblem
 
 SPARES = -1
 """The spare rows as a node: all alike, each may hold any column at its spare cost."""

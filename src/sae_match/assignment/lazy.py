@@ -15,10 +15,10 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from sae_match.matching.certified.arrays import INFINITE, SPARE, UNOWNED, Int32, Int64
-from sae_match.matching.certified.auction_kernels import auction, reduce_rows, release
-from sae_match.matching.certified.list_kernels import BIDS, DEFERRED, PENDING, QUEUE, SPARES_LOST
-from sae_match.matching.certified.path_kernels import (
+from sae_match.assignment.arrays import INFINITE, SPARE, UNOWNED, Int32, Int64
+from sae_match.assignment.auction_kernels import auction, reduce_rows, release
+from sae_match.assignment.list_kernels import BIDS, DEFERRED, PENDING, QUEUE, SPARES_LOST
+from sae_match.assignment.path_kernels import (
     HEAP,
     HEAP_FULL,
     NEEDS_ROW,
@@ -31,7 +31,7 @@ from sae_match.matching.certified.path_kernels import (
     new_heap,
     new_search,
 )
-from sae_match.matching.certified.workspace import FEW, Stopped, Workspace
+from sae_match.assignment.workspace import FEW, Stopped, Workspace
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import numpy as np
 from tqdm import tqdm
 
-from sae_match.matching.certified.arrays import (
+from sae_match.assignment.arrays import (
     INFINITE,
     UNOWNED,
     Assignment,
@@ -26,8 +26,8 @@ from sae_match.matching.certified.arrays import (
     new_lists,
     new_scratch,
 )
-from sae_match.matching.certified.list_kernels import COUNTERS, PENDING, REMADE, make_lists, move_list
-from sae_match.matching.certified.rows import QuantizedRows, split
+from sae_match.assignment.list_kernels import COUNTERS, PENDING, REMADE, make_lists, move_list
+from sae_match.assignment.rows import QuantizedRows, split
 
 LIST_LENGTH, LONG_LIST_LENGTH = 16, 48
 """Columns that a list is first made for (it holds a few more), with a cache of inner products and without: a list that

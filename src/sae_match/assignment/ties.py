@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sae_match.matching.certified.arrays import Bool, Int32, Int64
+from sae_match.assignment.arrays import Bool, Int32, Int64
 
 
 @dataclass(frozen=True)

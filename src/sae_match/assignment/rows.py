@@ -8,16 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from sae_match.errors import UserError
-from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int16, Int64
-from sae_match.matching.certified.list_kernels import dot, quantize
+from sae_match.assignment.arrays import Costs, Float32, Float64, Int16, Int64
+from sae_match.assignment.list_kernels import quantize
+from sae_match.assignment.products import Product
 
-SPOT_CHECKS = 16
-"""Entries of every block of the product that are compared with float64."""
 CLIP = 4.0
 """Largest quantized cost of a row in units of its median: a few huge ones must not spoil the resolution of all."""
 COLUMN_CHUNK = 1024
@@ -88,47 +83,17 @@ class FactorRows(QuantizedRows):
     """Inner products <left_i, right_j> of factors.
 
     Args:
-        left: [n, D] float32 on the CPU.
-        right: [m, D] float32 on the CPU.
-        device: where the products are computed.
+        product: computes them.
         cached, block_rows, threads: as in `QuantizedRows`.
-        gamma: relative error that a float32 inner product may have.
     """
 
-    def __init__(
-        self,
-        left: Float[Tensor, "n D"],
-        right: Float[Tensor, "m D"],
-        device: str,
-        cached: bool,
-        block_rows: int,
-        threads: int,
-        gamma: float,
-    ) -> None:
-        super().__init__(len(left), len(right), cached, block_rows, threads)
-        self.left, self.right, self.device, self.gamma = left, right.numpy(), device, gamma
-        self._columns = right.to(device).T
+    def __init__(self, product: Product, cached: bool, block_rows: int, threads: int) -> None:
+        super().__init__(len(product.left), len(product.right), cached, block_rows, threads)
+        self.product = product
 
     def block(self, rows: Int64 | slice) -> Float32:
         """[r, m] inner products of some rows, spot-checked."""
-        left = self.left[rows if isinstance(rows, slice) else torch.from_numpy(rows)]
-        block: Float32 = torch.mm(left.to(self.device), self._columns).cpu().numpy()
-        self._spot_check(left.numpy(), block)
-        return block
-
-    def _spot_check(self, left: Float32, block: Float32) -> None:
-        """The error bound holds for IEEE float32 only: a reduced-precision product must not pass unnoticed."""
-        spots = (np.linspace(0, last, SPOT_CHECKS).astype(np.int64) for last in (len(left) - 1, self.m - 1))
-        for i, j in zip(*spots, strict=True):
-            a, b = left[i], self.right[j]
-            allowed = self.gamma * float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-            off = abs(float(block[i, j]) - dot(a, b))
-            if not off <= allowed:
-                raise UserError(
-                    f"the float32 matrix product on {self.device} is off by {off:.1e}, more than float32 allows "
-                    f"({allowed:.1e}): a reduced-precision mode is on, or values overflow. "
-                    "Switch it off (torch.set_float32_matmul_precision('highest')) or set device=cpu."
-                )
+        return self.product.block(rows)
 
 
 class GivenRows(QuantizedRows):
@@ -184,8 +149,7 @@ class RemainderRows(QuantizedRows):
             out = np.empty((len(left), self.m), np.float64)
             for start in range(0, self.m, COLUMN_CHUNK):
                 part = slice(start, start + COLUMN_CHUNK)
-                right = torch.from_numpy(self.costs.right[part]).to(torch.float64)
-                out[:, part] = torch.mm(torch.from_numpy(left), right.T).numpy()
+                out[:, part] = left @ self.costs.right[part].astype(np.float64).T
             out *= -2.0
             relative = 2.002 * self.costs.left.shape[1] * 2.0**-53
         row = self.row[rows]

@@ -6,17 +6,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int32, Int64
-from sae_match.matching.certified.list_kernels import squared_norms
-from sae_match.matching.certified.rows import split
+from sae_match.assignment.arrays import MAX_SPREAD, Costs, Float32, Float64, Int32, Int64
+from sae_match.assignment.list_kernels import squared_norms
+from sae_match.assignment.products import MakeProduct, Product
+from sae_match.assignment.rows import split
 
 COST_BITS = 46
 """Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less from 2^15 rows on, so that the
 sum of all costs along any path stays within 63 bits."""
+NEGLIGIBLE = 1e-9
+"""Uncertainty of a bound, relative to the cost of the ordinary pairs, up to which it is none."""
 COMFORTABLE = (2.0**-40, 2.0**40)
 """Largest norms that are used as they are; others are rescaled by a power of two, which loses nothing."""
 
@@ -26,15 +26,14 @@ class GridProblem:
     """A matching problem in whole grid steps, the narrower side as rows.
 
     Attributes:
-        left, right: [n, D] and [m, D], n <= m, rescaled where their norms are extreme.
+        product: inner products of the sides, [n, D] and [m, D], n <= m, rescaled where their norms are extreme.
         costs: exact costs of pairs; no private columns.
         row_cost: [n] squared norms of the rows in grid steps.
         step: one grid step in the units of the objective.
         tolerance: absolute uncertainty of a sum of n costs from rounding.
     """
 
-    left: Float[Tensor, "n D"]
-    right: Float[Tensor, "m D"]
+    product: Product
     costs: Costs
     row_cost: Int64
     step: float
@@ -42,7 +41,7 @@ class GridProblem:
 
     def with_rejection(self, rejection_steps: int) -> Costs:
         """The costs where a row may stay out for `rejection_steps`."""
-        n, m = len(self.left), len(self.right)
+        n, m = len(self.costs.left), len(self.costs.right)
         return self.costs._replace(
             column_cost=np.concatenate([self.costs.column_cost[:m], np.zeros(n, np.int64)]),
             private_cost=rejection_steps - self.row_cost,
@@ -58,28 +57,50 @@ class GridProblem:
         return (float(self.costs.left_norm.max()) + float(self.costs.right_norm.max())) ** 2
 
 
-def grid_problem(left: Float[Tensor, "n D"], right: Float[Tensor, "m D"], threads: int) -> GridProblem:
+def is_wide(*norms: Float64) -> bool:
+    """Whether the largest of some norms is more than `MAX_SPREAD` times the smallest one that is not 0."""
+    both = np.concatenate(norms)
+    both = both[both > 0]
+    return len(both) > 0 and float(both.max()) > MAX_SPREAD * float(both.min())
+
+
+def is_negligible(tolerance: float, costs: Float64, beside: float = 0.0) -> bool:
+    """Whether rounding cannot have decided anything but ties: it is small against the pairs' ordinary costs.
+
+    A few pairs may outweigh all others by orders of magnitude, so the costliest 1% of pairs do not count.
+
+    Args:
+        tolerance: uncertainty of the sum of `costs`.
+        costs: of the matched pairs, none negative.
+        beside: what else the objective holds.
+    """
+    kept = np.sort(costs)[: len(costs) - math.ceil(len(costs) / 100)]
+    return tolerance <= NEGLIGIBLE * (float(kept.sum()) + beside)
+
+
+def grid_problem(left: Float32, right: Float32, make: MakeProduct, threads: int) -> GridProblem:
     """Scale and round a problem with n <= m."""
-    left, right, factor = comfortable(left.contiguous(), right.contiguous())
-    left_square, right_square = (_squares(side.numpy(), threads) for side in (left, right))
+    left, right, factor = comfortable(np.ascontiguousarray(left), np.ascontiguousarray(right))
+    left_square, right_square = (_squares(side, threads) for side in (left, right))
     span = (math.sqrt(left_square.max()) + math.sqrt(right_square.max())) ** 2
     unit = 2.0 ** (cost_bits(len(left)) - math.ceil(math.log2(span))) if span > 0 else 1.0
+    product = make(left, right)
     costs = Costs(
-        left=left.numpy(),
-        right=right.numpy(),
+        left=left,
+        right=right,
         given=np.empty(0, np.int64),
         left_norm=np.sqrt(left_square),
         right_norm=(np.sqrt(right_square) * (1 + 1e-6)).astype(np.float32),
         column_cost=np.rint(right_square * unit).astype(np.int64),
         private_cost=np.empty(0, np.int64),
         unit=unit,
-        gamma=1.001 * left.shape[1] * 2.0**-24,
+        gamma=product.gamma,
     )
     step = 1.0 / unit / factor**2
     # Every cost is rounded to a step, and its inner product was summed in float64.
     summed = left.shape[1] * 2.0**-53 * math.sqrt(left_square.max() * right_square.max()) * 2.0 / factor**2
     row_cost = np.rint(left_square * unit).astype(np.int64)
-    return GridProblem(left, right, costs, row_cost, step, len(left) * (2.0 * step + summed))
+    return GridProblem(product, costs, row_cost, step, len(left) * (2.0 * step + summed))
 
 
 def row_classes(rows: Float32, norms: Float64) -> Int32:
@@ -111,15 +132,14 @@ def _squares(rows: Float32, threads: int) -> Float64:
     return out
 
 
-def comfortable(
-    left: Float[Tensor, "n D"], right: Float[Tensor, "m D"]
-) -> tuple[Float[Tensor, "n D"], Float[Tensor, "m D"], float]:
+def comfortable(left: Float32, right: Float32) -> tuple[Float32, Float32, float]:
     """Both sides times a power of two where their squares would leave float32's range, and that factor."""
-    # aminmax reads a side once and allocates nothing.
-    largest = max(abs(float(end)) for side in (left, right) for end in torch.aminmax(side))
+    # Neither end allocates anything, unlike the largest of all magnitudes.
+    largest = max(abs(float(end)) for side in (left, right) for end in (side.min(), side.max()))
     if largest == 0 or COMFORTABLE[0] <= largest <= COMFORTABLE[1]:
         return left, right, 1.0
     factor = 2.0 ** -math.floor(math.log2(largest))
     # In two steps: the factor itself may lie outside float32's range.
     half = 2.0 ** (math.log2(factor) // 2)
-    return left * half * (factor / half), right * half * (factor / half), factor
+    half, rest = np.float32(half), np.float32(factor / half)
+    return left * half * rest, right * half * rest, factor

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_match.matching.certified.arrays import (
+from sae_match.assignment.arrays import (
     INFINITE,
     Costs,
     Float32,
@@ -19,8 +19,8 @@ from sae_match.matching.certified.arrays import (
     Real,
     Scratch,
 )
-from sae_match.matching.certified.exact_numbers import remainder, steps_of
-from sae_match.matching.compiled import njit
+from sae_match.assignment.compiled import njit
+from sae_match.assignment.exact_numbers import remainder, steps_of
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
 """Lets the compiler vectorize a sum or a minimum; the values are finite by construction."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import (
+from sae_match.assignment.arrays import (
     INFINITE,
     Assignment,
     Bool,
@@ -25,8 +24,9 @@ from sae_match.matching.certified.arrays import (
     Prices,
     Real,
 )
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.list_kernels import (
+from sae_match.assignment.compiled import njit
+from sae_match.assignment.lazy import LazyAssignment
+from sae_match.assignment.list_kernels import (
     CHUNK,
     COUNTERS,
     EXACT,
@@ -39,10 +39,9 @@ from sae_match.matching.certified.list_kernels import (
     lower_cost,
     scan_minimum,
 )
-from sae_match.matching.certified.rows import split
-from sae_match.matching.certified.ties import TightPairs, canonical
-from sae_match.matching.certified.workspace import Stopped
-from sae_match.matching.compiled import njit
+from sae_match.assignment.rows import split
+from sae_match.assignment.ties import TightPairs, canonical
+from sae_match.assignment.workspace import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +61,14 @@ class Proof:
         deficit: cost minus the dual bound, in grid steps; 0 proves the optimum. None = no bound is known.
         ties: rows that had a choice between optimal assignments.
         stopped: why the search ended early, or None.
+        dual: [n] feasible row duals at the search's prices, in grid steps; None where none are known.
     """
 
     partner: Int32
     deficit: int | None
     ties: int
     stopped: str | None
+    dual: Int64 | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def prove(lazy: LazyAssignment, verify: bool) -> Proof:
         if violated:
             logger.warning("dual feasibility fails in %d rows: the bound is lowered accordingly", violated)
         dual = proven
-    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), ties, None)
+    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), ties, None, dual)
 
 
 def list_duals(lazy: LazyAssignment) -> tuple[Int64, Bool]:
@@ -252,7 +253,7 @@ def complete(lazy: LazyAssignment, stopped: Stopped) -> Proof:
     if not lazy.listed():
         return Proof(partner, None, 0, str(stopped))
     dual, _ = list_duals(lazy)
-    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), 0, str(stopped))
+    return Proof(partner, sum(row_costs(lazy, partner)) - dual_bound(lazy, dual), 0, str(stopped), dual)
 
 
 def _match_the_rest(lazy: LazyAssignment) -> None:
@@ -274,8 +275,8 @@ def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
     """Squared distances of some rows and columns; where inner products are given, without the norms."""
     if len(costs.given):
         return -2.0 * costs.left[np.ix_(costs.given[rows], columns)].astype(np.float64)
-    a, b = (torch.from_numpy(side).to(torch.float64) for side in (costs.left[rows], costs.right[columns]))
-    squared: Float64 = torch.cdist(a, b).square().numpy()
+    a, b = (side.astype(np.float64) for side in (costs.left[rows], costs.right[columns]))
+    squared: Float64 = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
     return squared
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sae_match.matching.certified.arrays import Int32
-from sae_match.matching.certified.proof import Attempt
+from sae_match.assignment.arrays import Int32
+from sae_match.assignment.proof import Attempt
 
 BELOW_ALL_COSTS = -4
 """Steps: a rejection cost at which no pair is matched, as a squared distance is rounded by at most three steps."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.matching.certified.arrays import NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
-from sae_match.matching.certified.exact_numbers import (
+from sae_match.assignment.arrays import MAX_SPREAD, NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
+from sae_match.assignment.exact_numbers import (
     LIMB_BITS,
     as_floats,
     as_integers,
@@ -27,13 +27,12 @@ from sae_match.matching.certified.exact_numbers import (
     squares,
     with_potentials,
 )
-from sae_match.matching.certified.grid import cost_bits, row_norms
-from sae_match.matching.certified.lazy import LazyAssignment
-from sae_match.matching.certified.proof import Attempt, Proof, complete, list_duals, pairs_within, prove
-from sae_match.matching.certified.rows import RemainderRows
-from sae_match.matching.certified.sparse_exact import Remainders, finish
-from sae_match.matching.certified.workspace import Stopped
-from sae_match.matching.problem import MAX_SPREAD
+from sae_match.assignment.grid import cost_bits, row_norms
+from sae_match.assignment.lazy import LazyAssignment
+from sae_match.assignment.proof import Attempt, Proof, complete, list_duals, pairs_within, prove
+from sae_match.assignment.rows import RemainderRows
+from sae_match.assignment.sparse_exact import Remainders, finish
+from sae_match.assignment.workspace import Stopped
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sae_match.matching.certified.arrays import Costs, Float32, Float64, Int64, Potentials
-from sae_match.matching.compiled import njit
+from sae_match.assignment.arrays import Costs, Float32, Float64, Int64, Potentials
+from sae_match.assignment.compiled import njit
 
 LIMB_BITS = 32
 LIMB_MASK = 0xFFFFFFFF
