@@ -99,16 +99,16 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     features = pd.read_parquet(directory / FEATURES)
     if features["layer"].nunique() != 1:
         return None
-    judged = _judged_neighbors(directory / JUDGEMENTS)
+    judged = _judged_neighbors(directory / JUDGEMENTS, int(features["layer_to"].iloc[0]))
     levels = {entry["feature"]: entry["level"] for entry in judged}
     features = features.assign(judge=features["feature"].map(levels).astype(object))
     return features, pair_examples(features, _explanations(judged) or top_tokens(directory / TOP_TOKENS))
 
 
-def _judged_neighbors(path: Path) -> list[dict[str, Any]]:
-    """The lines of judgements.jsonl on matched neighbors."""
+def _judged_neighbors(path: Path, layer_to: int) -> list[dict[str, Any]]:
+    """The lines of judgements.jsonl on matched neighbors, of which this is the second layer."""
     entries = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
-    return [e for e in entries if e["variant"] == "matched"]
+    return [e for e in entries if e["variant"] == "matched" and e["layer_to"] == layer_to]
 
 
 def _explanations(judged: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
