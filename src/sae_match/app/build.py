@@ -151,13 +151,15 @@ def expand_pair(config: T, given: Any) -> T:
             numbers there are the user's.
 
     Raises:
-        UserError: `first` or `last` is given as well, or both short forms are.
+        UserError: `first` or `last` is given as well (of a list, others than its ends), or both short forms are.
     """
     stands_for = _stands_for(config.layers)
     if not stands_for:
         return config
     chosen = given["layers"]
     numbers = {name: chosen.get(name) for name in ("first", "last") if isinstance(chosen.get(name), int)}
+    if config.layers.list:  # its ends may be said as well, as they are in a record
+        numbers = {name: number for name, number in numbers.items() if number != stands_for[name]}
     numbers |= {name: chosen[name] for name in ("pair", "list") if chosen.get(name) is not None}
     if len(numbers) > 1:
         names = " and ".join(f"layers.{name}={value}" for name, value in reversed(numbers.items()))
