@@ -93,9 +93,11 @@ GATED = Activation(ActivationKind.gated)
 _CANONICAL_NAMES = {
     "encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec",
     "bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
+    "encoder_linear.weight": "W_enc", "encoder_linear.bias": "b_enc",
+    "decoder_linear.weight": "W_dec", "decoder_linear.bias": "b_dec",
 }  # fmt: skip
-"""Names of torch's Linear layers and of dictionary_learning's gated class."""
-_TRANSPOSED = ("encoder.weight", "decoder.weight")
+"""Names of torch's Linear layers (Goodfire calls them encoder_linear) and of dictionary_learning's gated class."""
+_TRANSPOSED = ("encoder.weight", "decoder.weight", "encoder_linear.weight", "decoder_linear.weight")
 """torch's Linear layers store [out, in]."""
 _TENSORS = {
     ActivationKind.jumprelu: ({"b_enc", "threshold"}, {"b_enc", "log_threshold"}),
