@@ -125,13 +125,13 @@ def test_whoever_looked_too_early_leaves(tmp_path: Path, monkeypatch: pytest.Mon
     def meanwhile(path: Path, mode: str = "r", **options: Any) -> Any:
         if path.name == f"{CLAIM}.2" and mode == "x":
             (tmp_path / f"{CLAIM}.1").unlink()
-            (tmp_path / f"{CLAIM}.3").write_text(json.dumps(ELSEWHERE))
+            (tmp_path / f"{CLAIM}.1").write_text(json.dumps({**ELSEWHERE, "pid": 4712}))
         return opened(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", meanwhile)
     held = claim(tmp_path)
-    assert held is not None and held.holder["pid"] == 4711
-    assert not owns(tmp_path) and files(tmp_path) == [f"{CLAIM}.3", "status.json"]
+    assert held is not None and held.holder["pid"] == 4712
+    assert not owns(tmp_path) and files(tmp_path) == [f"{CLAIM}.1", "status.json"]
 
 
 # -- who is alive ----------------------------------------------------------------------------------------

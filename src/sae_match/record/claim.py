@@ -153,6 +153,7 @@ def claim(directory: Path) -> Claim | None:
         try_lock(file, shared=False)
         json.dump(holder, file)
         file.flush()
+        os.fsync(file.fileno())  # it stays open, and other hosts of a network file system must see it
     except BaseException:  # on a full disk there is room for a name, but not for what it holds
         path.unlink()
         file.close()
@@ -161,11 +162,11 @@ def claim(directory: Path) -> Claim | None:
     for other in _claims(place):
         # Between this process's look and its claim one may have taken over, ended and left the place to a third one:
         # whichever of the two looks later leaves.
-        if other.path != path and (newest is None or other.path != newest.path) and other.alive():
+        if other.path != path and other not in before and other.alive():
             release(place)
             return other
-    for old in before:
-        old.path.unlink(missing_ok=True)
+        if other.path != path:
+            other.path.unlink(missing_ok=True)
     return None
 
 
