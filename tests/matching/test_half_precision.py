@@ -24,7 +24,6 @@ from sae_match.matching.products import (
     half_bound,
     largest_rounding,
     make_product,
-    rounded,
 )
 
 mm = torch.mm
@@ -72,10 +71,10 @@ def test_the_bound_holds_for_rounded_and_for_plain_factors(
 
 def test_rounding_is_that_of_the_type_whatever_the_scale() -> None:
     rows = sides("random", 50, 1, 300, 0)[0]
-    for dtype, step in ((torch.bfloat16, 2.0**-9), (torch.float16, 2.0**-12)):
+    for dtype, step in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
         for scale in (1e-30, 1.0, 1e30):
-            # A row of normal numbers loses about step / sqrt(3) of its norm; never more than a step.
-            assert 0.3 * step < largest_rounding(rows * np.float32(scale), dtype) < step
+            # No number loses more than half its last bit, and a row of normal numbers about half of that.
+            assert 0.4 * step < largest_rounding(rows * np.float32(scale), dtype) < step
     assert largest_rounding(np.zeros((3, 4), np.float32), torch.float16) == 0.0
 
 
@@ -88,12 +87,14 @@ def test_the_answer_is_that_of_float32(
     left, right = (torch.from_numpy(side) for side in sides(kind, 150, 170, 40, seed=3))
     problem = MatchingProblem(left, right, **limit)
     plain = CertifiedSolver(product=Precision.float32, cache=cache).solve(problem)
+    assert plain.statistics["product_bits"] == 32 or limit.get("n_pairs")
     monkeypatch.setattr(torch, "mm", rounding_mm)
     for make in (BFloat16Product, lambda a, b: HalfProduct(a, b, "cpu", torch.float16)):
         monkeypatch.setattr(products, "BFloat16Product", make)
         half = CertifiedSolver(product=Precision.bfloat16, cache=cache).solve(problem)
-        assert half.statistics["product_bits"] == 16
-        assert half.permutation == plain.permutation
+        # Where the grid could not tell the best pairs apart, both were solved again in float64 and exact numbers.
+        assert half.statistics["product_bits"] == {32: 16, 64: 64}[plain.statistics["product_bits"]]
+        assert torch.equal(half.permutation.indices, plain.permutation.indices)
         assert (half.objective, half.lower_bound, half.gap) == (plain.objective, plain.lower_bound, plain.gap)
 
 

@@ -22,6 +22,8 @@ Real = Any
 
 INFINITE = 1 << 62
 """Larger than any cost, price or path length."""
+MAX_SPREAD = 1e3
+"""Ratio of row norms up to which one grid resolves every cost."""
 UNOWNED = -1
 """A column that nobody holds; a row without a column."""
 SPARE = -2

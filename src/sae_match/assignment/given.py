@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_match.assignment.arrays import Costs, Float32, Float64, Int64
+from sae_match.assignment.arrays import MAX_SPREAD, Costs, Float32, Float64, Int64
 from sae_match.assignment.auction_kernels import auction
 from sae_match.assignment.compiled import prepare_kernels
 from sae_match.assignment.exact_numbers import as_floats
-from sae_match.assignment.grid import MAX_SPREAD, cost_bits, is_negligible
+from sae_match.assignment.grid import cost_bits, is_negligible
 from sae_match.assignment.lazy import LazyAssignment
 from sae_match.assignment.proof import Proof, proved, search
 from sae_match.assignment.refine import exact_similarities, solve_exactly

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_match.assignment.arrays import Costs, Float32, Float64, Int32, Int64
+from sae_match.assignment.arrays import MAX_SPREAD, Costs, Float32, Float64, Int32, Int64
 from sae_match.assignment.list_kernels import squared_norms
 from sae_match.assignment.products import MakeProduct, Product
 from sae_match.assignment.rows import split
@@ -15,8 +15,6 @@ from sae_match.assignment.rows import split
 COST_BITS = 46
 """Resolution of a cost: 2^-46 of the largest possible one, about 1.4e-14; less from 2^15 rows on, so that the
 sum of all costs along any path stays within 63 bits."""
-MAX_SPREAD = 1e3
-"""Ratio of row norms up to which one grid resolves every cost."""
 NEGLIGIBLE = 1e-9
 """Uncertainty of a bound, relative to the cost of the ordinary pairs, up to which it is none."""
 COMFORTABLE = (2.0**-40, 2.0**40)

@@ -145,15 +145,16 @@ def _on_grid(
         found = exactly(n_pairs, attempt, grid.steps(math.inf))
     else:
         found = attempt(None if rejection_cost is None else grid.steps(rejection_cost))
-    deficit, duals = found.proof.deficit, None
+    deficit = found.proof.deficit
+    duals: tuple[Float64, Float64] | None = None
     if found.proof.dual is not None and rejection_cost is None and n_pairs is None:
         # A column that is left over has the highest price; less that, it adds nothing to the bound.
         price = found.lazy.prices.price
         highest = int(price.max()) if found.lazy.spares else 0
-        duals = (found.proof.dual + grid.row_cost + highest) * grid.step, (price - highest) * grid.step
-    optimum = _optimum(found, None if deficit is None else deficit * grid.step, grid.tolerance, duals)
-    optimum.statistics["product_bits"] = float(grid.product.bits)
-    return optimum
+        step = np.float64(grid.step)
+        duals = (found.proof.dual + grid.row_cost + highest) * step, (price - highest) * step
+    deficit_here = None if deficit is None else deficit * grid.step
+    return _optimum(found, deficit_here, grid.tolerance, duals, grid.product.bits)
 
 
 def _exactly(
@@ -174,15 +175,16 @@ def _exactly(
     else:
         found = attempt(None if rejection_cost is None else exact.units(rejection_cost))
     deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-    return _optimum(found, deficit, 0.0, None)
+    return _optimum(found, deficit, 0.0, None, 64)
 
 
 def _optimum(
-    found: Attempt, deficit: float | None, tolerance: float, duals: tuple[Float64, Float64] | None
+    found: Attempt, deficit: float | None, tolerance: float, duals: tuple[Float64, Float64] | None, bits: int
 ) -> Optimum:  # fmt: skip
     proof, lazy = found.proof, found.lazy
     statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
     statistics |= {
+        "product_bits": float(bits),
         "row_remakes": float(lazy.counters[REMADE]),
         "bids": float(lazy.counters[BIDS]),
         "augmenting_paths": float(lazy.augmentations),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from sae_match.assignment.arrays import NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
+from sae_match.assignment.arrays import MAX_SPREAD, NO_POTENTIALS, Bool, Costs, Float32, Float64, Int32, Int64
 from sae_match.assignment.exact_numbers import (
     LIMB_BITS,
     as_floats,
@@ -27,7 +27,7 @@ from sae_match.assignment.exact_numbers import (
     squares,
     with_potentials,
 )
-from sae_match.assignment.grid import MAX_SPREAD, cost_bits, row_norms
+from sae_match.assignment.grid import cost_bits, row_norms
 from sae_match.assignment.lazy import LazyAssignment
 from sae_match.assignment.proof import Attempt, Proof, complete, list_duals, pairs_within, prove
 from sae_match.assignment.rows import RemainderRows

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_match.assignment.given import solve_given
 from sae_match.assignment.workspace import lists_bytes, most_slots
 from sae_match.errors import UserError
 from sae_match.files import GIB

@@ -122,7 +122,8 @@ class CertifiedSolver(Solver):
         problem.check()
         if (outliers := describe_outliers(problem)) is not None:
             logger.warning("%s", outliers)
-        sides = [side.contiguous().numpy() for side in (problem.left, problem.right)]
+        left, right = (side.contiguous().numpy() for side in (problem.left, problem.right))
+        narrower, wider = (left, right) if n_a <= n_b else (right, left)
         limits = Limits(
             cached, self.block_rows, torch.get_num_threads(), self.verify,
             None if self.time_limit_s is None else started + self.time_limit_s,
@@ -130,7 +131,7 @@ class CertifiedSolver(Solver):
             self.progress,
         )  # fmt: skip
         found = solve_points(
-            *(sides if n_a <= n_b else reversed(sides)), limits, rejection_cost=problem.rejection_cost,
+            narrower, wider, limits, rejection_cost=problem.rejection_cost,
             n_pairs=problem.n_pairs, make_product=partial(make_product, device=self.device, precision=self.product),
         )  # fmt: skip
         if found.stopped:

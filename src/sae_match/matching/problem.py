@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from sae_match.assignment.arrays import MAX_SPREAD
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.options import option
