@@ -23,10 +23,15 @@ from numba import njit
 from sae_match.errors import UserError
 from sae_match.store import Store
 
-__all__ = ["njit", "prepare_kernels"]
+__all__ = ["inner", "njit", "prepare_kernels"]
 
 logger = logging.getLogger(__name__)
 VARIABLE = "NUMBA_CACHE_DIR"
+
+
+def inner(function: Any) -> Any:
+    """`njit` of a kernel that only kernels call: without what Python would call it by, which takes long to compile."""
+    return njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def choose_kernel_directory() -> None:
