@@ -190,7 +190,7 @@ def assign(
 
 
 def linear_sum_assignment(cost_matrix: npt.ArrayLike, maximize: bool = False) -> tuple[Int64, Int64]:
-    """`scipy.optimize.linear_sum_assignment`, faster; same arguments, result and errors.
+    """`scipy.optimize.linear_sum_assignment`, most often faster; same arguments, result and errors.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -210,9 +211,10 @@ print([name for name in {heavy} if name in sys.modules], [n for n in {parts} if 
     assert done.stdout == "[] []\n"
 
 
-def test_the_example_of_the_documentation() -> None:
-    result = doctest.testmod(module)
-    assert result.failed == 0 < result.attempted
+def test_the_examples_of_the_documentation(repository: Path) -> None:
+    page = repository / "tests" / "benchmarks" / "README.md"
+    for result in (doctest.testmod(module), doctest.testfile(str(page), module_relative=False)):
+        assert result.failed == 0 < result.attempted
 
 
 def test_every_pair_is_tried_against_brute_force() -> None:
