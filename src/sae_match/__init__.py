@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         match_chain,
     )
     from sae_match.notebook import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
-    from sae_match.saes import SparseAutoencoder, fold, load_sae
+    from sae_match.saes import Convention, SparseAutoencoder, fold, load_sae
 
 # A notebook names its backend to every process that it starts, and matplotlib refuses to be imported where that is not
 # installed. Figures here are files, which need none.
@@ -33,6 +33,7 @@ if _backend.startswith("module://") and find_spec(_backend.removeprefix("module:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Convention",
     "Matching",
     "PairSettings",
     "Permutation",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Convention": "sae_match.saes",
     "Matching": "sae_match.matching",
     "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jaxtyping import Float
 from pydantic import ValidationError
-from torch import Tensor
 
+from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
 from sae_match.files import config_directory
 from sae_match.options import what_is_wrong
@@ -116,7 +116,7 @@ def evaluate_on_text(
 
 def top_tokens(
     sae: SparseAutoencoder,
-    x: Float[Tensor, "windows tokens d"],
+    x: Float[Array, "windows tokens d"],
     windows: TokenWindows,
     model: LanguageModel,
     features: Sequence[int],
@@ -140,7 +140,7 @@ def top_tokens(
 
     if wrong := [feature for feature in features if not 0 <= feature < sae.width]:
         raise UserError(f"features {wrong}: the SAE has features 0..{sae.width - 1}")
-    top = top_activations(sae, x, k, sink_positions=model.sink_positions)
+    top = top_activations(sae, as_tensor(x), k, sink_positions=model.sink_positions)
 
     def text(window: int, start: int, end: int) -> str:
         ids = windows.ids[window, max(start, 0) : end].tolist()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sae_match.metrics.description import CEILING, MATCHED
+from sae_match.study import span_of
 
 if TYPE_CHECKING:
     from sae_match.study import Study
@@ -62,21 +64,22 @@ class Pair:
 
 def span(study: Study) -> list[int]:
     """Layers of the job, ascending."""
-    return list(range(study.layers.first, study.layers.last + 1))
+    return span_of(study.layers)
 
 
 def adjacent_pairs(study: Study) -> list[Pair]:
-    """(t, t+1) for every layer of the span but the last."""
-    return [Pair(Site(layer), Site(layer + 1), Role.adjacent) for layer in span(study)[:-1]]
+    """Every layer of the span but the last, and the next one: (t, t+1) unless layers are listed."""
+    return [Pair(Site(layer), Site(layer_to), Role.adjacent) for layer, layer_to in pairwise(span(study))]
 
 
 def distant_pairs(study: Study) -> list[Pair]:
     """Pairs further apart than neighbors that `composition` compares, by start, then distance; usually none."""
+    layers, reach = span(study), study.composition.max_distance
     return [
-        Pair(Site(start), Site(start + distance), Role.distant)
-        for start in sorted(study.composition.starts or span(study))
-        for distance in range(2, study.composition.max_distance + 1)
-        if start + distance <= study.layers.last
+        Pair(Site(start), Site(layer), Role.distant)
+        for start in sorted(study.composition.starts or layers)
+        for layer in layers[layers.index(start) + 2 :]
+        if layer - start <= reach
     ]
 
 
@@ -87,6 +90,8 @@ def seed_pair(layer: int) -> Pair:
 
 def captured_layers(study: Study) -> list[int]:
     """Layers whose residual streams the pass over the text keeps: the span, or the wider one that jobs share."""
+    if study.capture.first is None and study.capture.last is None:
+        return span(study)
     first = study.layers.first if study.capture.first is None else study.capture.first
     last = study.layers.last if study.capture.last is None else study.capture.last
     return list(range(first, last + 1))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sae_match.errors import UserError
+from sae_match.study import span_of
 
 if TYPE_CHECKING:  # train_app checks its configuration before it waits for torch
     from sae_match.language_model.sources import ModelSource
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # train_app checks its configuration before it waits for torc
     from sae_match.training.options import TrainConfig
 
 DEVICES = ("auto", "cpu", "cuda")
+ALIASES = {"gpt2-small": "gpt2", "mistral-7b": "mistral-7b-v0.1", "meta-llama-3.1-8b": "llama-3.1-8b"}
+"""Names of SAELens' registry and of the hub for one model."""
 
 
 def check_config(study: Study) -> None:
@@ -109,7 +112,9 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.pair={layers.pair} is short for first and last on the command line; set those two here"
     if layers.first < 0:
         yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
-    if layers.last - layers.first + 1 < least:
+    if layers.list and (layers.list != sorted(set(layers.list)) or {layers.first, layers.last} - {*layers.list}):
+        yield f"layers.list={layers.list}: must be ascending, each layer once"
+    if len(span_of(layers)) < least:
         what = "the span is empty" if least == 1 else "a span needs at least two layers"
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
@@ -126,7 +131,7 @@ def _span(study: Study) -> Iterator[str]:
 
 
 def _covered(study: Study) -> Iterator[str]:
-    """What `SaeFormat.check_span` says of every format."""
+    """What `SaeFormat.check_layers` says of every format."""
     sae, layers = study.sae, study.layers
     if not all(sae.first_layer <= layer <= sae.last_layer for layer in (layers.first, layers.last)):
         yield (
@@ -138,21 +143,41 @@ def _covered(study: Study) -> Iterator[str]:
 def _saes(study: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
     try:
-        study.sae.check_span(study.layers.first, study.layers.last)
+        study.sae.check_layers(tuple(span_of(study.layers)))
     except UserError as error:
         yield str(error)
     if study.evaluation.full:
         yield from _site(study)
+        yield from _model(study)
         yield from _stated_sizes(study)
 
 
 def _site(study: Study) -> Iterator[str]:
     """A site whose activations can be compared."""
     if study.sae.site is not None and study.sae.site != "resid_post":
+        hint = "; {next} in place of {layer} takes the next block's" if study.sae.site == "resid_pre" else ""
         yield (
-            f"sae.site={study.sae.site}: activations are compared on resid_post only; these SAEs can be matched by "
-            "their weights (evaluation=weights_only)"
+            f"sae.site={study.sae.site}: activations are compared on resid_post only{hint}; these SAEs can be matched "
+            "by their weights (evaluation=weights_only)"
         )
+
+
+def _model(study: Study) -> Iterator[str]:
+    """The model that a release was trained on; a model on this machine, which its path does not name, may be it."""
+    trained, used = getattr(study.sae, "model", None), getattr(study.model, "repo_id", study.model.name)
+    if hasattr(study.model, "path"):
+        return
+    if isinstance(trained, str) and _model_name(trained) != _model_name(used):
+        yield (
+            f"sae.model={trained}, model={used}: {used} is not the model that the SAEs {study.sae.name} were trained "
+            f"on. Choose it with model=..., or evaluation=weights_only; sae.model={used} uses them on it all the same"
+        )
+
+
+def _model_name(name: str) -> str:
+    """A model's name without its owner, as the hub spells it."""
+    short = name.rpartition("/")[2].lower()
+    return ALIASES.get(short, short)
 
 
 def _stated_sizes(study: Study) -> Iterator[str]:
@@ -227,19 +252,21 @@ def _comparisons(study: Study) -> Iterator[str]:
 def _composition(study: Study) -> Iterator[str]:
     """Distances that exist, and starts inside the span that something can be composed from."""
     distance, starts = study.composition.max_distance, study.composition.starts
-    first, last = study.layers.first, study.layers.last
-    span = f"layers.first={first}, layers.last={last}"
+    layers = span_of(study.layers)
+    listed = f"layers.list={study.layers.list}"
+    span = listed if study.layers.list else f"layers.first={study.layers.first}, layers.last={study.layers.last}"
     if distance < 0 or distance == 1:
         yield f"composition.max_distance={distance}: must be 0 (off) or at least 2 (1 is the matching itself)"
-    if distance >= 2 and last - first < 2:
+    if distance >= 2 and len(layers) < 3:
         yield (
             f"composition.max_distance={distance}: {span} leaves nothing to compose; a span needs at least three layers"
         )
     if starts and distance == 0:
         yield "composition.starts is set, but composition.max_distance=0 compares nothing"
     for start in starts:
-        if not first <= start <= last - 2:
-            yield (f"composition.starts: nothing can be composed from layer {start}; {span} allow {first}..{last - 2}")
+        if start not in layers[:-2]:
+            allowed = ", ".join(map(str, layers[:-2])) or "none"
+            yield f"composition.starts: nothing can be composed from layer {start}; {span} allow {allowed}"
     if len(set(starts)) < len(starts):
         yield f"composition.starts={list(starts)}: each layer once"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +31,7 @@ class Rerun(StrEnum):
 
 @dataclass
 class Layers:
-    """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched."""
+    """The layer span; adjacent pairs (first, first+1) .. (last-1, last) are matched, or consecutive ones of a list."""
 
     first: int
     """First layer (0-based; the residual stream after this block)."""
@@ -38,6 +39,14 @@ class Layers:
     """Last layer, inclusive."""
     pair: int | None = None
     """Short for first=pair, last=pair+1, so that a sweep can go over pairs; null once the two are set."""
+    list: builtins.list[int] | None = None
+    """Layers that are not adjacent, ascending, such as [5,12,19]: consecutive ones are matched; in place of first and
+    last, which are then its ends."""
+
+
+def span_of(layers: Any) -> list[int]:
+    """All layers, ascending, of `Layers` or of plain values with the same keys."""
+    return list(layers.list or range(layers.first, layers.last + 1))
 
 
 @dataclass
@@ -55,8 +64,8 @@ class Composition:
     """Composed against exactly solved permutations over growing distance, and features followed over the span."""
 
     max_distance: int = 0
-    """Compare at distances 2..max_distance, as far as the span reaches (distance 1 is the matching itself); 0 = not
-    at all. Every start and distance is one more assignment problem."""
+    """Compare layers up to so far apart beside the neighbors, which the matching itself compares, as far as the span
+    reaches; 0 = not at all. Every start and distance is one more assignment problem."""
     starts: list[int] = field(default_factory=list)
     """Layers to start from; empty = every layer of the span."""
     paths: bool = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
 from collections.abc import Callable
 from functools import wraps
 from itertools import pairwise
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import ClassVar, NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,6 +17,21 @@ T = TypeVar("T")
 EXIT_UNREAD = 141
 """What a shell reports of a program that SIGPIPE ended."""
 EXIT_USER_ERROR = 2
+
+
+class OncePerSweep(logging.Filter):
+    """On the console a warning comes once, whichever job of a sweep repeats it; every job's own log has all of its."""
+
+    shown: ClassVar[set[str]] = set()
+    """Warnings of this command so far; the jobs of a sweep that runs here share them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show a message."""
+        if record.levelno != logging.WARNING:
+            return True
+        known = (message := record.getMessage()) in self.shown
+        self.shown.add(message)
+        return not known
 
 
 def wants_bars(progress: bool | None) -> bool:

@@ -19,6 +19,7 @@ SIZE = (7.2, 4.0)
 STYLES = {
     "certified": Look(BLUE, "o", "-", ""),
     "certified-uncached": Look(SKY, "o", "-", ""),
+    "certified-bfloat16": Look(BLUE, "s", "-", ""),
     "scipy-product": Look(VERMILION, "s", "-", ""),
     "scipy-distance": Look(ORANGE, "s", "-", ""),
     "lapjv": Look(GREEN, "^", "-", ""),

@@ -13,6 +13,7 @@ from sae_match.errors import UserError
 from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.match import SOLVERS, make_solver
 from sae_match.matching.problem import MatchingProblem
+from sae_match.matching.products import Precision
 from tests.benchmarks.methods import Answer, Method, NoAnswerError, Options, Promise
 
 BLOCK_ROWS = 1024
@@ -32,13 +33,14 @@ def product(problem: MatchingProblem, options: Options) -> Answer:
     return Answer(None, time.perf_counter() - started)
 
 
-def certified(cache: bool, problem: MatchingProblem, options: Options) -> Answer:
-    """The certified solver with its cache of inner products, or without."""
+def certified(cache: bool, precision: Precision, problem: MatchingProblem, options: Options) -> Answer:
+    """The certified solver with its cache of inner products, or without, from products of a precision."""
     solver = CertifiedSolver(
         memory_limit_gib=options.memory_limit_gib,
         time_limit_s=options.time_limit_s,
         device=options.device,
         cache=cache,
+        product=precision,
     )
     started = time.perf_counter()
     try:
@@ -71,11 +73,11 @@ def baseline(name: str, makes_product: bool, problem: MatchingProblem, options: 
     return Answer(solution.permutation.indices.numpy(), seconds, own_product, statistics=solution.statistics)
 
 
-def _certified(label: str, cache: bool) -> Method:
+def _certified(label: str, cache: bool = True, precision: Precision = Precision.float32) -> Method:
     return Method(
         label,
         Promise.exact,
-        partial(certified, cache),
+        partial(certified, cache, precision),
         makes_product=True,
         products=2.0,
         stops_itself=True,
@@ -99,7 +101,8 @@ def _baseline(label: str, name: str, promise: Promise = Promise.approximate) -> 
 
 
 CERTIFIED = {
-    "certified": _certified("certified", cache=True),
+    "certified": _certified("certified"),
+    "certified-bfloat16": _certified("certified, bfloat16 product", precision=Precision.bfloat16),
     "certified-uncached": _certified("certified, no cache", cache=False),
 }
 

@@ -101,15 +101,17 @@ def recovered(row: Row) -> str:
 
 def full_table(family: list[Row]) -> str:
     """One row per width and method of a family, with everything that was measured."""
-    header = ["F", "method", "assignment [s]", "/ product", "peak memory", "over the optimum", "gap proved",
+    header = ["F", "method", "assignment [s]", "/ product", "with its product / product", "peak memory",
+              "over the optimum", "gap proved",
               "planted pairs found", "load before", "cores used by others"]  # fmt: skip
     lines = []
     for row in family:
         record = row.record
         ratio = row.seconds.median / row.product if row.seconds and row.product else None
+        whole = median(record["seconds"]) / row.product if ratio is not None and row.product else None
         lines.append([
-            f"{row.spec.width:,}", row.method.label, outcome(row), number(ratio), memory(row.peak_gib), excess(row),
-            gap(row), recovered(row), number(record["load_before"]),
+            f"{row.spec.width:,}", row.method.label, outcome(row), number(ratio), number(whole),
+            memory(row.peak_gib), excess(row), gap(row), recovered(row), number(record["load_before"]),
             number(record.get("cores_used_by_others"), 2),
         ])  # fmt: skip
     return markdown(header, lines)

@@ -66,6 +66,8 @@ REQUIRED = {
     ("sae", "llama_scope"): ["sae.folder=x"],
     ("sae", "saelens"): ["sae.folder=x"],
     ("sae", "dictionary_learning"): ["sae.folder=x"],
+    ("sae", "release"): ["sae.release=llama_scope_lxr_8x", "sae.id='l{layer}r_8x'"],
+    ("sae", "state_dict"): ["sae.filename=x", "sae.activation=relu", "sae.subtracts_b_dec=false"],
     ("matching", "descriptions"): ["judging.neuronpedia='{layer}'"],
     ("model", "hub"): ["model.repo_id=owner/name"],
     ("model", "local"): ["model.path=FILE"],
@@ -97,7 +99,8 @@ def test_every_option_composes_and_keeps_its_name(choices: list[tuple[str, str]]
     cfg = compose_round(choices)
     for group, option in choices:
         if group in ("sae", "model", "dataset", "folding", "solver"):
-            assert str(getattr(cfg, group).name) == option
+            expected = "llama_scope_lxr_8x" if option == "release" else option
+            assert str(getattr(cfg, group).name) == expected
 
 
 def test_the_gemma_setting_is_the_papers() -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
+from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
 from sae_match.record.configuration import science_hash
-from sae_match.rules import check_config
-from sae_match.study import Layers
+from sae_match.rules import check_config, check_train_config
+from sae_match.study import Layers, span_of
 from tests.config.test_configuration import composed, composed_training
 
 
@@ -26,6 +27,49 @@ def test_a_pair_is_the_same_job_as_its_two_layers() -> None:
 def test_a_pair_beside_a_span_is_refused(given: list[str]) -> None:
     with pytest.raises(UserError, match=r"layers.pair=13 and layers.*give one of them"):
         composed("layers.pair=13", *given)
+
+
+def test_a_list_without_gaps_is_a_span() -> None:
+    assert plain("layers.list=[13,14,15]") == plain("layers.first=13", "layers.last=15")
+    cfg = composed("layers.list=[12,14,17]")
+    check_config(cfg)
+    assert cfg.layers == Layers(12, 17, list=[12, 14, 17])
+    assert composed("layers.list=[12,14,17]", "layers.first=12", "layers.last=17").config == cfg.config
+    assert [pair.layers for pair in adjacent_pairs(cfg)] == [(12, 14), (14, 17)]
+    assert span(cfg) == captured_layers(cfg) == [12, 14, 17]
+    assert captured_layers(composed("layers.list=[12,14,17]", "capture.last=18")) == list(range(12, 19))
+    assert science_hash(cfg.config) != science_hash(plain("layers.first=12", "layers.last=17"))
+
+
+def test_saes_are_trained_for_listed_layers() -> None:
+    cfg = composed_training("layers.list=[11,13]", "layers.last=13")
+    check_train_config(cfg)
+    assert span_of(cfg.layers) == [11, 13]
+    with pytest.raises(UserError, match=r"layers.list=\[11, 13\] and layers.last=18 both choose layers"):
+        composed_training("layers.list=[11,13]")
+
+
+def test_distances_of_a_list_are_those_of_its_layers() -> None:
+    cfg = composed("layers.list=[11,13,14,18]", "composition.max_distance=4")
+    check_config(cfg)
+    assert [pair.layers for pair in distant_pairs(cfg)] == [(11, 14)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["layers.list=[12,14]", "layers.first=13"], r"layers.list=\[12, 14\] and layers.first=13 both choose layers"),
+        (["layers.list=[12,14]", "layers.pair=12"], "both choose layers"),
+        (["layers.list=[14,12]"], r"layers.list=\[14, 12\]: must be ascending"),
+        (["layers.list=[12,12,14]"], "must be ascending, each layer once"),
+        (["layers.list=[12]"], "a span needs at least two layers"),
+        (["layers.list=[12,19]"], "the SAEs smollm2_135m cover layers 11..18"),
+        (["layers.list=[12,14]", "composition.max_distance=2"], "leaves nothing to compose"),
+    ],
+)
+def test_lists_that_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_config(composed(*given))
 
 
 def test_a_pair_outside_the_saes_is_refused() -> None:

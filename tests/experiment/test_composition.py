@@ -236,10 +236,33 @@ def test_distant_pairs_follow_starts_and_span(configured: Configured, random_sae
         (["composition.max_distance=-1"], "must be 0"),
         (["composition.max_distance=2", "layers.last=1"], "at least three layers"),
         (["composition.starts=[0]"], "compares nothing"),
-        (["composition.max_distance=2", "composition.starts=[2]"], r"from layer 2; .* allow 0\.\.1"),
+        (["composition.max_distance=2", "composition.starts=[2]"], r"from layer 2; .* allow 0, 1"),
         (["composition.max_distance=2", "composition.starts=[0,0]"], "each layer once"),
     ],
 )
 def test_rules(configured: Configured, random_saes: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_config(configured(random_saes, *overrides))
+
+
+@pytest.mark.figures
+def test_listed_layers_are_matched_as_layers_at_that_distance_are(configured: Configured, random_saes: Path) -> None:
+    """Layers 0, 2 and 3: what a span finds at a distance, a list finds for consecutive members."""
+    spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
+    options = ["layers.list=[0,2,3]", "composition.max_distance=3", "layers.first=${sae.first_layer}"]
+    listed = run(configured(random_saes, *options, "layers.last=${sae.last_layer}", output="list"))
+    compared = dict.fromkeys(("matching_score", "weight_mse/W_dec", "matching_iou"), "matched")
+    compared |= dict.fromkeys(("explained_variance", "r2"), "encode_permute_decode")
+    for metric, variant in compared.items():
+        assert value(listed, (0, 2), variant, metric) == value(spanned, (0, 2), "exact", metric)
+        assert value(listed, (2, 3), variant, metric) == value(spanned, (2, 3), variant, metric)
+    assert np.isfinite(value(listed, (0, 2), "encode_permute_decode", "delta_loss"))
+    both = [value(listed, layers, "matched", "matching_score") for layers in ((0, 2), (2, 3))]
+    assert listed.metrics["matching_score"] == pytest.approx(np.mean(both))
+    paths = [listed.directory / "permutations" / f"layer_{a:02d}_to_{b:02d}.safetensors" for a, b in ((0, 2), (2, 3))]
+    composed = Permutation.load(paths[0]).compose(Permutation.load(paths[1]))
+    exact = Permutation.load(listed.directory / "permutations" / "layer_00_to_03.safetensors")
+    agreement = float((composed.indices == exact.indices).float().mean())
+    assert value(listed, (0, 3), "composed", "agreement") == pytest.approx(agreement)
+    assert set(distance_rows(listed.pairs)["distance"]) == {2, 3}
+    assert (listed.directory / "figures" / "composition.png").is_file()

@@ -18,6 +18,7 @@ from sae_match.report.report import Options, make_report, report_text
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae
+from tests.command import run_command
 
 
 def drifted(sae: SparseAutoencoder, seed: int, noise: float) -> SparseAutoencoder:
@@ -54,7 +55,7 @@ def test_a_job_says_so_in_its_log_and_record(
         save_native(drifted(start, layer, 0.3), tmp_path / "one" / f"layer_{layer:02d}.safetensors")
     span = ["layers.first=0", "layers.last=2", "sae.ceiling_filename=null", f"evaluation.level={level}"]
     result = run(configured(tmp_path / "one", *span))
-    warnings = json.loads((result.directory / "status.json").read_text())["warnings"]
+    warnings = planted_warnings(result.directory)
     assert [text.split(":")[0] for text in warnings] == ["layers 0 -> 1", "layers 1 -> 2"]
     assert all(text in caplog.text for text in warnings)
     report = report_text(make_report(find_records([result.directory]), Options()))
@@ -62,4 +63,25 @@ def test_a_job_says_so_in_its_log_and_record(
     for layer in range(3):
         save_native(random_sae(seed=layer), tmp_path / "seeds" / f"layer_{layer:02d}.safetensors")
     result = run(configured(tmp_path / "seeds", *span, output="two"))
-    assert json.loads((result.directory / "status.json").read_text())["warnings"] == []
+    assert planted_warnings(result.directory) == []
+
+
+def planted_warnings(record: Path) -> list[str]:
+    warnings = json.loads((record / "status.json").read_text())["warnings"]
+    return [text for text in warnings if "resembles" in text]  # random SAEs explain nothing, which is warned of too
+
+
+def test_a_sweep_shows_a_warning_once_and_every_job_logs_it(tmp_path: Path) -> None:
+    start = random_sae(width=64, seed=7)
+    for layer in range(2):
+        save_native(drifted(start, layer, 0.3), tmp_path / "saes" / f"layer_{layer:02d}.safetensors")
+    done = run_command(
+        "-m", "sae=native", f"sae.root={tmp_path / 'saes'}", "layers.pair=0", "evaluation=weights_only",
+        "solver=certified,greedy", "tracking=none", "matching=decoder", "folding=none",
+        f"hydra.sweep.dir={tmp_path / 'out'}", f"paths.cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    logs = [(tmp_path / "out" / job / "sae_match.log").read_text() for job in ("0", "1")]
+    assert [log.count("WARNING") for log in logs] == [1, 1]
+    assert all("layers 0 -> 1: feature i resembles" in log for log in logs)
+    assert done.err.count("layers 0 -> 1: feature i resembles") == 1

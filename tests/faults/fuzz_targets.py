@@ -26,8 +26,10 @@ from tests.saes.layouts import (
     write_gemma_scope,
     write_gemma_scope_2,
     write_llama_scope,
+    write_llama_scope_r1,
     write_saelens,
     write_sparsify,
+    write_temporal,
 )
 
 CANARY = "canary"
@@ -171,13 +173,15 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda root: write_saelens(root / "s", {"architecture": "jumprelu", "hook_name": "blocks.3.hook_resid_post"}),
         "cfg.json",
     ),
+    "llama_scope_r1": (lambda root: write_llama_scope_r1(root / "s", norm=2.5), "config.json"),
+    "temporal": (lambda root: write_temporal(root / "s"), "conf.yaml"),
     "sparsify": (write_sparsify, "cfg.json"),
     "dictionary_learning": (lambda root: write_dictionary(root / "d", "AutoEncoder"), "config.json"),
 }
 JSON_KEYS = [
     "d_model", "d_sae", "d_in", "k", "act_fn", "jump_relu_threshold", "dataset_average_activation_norm",
     "hook_point_out", "hook_point_in", "norm_activation", "architecture", "hook_name", "metadata", "activation_fn",
-    "activation",
+    "activation", "llm", "sae", "sparsity_include_decoder_norm", "use_decoder_bias",
     "activation_fn_kwargs", "normalize_activations", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm",
     "expansion_factor", "num_latents", "transcode", "signed", "trainer", "buffer", "activation_dim", "dict_size",
     "dict_class", "layer", "submodule_name", "in", "out", "hook_head_index", "model_from_pretrained_kwargs",

@@ -159,6 +159,8 @@ def test_safetensors_headers(tmp_path: Path, content: bytes) -> None:
         ({"filename": "a" * 5000}, "does not exist"),
         ({"filename": "a\x00b"}, "relative and without"),
         ({"dialect": "saelens", "folder": "../{layer}"}, "without '..'"),
+        ({"dialect": "saelens", "folder": "hf:/{layer}"}, "relative and without"),
+        ({"filename": "c:/{layer}.safetensors"}, "relative and without"),
         ({"dialect": "gemma_scope_2", "width": "../../x", "l0": "small"}, "without '..'"),
         ({"dialect": "gemma_scope_2", "l0": "small", "repo_id": "a/b", "root": None,
           "width": "x/../../y"}, "without '..'"),

@@ -147,3 +147,64 @@ def write_dictionary(folder: Path, dict_class: str, layer: int = 3, seed: int = 
     write_json(folder / "config.json", {"trainer": trainer | changes, "buffer": {"ctx_len": 128, "io": "out"}})
     torch.save(dictionary_state(dict_class, seed), folder / "ae.pt")
     return folder
+
+
+def write_state_dict(path: Path, names: dict[str, str], turned: bool = True, width: int = F) -> Path:
+    """One file of four tensors under these names, matrices [out, in] or not; safetensors or a state dict by suffix."""
+    t = random_tensors(width=width)
+    tensors = {
+        name: t[key].T.contiguous() if turned and key.startswith("W_") else t[key] for key, name in names.items()
+    }
+    if path.suffix == ".safetensors":
+        return write_tensors(path, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+    return path
+
+
+def write_llama_scope_r1(folder: Path, layer: int = 3, norm: float | None = None, **changes: Any) -> Path:
+    """{config.json, sae_weights.safetensors}; returns the folder.
+
+    Args:
+        norm: average activation norm that the weights' file holds.
+    """
+    t, hook = random_tensors(layer), f"blocks.{layer}.hook_resid_post"
+    cfg = {
+        "sae_type": "sae", "d_model": D, "expansion_factor": F // D, "use_decoder_bias": True, "act_fn": "jumprelu",
+        "apply_decoder_bias_to_pre_encoder": False, "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True, "hook_point_in": hook, "hook_point_out": hook, "use_glu_encoder": False,
+    }  # fmt: skip
+    write_json(folder / "config.json", cfg | changes)
+    weights = {
+        "encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"], "decoder.weight": t["W_dec"].T,
+        "decoder.bias": t["b_dec"], "log_jumprelu_threshold": t["threshold"].log(),
+    }  # fmt: skip
+    if norm is not None:
+        weights[f"dataset_average_activation_norm.{hook}"] = torch.tensor(norm)
+    write_tensors(folder / "sae_weights.safetensors", weights)
+    return folder
+
+
+def write_cross_layer(root: Path, layer: int = 3, written: int = 4, threshold: bool = False) -> Path:
+    """W_enc_3.safetensors and W_dec_3.safetensors, of which the second has one matrix per layer that is written to."""
+    t = random_tensors(layer)
+    tensors = {f"W_enc_{layer}": t["W_enc"].T, f"b_enc_{layer}": t["b_enc"], f"b_dec_{layer}": t["b_dec"]}
+    if threshold:
+        tensors[f"threshold_{layer}"] = t["threshold"]
+    decoder = torch.randn(F, written, D, generator=torch.Generator().manual_seed(layer + 1))
+    write_tensors(root / f"W_dec_{layer}.safetensors", {f"W_dec_{layer}": decoder})
+    return write_tensors(root / f"W_enc_{layer}.safetensors", tensors)
+
+
+def write_temporal(folder: Path, tied: bool = True, **changes: Any) -> Path:
+    """{conf.yaml, latest_ckpt.safetensors} without attention layers; returns the folder."""
+    t = random_tensors()
+    sae = {
+        "exp_factor": F / D, "n_heads": 1, "n_attn_layers": 0, "bottleneck_factor": 1, "sae_diff_type": "topk",
+        "kval_topk": K, "tied_weights": tied, "scaling_factor": 0.25,
+    }  # fmt: skip
+    # JSON is YAML.
+    write_json(folder / "conf.yaml", {"llm": {"dimin": D}, "sae": sae | changes, "data": {"dtype": "float32"}})
+    tensors = {"D": t["W_dec"], "b": t["b_dec"]} | ({} if tied else {"E": t["W_enc"]})
+    write_tensors(folder / "latest_ckpt.safetensors", tensors)
+    return folder

@@ -11,7 +11,7 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.loading import pretrained_sae_loaders as theirs
 from torch import Tensor
 
-from sae_match import SparseAutoencoder, UserError, fold, load_sae, match
+from sae_match import Convention, SparseAutoencoder, UserError, fold, load_sae
 from sae_match.saes.formats.reading import safetensors_shapes
 from tests.builders import random_sae
 from tests.saes.layouts import (
@@ -218,7 +218,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_sae_lens_in_memory(tmp_path: Path, cfg: dict[str, Any], said: dict[str, Any], subtracts: bool) -> None:
     folder = write_saelens(tmp_path, cfg | {"apply_b_dec_to_input": subtracts, "hook_name": "blocks.1.hook_resid_post"})
     theirs = SAE.load_from_disk(folder).eval()
-    ours = SparseAutoencoder.from_state_dict(theirs.state_dict(), subtracts_b_dec=subtracts, **said)
+    convention = Convention(subtracts_b_dec=subtracts, normalization="none", **said)
+    ours = SparseAutoencoder.from_state_dict(theirs.state_dict(), convention)
     torch.testing.assert_close(ours.encode(inputs()), theirs.encode(inputs()), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours(inputs()), theirs(inputs()), rtol=1e-5, atol=1e-5)
     assert float((ours.encode(inputs()) > 0).float().mean()) > 0.05
@@ -227,9 +228,10 @@ def test_sae_lens_in_memory(tmp_path: Path, cfg: dict[str, Any], said: dict[str,
 
 def test_linear_layers_of_dictionary_learning() -> None:
     state = {name: t for name, t in dictionary_state("AutoEncoderTopK").items() if name not in ("k", "threshold")}
-    ours = SparseAutoencoder.from_state_dict(
-        state, activation="topk", k=K, subtracts_b_dec=True, rescales_by_decoder_norm=False
+    convention = Convention(
+        activation="topk", k=K, subtracts_b_dec=True, normalization="none", rescales_by_decoder_norm=False
     )
+    ours = SparseAutoencoder.from_state_dict(state, convention)
     t = random_tensors()
     pre = torch.relu((inputs() - t["b_dec"]) @ t["W_enc"] + t["b_enc"])  # AutoEncoderTopK.encode
     top = pre.topk(K, sorted=False)
@@ -241,7 +243,8 @@ def test_linear_layers_of_dictionary_learning() -> None:
 def test_one_threshold_for_all_features_and_half_precision() -> None:
     t = random_tensors()
     state = {name: v.to(torch.bfloat16) for name, v in t.items()} | {"threshold": torch.tensor(0.5)}
-    ours = SparseAutoencoder.from_state_dict(state, activation="jumprelu", subtracts_b_dec=True)
+    convention = Convention(activation="jumprelu", subtracts_b_dec=True, normalization="none")
+    ours = SparseAutoencoder.from_state_dict(state, convention)
     assert ours.threshold.tolist() == [0.5] * F
     exact = {name: v.to(torch.bfloat16).float() for name, v in t.items()}
     torch.testing.assert_close(ours.b_enc, exact["b_enc"] - exact["b_dec"] @ exact["W_enc"])
@@ -258,20 +261,41 @@ WITHOUT = {name: t for name, t in random_tensors().items() if name != "threshold
         (WITHOUT, {"activation": "topk", "rescales_by_decoder_norm": False}, "topk needs a positive k"),
         (WITHOUT, {"activation": "topk", "k": 3}, "rescales_by_decoder_norm=True or False"),
         (WITHOUT, {"activation": "relu", "k": 3}, "others have none"),
-        (WITHOUT, {"activation": "swish"}, "activations: jumprelu, relu, gated, topk"),
+        (WITHOUT, {"activation": "swish"}, "must be one of jumprelu, relu, gated, topk"),
+        (WITHOUT, {"activation": "relu", "normalization": "unit"}, "must be one of none, .*, or the positive number"),
+        (WITHOUT, {"activation": "relu", "normalization": -2.0}, "or the positive number"),
         (WITHOUT | {"b_enc": [0.0]}, {"activation": "relu"}, "b_enc must be a floating-point tensor, got list"),
         (WITHOUT | {"W_dec": torch.zeros(D, F)}, {"activation": "relu"}, r"W_dec has shape \(8, 24\)"),
     ],
 )
 def test_nothing_is_guessed(state: dict[str, Any], said: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SparseAutoencoder.from_state_dict(state, subtracts_b_dec=False, **said)
+        SparseAutoencoder.from_state_dict(
+            state, Convention(**{"subtracts_b_dec": False, "normalization": "none"} | said)
+        )
 
 
-def test_the_constructor_and_the_functions_point_to_it(tmp_path: Path) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("cfg", SAELENS.values(), ids=SAELENS)
+def test_one_factor_for_all_inputs_is_folded(tmp_path: Path, cfg: dict[str, Any]) -> None:
+    """As SAELens folds `expected_average_only_in`; without the factor the SAE only matches."""
+    theirs = SAE.load_from_disk(write_saelens(tmp_path, {**cfg, "normalize_activations": "expected_average_only_in"}))
+    with pytest.raises(UserError, match=r"Convention\.normalization"):
+        load_sae(theirs).encode(inputs())
+    said = Convention(
+        activation={"standard": "relu"}.get(cfg["architecture"], cfg["architecture"]),
+        subtracts_b_dec=cfg.get("apply_b_dec_to_input", True),
+        normalization=2.5,
+        k=cfg.get("k"),
+        rescales_by_decoder_norm=cfg.get("rescale_acts_by_decoder_norm", False),
+    )
+    ours = SparseAutoencoder.from_state_dict({n: t.clone() for n, t in theirs.state_dict().items()}, said)
+    theirs.fold_activation_norm_scaling_factor(2.5)
+    assert_same(ours, theirs)
+    assert_same(load_sae(theirs), theirs)
+
+
+def test_the_constructor_points_to_it(tmp_path: Path) -> None:
     theirs = SAE.load_from_disk(write_saelens(tmp_path, {"architecture": "standard", "hook_name": "x"}))
     with pytest.raises(UserError, match=r"no threshold.*from_state_dict"):
         SparseAutoencoder(**theirs.state_dict())
-    for call in (lambda: load_sae(theirs), lambda: match(theirs, random_sae()), lambda: match(random_sae(), theirs)):  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="from_state_dict"):
-            call()

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sae_lens
 import torch
-import yaml
 
 from sae_match import SparseAutoencoder, UserError, evaluate_pair, load_sae
 from sae_match.matching import Permutation
 from sae_match.saes import ActivationKind, SaeFormat, SaeSource, Site
-from sae_match.saes.formats.saelens import REGISTRY
 from sae_match.saes.loading import format_named
 from tests.saes.layouts import (
     D,
@@ -200,17 +197,6 @@ def test_settings_that_only_the_registry_of_saelens_knows(tmp_path: Path, caplog
     named = config("saelens", tmp_path / "copy", folder="layer_{next}", repo_id="tommmcgrath/gpt2-small-mlp-out-saes")
     with pytest.raises(UserError, match="center_writing_weights"):
         SaeSource(named).load(2).encode(x())
-
-
-def test_the_registry_is_that_of_the_installed_saelens() -> None:
-    file = Path(sae_lens.__file__).with_name("pretrained_saes.yaml")
-    found: dict[str, dict[str, Any]] = {}
-    for release in yaml.load(file.read_text(), yaml.CSafeLoader).values():
-        for entry in (release, *release["saes"]):
-            for key, value in (entry.get("config_overrides") or {}).items():
-                if key in ("normalize_activations", "model_from_pretrained_kwargs"):
-                    found.setdefault(release["repo_id"], {})[key] = value
-    assert found == REGISTRY
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sae_match import UserError, load_sae
+from sae_match import SparseAutoencoder, UserError, load_sae
+from sae_match.saes import StateDict
 from tests.saes.layouts import (
     D,
     F,
@@ -281,8 +282,11 @@ def test_a_pickle_that_exists_is_not_called_missing(tmp_path: Path, name: str) -
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(random_tensors(), path)
     for named in (path, path.parent):
-        with pytest.raises(UserError, match=rf"{path.name}: .*pickle.*from_state_dict.*save_native"):
+        with pytest.raises(UserError, match=rf"{path.name}: .*dialect=StateDict\(name='mine'.*sae=state_dict"):
             load_sae(named)
+    if path.suffix != ".pkl":
+        said = StateDict(name="mine", activation="jumprelu", subtracts_b_dec=False, last_layer=0)
+        assert load_sae(path, dialect=said).content_hash == SparseAutoencoder(**random_tensors()).content_hash
     with pytest.raises(UserError, match=r"not called ae\.pt"):
         load_sae(path, dialect="dictionary_learning")
     with pytest.raises(UserError, match="not found"):

@@ -41,7 +41,7 @@ def build(cfg: DictConfig, kind: type[T], check: Callable[[DictConfig], None] | 
 
     Raises:
         UserError: a key that nothing knows (also one added with + or ++), a missing value, a value of the wrong type or
-            out of its range, or `layers.pair` beside `first` or `last`; the message names every such key.
+            out of its range, or two that choose `layers`; the message names every such key.
     """
     schema = SCHEMAS[kind]
     try:
@@ -108,7 +108,8 @@ def _explain(group: str, error: InstantiationException) -> Iterator[str]:
     place = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else group
     cause = error.__cause__
     if not isinstance(cause, ValidationError):
-        yield f"{place}: {cause if isinstance(cause, UserError) else str(error).splitlines()[0]}"
+        message = str(cause) if isinstance(cause, UserError) else str(error).splitlines()[0]
+        yield message if message.startswith(f"{place}.") else f"{place}: {message}"
         return
     for one in cause.errors():
         key = ".".join([place, *(str(part) for part in one["loc"])])
@@ -142,32 +143,44 @@ def _recorded(value: Any, plain: Any) -> Any:
 
 
 def expand_pair(config: T, given: Any) -> T:
-    """The configuration with `layers.pair` replaced by the `first` and `last` that it stands for: one name for one job.
+    """The configuration with the `first` and `last` that `layers.pair` or `layers.list` stands for: one name for one
+    job, so that a list without gaps is a span.
 
     Args:
         given: nested mappings before interpolation. The defaults of first and last refer to what the SAEs cover, so
             numbers there are the user's.
 
     Raises:
-        UserError: `first` or `last` is given as well.
+        UserError: `first` or `last` is given as well (of a list, others than its ends), or both short forms are.
     """
-    pair = config.layers.pair
-    if pair is None:
+    stands_for = _stands_for(config.layers)
+    if not stands_for:
         return config
-    numbers = {name: given["layers"][name] for name in ("first", "last") if isinstance(given["layers"][name], int)}
-    if numbers:
-        names = " and ".join(f"layers.{name}={value}" for name, value in numbers.items())
-        raise UserError(f"layers.pair={pair} and {names} both choose layers; give one of them")
-    plain = config.config | {"layers": {"first": pair, "last": pair + 1, "pair": None}}
-    return dataclasses.replace(config, layers=Layers(first=pair, last=pair + 1), config=plain)
+    chosen = given["layers"]
+    numbers = {name: chosen.get(name) for name in ("first", "last") if isinstance(chosen.get(name), int)}
+    if config.layers.list:  # its ends may be said as well, as they are in a record
+        numbers = {name: number for name, number in numbers.items() if number != stands_for[name]}
+    numbers |= {name: chosen[name] for name in ("pair", "list") if chosen.get(name) is not None}
+    if len(numbers) > 1:
+        names = " and ".join(f"layers.{name}={value}" for name, value in reversed(numbers.items()))
+        raise UserError(f"{names} both choose layers; give one of them")
+    layers = Layers(**stands_for)
+    return dataclasses.replace(config, layers=layers, config=config.config | {"layers": dataclasses.asdict(layers)})
+
+
+def _stands_for(layers: Any) -> dict[str, Any]:
+    """All keys of `layers` where a short form is given, else nothing."""
+    chosen = layers.list if layers.pair is None else [layers.pair, layers.pair + 1]
+    if not chosen:
+        return {}
+    gaps = list(chosen) != list(range(chosen[0], chosen[-1] + 1))
+    return {"first": chosen[0], "last": chosen[-1], "pair": None, "list": list(chosen) if gaps else None}
 
 
 def _with_span(merged: DictConfig) -> DictConfig:
-    """The values with the `first` and `last` that `layers.pair` stands for."""
-    pair = merged.layers.pair
-    if pair is None:
-        return merged
-    return OmegaConf.merge(merged, {"layers": {"first": pair, "last": pair + 1, "pair": None}})  # type: ignore[return-value]
+    """The values with the `first` and `last` that a short form stands for."""
+    stands_for = _stands_for(merged.layers)
+    return OmegaConf.merge(merged, {"layers": stands_for}) if stands_for else merged  # type: ignore[return-value]
 
 
 def unknown_keys(value: Any, kind: Any, prefix: str = "") -> list[str]:

@@ -23,7 +23,7 @@ from sae_match.files import config_directory
 from sae_match.rules import check_values
 from sae_match.study import Study
 from sae_match.sweep import current_job, report_on_exit
-from sae_match.terminal import EXIT_UNREAD, fail, quiet_libraries, quiet_when_unread
+from sae_match.terminal import EXIT_UNREAD, OncePerSweep, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ EXIT_INTERRUPTED = 130
 @quiet_when_unread
 def main() -> None:
     """Entry point of `sae-match` and `python -m sae_match`."""
+    OncePerSweep.shown.clear()
     register_schemas()
     with dry_run_arguments(sys.argv), report_on_exit():
         run_command(hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="config")(job))

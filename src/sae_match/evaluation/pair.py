@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
+from sae_match.arrays import Array, as_tensor, windows_of
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
+from sae_match.evaluation.sanity import check_encoding
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
 from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
@@ -73,20 +75,24 @@ def evaluate_pair(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
     permutations: Permutation | dict[str, Permutation],
-    x_a: Float[Tensor, "windows tokens d"],
-    x_b: Float[Tensor, "windows tokens d"],
-    document: Int[Tensor, " windows"] | None = None,
+    x_a: Float[Array, "windows tokens d"] | Float[Array, "tokens d"],
+    x_b: Float[Array, "windows tokens d"] | Float[Array, "tokens d"],
+    document: Int[Array, " windows"] | None = None,
     *,
     layers: tuple[int, int] = (0, 1),
     settings: PairSettings | None = None,
 ) -> PairEvaluation:
     """All metrics of one layer pair that need no language model, only its residual streams.
 
+    A `UserWarning` says so where an SAE does not fit its residual stream, with the likely cause (`evaluation.sanity`).
+
     Args:
         a, b: SAEs of layers t and t+1.
         permutations: one matching A -> B, or several by variant (`matched`, `random`, ...).
-        x_a, x_b: resid_post of both layers on the same tokens; sink positions are left out.
-        document: 0-based document of each window, for the intervals; each window its own document if None.
+        x_a, x_b: resid_post of both layers on the same tokens; sink positions are left out. Of tokens without windows,
+            [tokens, d], all are counted.
+        document: 0-based document of each window (or token), for the intervals. If None, each window is a document of
+            its own; tokens without windows are one document together, and there are no intervals.
         layers: layer numbers, for the rows.
         settings: `PairSettings()` if None.
 
@@ -95,15 +101,18 @@ def evaluate_pair(
     """
     how = settings or PairSettings()
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
-    document = torch.arange(len(x_a)) if document is None else document
+    if document is None:
+        document = torch.arange(len(x_a)) if x_a.ndim != 2 else torch.zeros(len(x_a), dtype=torch.int64)
+    document = as_tensor(document)
     bootstrap = how.bootstrap or Bootstrap(int(document.max()) + 1)
-    pair = SplicePair(
-        a, b, named, parse_units(how.units), layers, batch_windows=how.batch_windows, sink_positions=how.sink_positions
-    )
+    x_b, *_ = windows_of(x_b, how.sink_positions, how.batch_windows)
+    x_a, sinks, batch = windows_of(x_a, how.sink_positions, how.batch_windows)
+    pair = SplicePair(a, b, named, parse_units(how.units), layers, batch_windows=batch, sink_positions=sinks)
     splices = bind_all(how.splices, pair)
-    statistics = compute_activations(
-        ActivationRequest(a, b, x_a, x_b, document, named, splices, how.batch_windows, how.sink_positions)
-    )
+    statistics = compute_activations(ActivationRequest(a, b, x_a, x_b, document, named, splices, batch, sinks))
+    for sae, layer in ((a, layers[0]), (b, layers[1])):
+        for told in check_encoding(sae, {layers[0]: x_a, layers[1]: x_b}.__getitem__, layer, layers, sinks):
+            warnings.warn(told, UserWarning, stacklevel=2)
     rows = weight_rows(how.metrics, weight_distances_of(a, b, named), layers)
     rows += activation_rows(how.metrics, statistics, bootstrap, layers, how.min_count)
     return PairEvaluation(rows, statistics)

@@ -221,7 +221,7 @@ def stability(
             else:
                 pair = FeaturePair(a, other, FoldingKind.none)
                 permutation = match(AbsoluteDecoderCosine(), make_solver("certified"), pair).permutation
-            cosine = torch.full((a.width,), torch.nan)
+            cosine = torch.full((a.width,), torch.nan, dtype=torch.float64)
             cosine[permutation.matched] = decoder_cosines(a, other, permutation).abs().clamp(max=1.0)
             left, right = (
                 unit_rows(sae.W_dec)[~(one > threshold).to(sae.device)]
@@ -234,7 +234,7 @@ def stability(
 
 def _of_partners(permutation: Permutation, cosine: Float[Tensor, " F_a"]) -> Float[Tensor, " F_b"]:
     """The |cosine| of every feature of b with its partner in a; NaN where there is none."""
-    theirs = torch.full((permutation.n_b,), torch.nan)
+    theirs = torch.full((permutation.n_b,), torch.nan, dtype=cosine.dtype)
     theirs[permutation.indices[permutation.matched]] = cosine[permutation.matched]
     return theirs
 

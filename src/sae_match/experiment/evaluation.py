@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows
+from sae_match.evaluation.sanity import check_encoding
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
 from sae_match.evaluation.standard_splices import EncodeDecodePrevious, EncodePermuteDecode, LayerDrop
 from sae_match.experiment.inputs import Inputs, log_text
@@ -102,6 +103,14 @@ class Evaluator:
             residual_norm=norms.cpu().numpy(),
         )
         return metric_rows(self.metrics, activity, self.bootstrap, (layer, layer))
+
+    def check(self, site: Site, sae: SparseAutoencoder, layers: Collection[int]) -> list[str]:
+        """Warnings of an SAE that does not fit its layer (`check_encoding`).
+
+        Args:
+            layers: those whose residual streams there are.
+        """
+        return check_encoding(sae, self.inputs.streams.layer, site.layer, layers, self.sink_positions)
 
     def dead(self, site: Site, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
         """Which features of a dictionary fire on no counted token of the evaluation text."""

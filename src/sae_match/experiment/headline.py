@@ -13,7 +13,7 @@ from sae_match.metrics.description import headline_name
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Role
 from sae_match.record.labels import BUILT_IN_LABELS, Labels
-from sae_match.record.pairs import by_distance
+from sae_match.record.pairs import by_distance, next_layers
 
 SCORE = "matching_score"
 """The metric that says how far composition reaches."""
@@ -154,9 +154,10 @@ def _reach(
 
 
 def _curves(rows: Sequence[MetricRow]) -> Curves:
-    """Rows by metric, variant and distance, of metrics measured beyond neighbors; distance 1 from the adjacent pairs
-    of the starts."""
-    far = {row.metric for row in rows if row.layer_to - row.layer >= 2}
+    """Rows by metric, variant and distance, of metrics measured beyond neighbors; the smallest distance from the
+    adjacent pairs of the starts."""
+    following = next_layers((row.layer, row.layer_to, row.variant) for row in rows)
+    far = {row.metric for row in rows if row.layer_to > following.get(row.layer, row.layer_to)}
     rows = [row for row in rows if row.metric in far]
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for position, variant, distance in by_distance((row.layer, row.layer_to, row.variant) for row in rows):

@@ -128,9 +128,6 @@ def match_neighbors(
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
     planted = planted_identity(compared[IDENTITY].decoder_cosine, compared[ANY_RANDOM].decoder_cosine)
-    if planted is not None:
-        planted = f"{pair}: {planted}"
-        logger.warning("%s", planted)
     return MatchedPair(
         pair,
         permutations,
@@ -140,7 +137,7 @@ def match_neighbors(
         confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
         compared[ANY_RANDOM].W_dec.cpu().numpy(),
-        () if planted is None else (planted,),
+        () if planted is None else (f"{pair}: {planted}",),
     )
 
 

@@ -73,8 +73,6 @@ def compare_seeds(study: Study, store: Store, saes: JobSaes, layer: int) -> Comp
         warnings.simplefilter("ignore", UserWarning)  # they are in the record
         found = stability(seeds, seed=study.seed, match=match)
     told = tuple(f"layer {layer}: {text}" for text in found.warnings)
-    for text in told:
-        logger.warning("%s", text)
     features = found.features()
     features.insert(0, "layer", layer)
     return ComparedSeeds(_rows(found, layer), features, told)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
+from sae_match.evaluation.sanity import check_activity
 from sae_match.experiment.evaluation import (
     Evaluator,
     document_sums,
@@ -101,11 +102,15 @@ class Steps:
             rows = []
         for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
             controls = self.study.evaluation.matchers
-            matched = match_neighbors(self.matcher, pair, *self.saes.pair(pair), controls, self.metrics)
+            a, b = self.saes.pair(pair)
+            if evaluator is not None:  # before the matching, which may take hours
+                self.results.warn(evaluator.check(pair.a, a, self.widths))
+                self.results.warn(evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
+            matched = match_neighbors(self.matcher, pair, a, b, controls, self.metrics)
             self.results.add(matched.rows, pair.layers, matched.features)
+            self.results.warn(matched.warnings)
             found.append(matched)
         self.results.add(rows)
-        self.results.warn([warning for matched in found for warning in matched.warnings])
         if found:
             self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
         else:  # a single layer: a record has this table all the same
@@ -202,6 +207,7 @@ class Steps:
         self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
         for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
             self.results.add(evaluator.layer_rows(site.layer, sae, active.active, active.tokens))
+            self.results.warn(check_activity(site.layer, active.active, active.tokens))
             seeds += self._match_seeds(evaluator, seed_pair(site.layer))
         return seeds
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from pydantic import ValidationError
 from torch import Tensor
 
+from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
 from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
@@ -25,6 +26,7 @@ from sae_match.matching.solution import Solver
 from sae_match.options import what_is_wrong
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
+from sae_match.saes.live import as_sae
 
 SOLVERS: Mapping[str, str] = {
     "certified": "sae_match.matching.certified:CertifiedSolver",
@@ -133,8 +135,8 @@ def make_solver(name: str = "certified", **options: Any) -> Solver:
 
 
 def match(
-    a: SparseAutoencoder,
-    b: SparseAutoencoder,
+    a: SparseAutoencoder | object,
+    b: SparseAutoencoder | object,
     metric: Metric | str = "both",
     folding: FoldingKind | str = "theta",
     solver: Solver | str = "certified",
@@ -143,8 +145,8 @@ def match(
     weights: GroupWeights | None = None,
     rejection_cost: float | None = None,
     n_pairs: int | None = None,
-    exclude_a: Bool[Tensor, " F_a"] | None = None,
-    exclude_b: Bool[Tensor, " F_b"] | None = None,
+    exclude_a: Bool[Array, " F_a"] | None = None,
+    exclude_b: Bool[Array, " F_b"] | None = None,
     similarity: Comparison | None = None,
     layers: tuple[int, int] | None = None,
 ) -> Matching:
@@ -154,7 +156,7 @@ def match(
 
     Args:
         a, b: SAEs over residual streams of the same d_model; widths may differ (every feature of the narrower
-            one is matched).
+            one is matched). Live objects of SAELens, sparsify or dictionary_learning do as well (`load_sae`).
         metric: `both` (the paper's main scheme), `decoder` or `encoder`.
         folding: `theta` (fold thresholds first, Eq. 4) or `none`.
         solver: a name (`certified` is exact at any width; see `SOLVERS`), or a solver object with its options.
@@ -167,22 +169,19 @@ def match(
         layers: of `a` and `b`, for a similarity that knows features by their layer.
 
     Raises:
-        UserError: incompatible SAEs, unknown names, layers that are needed and not given, thresholds that cannot be
-            folded, masks of another shape, limits that the solver does not know, or too little memory.
+        UserError: objects that are no SAEs, incompatible SAEs, unknown names, layers that are needed and not given,
+            thresholds that cannot be folded, masks of another shape, limits that the solver does not know, or too
+            little memory.
     """
-    for sae in (a, b):
-        if not isinstance(sae, SparseAutoencoder):
-            raise UserError(
-                f"match needs two SparseAutoencoders, got a {type(sae).__name__}: load_sae reads one from its files, "
-                "SparseAutoencoder.from_state_dict takes one from memory"
-            )
+    a, b = as_sae(a), as_sae(b)
     chosen = make_solver(solver) if isinstance(solver, str) else solver
     if (planted := planted_between(a, b)) is not None:
         warnings.warn(planted, UserWarning, stacklevel=2)
     started = time.perf_counter()  # without the import of a solver
     if layers is None and similarity is not None and similarity.by_layer:
         raise UserError(f"{similarity.name} knows features by their layer: say which, as layers=(t, t + 1)")
-    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (exclude_a, exclude_b), layers or (0, 1))
+    excluded = [None if mask is None else as_tensor(mask) for mask in (exclude_a, exclude_b)]
+    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (excluded[0], excluded[1]), layers or (0, 1))
     if similarity is None:
         problem = weights_problem(
             pair, metric=metric, include_bias=include_bias, weights=weights,
@@ -348,7 +347,7 @@ class Chain:
 
 
 def match_chain(
-    saes: Iterable[SparseAutoencoder], layers: Iterable[int] | None = None, **options: Any
+    saes: Iterable[SparseAutoencoder | object], layers: Iterable[int] | None = None, **options: Any
 ) -> Chain:  # fmt: skip
     """Match every SAE with the next one; `options` are those of `match`.
 
@@ -365,7 +364,7 @@ def match_chain(
     if isinstance(saes, Sized):
         _check_layers(known, len(saes))
     matchings: list[Matching] = []
-    previous: SparseAutoencoder | None = None
+    previous: object = None
     for sae in saes:
         if previous is not None:
             matchings.append(match(previous, sae, **options))

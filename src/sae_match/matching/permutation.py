@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
 
@@ -128,11 +129,12 @@ class Permutation:
         indices[self.indices[self.matched]] = self.matched
         return Permutation(indices, self.n_a, {"inverse_of": self.provenance})
 
-    def apply(self, f: Float[Tensor, "*batch F_a"]) -> Float[Tensor, "*batch F_b"]:
+    def apply(self, f: Float[Array, "*batch F_a"]) -> Float[Tensor, "*batch F_b"]:
         """Activations of A's features, placed at their partners' positions; B's unmatched features get 0.
 
         Where several features of A share a partner, their activations add up.
         """
+        f = as_tensor(f)
         matched = self.matched.to(f.device)
         partners = self.indices.to(f.device)[matched]
         out = f.new_zeros((*f.shape[:-1], self.n_b))

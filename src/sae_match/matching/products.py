@@ -25,7 +25,7 @@ class Precision(StrEnum):
 
 HALF = {"cpu": (Precision.bfloat16,), "cuda": (Precision.float16, Precision.bfloat16)}
 """Half precisions of a device, the first one to be preferred: a GPU is as fast with float16, which rounds less."""
-ROUNDING_ROWS = 4096
+ROUNDING_ROWS = 1024
 """Rows whose rounding errors are measured together."""
 SMALLEST = 4096
 """Rows and columns below which a choice of precision would take longer than it saves."""

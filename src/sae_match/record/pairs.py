@@ -71,7 +71,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
 def layer_rows(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     """One dict per layer, `{"layer": a, "metric/variant": value, "..._low": ..., "..._high": ...}`.
 
-    Only adjacent pairs (b = a + 1) and same-layer rows (two seeds) have a place on a per-layer axis.
+    Only adjacent pairs and same-layer rows (two seeds) have a place on a per-layer axis.
     Missing numbers are left out.
     """
     rows: dict[int, dict[str, Any]] = {}
@@ -90,7 +90,7 @@ QUANTILE_SPLICE = "quantile_"
 Curves = list[dict[str, Any]]
 """One dict per place on an axis: the axis' name -> the place, `name of a curve` -> its value there."""
 
-_AT_DISTANCE_ONE: dict[str, tuple[str, ...]] = {
+_AS_DISTANT: dict[str, tuple[str, ...]] = {
     "matched": ("composed", "exact"),
     "random": ("random",),
     "encode_permute_decode": ("composed", "exact"),
@@ -117,36 +117,57 @@ def near(keys: Sequence[tuple[int, int, str]]) -> list[bool]:
         keys: layer, layer_to and variant of every row.
     """
     matchers = {variant for layer, layer_to, variant in keys if layer_to > layer}
+    following = next_layers(keys)
     return [
-        layer_to - layer == 1 or (layer == layer_to and variant not in matchers) for layer, layer_to, variant in keys
+        layer_to == following.get(layer) or (layer == layer_to and variant not in matchers)
+        for layer, layer_to, variant in keys
     ]
+
+
+def next_layers(keys: Iterable[tuple[int, int, str]]) -> dict[int, int]:
+    """By layer the one that it is neighbor to: the nearest one that it is compared with.
+
+    Args:
+        keys: layer, layer_to and variant of every row of a job.
+    """
+    found: dict[int, int] = {}
+    for layer, layer_to, _ in keys:
+        if layer_to > layer:
+            found[layer] = min(layer_to, found.get(layer, layer_to))
+    return found
 
 
 def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str, int]]:
     """Position, variant and distance of each row of a start, that is a layer from which something was composed.
 
-    At distance 1 these are the rows of the adjacent pair, under the one or two names that they have at a distance.
+    Of neighbors these are the rows under the one or two names that they have at a distance.
 
     Args:
         keys: layer, layer_to and variant of every row.
     """
     rows = list(keys)
-    starts = {layer for layer, layer_to, _ in rows if layer_to - layer >= 2}
+    following = next_layers(rows)
+    starts = {layer for layer, layer_to, _ in rows if layer_to > following.get(layer, layer_to)}
     for position, (layer, layer_to, variant) in enumerate(rows):
-        distance = layer_to - layer
-        if layer in starts and distance >= 1:
-            for name in _AT_DISTANCE_ONE.get(variant, ()) if distance == 1 else (variant,):
-                yield position, name, distance
+        if layer in starts and layer_to > layer:
+            for name in _AS_DISTANT.get(variant, ()) if layer_to == following[layer] else (variant,):
+                yield position, name, layer_to - layer
+
+
+def is_far(pairs: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are those of layers further apart than neighbors."""
+    keys = zip(pairs["layer"].tolist(), pairs["layer_to"].tolist(), pairs["variant"].tolist(), strict=True)
+    following = pairs["layer"].map(next_layers(keys))
+    return pairs["layer_to"] > following.fillna(pairs["layer_to"])
 
 
 def distance_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column `distance`, by variant `composed`, `exact`, `random` or a splice's name; empty where only
     neighbors were compared.
 
-    Distance 1 comes from the adjacent pairs of those layers from which something was composed.
+    The smallest distance comes from the adjacent pairs of those layers from which something was composed.
     """
-    far = set(pairs.loc[pairs["layer_to"] - pairs["layer"] >= 2, "metric"])
-    table = pairs[pairs["metric"].isin(far)]
+    table = pairs[pairs["metric"].isin(set(pairs.loc[is_far(pairs), "metric"]))]
     keys = zip(table["layer"].tolist(), table["layer_to"].tolist(), table["variant"].tolist(), strict=True)
     places = list(by_distance(keys))
     rows = table.iloc[[position for position, _, _ in places]].assign(

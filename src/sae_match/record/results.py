@@ -87,7 +87,9 @@ class Results:
             self.record.write_features(self.features)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Add what a reader of the results must know; it is in status.json, the report and the W&B run's notes."""
+        """Log what a reader of the results must know; it is in status.json, the report and the W&B run's notes, too."""
+        for warning in warnings:
+            logger.warning("%s", warning)
         self.warnings += warnings
         self.record.warn(warnings)
 

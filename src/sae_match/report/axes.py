@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFo
 
 from ..metrics.description import CEILING, MATCHED, Description
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_quantile, near_rows
+from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_far, is_quantile, near_rows
 from ..style import BLUE, GREEN, ORANGE, Look
 from .canvas import (
     COLUMN_INCHES,
@@ -43,7 +43,7 @@ EVEN = 1.3
 
 def has_distances(pairs: pd.DataFrame) -> bool:
     """Whether the table compares layers further apart than neighbors."""
-    return bool((pairs["layer_to"] - pairs["layer"] >= 2).any())
+    return bool(is_far(pairs).any())
 
 
 def plot_composition(

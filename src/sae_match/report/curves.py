@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -287,11 +288,13 @@ def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Look]) ->
 
 def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str, labels: Labels = BUILT_IN_LABELS) -> None:
     """How two per-layer quantities change from each layer to the next, in per cent: a point per step, named."""
-    steps = [rows_of(table, metric).set_index("layer")["value"].sort_index().pct_change().dropna() for metric in (x, y)]
-    for layer in steps[0].index.intersection(steps[1].index):
+    values = [rows_of(table, metric).set_index("layer")["value"].sort_index() for metric in (x, y)]
+    before = dict(pairwise(values[0].index))
+    steps = [value.pct_change().dropna() for value in values]
+    for previous, layer in ((before_it, at) for before_it, at in before.items() if at in steps[0] and at in steps[1]):
         point = 100 * steps[0][layer], 100 * steps[1][layer]
         ax.plot(*point, "o", color=BLUE)
-        ax.annotate(f"{layer - 1}→{layer}", point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        ax.annotate(f"{previous}→{layer}", point, xytext=(4, 3), textcoords="offset points", fontsize=7)
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)

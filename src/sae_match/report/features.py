@@ -99,16 +99,16 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     features = pd.read_parquet(directory / FEATURES)
     if features["layer"].nunique() != 1:
         return None
-    judged = _judged_neighbors(directory / JUDGEMENTS)
+    judged = _judged_neighbors(directory / JUDGEMENTS, int(features["layer_to"].iloc[0]))
     levels = {entry["feature"]: entry["level"] for entry in judged}
     features = features.assign(judge=features["feature"].map(levels).astype(object))
     return features, pair_examples(features, _explanations(judged) or top_tokens(directory / TOP_TOKENS))
 
 
-def _judged_neighbors(path: Path) -> list[dict[str, Any]]:
-    """The lines of judgements.jsonl on matched neighbors."""
+def _judged_neighbors(path: Path, layer_to: int) -> list[dict[str, Any]]:
+    """The lines of judgements.jsonl on matched neighbors, of which this is the second layer."""
     entries = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
-    return [e for e in entries if e["variant"] == "matched" and e["layer_to"] - e["layer"] == 1]
+    return [e for e in entries if e["variant"] == "matched" and e["layer_to"] == layer_to]
 
 
 def _explanations(judged: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
@@ -167,8 +167,9 @@ def plot_pair_examples(features: pd.DataFrame, examples: pd.DataFrame, path: Pat
     """Histogram of the decoder MSE with the examples marked, their top tokens below; where pairs were judged, the MSE
     by the judge's answer. Features and examples as from `pair_examples_of`."""
     judged = features.dropna(subset="judge")
-    layer, lines = int(features["layer"].iloc[0]), 0.2 * len(examples)
-    with drawing(path, (PAGE_INCHES[0], 3.1 + lines), f"layers {layer} → {layer + 1}") as figure:
+    layer, layer_to = (int(features[side].iloc[0]) for side in ("layer", "layer_to"))
+    lines = 0.2 * len(examples)
+    with drawing(path, (PAGE_INCHES[0], 3.1 + lines), f"layers {layer} → {layer_to}") as figure:
         top, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2.7, 0.4 + lines))).ravel()
         axes = top.subplots(1, 2, width_ratios=(2, 1)) if len(judged) else [top.subplots()]
         _draw_marked_histogram(axes[0], features, examples)

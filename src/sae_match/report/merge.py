@@ -47,7 +47,8 @@ def merge_spans(records: Sequence[Record]) -> Merged:
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
-        if record.state == "done" and record.pairs is not None and all(isinstance(end, int) for end in _span(record)):
+        spanned = all(isinstance(end, int) for end in _span(record)) and not record.config["layers"].get("list")
+        if record.state == "done" and record.pairs is not None and spanned:
             # What jobs capture for each other does not count, nor does the device.
             science = science_of(record.config, ("layers", "capture", "device"))
             groups[json.dumps(science, sort_keys=True, default=str)].append(index)

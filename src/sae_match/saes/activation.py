@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_match.arrays import as_tensor
 from sae_match.errors import UserError
 
 
@@ -68,7 +70,8 @@ class Activation:
         if self.normalization != "none":
             return (
                 f"its inputs are normalized ({self.normalization}) by factors that are not in its weights "
-                "(expected_average_only_in: give them with sae.norm_scaling_factors; others depend on each token)"
+                "(expected_average_only_in: give them with sae.norm_scaling_factors, or as Convention.normalization; "
+                "others depend on each token)"
             )
         if self.kind is ActivationKind.batch_topk:
             return "it is a BatchTopK SAE without a threshold, so what fires depends on the batch"
@@ -90,9 +93,11 @@ GATED = Activation(ActivationKind.gated)
 _CANONICAL_NAMES = {
     "encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "decoder.bias": "b_dec",
     "bias": "b_dec", "decoder_bias": "b_dec", "gate_bias": "b_gate", "mag_bias": "b_mag",
+    "encoder_linear.weight": "W_enc", "encoder_linear.bias": "b_enc",
+    "decoder_linear.weight": "W_dec", "decoder_linear.bias": "b_dec",
 }  # fmt: skip
-"""Names of torch's Linear layers and of dictionary_learning's gated class."""
-_TRANSPOSED = ("encoder.weight", "decoder.weight")
+"""Names of torch's Linear layers (Goodfire calls them encoder_linear) and of dictionary_learning's gated class."""
+_TRANSPOSED = ("encoder.weight", "decoder.weight", "encoder_linear.weight", "decoder_linear.weight")
 """torch's Linear layers store [out, in]."""
 _TENSORS = {
     ActivationKind.jumprelu: ({"b_enc", "threshold"}, {"b_enc", "log_threshold"}),
@@ -101,9 +106,14 @@ _TENSORS = {
 """What a state dict holds beside W_enc, W_dec and b_dec; of the other kinds, b_enc."""
 
 
+def canonical_name(name: str) -> str:
+    """The canonical name of a stored tensor."""
+    return _CANONICAL_NAMES.get(name, name)
+
+
 def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> None:
     """Refuse a state dict with other tensors than an SAE of this kind has."""
-    found = {_CANONICAL_NAMES.get(name, name) for name in stored}
+    found = {canonical_name(name) for name in stored}
     choices = [{"W_enc", "W_dec", "b_dec", *more} for more in _TENSORS.get(kind, ({"b_enc"},))]
     if found in choices:
         return
@@ -117,7 +127,9 @@ def check_names(stored: Iterable[str], kind: ActivationKind, source: str) -> Non
 
 
 def as_float32(source: object, name: str, tensor: object) -> Tensor:
-    """A floating-point tensor in float32, detached; anything else is refused, naming source and tensor."""
+    """A floating-point tensor or array in float32, detached; anything else is refused, naming source and tensor."""
+    if isinstance(tensor, np.ndarray) and tensor.dtype.kind == "f":
+        tensor = as_tensor(tensor)
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         what = f"dtype {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UserError(f"{source}: {name} must be a floating-point tensor, got {what}")
@@ -146,7 +158,7 @@ def canonical_tensors(
     tensors = {}
     for name, tensor in stored.items():
         value = as_float32(source, name, tensor)
-        tensors[_CANONICAL_NAMES.get(name, name)] = value.T if name in _TRANSPOSED else value
+        tensors[canonical_name(name)] = value.T if name in _TRANSPOSED else value
     W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
     b_enc, threshold = tensors.get("b_enc"), tensors.get("threshold", W_enc.new_zeros(1))
     if "log_threshold" in tensors:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from sae_match.arrays import Array, windows_of
 from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import ActivationKind
@@ -158,7 +159,7 @@ def nth_largest(parts: Iterable[Float[Tensor, " any"]], n: int) -> float | None:
 def measure_scale(
     sae: SparseAutoencoder,
     choice: FoldingScale | str,
-    x: Float[Tensor, "windows tokens d"],
+    x: Float[Array, "windows tokens d"] | Float[Array, "tokens d"],
     *,
     k: int | None = None,
     batch_windows: int = 8,
@@ -171,7 +172,8 @@ def measure_scale(
         of the others, and how many did is logged.
 
     Args:
-        x: the residual stream that the SAE reads; memory-mapped CPU tensors are fine.
+        x: the residual stream that the SAE reads; memory-mapped CPU tensors are fine. Tokens without windows,
+            [tokens, d], have no sink positions.
         k: active features per token for `estimated`; the SAE's own k if None.
         sink_positions: positions at each window's start that are left out.
 
@@ -180,6 +182,7 @@ def measure_scale(
     """
     if choice not in MEASURED_SCALES:
         raise UserError(f"folding.scale={choice}: only {', '.join(MEASURED_SCALES)} are measured")
+    x, sink_positions, batch_windows = windows_of(x, sink_positions, batch_windows)
     x = x[:, sink_positions:]
     batches = (x[start : start + batch_windows].to(sae.device) for start in range(0, len(x), batch_windows))
     if choice == FoldingScale.estimated:

@@ -12,18 +12,23 @@ from pydantic import ValidationError
 from sae_match.errors import UserError
 from sae_match.options import what_is_wrong
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
+from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
 from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
-from sae_match.saes.formats.llama_scope import LlamaScope
+from sae_match.saes.formats.llama_scope import LlamaScope, LlamaScopeR1
 from sae_match.saes.formats.native import Native
+from sae_match.saes.formats.release import Release
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.sparsify import Sparsify
+from sae_match.saes.formats.state_dict import StateDict
+from sae_match.saes.formats.temporal import Temporal
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 FORMATS: tuple[type[SaeFormat], ...] = (
-    Native, GemmaScope, GemmaScope2, LlamaScope, Saelens, Sparsify, DictionaryLearning,
+    Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning,
+    CrossLayerTranscoder, Temporal, StateDict,
 )  # fmt: skip
 """The dialects that `load_sae` detects and knows by name."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -56,50 +61,53 @@ def _unread(path: Path) -> UserError:
     if path.suffix not in PICKLES or not path.is_file():
         return UserError(f"{path}: unknown SAE file type; expected .safetensors, .npz, ae.pt or the folder of a layer")
     return UserError(
-        f"{path}: a {path.suffix} file is a pickle, which can run code; of these only ae.pt of dictionary_learning is "
-        f"read, with config.json beside it. To convert another one: state = torch.load({path.name!r}, "
-        "weights_only=True); sae = SparseAutoencoder.from_state_dict(state, activation=..., subtracts_b_dec=...); "
-        "sae_match.saes.save_native(sae, 'layer_00.safetensors')"
+        f"{path}: a state dict does not say what the SAE computes from it. Say so with dialect=StateDict("
+        "name='mine', activation=..., subtracts_b_dec=..., last_layer=0) of sae_match.saes (sae=state_dict of the "
+        "command); nothing but tensors is unpickled"
     )
 
 
 def load_sae(
-    path: Path | str,
+    path: Path | str | object = None,
     layer: int | None = None,
     *,
+    release: str | None = None,
+    id: str | None = None,
     dialect: SaeFormat | type[SaeFormat] | str | None = None,
     site: Site | str | None = None,
 ) -> SparseAutoencoder:
-    """Load one SAE from a file, or from the folder that holds its files, in any supported dialect.
+    """Load one SAE from a file, from the folder that holds its files, in any supported dialect, or by its name in
+    SAELens' registry: `load_sae(release="gemma-scope-2b-pt-res-canonical", id="layer_{layer}/width_16k/canonical",
+    layer=12)`; or take over one in memory: a live object of SAELens, sparsify or dictionary_learning.
 
     `path` may begin with `embedded/`, which names the SAEs shipped with the package; `{layer}` in it is
     replaced, so `load_sae("embedded/smollm2_135m/layer_{layer:02d}.safetensors", 13)` works.
 
     Args:
-        path: file or folder to read.
+        path: file or folder to read, or an object; with a release, a local copy of its repository, read in place of the
+            hub.
         layer: 0-based layer, for the file name, for error messages, and to be compared with what the files say.
+        release, id: names in the registry; {layer} and {next} (= layer + 1) in the id are replaced.
         dialect: how the files are laid out: a name, or a class (or an object with its options) such as a user's own;
             detected where that is unambiguous.
         site: where in the block the SAE reads, for files that do not say so.
 
     Raises:
-        UserError: missing or corrupt file, unknown or ambiguous layout, or invalid values.
+        UserError: missing or corrupt file, unknown or ambiguous layout, unknown release or id, or invalid values.
     """
+    if release is not None or id is not None:
+        return _load_published(release, id, layer, path, site, dialect)
     if not isinstance(path, (str, Path)):
-        raise UserError(
-            f"load_sae reads files, and was given a {type(path).__name__}; an SAE in memory becomes one with "
-            "SparseAutoencoder.from_state_dict(sae.state_dict(), activation=..., subtracts_b_dec=...)"
-        )
+        from sae_match.saes.live import as_sae  # few need it
+
+        return as_sae(path, layer, site)
     name = str(path)
     if layer is None and "{layer" in name:
         raise UserError(f"{name}: of which layer? load_sae({name!r}, 13) puts 13 in place of {{layer}}")
     file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
-    try:
-        place = None if site is None else Site(site)
-    except ValueError:
-        raise UserError(f"site={site}: must be one of {', '.join(Site)}") from None
+    place = None if site is None else _site(site)
     if isinstance(dialect, SaeFormat):
         return (dialect if place is None else replace(dialect, site=place)).read(file, layer)
     kind = detect_format(file) if dialect is None else format_named(dialect) if isinstance(dialect, str) else dialect
@@ -109,6 +117,29 @@ def load_sae(
         advice = f"pass an object, {kind.__name__}(name=..., ...)"
         raise UserError(f"dialect={kind.__name__}: {what_is_wrong(error)}; {advice}") from error
     return saes.read(file, layer)
+
+
+def _load_published(
+    release: str | None, id: str | None, layer: int | None, root: object, site: Site | str | None,
+    dialect: object,
+) -> SparseAutoencoder:  # fmt: skip
+    if release is None or id is None or dialect is not None:
+        raise UserError(f"load_sae: release={release}, id={id}, dialect={dialect}: a release goes with an id, alone")
+    if layer is None and "{" in id:
+        raise UserError(f"load_sae(release={release!r}, id={id!r}): of which layer? Say layer=13, or a full id")
+    place = None if site is None else _site(site)
+    saes = Release(
+        name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
+    )
+    at = saes.sae(layer).block if layer is None else layer
+    return saes.read(saes.locate(at), at)
+
+
+def _site(name: Site | str) -> Site:
+    try:
+        return Site(name)
+    except ValueError:
+        raise UserError(f"site={name}: must be one of {', '.join(Site)}") from None
 
 
 @dataclass(frozen=True)

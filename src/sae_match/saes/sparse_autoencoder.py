@@ -11,16 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
-from sae_match.saes.activation import (
-    JUMPRELU,
-    Activation,
-    ActivationKind,
-    as_float32,
-    canonical_tensors,
-    check_names,
-)
-from sae_match.saes.site import Site
+from sae_match.saes.activation import JUMPRELU, Activation, as_float32
+from sae_match.saes.convention import Convention
+from sae_match.saes.site import Site, parse_site
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 """Canonical parameter names, in storage and hashing order."""
@@ -39,8 +34,9 @@ class SparseAutoencoder:
         pre = x @ W_enc + b_enc;   f = pre * (pre > threshold);   x_hat = f @ W_dec + b_dec
 
     (The paper's Eqs. 1-2.) Other activations have the same five parameters; a b_dec that is subtracted from the input
-    is folded into b_enc. Parameters are float32 constants; inputs of any floating dtype and batch shape are computed
-    in float32. A threshold below 0 counts as 0, as in SAELens, dictionary_learning and Gemma Scope.
+    is folded into b_enc. Parameters are float32 constants; inputs of any floating dtype and batch shape, tensors or
+    numpy arrays, are computed in float32. A threshold below 0 counts as 0, as in SAELens, dictionary_learning and
+    Gemma Scope.
 
     Args:
         W_enc: encoder, [d, F].
@@ -52,6 +48,7 @@ class SparseAutoencoder:
         site: where in the block the SAE reads.
         scale: theta of each feature in folding, in place of the threshold, [F], positive.
         match_only: why this SAE only matches and never encodes; None if it encodes.
+        stated_l0: active features per token that it was trained for, where that is stated and is not the k of a TopK.
         source: where the parameters came from; named in errors and provenance.
 
     Raises:
@@ -61,32 +58,34 @@ class SparseAutoencoder:
     def __init__(
         self,
         *,
-        W_enc: Float[Tensor, "d F"],
-        b_enc: Float[Tensor, " F"],
-        W_dec: Float[Tensor, "F d"],
-        b_dec: Float[Tensor, " d"],
-        threshold: Float[Tensor, " F"] | None = None,
+        W_enc: Float[Array, "d F"],
+        b_enc: Float[Array, " F"],
+        W_dec: Float[Array, "F d"],
+        b_dec: Float[Array, " d"],
+        threshold: Float[Array, " F"] | None = None,
         activation: Activation = JUMPRELU,
         site: Site = Site.resid_post,
-        scale: Float[Tensor, " F"] | None = None,
+        scale: Float[Array, " F"] | None = None,
         match_only: str | None = None,
+        stated_l0: float | None = None,
         source: str = "memory",
     ) -> None:
         if threshold is None:
             raise UserError(
                 f"{source}: no threshold. A state dict does not say what the SAE computes from it: use "
-                "SparseAutoencoder.from_state_dict(state_dict, activation=..., subtracts_b_dec=...)"
+                "SparseAutoencoder.from_state_dict(state_dict, Convention(...))"
             )
         given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
         if scale is not None:
             given["scale"] = scale
-        given = {name: as_float32(source, name, tensor) for name, tensor in given.items()}
-        _check_tensors(given, source)
-        checked = {name: tensor.contiguous() for name, tensor in given.items()}
+        tensors = {name: as_float32(source, name, values) for name, values in given.items()}
+        _check_tensors(tensors, source)
+        checked = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if activation.k is not None and activation.k > W_enc.shape[1]:
             raise UserError(f"{source}: k={activation.k} of {W_enc.shape[1]} features")
         self.source, self.activation, self.site = source, activation, site
         self.match_only = match_only or activation.obstacle
+        self.stated_l0 = stated_l0
         self.W_enc: Float[Tensor, "d F"] = checked["W_enc"]
         self.b_enc: Float[Tensor, " F"] = checked["b_enc"]
         self.W_dec: Float[Tensor, "F d"] = checked["W_dec"]
@@ -97,43 +96,40 @@ class SparseAutoencoder:
     @classmethod
     def from_state_dict(
         cls,
-        state_dict: Mapping[str, Tensor],
+        state_dict: Mapping[str, Float[Array, "..."]],
+        convention: Convention,
         *,
-        activation: ActivationKind | str,
-        subtracts_b_dec: bool,
-        k: int | None = None,
-        rescales_by_decoder_norm: bool | None = None,
         site: Site | str = Site.unknown,
         source: str = "state dict",
     ) -> SparseAutoencoder:
         """The SAE of another library's `state_dict()`, given what the tensors do not say.
 
-        Names are those of `canonical_tensors`. An SAE that normalizes its inputs must have the factor folded in before.
+        Names are those of `canonical_tensors`.
 
         Args:
-            activation: `jumprelu`, `relu`, `gated` or `topk`. A BatchTopK SAE with its threshold is a `jumprelu` one.
-            subtracts_b_dec: whether b_dec is subtracted from the input (SAELens: `cfg.apply_b_dec_to_input`).
-            k: active features per token of a `topk`.
-            rescales_by_decoder_norm: whether a `topk` multiplies its pre-activations by the decoder norms before it
-                ranks them (SAELens: `cfg.rescale_acts_by_decoder_norm`).
+            convention: see `Convention`; nothing of it is guessed.
 
         Raises:
-            UserError: missing or unknown tensors, an unknown activation, a `topk` without its k or its
-                `rescales_by_decoder_norm`, or anything that the constructor refuses.
+            UserError: missing or unknown tensors, or anything that the constructor refuses.
         """
-        try:
-            kind, place = ActivationKind(activation), Site(site)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}; activations: {', '.join(ActivationKind)}") from None
-        if kind is ActivationKind.topk and rescales_by_decoder_norm is None:
-            raise UserError(
-                f"{source}: rescales_by_decoder_norm=True or False must say whether this TopK ranks pre-activations "
-                "times decoder norms (SAELens: cfg.rescale_acts_by_decoder_norm; sparsify, dictionary_learning: no)"
-            )
-        check_names(state_dict, kind, source)
-        rescales = bool(rescales_by_decoder_norm)
-        tensors: dict[str, Any] = canonical_tensors(state_dict, subtracts_b_dec, rescales, source=source)
-        return cls(**tensors, activation=Activation(kind, k=k), site=place, source=source)
+        tensors = convention.canonical(state_dict, source)
+        return cls(**tensors, activation=convention.how, site=parse_site(site), source=source)
+
+    @classmethod
+    def from_sae_lens(cls, sae: object, *, site: Site | str | None = None) -> SparseAutoencoder:
+        """A copy of a live SAELens object, which takes its conventions from the object's `cfg` and is compared with
+        the object's own `encode` and `decode`. `load_sae` takes those of dictionary_learning and sparsify as well.
+
+        Args:
+            site: where in the block it reads, if its `cfg.metadata.hook_name` does not say.
+
+        Raises:
+            UserError: another kind of object, an architecture that is not supported, or one that computes something
+                else than its class says.
+        """
+        from sae_match.saes.live import read_sae_lens  # it builds on this class
+
+        return read_sae_lens(sae, site)
 
     @property
     def d_model(self) -> int:
@@ -156,8 +152,8 @@ class SparseAutoencoder:
 
     def replace(self, **changes: Any) -> SparseAutoencoder:
         """A new SAE with some constructor arguments changed; tensors that stay are shared."""
-        facts = {"activation": self.activation, "site": self.site, "scale": self.scale, "source": self.source}
-        return SparseAutoencoder(**{**self.parameters(), **facts, "match_only": self.match_only, **changes})
+        names = ("activation", "site", "scale", "match_only", "stated_l0", "source")
+        return SparseAutoencoder(**{**self.parameters(), **{name: getattr(self, name) for name in names}, **changes})
 
     def to(self, device: str | torch.device) -> SparseAutoencoder:
         """This SAE with its tensors on `device` (itself, if they are there already)."""
@@ -193,7 +189,7 @@ class SparseAutoencoder:
             )
         return self.threshold
 
-    def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
+    def encode(self, x: Float[Array, "*batch d"]) -> Float[Tensor, "*batch F"]:
         """Feature activations, zero unless the pre-activation is strictly above the threshold (or among the k largest).
 
         Raises:
@@ -203,14 +199,14 @@ class SparseAutoencoder:
             raise UserError(
                 f"{self.source}: cannot encode, because {self.match_only}. It can be matched by its weights"
             )
-        pre = torch.matmul(x.to(torch.float32), self.W_enc) + self.b_enc
+        pre = torch.matmul(as_tensor(x, self.device).to(torch.float32), self.W_enc) + self.b_enc
         return self.activation(pre, self.threshold)
 
-    def decode(self, f: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch d"]:
+    def decode(self, f: Float[Array, "*batch F"]) -> Float[Tensor, "*batch d"]:
         """Reconstruction of the residual stream from feature activations."""
-        return torch.matmul(f.to(torch.float32), self.W_dec) + self.b_dec
+        return torch.matmul(as_tensor(f, self.device).to(torch.float32), self.W_dec) + self.b_dec
 
-    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """`decode(encode(x))`."""
         return self.decode(self.encode(x))
 

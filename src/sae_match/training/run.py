@@ -19,6 +19,7 @@ from sae_match.options import arguments
 from sae_match.record.configuration import run_id
 from sae_match.saes import save_native
 from sae_match.store import Store
+from sae_match.study import span_of
 from sae_match.terminal import wants_bars
 from sae_match.text import TokenWindows, load_windows
 from sae_match.tracking import TrackingMode
@@ -42,7 +43,7 @@ def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     its checkpoint. Returns the entries of the span. Raises UserError for a bad text, folder or report before any long
     work begins; the configuration has passed `rules.check_train_config`.
     """
-    layers = range(cfg.layers.first, cfg.layers.last + 1)
+    layers = span_of(cfg.layers)
     output = Path(cfg.paths.output_dir)
     check_writable(output, "paths.output_dir")
     store = Store(cfg.paths.cache_dir)

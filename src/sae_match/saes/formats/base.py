@@ -121,11 +121,15 @@ class SaeFormat(ABC):
         """File below `root` of a second training seed of the layer's SAE, whether it exists or not; None = none."""
         return None
 
-    def check_span(self, first: int, last: int) -> None:
-        """Refuse layers that there are no SAEs for, and options that belong to another span."""
-        if not all(self.first_layer <= layer <= self.last_layer for layer in (first, last)):
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """Refuse layers that there are no SAEs for, and options that belong to another span.
+
+        Args:
+            layers: all layers of the job, ascending.
+        """
+        if not self.first_layer <= layers[0] <= layers[-1] <= self.last_layer:
             raise UserError(
-                f"layers.first={first}, layers.last={last}: the SAEs {self.name} cover layers "
+                f"layers.first={layers[0]}, layers.last={layers[-1]}: the SAEs {self.name} cover layers "
                 f"{self.first_layer}..{self.last_layer}"
             )
 
@@ -158,7 +162,7 @@ class SaeFormat(ABC):
             self.repo_id or "", self.revision, "sae", "point sae.root at a local copy in the hub's layout"
         )
 
-    def fetch(self, name: str, layer: int) -> Path:
+    def fetch(self, name: str, layer: int | None) -> Path:
         """Local path of one file of a layer, downloaded (and its checksum checked) where `root` is not set.
 
         Args:
@@ -236,7 +240,9 @@ def inside_only(name: str) -> str:
     """The name itself, of a path that stays inside its directory or repository: neither absolute nor with `..`."""
     # Links are followed: the hub client's own cache consists of them.
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or not name.isprintable():
+    # A colon ends a drive or a protocol (C:, hf:); within a name it is an ordinary letter.
+    elsewhere = name.startswith(("/", "\\", "~")) or re.match(r"\w:|[^/]*:$", parts[0])
+    if elsewhere or ".." in parts or not name.isprintable():
         raise UserError(
             f"{name[:200]!r}: names of files inside sae.root or sae.repo_id (from sae.filename, sae.folder, sae.width, "
             "sae.l0) are relative and without '..'; set sae.root to the directory itself"
@@ -244,7 +250,7 @@ def inside_only(name: str) -> str:
     return name
 
 
-def _local_file(root: Path, name: str, layer: int) -> Path:
+def _local_file(root: Path, name: str, layer: int | None) -> Path:
     """The file below `root`; where it is missing, the message lists what its nearest folder holds."""
     path = root / name
     if os.path.isfile(path):  # a name that no file can have counts as no
@@ -252,7 +258,8 @@ def _local_file(root: Path, name: str, layer: int) -> Path:
     parent = next((at for at in path.parents if os.path.isdir(at) and at.is_relative_to(root)), root)
     held = ", ".join(sorted(os.listdir(parent))[:12]) if os.path.isdir(parent) else ""
     found = f"{parent} holds {held}" if held else f"{parent} is missing or empty (sae.root)"
-    raise UserError(f"no SAE for layer {layer}: {path} does not exist. {found}.")
+    what = "SAE" if layer is None else f"SAE for layer {layer}"
+    raise UserError(f"no {what}: {path} does not exist. {found}.")
 
 
 def fill(pattern: str, layer: int, key: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +16,7 @@ from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, build_sae, l0_of_layer, local_root
 from sae_match.saes.formats.reading import matrix_shape, need_names, npz_shapes, read_npz
+from sae_match.saes.releases import release_named, release_names
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import PARAMETERS, SparseAutoencoder
 
@@ -66,10 +65,10 @@ class GemmaScope(SaeFormat):
         """An .npz file."""
         return path.suffix == ".npz"
 
-    def check_span(self, first: int, last: int) -> None:
-        """As `SaeFormat.check_span`, and refuse an `l0` of other layers."""
-        super().check_span(first, last)
-        l0_of_layer(self.l0, first, tuple(range(first, last + 1)))
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """As `SaeFormat.check_layers`, and refuse an `l0` of other layers."""
+        super().check_layers(layers)
+        l0_of_layer(self.l0, layers[0], layers)
 
     def files(self, layer: int, span: tuple[int, ...] = ()) -> tuple[str, ...]:
         """The layer's one file."""
@@ -142,13 +141,6 @@ class GemmaScope(SaeFormat):
         )
 
 
-@cache
-def _releases() -> dict[str, Any]:
-    text = resources.files("sae_match").joinpath("assets/gemma_scope_l0s.json").read_text(encoding="utf-8")
-    releases: dict[str, Any] = json.loads(text)["releases"]
-    return releases
-
-
 def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
     """The N of `average_l0_N` for one layer.
 
@@ -163,7 +155,7 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
     if l0.isdigit():
         return int(l0)
     if l0 == "canonical":
-        return int(_of_layer(repo_id, width, layer, "canonical"))
+        return _of_layer(repo_id, width, layer, "-canonical")[0]
     if l0 != "paper":
         raise UserError(f"sae.l0={l0}: must be canonical, paper, similar, or a whole number that names average_l0_N")
     if (repo_id or "").split("/")[-1] != "gemma-scope-2b-pt-res" or width != "16k":
@@ -175,23 +167,28 @@ def choose_l0(repo_id: str | None, width: str, layer: int, l0: str) -> int:
 
 def published_l0s(repo_id: str | None, width: str, layer: int) -> list[int]:
     """Every published N of `average_l0_N` for one layer, ascending; raises as `choose_l0`."""
-    return sorted(_of_layer(repo_id, width, layer, "l0s"))
+    return _of_layer(repo_id, width, layer, "")
 
 
-def _of_layer(repo_id: str | None, width: str, layer: int, which: str) -> Any:
+def _of_layer(repo_id: str | None, width: str, layer: int, suffix: str) -> list[int]:
+    """L0s of one layer in the release of a repository that has this suffix, ascending."""
     name = (repo_id or "").split("/")[-1]
-    if name not in _releases():
+    if name + suffix not in release_names():
+        lists = ", ".join(one.removesuffix("-canonical") for one in release_names() if one.endswith("-canonical"))
         raise UserError(
-            f"sae.repo_id={repo_id}: no canonical L0 list for this release. Known: {', '.join(sorted(_releases()))}. "
+            f"sae.repo_id={repo_id}: no canonical L0 list for this release. Known: {lists}. "
             "Name the folder yourself with sae.l0=N."
         )
-    widths = _releases()[name][which]
+    widths: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for sae in release_named(name + suffix).saes.values():
+        if sae.block is not None and sae.l0 is not None:
+            widths[sae.path.split("/")[1].removeprefix("width_")][sae.block].append(sae.l0)
     if width not in widths:
         raise UserError(f"sae.width={width}: {name} has canonical L0s for widths {', '.join(sorted(widths))}")
-    if str(layer) not in widths[width]:
-        known = ", ".join(sorted(widths[width], key=lambda key: (len(key), key)))
+    if layer not in widths[width]:
+        known = ", ".join(map(str, sorted(widths[width])))
         raise UserError(f"layer {layer}: {name} width {width} has canonical SAEs only for layers {known}")
-    return widths[width][str(layer)]
+    return sorted(widths[width][layer])
 
 
 def choose_similar(available: Mapping[int, Sequence[int]], near: int | None = None) -> dict[int, int]:

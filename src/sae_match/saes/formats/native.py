@@ -73,10 +73,10 @@ class Native(SaeFormat):
             return None
         return fill(self.ceiling_filename, layer, "sae.ceiling_filename")
 
-    def check_span(self, first: int, last: int) -> None:
-        """As `SaeFormat.check_span`, and refuse an `l0` of other layers."""
-        super().check_span(first, last)
-        l0_of_layer(self.l0, first, tuple(range(first, last + 1)))
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """As `SaeFormat.check_layers`, and refuse an `l0` of other layers."""
+        super().check_layers(layers)
+        l0_of_layer(self.l0, layers[0], layers)
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
         """As `SaeFormat.locate`; where the file of an `l0` is missing, the message lists the L0s that are there."""

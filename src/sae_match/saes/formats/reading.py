@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor
 
@@ -36,6 +37,7 @@ MAX_INTEGER = 1 << 48
 MAX_RATIO, ALWAYS_FINE = 64, 1 << 26
 """Weights hardly compress: what unpacks to more than 64 times its size (and to more than 64 MiB) is refused."""
 MAX_MEMBERS = 1000
+MAX_YAML = 1 << 20
 REMOTE_BLOCK = 2**14
 """Bytes of an archive at the hub that are requested at a time."""
 _MEMBER = re.compile(r"[\w.-]+\.npy")
@@ -71,6 +73,17 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(need_file(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, of plain values; a file too large for a configuration is refused."""
+    with _readable(path, "YAML file"):
+        if need_file(path).stat().st_size > MAX_YAML:
+            raise UserError(f"{path}: more than {MAX_YAML} bytes; no configuration is so large")
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a YAML mapping, got {type(value).__name__}")
     return value
 
 
@@ -151,6 +164,17 @@ def read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         return {name: as_float32(path, name, file.get_tensor(name)) for name in names}
 
 
+def read_summed(path: Path, name: str) -> Tensor:
+    """The float32 sum over the middle axis of a tensor [a, n, b], of which one [a, b] is in memory at a time."""
+    with _safetensors(path) as file:
+        need_names(path, file.keys(), [name])
+        stored = file.get_slice(name)
+        total = as_float32(path, name, stored[:, 0, :]).clone()
+        for place in range(1, stored.get_shape()[1]):
+            total += as_float32(path, name, stored[:, place, :])
+        return total
+
+
 def npz_shapes(path: Path) -> Shapes:
     """Shapes from the headers alone; nothing is unpickled or allocated."""
     with _readable(path, ".npz of plain arrays"), need_file(path).open("rb") as file:
@@ -200,20 +224,29 @@ def _check_expansion(path: Path | str, archive: zipfile.ZipFile, size: int) -> N
             raise UserError(f"{path}: would unpack {packed} bytes to {unpacked}; no weights do")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run."""
+def read_state_dict(
+    path: Path, *, lazy: bool = False, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a state dict, unpickled by torch's restricted unpickler: nothing in the file can run.
+
+    Args:
+        lazy: map the file into memory where its layout allows it, for a look at the shapes.
+        keep: which entries are wanted; the others may be anything that the restricted unpickler reads.
+    """
     size = need_file(path).stat().st_size
     # torch's own message, not quoted, advises to load the file without the restriction.
     with _readable(path, "state dict of plain tensors", quote=False):
-        if zipfile.is_zipfile(path):
+        packed = zipfile.is_zipfile(path)
+        if packed:
             with zipfile.ZipFile(path) as archive:
                 _check_expansion(path, archive, size)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and packed)
+    kept = {str(name): value for name, value in state.items() if keep(str(name))} if isinstance(state, dict) else {}
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in kept.values()):
         raise UserError(f"{path}: expected a state dict of tensors")
-    if sum(value.numel() * value.element_size() for value in state.values()) > size:
+    if sum(value.numel() * value.element_size() for value in kept.values()) > size:
         raise UserError(f"{path}: its tensors claim more data than the file holds")
-    return {str(name): value for name, value in state.items()}
+    return kept
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sae_match.options import option
 from sae_match.saes.activation import Activation, ActivationKind, canonical_tensors
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
 from sae_match.saes.formats.reading import need_layout, number, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.releases import settings_of_repositories
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
@@ -35,15 +36,6 @@ _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 """Training classes; SAELens itself saves their inference form as jumprelu."""
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 SCALED = "expected_average_only_in"
-_CENTERED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
-REGISTRY: Mapping[str, Mapping[str, Any]] = {
-    "JoshEngels/Mistral-7B-Residual-Stream-SAEs": {"normalize_activations": "constant_norm_rescale"},
-    "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTERED,
-    "jbloom/GPT2-Small-SAEs-Reformatted": _CENTERED,
-    "tommmcgrath/gpt2-small-mlp-out-saes": _CENTERED,
-}
-"""Settings of hub repositories that change what an SAE computes and that only SAELens' registry of pretrained SAEs
-(`pretrained_saes.yaml`) knows."""
 _REGISTERED_MODELS = (None, "gpt2-small", "gpt2", "mistral-7b", "mistralai/Mistral-7B-v0.1")
 
 
@@ -68,8 +60,8 @@ class Saelens(FolderFormat):
 
     @classmethod
     def detect(cls, path: Path) -> bool:
-        """Also weights without their cfg.json, which cannot be read: the reader names what is missing."""
-        return super().detect(path) or path.name == cls.FILES[-1]
+        """Also weights without any config, which cannot be read: the reader names what is missing."""
+        return super().detect(path) or (path.name == cls.FILES[-1] and not path.with_name("config.json").is_file())
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
         """Dimensions, hook point and layer from `cfg.json`, compared with the weights' header."""
@@ -107,7 +99,7 @@ class Saelens(FolderFormat):
             logger.warning(
                 "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a "
                 "way that the file does not say: give the repository as sae.repo_id or in the folder's name",
-                config, ", ".join(REGISTRY),
+                config, ", ".join(settings_of_repositories("sae_lens")),
             )  # fmt: skip
         cfg |= registered or {}
         named = _architecture(config, cfg)
@@ -155,7 +147,7 @@ class _Settings:
 
 
 def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
-    for repository, settings in REGISTRY.items():
+    for repository, settings in settings_of_repositories("sae_lens").items():
         name = repository.rsplit("/", 1)[-1]
         if repository == repo_id or {name, f"models--{repository.replace('/', '--')}"} & set(path.parts):
             return settings
