@@ -261,7 +261,7 @@ def _checked(values: npt.ArrayLike | None, name: str, sign: int = 0) -> Matrix:
 def _usable(array: npt.NDArray[Any], sign: int) -> Matrix:
     """The costs as the kernels read them: float32 where candidate lists are used, float64 otherwise."""
     listed = array.dtype == np.float32 and array.size > DENSE_ENTRIES and bool(np.isfinite(array).all())
-    costs: Matrix = array.astype(np.float32 if listed else np.float64, copy=False)
+    costs: Matrix = np.asarray(array, np.float32) if listed else np.asarray(array, np.float64)
     return costs if sign > 0 else -costs
 
 

@@ -17,8 +17,8 @@ VISITS = 4
 """Rows looked at in one pass of the row reduction, per row: price wars are left to the shortest paths."""
 PASSES = 2
 """Passes of the row reduction."""
-MOST_PATHS = 64
-"""Shortest paths between two looks at the clock."""
+MOST_STEPS = 1 << 28
+"""Steps of shortest paths between two looks at the clock, at most."""
 
 
 class InfeasibleError(Exception):
@@ -46,15 +46,16 @@ def solve_dense(cost: Float64, deadline: float | None = None) -> tuple[Int64, Fl
         price[~np.isfinite(price)] = 0.0
     reduce_rows(cost, price, owner, partner)
     free = np.flatnonzero(partner == UNOWNED)
+    step = max(1, MOST_STEPS // (n * m))
     while len(free):
         if deadline is not None and time.monotonic() > deadline:
             # Paths of any cost: no row that has a column loses it without getting another one.
             if not complete_rows(free, cost, owner, partner):
                 raise InfeasibleError
             return partner, price, True
-        if not augment_rows(free[:MOST_PATHS], cost, price, owner, partner):
+        if not augment_rows(free[:step], cost, price, owner, partner):
             raise InfeasibleError
-        free = free[MOST_PATHS:]
+        free = free[step:]
     return partner, price, False
 
 
@@ -68,6 +69,11 @@ def reduce_rows(cost: Float64, price: Float64, owner: Int64, partner: Int64) -> 
         while k < waiting:
             i = free[k]
             k += 1
+            left -= 1
+            if left < 0:
+                free[count] = i
+                count += 1
+                continue
             best, second, best_at, second_at = np.inf, np.inf, -1, -1
             for j in range(m):
                 value = cost[i, j] - price[j]
@@ -78,9 +84,8 @@ def reduce_rows(cost: Float64, price: Float64, owner: Int64, partner: Int64) -> 
                         best, best_at = value, j
                     else:
                         second, second_at = value, j
-            left -= 1
             j = best_at
-            if j < 0 or left < 0:
+            if j < 0:
                 free[count] = i
                 count += 1
                 continue
@@ -128,7 +133,7 @@ def augment_rows(  # noqa: PLR0912  one loop: splitting it would hide the order 
                     return False
                 for k in range(settled, near):
                     if owner[order[k]] < 0:
-                        end = np.int64(order[k])
+                        end = np.int64(order[k])  # type: ignore[assignment]
                         break
                 if end >= 0:
                     break
@@ -144,7 +149,7 @@ def augment_rows(  # noqa: PLR0912  one loop: splitting it would hide the order 
                     distance[j], before[j] = label, i
                     if label <= least:
                         if owner[j] < 0:
-                            end = np.int64(j)
+                            end = np.int64(j)  # type: ignore[assignment]
                             break
                         order[k], order[near] = order[near], j
                         near += 1

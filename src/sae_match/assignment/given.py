@@ -88,11 +88,11 @@ def solve_given(
         )  # fmt: skip
         proof = solve_exactly(exact).proof
         deficit = None if proof.deficit is None else math.ldexp(float(proof.deficit), exact.lowest - 1)
-        price = None
+        duals = None
         if proof.stopped:
             highest = exact.ceiling if exact.spares else 0
-            price = as_floats([v - highest for v in exact.column], exact.lowest - 1)
-        solution = GivenSolution(proof.partner.astype(np.int64), deficit, 0.0, proof.stopped, price)
+            duals = as_floats([v - highest for v in exact.column], exact.lowest - 1)
+        solution = GivenSolution(proof.partner.astype(np.int64), deficit, 0.0, proof.stopped, duals)
     return solution
 
 
