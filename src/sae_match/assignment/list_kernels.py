@@ -36,12 +36,8 @@ QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
 """Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
 spare rows lost, exact costs computed, lists remade."""
 COUNTERS = 8
-
-
-@inner
-def index(value: Any) -> int:
-    """A row, column or place as int64, from arrays of any type: so every kernel is compiled for one type only."""
-    return np.int64(value)  # type: ignore[return-value]
+index: Any = np.int64
+"""A row, column or place as int64, from arrays of any type: so every kernel is compiled for one type only."""
 
 
 @njit(cache=True, nogil=True)
