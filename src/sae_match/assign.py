@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from sae_match.assignment.arrays import Float32, Float64, Int64
 from sae_match.assignment.dense import InfeasibleError, solve_dense
+from sae_match.assignment.potentials import BLOCK_ROWS, FLOAT64_BITS, Matrix, bits_of, common_unit, row_potentials
 from sae_match.errors import UserError
 
 __all__ = ["Assignment", "assign", "linear_sum_assignment"]
@@ -25,12 +25,8 @@ DENSE_ENTRIES = 1 << 24
 """Entries of a float32 matrix from which on candidate lists are faster than shortest paths over all of it."""
 FEW_OPERATIONS = 1 << 22
 """Coordinates times pairs of points up to which the matrix of their distances is made."""
-FLOAT64_BITS = 53
-BLOCK_ROWS = 1024
-"""Rows of a matrix, or of products, in work at a time."""
 NONE = -1
 """A row without a column."""
-Matrix = Float64 | Float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +303,7 @@ def _matrix(costs: Matrix, limits: _Limits, error: float = 0.0) -> Assignment:
     except InfeasibleError:
         raise UserError("every assignment has a forbidden pair: allow more pairs, or give n_pairs") from None
     own = whole[np.arange(n), partner].astype(np.float64)
-    u, v = (None, None) if price is None else _potentials(whole, price, error)
+    u, v = (None, None) if price is None else row_potentials(whole, price, error)
     bound = math.fsum([*(own if u is None or v is None else (*u, *v)), *[-least] * extra])
     out = partner >= m
     if rejection is not None:
@@ -319,34 +315,6 @@ def _matrix(costs: Matrix, limits: _Limits, error: float = 0.0) -> Assignment:
     objective = math.fsum(own if n_pairs is None else own[~out])
     proof = (u, v) if n_pairs is None else (None, None)
     return Assignment(np.where(out, NONE, partner), objective, bound, _gap(objective, bound), *proof, 0.0, stopped)
-
-
-def _potentials(costs: Matrix, price: Float64, error: float) -> tuple[Float64, Float64]:
-    """[n] u_i = min_j (cost_ij - v_j), lowered by what float64 rounds and the costs' relative error, and [m] v."""
-    unit = 0.0 if error else _unit([costs], FLOAT64_BITS - _bits(4 * len(costs)))
-    if unit:
-        # Where all costs are whole, potentials rounded down prove as much.
-        price = np.floor(price / unit) * unit
-    u = np.concatenate([(block * (1 - error) - price).min(axis=1) for block in _blocks(costs)])
-    return u if unit else u - 2.0 ** (1 - FLOAT64_BITS) * np.abs(u), price
-
-
-def _unit(matrices: Sequence[Matrix], bits: int) -> float:
-    """A power of two of which all finite numbers are whole multiples, at most 2^bits of it; 0 where there is none."""
-    largest = max(float(np.abs(block).max(where=np.isfinite(block), initial=0)) for block in _blocks(*matrices))
-    unit = 2.0 ** (_bits(largest) - bits)
-    whole = unit > 0 and all((np.rint(block / unit) * unit == block).all() for block in _blocks(*matrices))
-    return unit if whole else 0.0
-
-
-def _bits(value: float) -> int:
-    return math.frexp(value)[1]
-
-
-def _blocks(*matrices: Matrix) -> Iterator[Float64]:
-    for matrix in matrices:
-        for start in range(0, len(matrix), BLOCK_ROWS):
-            yield matrix[start : start + BLOCK_ROWS].astype(np.float64, copy=False)
 
 
 def _turned(found: Assignment, n: int) -> Assignment:
@@ -380,7 +348,7 @@ def _points(x: Matrix, y: Matrix, limits: _Limits) -> Assignment:
     from scipy.spatial.distance import cdist
 
     sides = [side.astype(np.float64) for side in (x, y)]
-    whole = _unit(sides, (FLOAT64_BITS - _bits(4 * d)) // 2) > 0
+    whole = common_unit(sides, (FLOAT64_BITS - bits_of(4 * d)) // 2) > 0
     error = 0.0 if whole else (d + 2) * 2.0**-FLOAT64_BITS
     # By differences, which lose nothing to large coordinates.
     return _matrix(cdist(*sides, "sqeuclidean"), limits, error)
