@@ -22,7 +22,7 @@ from sae_match.assignment.arrays import (
     Prices,
     Scratch,
 )
-from sae_match.assignment.compiled import njit
+from sae_match.assignment.compiled import inner, njit
 from sae_match.assignment.list_kernels import (
     BIDS,
     DEFERRED,
@@ -32,17 +32,15 @@ from sae_match.assignment.list_kernels import (
     REMADE,
     SPARES_LOST,
     exact_cost,
-    extend,
     index,
-    make_list,
-    move_list,
+    renew,
 )
 
 DOUBTS = 8
 """Costs that a bid makes exact one after another, each after a look at the whole list."""
 
 
-@njit(cache=True, nogil=True)
+@inner
 def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64) -> tuple[int, int, int, int]:
     """Slots and values of row i's best and second best listed columns, made exact where they lie below the bound."""
     i = index(lists.of[i])
@@ -84,7 +82,7 @@ def two_best(i: int, costs: Costs, prices: Prices, lists: Lists, counters: Int64
     return best_at, best, second_at, second
 
 
-@njit(cache=True, nogil=True)
+@inner
 def set_price(j: int, price: int, costs: Costs, prices: Prices) -> None:
     """Lower a column's price, in both forms."""
     prices.price[j] = price
@@ -92,7 +90,7 @@ def set_price(j: int, price: int, costs: Costs, prices: Prices) -> None:
         prices.offset[j] = np.float32((price - costs.column_cost[j]) / costs.unit)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def stale(
     i: int, best: int, counters: Int64, few: int, quantized: Int16, scale: Float32,
     costs: Costs, prices: Prices, lists: Lists, scratch: Scratch,
@@ -101,17 +99,10 @@ def stale(
     if quantized.shape[0] == 0 or counters[QUEUE] > few:
         return False
     counters[REMADE] += 1
-    i = index(lists.of[i])
-    before = lists.bound[i]
-    needed = 1
-    while needed > 0:
-        needed = make_list(i, quantized[i], scale[i], lists.wanted[i], costs, prices, lists, scratch)
-        if needed > 0 and not move_list(i, 2 * needed, lists):
-            return False
     # Prices that did not move since the list was made leave it as it was: only a longer one helps.
-    if lists.bound[i] <= before and lists.bound[i] <= best:
-        return extend(i, quantized[i], scale[i], costs, prices, lists, scratch)
-    return True
+    r = index(lists.of[i])
+    above = min(lists.bound[r], best)
+    return renew(r, quantized[r], scale[r], lists.wanted[r], above, costs, prices, lists, scratch)
 
 
 @njit(cache=True, nogil=True)
@@ -131,9 +122,12 @@ def auction(
         head = (head + 1) % ring
         counters[QUEUE] -= 1
         r = index(lists.of[i])
-        best_at, best, _, second = two_best(i, costs, prices, lists, counters)
-        while best >= lists.bound[r] and stale(i, best, counters, few, quantized, scale, costs, prices, lists, scratch):
+        while True:
             best_at, best, _, second = two_best(i, costs, prices, lists, counters)
+            if best < lists.bound[r]:
+                break
+            if not stale(i, best, counters, few, quantized, scale, costs, prices, lists, scratch):
+                break
         if best >= lists.bound[r]:
             pending[counters[PENDING]] = i
             counters[PENDING] += 1
@@ -210,7 +204,7 @@ def reduce_rows(
             i = take(i, best_at, best, second_at, second, deferred, counters, costs, prices, lists, held)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def take(
     i: int, best_at: int, best: int, second_at: int, second: int, deferred: Int32, counters: Int64,
     costs: Costs, prices: Prices, lists: Lists, held: Assignment,

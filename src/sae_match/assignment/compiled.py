@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 from numba import njit
@@ -23,10 +24,18 @@ from numba import njit
 from sae_match.errors import UserError
 from sae_match.store import Store
 
-__all__ = ["njit", "prepare_kernels"]
+__all__ = ["inner", "njit", "prepare_kernels"]
 
 logger = logging.getLogger(__name__)
 VARIABLE = "NUMBA_CACHE_DIR"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inner(function: F) -> F:
+    """`njit` of a kernel that only kernels call: without what Python would call it by, which takes long to compile."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    kernel: F = njit(cache=True, **options)(function)
+    return kernel
 
 
 def choose_kernel_directory() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sae_match.assignment.arrays import Costs, Float32, Float64, Int64, Potentials
-from sae_match.assignment.compiled import njit
+from sae_match.assignment.compiled import inner, njit
 
 LIMB_BITS = 32
 LIMB_MASK = 0xFFFFFFFF
@@ -76,7 +76,7 @@ def exact_remainders(costs: Costs, rows: Int64, columns: Int64) -> list[int]:
     return from_limbs(out)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def parts(bits: int) -> tuple[int, int]:
     """Signed mantissa and biased exponent of a float32 from its bits."""
     exponent = np.int64((bits >> 23) & 0xFF)
@@ -88,7 +88,7 @@ def parts(bits: int) -> tuple[int, int]:
     return (-mantissa if bits < 0 else mantissa), exponent  # type: ignore[return-value]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def add_at(limbs: Int64, value: int, position: int) -> None:
     """Add `value` (|value| < 2^25) times 2^position."""
     at, offset = position // LIMB_BITS, position % LIMB_BITS
@@ -97,7 +97,7 @@ def add_at(limbs: Int64, value: int, position: int) -> None:
     limbs[at + 1] += moved >> LIMB_BITS
 
 
-@njit(cache=True, nogil=True)
+@inner
 def carry(limbs: Int64) -> None:
     """Bring every limb but the last one into 0..2^32 - 1."""
     over = np.int64(0)
@@ -108,7 +108,7 @@ def carry(limbs: Int64) -> None:
     limbs[limbs.shape[0] - 1] += over
 
 
-@njit(cache=True, nogil=True)
+@inner
 def add_dot(limbs: Int64, a: Float32, b: Float32, factor: int, lowest: int) -> None:
     """Add `factor` (at most 2 in magnitude) times the inner product of `a` and `b`."""
     left, right = a.view(np.int32), b.view(np.int32)
@@ -122,7 +122,7 @@ def add_dot(limbs: Int64, a: Float32, b: Float32, factor: int, lowest: int) -> N
             add_at(limbs, value >> HALF_BITS, position + HALF_BITS)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def remainder(costs: Costs, i: int, j: int) -> Int64:
     """-2 <left_i, right_j> less the potentials, in limbs."""
     potentials = costs.potentials
@@ -139,7 +139,7 @@ def remainder(costs: Costs, i: int, j: int) -> Int64:
     return limbs
 
 
-@njit(cache=True, nogil=True)
+@inner
 def steps_of(limbs: Int64, potentials: Potentials) -> int:
     """Whole grid steps in a number, at most `potentials.cap`; a negative number counts as -1."""
     size, at, offset = limbs.shape[0], potentials.shift // LIMB_BITS, potentials.shift % LIMB_BITS

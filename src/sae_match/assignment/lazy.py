@@ -119,13 +119,12 @@ class LazyAssignment(Workspace):
 
     def _spreads(self) -> Int64:
         """Per row, how far its list reaches beyond its best column."""
-        spread = np.zeros(self.n, np.int64)
-        for i in range(0, self.n, max(1, self.n // 1024)):
-            r = self.lists.of[i]
-            part = slice(self.lists.start[r], self.lists.start[r] + self.lists.length[r])
-            values = self.lists.cost[part] - self.prices.price[self.lists.column[part]]
-            spread[i] = min(self.lists.bound[r], int(values.max())) - int(values.min())
-        return spread[:: max(1, self.n // 1024)]
+        lists, rows = self.lists, self.lists.of[:: max(1, self.n // 1024)]
+        place = np.arange(lists.length[rows].max())
+        slots = lists.start[rows, None] + np.where(place < lists.length[rows, None], place, 0)
+        values = lists.cost[slots] - self.prices.price[lists.column[slots]]
+        spread: Int64 = np.minimum(lists.bound[rows], values.max(axis=1)) - values.min(axis=1)
+        return spread
 
     def bid(self, epsilon: int, head: int, most: int) -> int:
         """Bid until everybody is served, or `most` bids are made; returns the queue's head."""

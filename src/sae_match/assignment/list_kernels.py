@@ -19,7 +19,7 @@ from sae_match.assignment.arrays import (
     Real,
     Scratch,
 )
-from sae_match.assignment.compiled import njit
+from sae_match.assignment.compiled import inner, njit
 from sae_match.assignment.exact_numbers import remainder, steps_of
 
 FAST = {"nnan", "ninf", "nsz", "reassoc", "contract"}
@@ -36,12 +36,8 @@ QUEUE, PENDING, BIDS, DEFERRED, SPARES_LOST, EXACT, REMADE = range(7)
 """Places in the counters: rows queued, rows waiting for a list, bids, rows left to the augmentation, columns that
 spare rows lost, exact costs computed, lists remade."""
 COUNTERS = 8
-
-
-@njit(cache=True, nogil=True)
-def index(value: Any) -> int:
-    """A row, column or place as int64, from arrays of any type: so every kernel is compiled for one type only."""
-    return np.int64(value)  # type: ignore[return-value]
+index: Any = np.int64
+"""A row, column or place as int64, from arrays of any type: so every kernel is compiled for one type only."""
 
 
 @njit(cache=True, nogil=True)
@@ -66,7 +62,7 @@ def dot(a: Float32, b: Float32) -> float:
     return lanes[0]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def exact_cost(costs: Costs, i: int, j: int) -> int:
     """Cost of row i in column j in grid steps."""
     if j >= costs.right.shape[0]:
@@ -79,6 +75,13 @@ def exact_cost(costs: Costs, i: int, j: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def exact_costs(rows: Int64, columns: Int64, costs: Costs, out: Int64) -> None:
+    """Costs of pairs of rows and columns."""
+    for p in range(rows.shape[0]):
+        out[p] = exact_cost(costs, rows[p], columns[p])
+
+
+@inner
 def certain_cost(i: int, j: int, costs: Costs, lists: Lists, counters: Int64) -> int:
     """Exact cost of a pair, remembered where the pair is listed."""
     slot, r = -1, lists.of[i]
@@ -153,7 +156,7 @@ def kth_least(values: Float32, k: int) -> Real:
     return values[k]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def select(
     row: Int16, offset: Float32, norm: Float32, twice: Real, beta: Real, wanted: int, chosen: Int32
 ) -> tuple[int, Real]:
@@ -187,14 +190,14 @@ def select(
     return count, threshold
 
 
-@njit(cache=True, nogil=True)
+@inner
 def lower_cost(costs: Costs, i: int, j: int, scale: Real, level: int) -> int:
     """Lower bound of the exact cost, from the quantized inner product `level` * `scale`."""
     error = QUANTIZATION * scale + 2.0 * costs.gamma * costs.left_norm[i] * costs.right_norm[j]
     return costs.column_cost[j] + np.int64(np.floor((-2.0 * scale * level - error) * costs.unit)) - 2
 
 
-@njit(cache=True, nogil=True)
+@inner
 def make_list(
     i: int, row: Int16, scale: Real, wanted: int, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch
 ) -> int:
@@ -262,16 +265,18 @@ def move_list(i: int, slots: int, lists: Lists) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
-def extend(i: int, row: Int16, scale: Real, costs: Costs, prices: Prices, lists: Lists, scratch: Scratch) -> bool:
-    """Lengthen row i's list until its bound rises; False where the pool is full."""
+@inner
+def renew(
+    i: int, row: Int16, scale: Real, wanted: int, above: int, costs: Costs, prices: Prices, lists: Lists,
+    scratch: Scratch,
+) -> bool:  # fmt: skip
+    """Remake row i's list for `wanted` columns, or more until its bound is above that; False = the pool is full."""
     i = index(lists.of[i])
-    before, wanted = lists.bound[i], lists.wanted[i]
-    while lists.bound[i] <= before:
-        wanted *= 2
+    while True:
         needed = make_list(i, row, scale, wanted, costs, prices, lists, scratch)
-        if needed > 0:
-            if not move_list(i, 2 * needed, lists):
-                return False
-            wanted //= 2
-    return True
+        if needed == 0:
+            if lists.bound[i] > above:
+                return True
+            wanted *= 2
+        elif not move_list(i, 2 * needed, lists):
+            return False

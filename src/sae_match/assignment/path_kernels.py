@@ -27,8 +27,8 @@ from sae_match.assignment.arrays import (
     Scratch,
 )
 from sae_match.assignment.auction_kernels import set_price
-from sae_match.assignment.compiled import njit
-from sae_match.assignment.list_kernels import REMADE, certain_cost, extend, index
+from sae_match.assignment.compiled import inner, njit
+from sae_match.assignment.list_kernels import REMADE, certain_cost, index, renew
 
 DONE, POOL_FULL, HEAP_FULL, NEEDS_ROW, NO_PATH = range(5)
 """Outcomes of a search."""
@@ -38,6 +38,8 @@ were reached, the row whose list is too short, the least label of an unowned col
 reached from, the unowned column where the search ended."""
 SPARE_ROW = -1
 """The spare rows, as a predecessor or source: they cost nothing in any column and are all alike."""
+NOBODY = -2
+"""No row to go on from."""
 
 
 class Search(NamedTuple):
@@ -95,7 +97,7 @@ def new_heap(capacity: int) -> Heap:
     return Heap(np.empty(capacity, np.int64), np.empty(capacity, np.int32), np.empty(capacity, np.int32))
 
 
-@njit(cache=True, nogil=True)
+@inner
 def push(heap: Heap, state: Int64, key: int, row: int, column: int) -> None:
     """Add an entry; the caller has made sure of the room."""
     i = state[HEAP]
@@ -109,7 +111,7 @@ def push(heap: Heap, state: Int64, key: int, row: int, column: int) -> None:
     heap.key[i], heap.row[i], heap.column[i] = key, row, column
 
 
-@njit(cache=True, nogil=True)
+@inner
 def pop(heap: Heap, state: Int64) -> None:
     """Remove the least entry."""
     state[HEAP] -= 1
@@ -127,7 +129,7 @@ def pop(heap: Heap, state: Int64) -> None:
     heap.key[i], heap.row[i], heap.column[i] = key, row, column
 
 
-@njit(cache=True, nogil=True)
+@inner
 def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignment) -> None:
     """An exact label for column j."""
     if key < search.distance[j] and key <= search.state[UPPER]:
@@ -137,7 +139,7 @@ def relax(j: int, key: int, row: int, heap: Heap, search: Search, held: Assignme
         push(heap, search.state, key, row, j)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, held: Assignment) -> bool:
     """Offer row i's listed columns and its bound to the heap; False where the heap is full."""
     state, r = search.state, lists.of[i]
@@ -158,7 +160,7 @@ def scan_row(i: int, heap: Heap, search: Search, prices: Prices, lists: Lists, h
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def scan_spares(heap: Heap, search: Search, prices: Prices, held: Assignment) -> bool:
     """Offer every column to the spare rows, which pay nothing anywhere; False where the heap is full."""
     n_columns = prices.price.shape[0]
@@ -171,12 +173,12 @@ def scan_spares(heap: Heap, search: Search, prices: Prices, held: Assignment) ->
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def settle_column(
-    j: int, row: int, key: int, heap: Heap, search: Search, costs: Costs, prices: Prices, lists: Lists,
-    held: Assignment, counters: Int64,
+    j: int, row: int, key: int, search: Search, costs: Costs, prices: Prices, lists: Lists, held: Assignment,
+    counters: Int64,
 ) -> int:  # fmt: skip
-    """Column j has its final label: end there, or go on from whoever holds it."""
+    """Column j has its final label: end there, or return whoever holds it, to go on from; NOBODY = no need to."""
     state = search.state
     search.done[j], search.predecessor[j] = True, row
     search.reached[state[REACHED]] = j
@@ -189,22 +191,19 @@ def settle_column(
         search.origin[owner] = key - cost + prices.price[j]
         # A row like one that was scanned before offers every column at the same cost or a higher one.
         like = search.row_class[owner]
-        if search.scanned[like] == search.number[0] and search.nearest[like] <= search.origin[owner]:
-            return DONE
-        search.scanned[like], search.nearest[like] = search.number[0], search.origin[owner]
-        if not scan_row(owner, heap, search, prices, lists, held):
-            return HEAP_FULL
+        if search.scanned[like] != search.number[0] or search.nearest[like] > search.origin[owner]:
+            search.scanned[like], search.nearest[like] = search.number[0], search.origin[owner]
+            return owner
     elif state[GATE] < 0:
         # All spare rows share one dual: the first of their columns to be reached stands for them all.
         state[GATE] = j
         search.origin[search.origin.shape[0] - 1] = key + prices.price[j]
-        if not scan_spares(heap, search, prices, held):
-            return HEAP_FULL
-    return DONE
+        return SPARE_ROW
+    return NOBODY
 
 
-@njit(cache=True, nogil=True)
-def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the order of events
+@inner
+def find_path(  # noqa: PLR0912  one loop: splitting it would hide the order of events
     source: int, quantized: Int16, scale: Float32, heap: Heap, search: Search, costs: Costs, prices: Prices,
     lists: Lists, held: Assignment, scratch: Scratch, counters: Int64,
 ) -> int:  # fmt: skip
@@ -217,47 +216,53 @@ def find_path(  # noqa: PLR0911, PLR0912  one loop: splitting it would hide the 
     if source == SPARE_ROW:
         # From the spare rows themselves; no column stands before them.
         state[GATE] = prices.price.shape[0]
-        fits = scan_spares(heap, search, prices, held)
     else:
         search.scanned[search.row_class[source]], search.nearest[search.row_class[source]] = search.number[0], 0
-        fits = scan_row(source, heap, search, prices, lists, held)
-    if not fits:
-        return HEAP_FULL
-    while state[HEAP] > 0:
+    # Each kernel is called in one place only: every further call would be compiled again.
+    following = source
+    while True:
+        fits = True
+        if following >= 0:
+            fits = scan_row(following, heap, search, prices, lists, held)
+        elif following == SPARE_ROW:
+            fits = scan_spares(heap, search, prices, held)
+        if not fits:
+            return HEAP_FULL
+        if state[HEAP] == 0:
+            return NO_PATH
+        following = NOBODY
         key, i, column = heap.key[0], index(heap.row[0]), index(heap.column[0])
         if key >= state[UPPER]:
             # Nothing left can be nearer, and among equals the search need not go on: many may be equal.
-            j, i = state[NEAREST], state[NEAREST_ROW]
-            return settle_column(j, i, state[UPPER], heap, search, costs, prices, lists, held, counters)
-        pop(heap, state)
-        j = -2 - column if column < -1 else column
-        if column == -1:
-            if key < search.origin[i] + lists.bound[lists.of[i]]:
-                # The list has been lengthened since, for another row that shares it.
-                if not scan_row(i, heap, search, prices, lists, held):
-                    return HEAP_FULL
-                continue
-            if quantized.shape[0] == 0:
-                state[ROW] = i
-                return NEEDS_ROW
-            counters[REMADE] += 1
-            if not extend(i, quantized[i], scale[i], costs, prices, lists, scratch):
-                return POOL_FULL
-            if not scan_row(i, heap, search, prices, lists, held):
-                return HEAP_FULL
-        elif search.done[j] or (column >= 0 and key > search.distance[j]):
-            continue
-        elif column < -1:
-            label = search.origin[i] + certain_cost(i, j, costs, lists, counters) - prices.price[j]
-            relax(j, label, i, heap, search, held)
+            j, i, key = state[NEAREST], state[NEAREST_ROW], state[UPPER]
         else:
-            outcome = settle_column(j, i, key, heap, search, costs, prices, lists, held, counters)
-            if outcome != DONE or state[END] >= 0:
-                return outcome
-    return NO_PATH
+            pop(heap, state)
+            if column == -1:
+                # Unless the list has been lengthened since, for another row that shares it.
+                if key >= search.origin[i] + lists.bound[lists.of[i]]:
+                    if quantized.shape[0] == 0:
+                        state[ROW] = i
+                        return NEEDS_ROW
+                    counters[REMADE] += 1
+                    r = index(lists.of[i])
+                    wanted, before = 2 * lists.wanted[r], lists.bound[r]
+                    if not renew(i, quantized[i], scale[i], wanted, before, costs, prices, lists, scratch):
+                        return POOL_FULL
+                following = i
+                continue
+            j = -2 - column if column < -1 else column
+            if search.done[j] or (column >= 0 and key > search.distance[j]):
+                continue
+            if column < -1:
+                label = search.origin[i] + certain_cost(i, j, costs, lists, counters) - prices.price[j]
+                relax(j, label, i, heap, search, held)
+                continue
+        following = settle_column(j, i, key, search, costs, prices, lists, held, counters)
+        if state[END] >= 0:
+            return DONE
 
 
-@njit(cache=True, nogil=True)
+@inner
 def apply_path(source: int, search: Search, costs: Costs, prices: Prices, held: Assignment) -> None:
     """Lower the prices of the columns inside the search and shift the assignment along the path."""
     j = search.state[END]
@@ -281,7 +286,7 @@ def apply_path(source: int, search: Search, costs: Costs, prices: Prices, held: 
             j = before
 
 
-@njit(cache=True, nogil=True)
+@inner
 def clear_search(heap: Heap, search: Search) -> None:
     """Undo a search's labels."""
     for z in range(search.state[REACHED]):

@@ -35,6 +35,7 @@ from sae_match.assignment.list_kernels import (
     SCAN_SLACK,
     certain_cost,
     exact_cost,
+    exact_costs,
     index,
     lower_cost,
     scan_minimum,
@@ -145,8 +146,7 @@ def exact_duals(lazy: LazyAssignment) -> Int64:
     rows = lazy.first_of_class(np.flatnonzero(short))
     while len(rows):
         columns = lazy.held.partner[rows]
-        own = [exact_cost(lazy.costs, i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
-        lazy.lengthen(rows, np.array(own, np.int64) - lazy.prices.price[columns])
+        lazy.lengthen(rows, costs_of(lazy, rows, columns) - lazy.prices.price[columns])
         row_duals(rows, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
         rows = rows[short[rows]]
     return dual[lazy.classes]
@@ -211,8 +211,7 @@ def _verify(
     while found is None:
         found = pairs_within(lazy, rows[low:high], (*source[:2], source[2][low:high]), dual, -1, most)
         most *= 8
-    for i, j in zip(*(side.tolist() for side in found), strict=True):
-        proven[i] = min(proven[i], exact_cost(lazy.costs, i, j) - lazy.prices.price[j])
+    np.minimum.at(proven, found[0], costs_of(lazy, *found) - lazy.prices.price[found[1]])
 
 
 def pairs_within(
@@ -235,7 +234,15 @@ def row_costs(lazy: LazyAssignment, partner: Int32) -> list[int]:
     """Cost of every row in its column in grid steps, without the row's own norm; not of the indifferent rows."""
     own = partner[lazy.places]
     own = np.where(np.isin(own, lazy.alike), lazy.m + np.arange(lazy.n), own)
-    return [int(exact_cost(lazy.costs, i, int(j))) for i, j in enumerate(own)]
+    costs: list[int] = costs_of(lazy, np.arange(lazy.n), own).tolist()
+    return costs
+
+
+def costs_of(lazy: LazyAssignment, rows: Int64, columns: Int32 | Int64) -> Int64:
+    """Exact costs of pairs in grid steps."""
+    out = np.empty(len(rows), np.int64)
+    exact_costs(rows, columns.astype(np.int64), lazy.costs, out)
+    return out
 
 
 def dual_bound(lazy: LazyAssignment, dual: Int64) -> int:

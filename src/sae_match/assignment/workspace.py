@@ -168,7 +168,9 @@ class Workspace:
         def quantiles(low: int, high: int) -> None:
             for first in range(low, high, STRIPE):
                 part = slice(first, min(high, first + STRIPE))
-                least[part] = np.partition(own[:, None] - 2.0 * products[:, part], rank, axis=0)[rank]
+                # A column's costs side by side: selection is nearly twice as fast.
+                costs = np.ascontiguousarray((own[:, None] - 2.0 * products[:, part]).T)
+                least[part] = np.partition(costs, rank, axis=1)[:, rank]
 
         split(self.similarity.threads, self.m, quantiles)
         real = self.costs.column_cost[: self.m] + np.rint(least.astype(np.float64) * self.costs.unit).astype(np.int64)
