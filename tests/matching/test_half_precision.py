@@ -24,6 +24,7 @@ from sae_match.matching.products import (
     half_bound,
     largest_rounding,
     make_product,
+    scaled,
 )
 
 mm = torch.mm
@@ -60,10 +61,8 @@ def test_the_bound_holds_for_rounded_and_for_plain_factors(
     left, right = (side * np.float32(2.0**scale) for side in sides(kind, 20, 30, 100, seed))
     norms = np.outer(*(np.linalg.norm(side.astype(np.float64), axis=1) for side in (left, right)))
     exact = left.astype(np.float64) @ right.astype(np.float64).T
-    short = [
-        (half.float() * power[:, None]).double()
-        for half, power in (rounded(torch.from_numpy(s), dtype) for s in (left, right))
-    ]
+    parts = [scaled(torch.from_numpy(side)) for side in (left, right)]
+    short = [plain.to(dtype).double() * power[:, None].double() for plain, power in parts]
     bound = half_bound(left, right, dtype, 2.0**-23) * norms
     for product in (left @ right.T, (short[0] @ short[1].T).numpy()):
         assert (np.abs(product - exact) <= bound).all()
