@@ -41,6 +41,6 @@ def test_groups_options_and_keys_are_proposed(proposals: subprocess.CompletedPro
     assert {"matching=both", "matching=correlation", "matching=decoder", "matching=encoder"} <= set(matching.split())
     assert all(one.startswith("matching=") for one in matching.split())
     assert launcher.split() == ["launcher=submitit", "launcher=submitit_local"]
-    assert layers.split() == ["layers.first=", "layers.last=", "layers.pair="]
+    assert layers.split() == ["layers.first=", "layers.last=", "layers.list.", "layers.pair="]
     # Known only once a job runs; the error that this is must not land in the user's line.
     assert output == "" and proposals.stderr == ""

@@ -219,12 +219,12 @@ def test_slurms_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_that_slurm_is_asked_for_is_checked_on_any_machine() -> None:
-    device, small = torch.device("cpu"), Allocation(ram=2**30, asked=True)
+    device, small = torch.device("cpu"), Allocation(ram=2**33, asked=True)
     machine = probe_machine(device, small)
-    assert machine.ram_free == 2**30 - machine.ram_used
+    assert machine.ram_free == 2**33 - machine.ram_used
+    with pytest.raises(UserError, match=r"needs 8\.0 GiB of main memory .* Set hydra\.launcher\.mem_gb=1[0-3],"):
+        check_memory([Phase("match a pair", {"solver": 2**33})], machine, None, small)
     steps = [Phase("match a pair", {"solver": 2**31})]
-    with pytest.raises(UserError, match=r"needs 2\.0 GiB of main memory .* Set hydra\.launcher\.mem_gb=[34],"):
-        check_memory(steps, machine, None, small)
     large = Allocation(ram=2**50, gpus=1, minutes=10, asked=True)
     check_memory(steps, probe_machine(device, large), None, large)
     lines = list(advice(large, steps, 2**30, 900.0, complete=True))

@@ -101,15 +101,7 @@ class Steps:
         else:
             rows = []
         for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
-            controls = self.study.evaluation.matchers
-            a, b = self.saes.pair(pair)
-            if evaluator is not None:  # before the matching, which may take hours
-                self.results.warn(evaluator.check(pair.a, a, self.widths))
-                self.results.warn(evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
-            matched = match_neighbors(self.matcher, pair, a, b, controls, self.metrics)
-            self.results.add(matched.rows, pair.layers, matched.features)
-            self.results.warn(matched.warnings)
-            found.append(matched)
+            found.append(self._match_neighbors(pair))
         self.results.add(rows)
         if found:
             self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
@@ -199,6 +191,16 @@ class Steps:
 
     # Two SAEs are in memory at a time, three while two seeds are compared: of what follows only rows and permutations
     # outlive a call.
+
+    def _match_neighbors(self, pair: Pair) -> MatchedPair:
+        a, b = self.saes.pair(pair)
+        if self.evaluator is not None:  # before the matching, which may take hours
+            self.results.warn(self.evaluator.check(pair.a, a, self.widths))
+            self.results.warn(self.evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
+        matched = match_neighbors(self.matcher, pair, a, b, self.study.evaluation.matchers, self.metrics)
+        self.results.add(matched.rows, pair.layers, matched.features)
+        self.results.warn(matched.warnings)
+        return matched
 
     def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> list[MatchedPair]:
         a, b = self.saes.pair(matched.pair)
