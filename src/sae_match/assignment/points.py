@@ -154,7 +154,7 @@ def _on_grid(
         step = np.float64(grid.step)
         duals = (found.proof.dual + grid.row_cost + highest) * step, (price - highest) * step
     deficit_here = None if deficit is None else deficit * grid.step
-    return _optimum(found, deficit_here, grid.tolerance, duals, grid.product.bits)
+    return _optimum(found, deficit_here, grid.tolerance, duals, grid.product.half)
 
 
 def _exactly(
@@ -175,16 +175,16 @@ def _exactly(
     else:
         found = attempt(None if rejection_cost is None else exact.units(rejection_cost))
     deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-    return _optimum(found, deficit, 0.0, None, 64)
+    return _optimum(found, deficit, 0.0, None, False)
 
 
 def _optimum(
-    found: Attempt, deficit: float | None, tolerance: float, duals: tuple[Float64, Float64] | None, bits: int
+    found: Attempt, deficit: float | None, tolerance: float, duals: tuple[Float64, Float64] | None, half: bool
 ) -> Optimum:  # fmt: skip
     proof, lazy = found.proof, found.lazy
     statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
     statistics |= {
-        "product_bits": float(bits),
+        "half_product": float(half),
         "row_remakes": float(lazy.counters[REMADE]),
         "bids": float(lazy.counters[BIDS]),
         "augmenting_paths": float(lazy.augmentations),

@@ -24,8 +24,8 @@ class Product(ABC):
         left, right: [n, D] and [m, D] float32.
     """
 
-    bits: int = 32
-    """Of the factors that are multiplied; sums are float32 in any case."""
+    half: bool = False
+    """Whether factors are rounded to half precision; sums are float32 in any case."""
 
     def __init__(self, left: Float32, right: Float32) -> None:
         self.left, self.right = left, right

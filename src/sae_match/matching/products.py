@@ -72,7 +72,7 @@ class BFloat16Product(TorchProduct):
         left, right: [n, D] and [m, D] float32.
     """
 
-    bits = 16
+    half = True
 
     def __init__(self, left: Float32, right: Float32) -> None:
         super().__init__(left, right, "cpu")
@@ -103,7 +103,7 @@ class HalfProduct(Product):
         dtype: float16 or bfloat16.
     """
 
-    bits = 16
+    half = True
 
     def __init__(self, left: Float32, right: Float32, device: str, dtype: torch.dtype) -> None:
         super().__init__(left, right)
