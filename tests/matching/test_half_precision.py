@@ -108,12 +108,15 @@ def test_a_product_beyond_its_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 def test_auto_takes_what_is_faster_here(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = sides("random", 40, 50, 8, seed=2)
     monkeypatch.setattr(products, "SMALLEST", 40)
+    monkeypatch.setattr(torch, "mm", rounding_mm)
     for half, expected in ((0.5, BFloat16Product), (0.9, TorchProduct)):
         monkeypatch.setattr(products, "seconds", lambda product, half=half: half if product.half else 1.0)
         assert type(make_product(left, right, device="cpu", precision=Precision.auto)) is expected
-    # A small problem is not worth the trial.
+    # A small problem is not worth the trial, nor is a CPU that multiplies the factors as they are.
     monkeypatch.setattr(products, "seconds", lambda product: pytest.fail("timed"))
     assert type(make_product(left[:39], right, device="cpu", precision=Precision.auto)) is TorchProduct
+    monkeypatch.setattr(torch, "mm", lambda a, b: torch.from_numpy(a.numpy() @ b.numpy()))
+    assert type(make_product(left, right, device="cpu", precision=Precision.auto)) is TorchProduct
 
 
 def test_the_mode_of_torch_is_left_as_it_was() -> None:
