@@ -60,6 +60,17 @@ def solve_dense(cost: Float64, deadline: float | None = None) -> tuple[Int64, Fl
 
 
 @njit(cache=True, nogil=True)
+def hand_over(source: int, end: int, before: Int64, owner: Int64, partner: Int64) -> None:
+    """Give every row of the path that ends at a free column, back to its source, the column after it."""
+    while True:
+        i = before[end]
+        owner[end] = i
+        partner[i], end = end, partner[i]
+        if i == source:
+            break
+
+
+@njit(cache=True, nogil=True)
 def reduce_rows(cost: Float64, price: Float64, owner: Int64, partner: Int64) -> None:
     """Give free rows their best columns, at prices that leave them indifferent to the second best."""
     n, m = cost.shape
@@ -155,12 +166,7 @@ def augment_rows(  # noqa: PLR0912  one loop: splitting it would hide the order 
                         near += 1
         for k in range(settled):
             price[order[k]] += distance[order[k]] - least
-        while True:
-            i = before[end]
-            owner[end] = i
-            partner[i], end = end, partner[i]
-            if i == source:
-                break
+        hand_over(source, end, before, owner, partner)
     return True
 
 
@@ -186,10 +192,5 @@ def complete_rows(rows: Int64, cost: Float64, owner: Int64, partner: Int64) -> b
                     tail += 1
         if end < 0:
             return False
-        while True:
-            i = before[end]
-            owner[end] = i
-            partner[i], end = end, partner[i]
-            if i == source:
-                break
+        hand_over(source, end, before, owner, partner)
     return True
