@@ -173,15 +173,10 @@ def test_wandb_sync_brings_a_sweep_to_a_server(sweep: Path, tmp_path: Path) -> N
         assert [row["layer"] for row in uploaded.history if "layer" in row] == [0, 1, 2, 3]
         assert uploaded.fields["groupName"] == "sweep" and uploaded.fields["jobType"] == "match"
         assert uploaded.config["folding"]["value"] == JOBS[n].removeprefix("folding=")
-        inputs = [server.artifacts[artifact] for artifact in uploaded.used]
-        assert sorted(entry["name"] for entry in inputs) == [f"sae-native-layer-0{layer}" for layer in range(4)]
-        assert all(entry["made_by"] is None and list(entry["files"]) == ["sae.json"] for entry in inputs)
         (output,) = [
             entry for entry in server.artifacts.values() if entry["type"] == "permutations" and entry["made_by"] == name
         ]
         assert "layer_00_to_01.safetensors" in output["files"]
-    # One node per SAE in the lineage graph, whichever job used it.
-    assert set(server.runs[first].used) == set(server.runs[second].used)
 
 
 def test_the_page_on_reading_a_sweep_names_what_jobs_log(sweep: Path, tmp_path: Path, repository: Path) -> None:

@@ -19,7 +19,6 @@ from sae_match.matching import Permutation
 from sae_match.record import JobRecord, flat_config, layer_rows
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.record.pairs import read_pairs
-from sae_match.tracking.artifacts import artifact_name
 from sae_match.tracking.wandb_mirror import WandbMirror, checked_tags, open_mirror
 from tests.wandb_reader import inspect
 
@@ -134,12 +133,6 @@ def check_content(run: dict[str, list[Any]], job: Path, pairs: pd.DataFrame) -> 
     assert (
         Path(content["local_path"]).read_bytes() == (job / "permutations" / "layer_11_to_12.safetensors").read_bytes()
     )
-    saes = {entry["name"]: entry for entry in run["artifact"] if entry["type"] == "sae"}
-    assert set(saes) == {"sae-tiny-layer-11", "sae-tiny-layer-12"}
-    assert all(entry["use_after_commit"] for entry in saes.values()) and not artifact.get("use_after_commit")
-    assert json.loads(saes["sae-tiny-layer-11"]["metadata"])["content_hash"] == "aa11"
-    (reference,) = saes["sae-tiny-layer-12"]["manifest"]["contents"]
-    assert json.loads(Path(reference["local_path"]).read_text())["content_hash"] == "bb12"
 
     shown = json.loads((files / summary["example_pairs.path"]).read_text())
     assert shown["columns"] == list(EXAMPLES.columns) and shown["data"] == [["best", 1, None, 0.5, "NA «x»"]]
@@ -231,12 +224,6 @@ def test_tags() -> None:
     for wrong in ("x" * 65, ""):
         with pytest.raises(UserError, match=r"tracking\.tags.*64"):
             checked_tags(["fine", wrong])
-
-
-def test_artifact_names_are_legal() -> None:
-    assert artifact_name("permutations-a/b c:d") == "permutations-a-b-c-d"
-    assert len(artifact_name("x" * 500)) == 128
-    assert artifact_name("///") == "artifact"
 
 
 def test_no_account_is_the_users_to_mend(

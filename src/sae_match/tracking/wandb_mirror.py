@@ -19,7 +19,6 @@ from sae_match.record.configuration import columns_of, flat_config
 from sae_match.record.contents import Scalar, plain_metrics, undefined
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, tidy_pairs, undefined_rows
-from sae_match.tracking.artifacts import log_permutations
 
 logger = logging.getLogger(__name__)
 
@@ -223,8 +222,20 @@ class WandbMirror:
             self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     def log_permutations(self, directory: Path) -> None:
-        """Every safetensors file of a folder as one artifact, made from the SAEs that the files' headers name."""
-        log_permutations(self.run, Path(directory), self._config)
+        """Every safetensors file of a folder as the artifact `permutations-RUN_ID`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"no permutations in {directory}")
+        artifact = wandb.Artifact(
+            f"permutations-{self.run.id}", type="permutations", metadata=columns_of(self._config)
+        )
+        for path in files:
+            artifact.add_file(str(path), name=path.name)
+        self.run.log_artifact(artifact)
 
     def note(self, text: str) -> None:
         """Add to the run's notes, below those of WANDB_NOTES."""
