@@ -230,9 +230,7 @@ class WandbMirror:
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise ValueError(f"no permutations in {directory}")
-        artifact = wandb.Artifact(
-            f"permutations-{self.run.id}", type="permutations", metadata=columns_of(self._config)
-        )
+        artifact = wandb.Artifact(f"permutations-{self.run.id}", type="permutations", metadata=columns_of(self._config))
         for path in files:
             artifact.add_file(str(path), name=path.name)
         self.run.log_artifact(artifact)
