@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import (
     HfApi,
@@ -16,13 +16,11 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
-    metadata_load,
     snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
-from yaml import YAMLError
 
 from sae_match.errors import UserError
 from sae_match.files import known_sha256
@@ -200,25 +198,6 @@ class Lookup:
             return [HubFile(repository, name, size, cached_path(repository, name, info.sha)) for name, size in names]
 
         return self._answer(repository, None, ask, lambda: _cached_files(repository))
-
-    def card(self, repository: Repository) -> dict[str, Any]:
-        """Metadata of a repository's card, else of the README.md that the cache holds; empty where there is none."""
-
-        def ask() -> dict[str, Any]:
-            info = HfApi(endpoint=constants.ENDPOINT).repo_info(
-                repository.repo_id, revision=repository.revision, repo_type=repository.kind, timeout=self.timeout
-            )
-            card = getattr(info, "card_data", None)
-            return {} if card is None else card.to_dict()
-
-        def in_cache() -> dict[str, Any] | None:
-            path = cached_path(repository, "README.md", repository.revision)
-            return None if path is None else metadata_load(path)
-
-        try:
-            return self._answer(repository, "README.md", ask, in_cache)
-        except (HubRefusalError, YAMLError, ValueError, OSError):  # nothing to learn from a card that is no card
-            return {}
 
     def unreachable(self, repository: Repository) -> str | None:
         """Why the hub was not asked, where answers come from the cache alone; None where it answers."""

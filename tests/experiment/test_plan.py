@@ -235,7 +235,7 @@ def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
     plan = planned(config(tmp_path))
     text = render(plan)
     assert "downloads: size unknown" in text and "nothing to download" not in text
-    assert "residual streams: size unknown" in text and "download: unknown" in text and "about" not in text
+    assert "residual streams: size unknown" in text
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from huggingface_hub import hf_hub_download
 
 from sae_match.errors import UserError
-from sae_match.hub import Lookup
 from sae_match.store import Store
 from sae_match.text import TokenWindows, load_windows
 from sae_match.text.sources.hub import HubText
@@ -104,47 +102,6 @@ def test_columns(hub: Hub, tmp_path: Path, load: Callable[..., TokenWindows]) ->
     assert load().n_documents == 3
     for column, words_of_the_message in (("body", "no column 'body'. Its columns: id, content"), ("id", "holds int")):
         assert words_of_the_message in message(load, column=column)
-
-
-CARD = """---
-dataset_info:
-- config_name: default
-  features:
-  - name: id
-    dtype: int64
-  - name: text
-    dtype: string
-- config_name: code
-  features:
-  - name: body
-    dtype: string
----
-# A set
-"""
-
-
-def test_a_wrong_column_is_known_from_the_card(hub: Hub, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (files / "README.md").write_text(CARD)
-    hub.publish("owner/set", files, kind="dataset")
-    config().availability(Lookup())
-    config(column="id").availability(Lookup())  # what it holds is seen when it is read
-    config(config_name="absent", column="body").availability(Lookup())
-    with pytest.raises(UserError, match=r"has no column 'body'\. Its columns: id, text"):
-        config(column="body").availability(Lookup())
-    with pytest.raises(UserError, match=r"has none of the columns text, content, code\. Its columns: body"):
-        config(config_name="code").availability(Lookup())
-    hf_hub_download("owner/set", "README.md", repo_type="dataset")
-    set_offline(monkeypatch)
-    hub.stop()
-    with pytest.raises(UserError, match=r"has no column 'body'\. Its columns: id, text"):
-        config(column="body").availability(Lookup())
-
-
-def test_a_card_that_says_nothing_refuses_nothing(hub: Hub, files: Path) -> None:
-    for card in ("no metadata", "---\ndataset_info: 3\n---", "---\ndataset_info:\n  features: [text, 3]\n---"):
-        (files / "README.md").write_text(card)
-        hub.publish("owner/set", files, kind="dataset")
-        config(column="body").availability(Lookup())
 
 
 def test_jsonl_and_one_glob_of_it(hub: Hub, tmp_path: Path, load: Callable[..., TokenWindows]) -> None:

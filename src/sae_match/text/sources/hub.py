@@ -141,18 +141,15 @@ class HubText(TextSource):
             raise UserError(self._explanation(error)) from (None if holds_token(error) else error)
 
     def availability(self, lookup: Lookup) -> str:
-        """Check that the dataset may be read, by asking for one of its data files, and that it has the column, as far
-        as its card says.
+        """Check that the dataset may be read, by asking for one of its data files.
 
         Raises:
-            UserError: unknown, gated or unreachable, a loading script without data files, or no such column.
+            UserError: unknown, gated or unreachable, or a loading script without data files.
         """
         if self._names_urls:
             return f"streamed from {self.data_files}, which is not looked up before"
         repository = self._repository()
         listing = lookup.listing(repository)
-        if not self.data_files and (columns := card_columns(lookup.card(repository), self.config_name)):
-            text_column(columns, self.column, f"Hub dataset {self.repo_id}, split {self.split},")
         data = [file for file in listing if file.filename.endswith(DATA_SUFFIXES) and file.filename not in _NO_DATA]
         if not data:
             if (reason := lookup.unreachable(repository)) is not None:
@@ -205,21 +202,6 @@ class HubText(TextSource):
                 "own conversion, where there is one), or dataset.data_files to its parquet files."
             )
         return f"The hub dataset {name} cannot be read.\n{reason[:600]}\n{advice}"
-
-
-def card_columns(card: dict[str, Any], config_name: str | None) -> list[str]:
-    """Names of a dataset's columns as `dataset_info` in its card states them; empty where it does not.
-
-    Args:
-        config_name: the dataset's configuration; None = its default one, or its only one.
-    """
-    stated = card.get("dataset_info")
-    infos = [info for info in (stated if isinstance(stated, list) else [stated]) if isinstance(info, dict)]
-    wanted = [info for info in infos if info.get("config_name", "default") == (config_name or "default")]
-    chosen = wanted or (infos if len(infos) == 1 and config_name is None else [])
-    features = chosen[0].get("features") if chosen else None
-    names = [feature.get("name") for feature in features if isinstance(feature, dict)] if features else []
-    return [name for name in names if isinstance(name, str)]
 
 
 def _commit(repo_id: str, revision: str | None) -> str:
