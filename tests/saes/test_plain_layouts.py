@@ -1,4 +1,4 @@
-"""Files of tensors with a convention that options say, cross-layer transcoders and temporal SAEs, by definition."""
+"""Files of tensors with a convention that options say, by definition."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sae_match import SparseAutoencoder, UserError, load_sae
-from sae_match.saes import SaeSource, Site
-from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
+from sae_match.saes import Convention, Site
 from sae_match.saes.formats.state_dict import StateDict
 from tests.saes.layouts import (
     D,
     F,
     K,
     random_tensors,
-    write_cross_layer,
     write_state_dict,
-    write_temporal,
     write_tensors,
 )
 from tests.saes.test_release_files import LINEAR, inputs
@@ -80,38 +77,23 @@ def test_other_entries_are_left_out_where_that_is_said(tmp_path: Path, suffix: s
 
 
 def test_conventions_that_are_incomplete() -> None:
-    for fields, message in (({"activation": "topk"}, "a topk has a k"), ({"k": 3}, "a topk has a k"),
-                            ({"activation": "gated"}, "must be jumprelu, relu or topk")):  # fmt: skip
-        with pytest.raises(ValidationError, match=message):
+    for fields in ({"activation": "topk"}, {"activation": "batch_topk"}, {"k": 3}):
+        with pytest.raises(UserError, match="topk needs a positive k, others have none"):
             state_dicts(**fields)
+    with pytest.raises(ValidationError, match="jumprelu"):
+        state_dicts(activation="tanh")
     with pytest.raises(UserError, match=r"sae\.filename is not set"):
         state_dicts().files(3)
 
 
-def test_cross_layer_transcoders(tmp_path: Path) -> None:
-    sae, jump = load_sae(write_cross_layer(tmp_path)), load_sae(write_cross_layer(tmp_path / "j", threshold=True))
-    assert (sae.activation.kind.value, jump.activation.kind.value) == ("relu", "jumprelu")
-    torch.testing.assert_close(jump.threshold, random_tensors(3)["threshold"])
-    source = SaeSource(CrossLayerTranscoder(name="clt", root=str(tmp_path), last_layer=30))
-    assert source.load(3).content_hash == sae.content_hash
-    with pytest.raises(UserError, match="it writes to several layers"):
-        sae.encode(inputs())
-    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
-        load_sae(tmp_path / "W_enc_3.safetensors", 4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_temporal_saes_by_definition(tmp_path: Path, tied: bool) -> None:
-    folder, t = write_temporal(tmp_path / "layer_12" / "temporal", tied, sae_diff_type="relu"), random_tensors()
-    sae = load_sae(folder)
-    assert (sae.site, sae.activation.kind.value) == (Site.resid_post, "relu")
-    with pytest.raises(UserError, match="what earlier tokens do not predict"):
-        sae.encode(inputs())
-    encoder = t["W_dec"].T if tied else t["W_enc"]
-    pre = (0.25 * inputs() - t["b_dec"]) @ encoder / (4 * D)
-    f = sae.replace(match_only=None).encode(inputs())
-    torch.testing.assert_close(f, pre.relu(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(sae.decode(f), (pre.relu() @ t["W_dec"] + t["b_dec"]) / 0.25, rtol=1e-5, atol=1e-4)
-    with pytest.raises(UserError, match="asked for layer 3, but the file is of layer 12"):
-        load_sae(folder, 3)
+def test_gated_and_batch_topk_as_in_memory(tmp_path: Path) -> None:
+    """The same tensors and convention as `from_state_dict`."""
+    t = random_tensors()
+    plain = {name: t[name] for name in ("W_enc", "W_dec", "b_dec")}
+    gated = plain | {"b_gate": t["b_enc"], "b_mag": t["threshold"], "r_mag": 0.1 * t["b_enc"]}
+    for kind, tensors, k in (("gated", gated, None), ("batch_topk", plain | {"b_enc": t["b_enc"]}, K)):
+        path = write_tensors(tmp_path / f"{kind}.safetensors", tensors)
+        how = Convention(activation=kind, subtracts_b_dec=True, normalization="none", k=k)
+        memory = SparseAutoencoder.from_state_dict(tensors, how)
+        sae = load_sae(path, dialect=state_dicts(activation=kind, k=k, subtracts_b_dec=True))
+        assert (sae.content_hash, sae.match_only) == (memory.content_hash, memory.match_only)

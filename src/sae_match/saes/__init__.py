@@ -1,7 +1,6 @@
 """Sparse autoencoders: the canonical object, folding, and one small loader per checkpoint dialect."""
 
-from sae_match.saes.activation import Activation, ActivationKind
-from sae_match.saes.convention import Convention
+from sae_match.saes.activation import Activation, ActivationKind, Convention
 from sae_match.saes.folding import fold, measure_scale, with_scale
 from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader
 from sae_match.saes.formats.native import load_native, save_native

@@ -10,24 +10,11 @@ import torch
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.saes.activation import ActivationKind
-from sae_match.saes.convention import Convention
-from sae_match.saes.formats.dictionary_learning import CLASSES
-from sae_match.saes.site import Site, parse_site, site_of_hook
+from sae_match.saes.activation import ActivationKind, Convention
+from sae_match.saes.formats import dictionary_learning, saelens, sparsify
+from sae_match.saes.site import Site, parse_site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
-_SAE_LENS = {
-    "standard": ActivationKind.relu,
-    "jumprelu": ActivationKind.jumprelu,
-    "topk": ActivationKind.topk,
-    "gated": ActivationKind.gated,
-    "transcoder": ActivationKind.relu,
-    "skip_transcoder": ActivationKind.relu,
-    "jumprelu_transcoder": ActivationKind.jumprelu,
-    "jumprelu_skip_transcoder": ActivationKind.jumprelu,
-}
-"""Activations by SAELens' architecture."""
-_SKIPS = "its skip connection is not part of its features"
 PROBES = 32
 """Random inputs on which an object is compared with the SAE that it becomes."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.05
@@ -39,7 +26,6 @@ class _Found:
     """What an object holds and says of itself.
 
     Attributes:
-        stored_threshold: the scalar beside a TopK that does not use it.
         stated_l0: active features per token that it was trained for.
         run: features and reconstruction by the object's own methods; None where they depend on the batch or take
             another shape.
@@ -50,7 +36,6 @@ class _Found:
     site: Site = Site.unknown
     layer: int | None = None
     match_only: str | None = None
-    stored_threshold: float | None = None
     stated_l0: float | None = None
     run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -98,11 +83,7 @@ def _built(sae: object, found: _Found, layer: int | None, site: Site | str | Non
     )
     if found.run is not None and ours.match_only is None:
         _compare(ours, found.run, next(iter(found.state.values())).dtype)
-    return ours.replace(
-        match_only=ours.match_only or found.match_only,
-        activation=replace(ours.activation, stored_threshold=found.stored_threshold),
-        stated_l0=found.stated_l0,
-    )
+    return ours.replace(match_only=ours.match_only or found.match_only, stated_l0=found.stated_l0)
 
 
 @torch.no_grad()
@@ -143,35 +124,17 @@ def _sae_lens(sae: Any) -> _Found | None:
         said = cfg.to_dict()
     if missing := {"architecture", "metadata", "apply_b_dec_to_input", "normalize_activations"} - said.keys():
         raise UserError(f"{type(sae).__name__}: its cfg does not say {', '.join(sorted(missing))}; another version?")
-    name, metadata = said["architecture"], said["metadata"]
-    if name not in _SAE_LENS:
-        raise UserError(f"SAELens architecture {name}: supported are {', '.join(_SAE_LENS)}")
-    if metadata.get("hook_head_index") is not None:
-        raise UserError(f"SAELens {name} of a single attention head (hook_head_index): not supported")
-    kind, batch = _SAE_LENS[name], trained in ("batchtopk", "matryoshka_batchtopk")
-    site, layer = site_of_hook(metadata.get("hook_name"))
-    centered = (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
-    obstacle = "it was trained on a residual stream without its mean (center_writing_weights)" if centered else None
-    details = metadata.get("training_architecture_details") or {}
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        f = sae.encode(x)
-        return f, sae.decode(f)
-
+    settings = saelens.settings_of(type(sae).__name__, said)
+    details = said["metadata"].get("training_architecture_details") or {}
+    own = trained not in ("batchtopk", "matryoshka_batchtopk") and said.get("reshape_activations") != "hook_z"
     return _Found(
         state={name: values for name, values in state.items() if name != "W_skip"},
-        convention=Convention(
-            activation=kind,
-            subtracts_b_dec=said["apply_b_dec_to_input"],
-            normalization=said["normalize_activations"],
-            k=said.get("k"),
-            rescales_by_decoder_norm=said.get("rescale_acts_by_decoder_norm"),
-        ),
-        site=Site.transcoder if "transcoder" in name else site,
-        layer=layer,
-        match_only=_SKIPS if "skip" in name else obstacle,
+        convention=settings.convention,
+        site=settings.header.site,
+        layer=settings.header.layer,
+        match_only=settings.header.obstacle,
         stated_l0=details.get("k"),
-        run=None if batch or said.get("reshape_activations") == "hook_z" else run,
+        run=_own_methods(sae) if own else None,
     )
 
 
@@ -182,9 +145,6 @@ def _sparsify(sae: Any) -> _Found | None:
     if getattr(cfg, "activation", "topk") != "topk" or getattr(cfg, "signed", False):
         raise UserError(f"sparsify SAE with activation={cfg.activation}: only topk is supported")
     state, transcodes = _copied(sae), bool(getattr(cfg, "transcode", False))
-    convention = Convention(
-        activation="topk", subtracts_b_dec=not transcodes, normalization="none", k=cfg.k, rescales_by_decoder_norm=False
-    )
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         top, indices = sae.encode(x)[:2]
@@ -193,46 +153,36 @@ def _sparsify(sae: Any) -> _Found | None:
 
     return _Found(
         state={name: values for name, values in state.items() if name != "W_skip"},
-        convention=convention,
+        convention=sparsify.convention_of(cfg.k, transcodes),
         site=Site.transcoder if transcodes else Site.unknown,
-        match_only=_SKIPS if "W_skip" in state else None,
+        match_only=sparsify.SKIPS if "W_skip" in state else None,
         run=run,
     )
 
 
 def _dictionary_learning(sae: Any) -> _Found | None:
-    names = [kind.__name__ for kind in type(sae).__mro__ if kind.__name__ in CLASSES]
+    names = [kind.__name__ for kind in type(sae).__mro__ if kind.__name__ in dictionary_learning.CLASSES]
     if not names or not all(hasattr(sae, name) for name in ("activation_dim", "dict_size", "state_dict")):
         return None
-    _, subtracts, fixed = CLASSES[names[0]]
     state, k, threshold = _copied(sae), None, -1.0
-    if fixed is None:  # of the TopK classes these are no parameters
+    if dictionary_learning.CLASSES[names[0]][2] is None:  # of the TopK classes these are no parameters
         k, threshold = int(state.pop("k")), float(state.pop("threshold", -1.0))
         state.pop("group_sizes", None)
-    if fixed is not None:
-        kind = fixed.kind
-    elif names[0] == "AutoEncoderTopK":
-        kind = ActivationKind.topk
-    elif threshold > 0:
-        kind, state["threshold"] = ActivationKind.jumprelu, state["b_dec"].new_full((), threshold)
-    else:
-        kind = ActivationKind.batch_topk
-    ranked = kind in (ActivationKind.topk, ActivationKind.batch_topk)
+    convention = dictionary_learning.convention_of(type(sae).__name__, names[0], k, threshold)
+    if convention.activation is ActivationKind.jumprelu:
+        state.setdefault("threshold", state["b_dec"].new_full((), threshold))
+    subtracts = getattr(sae, "apply_b_dec_to_input", convention.subtracts_b_dec)
+    return _Found(
+        state=state,
+        convention=replace(convention, subtracts_b_dec=subtracts),
+        stated_l0=k,
+        run=_own_methods(sae),
+    )
 
+
+def _own_methods(sae: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         f = sae.encode(x)
         return f, sae.decode(f)
 
-    return _Found(
-        state=state,
-        convention=Convention(
-            activation=kind,
-            subtracts_b_dec=getattr(sae, "apply_b_dec_to_input", subtracts),
-            normalization="none",
-            k=k if ranked else None,
-            rescales_by_decoder_norm=False if ranked else None,
-        ),
-        stored_threshold=threshold if kind is ActivationKind.topk and threshold > 0 else None,
-        stated_l0=k,
-        run=run,
-    )
+    return run

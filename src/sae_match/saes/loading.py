@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from sae_match.errors import UserError
 from sae_match.options import what_is_wrong
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
-from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
 from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
@@ -22,13 +21,11 @@ from sae_match.saes.formats.release import Release
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.sparsify import Sparsify
 from sae_match.saes.formats.state_dict import StateDict
-from sae_match.saes.formats.temporal import Temporal
-from sae_match.saes.site import Site
+from sae_match.saes.site import Site, parse_site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 FORMATS: tuple[type[SaeFormat], ...] = (
-    Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning,
-    CrossLayerTranscoder, Temporal, StateDict,
+    Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning, StateDict,
 )  # fmt: skip
 """The dialects that `load_sae` detects and knows by name."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -107,7 +104,7 @@ def load_sae(
     file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
-    place = None if site is None else _site(site)
+    place = None if site is None else parse_site(site)
     if isinstance(dialect, SaeFormat):
         return (dialect if place is None else replace(dialect, site=place)).read(file, layer)
     kind = detect_format(file) if dialect is None else format_named(dialect) if isinstance(dialect, str) else dialect
@@ -127,19 +124,12 @@ def _load_published(
         raise UserError(f"load_sae: release={release}, id={id}, dialect={dialect}: a release goes with an id, alone")
     if layer is None and "{" in id:
         raise UserError(f"load_sae(release={release!r}, id={id!r}): of which layer? Say layer=13, or a full id")
-    place = None if site is None else _site(site)
+    place = None if site is None else parse_site(site)
     saes = Release(
         name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
     )
     at = saes.sae(layer).block if layer is None else layer
     return saes.read(saes.locate(at), at)
-
-
-def _site(name: Site | str) -> Site:
-    try:
-        return Site(name)
-    except ValueError:
-        raise UserError(f"site={name}: must be one of {', '.join(Site)}") from None
 
 
 @dataclass(frozen=True)

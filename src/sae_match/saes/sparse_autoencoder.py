@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
-from sae_match.saes.activation import JUMPRELU, Activation, as_float32
-from sae_match.saes.convention import Convention
+from sae_match.saes.activation import JUMPRELU, Activation, Convention, as_float32
 from sae_match.saes.site import Site, parse_site
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.activation import GATED, JUMPRELU, RELU, Activation, ActivationKind, canonical_tensors
+from sae_match.saes.activation import ActivationKind, Convention
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
 from sae_match.saes.formats.reading import MAX_INTEGER, need_file, need_layout, number, read_json, read_state_dict
 from sae_match.saes.site import Site
@@ -23,11 +23,11 @@ _LINEAR = {"encoder.weight": "F d", "encoder.bias": "F", "decoder.weight": "d F"
 _PLAIN = {"W_enc": "d F", "b_enc": "F", "W_dec": "F d", "b_dec": "d"}
 _GATED = {"gate_bias": "F", "mag_bias": "F", "r_mag": "F", "decoder_bias": "d"}
 _TOPK = {**_LINEAR, "b_dec": "d"}
-CLASSES: dict[str, tuple[dict[str, str], bool, Activation | None]] = {
-    "AutoEncoder": ({**_LINEAR, "bias": "d"}, True, RELU),
-    "AutoEncoderNew": ({**_LINEAR, "decoder.bias": "d"}, False, RELU),
-    "GatedAutoEncoder": ({"encoder.weight": "F d", "decoder.weight": "d F", **_GATED}, True, GATED),
-    "JumpReluAutoEncoder": ({**_PLAIN, "threshold": "F"}, False, JUMPRELU),
+CLASSES: dict[str, tuple[dict[str, str], bool, ActivationKind | None]] = {
+    "AutoEncoder": ({**_LINEAR, "bias": "d"}, True, ActivationKind.relu),
+    "AutoEncoderNew": ({**_LINEAR, "decoder.bias": "d"}, False, ActivationKind.relu),
+    "GatedAutoEncoder": ({"encoder.weight": "F d", "decoder.weight": "d F", **_GATED}, True, ActivationKind.gated),
+    "JumpReluAutoEncoder": ({**_PLAIN, "threshold": "F"}, False, ActivationKind.jumprelu),
     "AutoEncoderTopK": (_TOPK, True, None),
     "BatchTopKSAE": (_TOPK, True, None),
     "MatryoshkaBatchTopKSAE": (_PLAIN, True, None),
@@ -69,30 +69,40 @@ class DictionaryLearning(FolderFormat):
         """Read one folder; anything in `ae.pt` but tensors is refused."""
         config, weights = self.paths(path)
         header, trainer, state = self.header(path, layer), _trainer(config), read_state_dict(weights)
-        layout, subtracts_bias, _ = CLASSES[trainer["dict_class"]]
+        dict_class = trainer["dict_class"]
+        layout = CLASSES[dict_class][0]
         need_layout(weights, {n: tuple(t.shape) for n, t in state.items()}, layout, header.d_model, header.width)
-        tensors = canonical_tensors({name: state[name] for name in layout}, subtracts_bias, source=weights)
-        activation, threshold = _activation(weights, trainer, state)
-        if threshold is not None:
-            tensors["threshold"] = torch.full((header.width,), threshold)
-        return build_sae(self.folder_of(path), layer, header, tensors, activation)
+        stored, k = _scalar(state, "k"), trainer.get("k")
+        k, threshold = k if stored is None else int(stored), _scalar(state, "threshold") or -1.0
+        convention = convention_of(weights, dict_class, k, threshold)
+        tensors = {name: state[name] for name in layout}
+        if convention.activation is ActivationKind.jumprelu:
+            tensors.setdefault("threshold", torch.tensor(threshold))
+        return build_sae(self.folder_of(path), layer, header, convention.canonical(tensors, weights), convention.how)
 
 
-def _activation(path: Path, trainer: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[Activation, float | None]:
-    """The activation, and the threshold of classes that have one for all features."""
-    dict_class = trainer["dict_class"]
-    if (fixed := CLASSES[dict_class][2]) is not None:
-        return fixed, None
-    threshold = _scalar(state, "threshold") or -1.0
-    if dict_class != "AutoEncoderTopK" and threshold > 0:
-        return JUMPRELU, threshold
-    stored, configured = _scalar(state, "k"), trainer.get("k")
-    k = int(stored) if stored is not None else configured
+def convention_of(where: object, dict_class: str, k: object, threshold: float) -> Convention:
+    """What an SAE of this class computes.
+
+    Args:
+        k, threshold: what the classes with one of each for all features hold; a threshold <= 0 was never set.
+    """
+    _, subtracts, kind = CLASSES[dict_class]
+    if kind is None and dict_class != "AutoEncoderTopK" and threshold > 0:
+        kind = ActivationKind.jumprelu
+    if kind is not None:
+        return Convention(activation=kind, subtracts_b_dec=subtracts, normalization="none")
     if not isinstance(k, int) or not 1 <= k <= MAX_INTEGER:
-        raise UserError(f"{path}: {dict_class} without its number of active features k")
-    if dict_class == "AutoEncoderTopK":
-        return Activation(ActivationKind.topk, k=k, stored_threshold=threshold if threshold > 0 else None), None
-    return Activation(ActivationKind.batch_topk, k=k), None
+        raise UserError(f"{where}: {dict_class} without its number of active features k")
+    topk = dict_class == "AutoEncoderTopK"
+    return Convention(
+        activation=ActivationKind.topk if topk else ActivationKind.batch_topk,
+        subtracts_b_dec=subtracts,
+        normalization="none",
+        k=k,
+        rescales_by_decoder_norm=False,
+        stored_threshold=threshold if topk and threshold > 0 else None,
+    )
 
 
 def _scalar(state: Mapping[str, Tensor], name: str) -> float | None:

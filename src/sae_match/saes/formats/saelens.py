@@ -12,9 +12,10 @@ from pydantic import Field
 
 from sae_match.errors import UserError
 from sae_match.options import option
-from sae_match.saes.activation import Activation, ActivationKind, canonical_tensors
+from sae_match.saes.activation import ActivationKind, Convention
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
 from sae_match.saes.formats.reading import need_layout, number, read_json, read_safetensors, safetensors_shapes
+from sae_match.saes.formats.sparsify import SKIPS
 from sae_match.saes.releases import settings_of_repositories
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
@@ -81,69 +82,76 @@ class Saelens(FolderFormat):
             raise UserError(
                 f"{weights}: {', '.join(scaling)} is not all ones; fold it into W_dec first (SAELens before v6 can)"
             )
-        if settings.factor is not None:
-            stored["W_enc"] *= settings.factor
-            stored["W_dec"] /= settings.factor
-            stored["b_dec"] /= settings.factor
-        tensors = canonical_tensors(stored, settings.subtracts_b_dec, settings.rescales, source=weights)
-        return build_sae(self.folder_of(path), layer, header, tensors, settings.activation)
+        convention = settings.convention
+        return build_sae(self.folder_of(path), layer, header, convention.canonical(stored, weights), convention.how)
 
-    def _settings(self, config: Path, layer: int | None) -> _Settings:
+    def _settings(self, config: Path, layer: int | None) -> Settings:
         """What `cfg.json` says, with the settings of its repository that only SAELens' registry knows."""
-        cfg: dict[str, Any] = {_RENAMED.get(key, key): value for key, value in read_json(config).items()}
-        metadata = cfg.get("metadata")
-        cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
+        cfg = {_RENAMED.get(key, key): value for key, value in read_json(config).items()}
         registered = _registered(config, self.repo_id)
-        old = registered is None and metadata is None and self.repo_id is None
+        old = registered is None and cfg.get("metadata") is None and self.repo_id is None
         if old and cfg.get("model_name") in _REGISTERED_MODELS:
             logger.warning(
                 "%s is of SAELens before version 6. If the SAE is from %s, its inputs are normalized or centered in a "
                 "way that the file does not say: give the repository as sae.repo_id or in the folder's name",
                 config, ", ".join(settings_of_repositories("sae_lens")),
             )  # fmt: skip
-        cfg |= registered or {}
-        named = _architecture(config, cfg)
-        kind, transcoder = _KINDS[named], "transcoder" in named
-        if cfg.get("hook_head_index") is not None:
-            raise UserError(f"{config}: reads a single attention head (hook_head_index), which is not supported")
-        k = None
-        if kind is ActivationKind.topk:
-            k = number(config, cfg, "k" if cfg.get("k") is not None else "activation_fn_kwargs.k")
-        normalization = cfg.get("normalize_activations")
-        normalization = SCALED if normalization is True else str(normalization or "none")  # old files hold a boolean
-        factor = None if layer is None or normalization != SCALED else self.norm_scaling_factors.get(layer)
-        activation = Activation(kind, k=k, normalization="none" if factor else normalization)
-        site, stated = site_of_hook(cfg.get("hook_name"))
-        header = SaeHeader(
-            d_model=number(config, cfg, "d_in"),
-            width=number(config, cfg, "d_sae"),
-            site=Site.transcoder if transcoder else site,
-            layer=stated,
-            obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")) or activation.obstacle,
-            foldable=False if kind in (ActivationKind.relu, ActivationKind.topk) else None,
-        )
-        # The library's own default differs: SAEs true, transcoders false.
-        subtracts = bool(cfg.get("apply_b_dec_to_input", not transcoder))
-        rescales = kind is ActivationKind.topk and bool(cfg.get("rescale_acts_by_decoder_norm"))
-        return _Settings(header, activation, factor, subtracts, rescales)
+        factor = None if layer is None else self.norm_scaling_factors.get(layer)
+        return settings_of(config, {**cfg, **(registered or {})}, factor)
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What `cfg.json` says; `factor` is what the inputs were multiplied by in training."""
+class Settings:
+    """What a config of SAELens says."""
 
     header: SaeHeader
-    activation: Activation
-    factor: float | None
-    subtracts_b_dec: bool
-    rescales: bool
+    convention: Convention
 
     def layout(self, found: Collection[str]) -> dict[str, str]:
         """The tensors and their axes."""
-        extra = ["b_gate", "b_mag", "r_mag"] if self.activation.kind is ActivationKind.gated else ["b_enc"]
-        if self.activation.kind is ActivationKind.jumprelu:
+        kind = self.convention.how.kind
+        extra = ["b_gate", "b_mag", "r_mag"] if kind is ActivationKind.gated else ["b_enc"]
+        if kind is ActivationKind.jumprelu:
             extra.append("log_threshold" if "log_threshold" in found else "threshold")
         return {"W_enc": "d F", "W_dec": "F d", "b_dec": "d", **dict.fromkeys(extra, "F")}
+
+
+def settings_of(where: object, cfg: Mapping[str, Any], factor: float | None = None) -> Settings:
+    """What a config says, of a file or of an object; `metadata` in it counts as well.
+
+    Args:
+        factor: what the inputs were multiplied by in training, for `expected_average_only_in`.
+
+    Raises:
+        UserError: an architecture that is not supported, or a dimension that is missing.
+    """
+    metadata = cfg.get("metadata")
+    cfg = {**(metadata if isinstance(metadata, Mapping) else {}), **cfg}
+    named = _architecture(where, cfg)
+    kind, transcoder = _KINDS[named], "transcoder" in named
+    if cfg.get("hook_head_index") is not None:
+        raise UserError(f"{where}: reads a single attention head (hook_head_index), which is not supported")
+    ranked = kind is ActivationKind.topk
+    normalization = cfg.get("normalize_activations")
+    normalization = SCALED if normalization is True else str(normalization or "none")  # old files hold a boolean
+    convention = Convention(
+        activation=kind,
+        # The library's own default differs: SAEs true, transcoders false.
+        subtracts_b_dec=bool(cfg.get("apply_b_dec_to_input", not transcoder)),
+        normalization=factor if factor and normalization == SCALED else normalization,
+        k=number(where, cfg, "k" if cfg.get("k") is not None else "activation_fn_kwargs.k") if ranked else None,
+        rescales_by_decoder_norm=ranked and bool(cfg.get("rescale_acts_by_decoder_norm")),
+    )
+    site, stated = site_of_hook(cfg.get("hook_name"))
+    header = SaeHeader(
+        d_model=number(where, cfg, "d_in"),
+        width=number(where, cfg, "d_sae"),
+        site=Site.transcoder if transcoder else site,
+        layer=stated,
+        obstacle=_obstacle(named, cfg.get("model_from_pretrained_kwargs")) or convention.how.obstacle,
+        foldable=False if kind in (ActivationKind.relu, ActivationKind.topk) else None,
+    )
+    return Settings(header, convention)
 
 
 def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
@@ -154,24 +162,24 @@ def _registered(path: Path, repo_id: str | None) -> Mapping[str, Any] | None:
     return None
 
 
-def _architecture(path: Path, cfg: Mapping[str, Any]) -> str:
+def _architecture(where: object, cfg: Mapping[str, Any]) -> str:
     activation, named = cfg.get("activation_fn") or "relu", cfg.get("architecture") or "standard"
     if activation == "topk" and named == "standard":
         return "topk"
     if named in _TRAINING_ONLY:
         raise UserError(
-            f"{path}: architecture {named} is a training checkpoint, whose threshold is not in the weights' units; "
+            f"{where}: architecture {named} is a training checkpoint, whose threshold is not in the weights' units; "
             "save it with SAELens' save_inference_model"
         )
     if named not in tuple(_KINDS) or activation not in ("relu", "topk"):
-        raise UserError(f"{path}: architecture {named} with activation {activation}; supported: {', '.join(_KINDS)}")
+        raise UserError(f"{where}: architecture {named} with activation {activation}; supported: {', '.join(_KINDS)}")
     return str(named)
 
 
 def _obstacle(architecture: str, model_kwargs: object) -> str | None:
     """Why its activations on a plain model's residual stream would mean nothing, or None."""
     if "skip" in architecture:
-        return "its skip connection is not part of its features"
+        return SKIPS
     if isinstance(model_kwargs, Mapping) and model_kwargs.get("center_writing_weights"):
         return "it was trained on a residual stream without its mean (center_writing_weights), which this model has"
     return None

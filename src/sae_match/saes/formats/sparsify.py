@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from sae_match.options import option
-from sae_match.saes.activation import Activation, ActivationKind, canonical_tensors
+from sae_match.saes.activation import Convention
 from sae_match.saes.formats.base import FolderFormat, SaeHeader, build_sae
 from sae_match.saes.formats.reading import expect, need_layout, number, read_json, read_safetensors, safetensors_shapes
 from sae_match.saes.site import Site, site_of_hook
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 _LAYOUT = {"encoder.weight": "F d", "encoder.bias": "F", "W_dec": "F d", "b_dec": "d"}
+SKIPS = "its skip connection is not part of its features"
 _SEED = re.compile(r"seed\d+")
 
 
@@ -45,14 +46,20 @@ class Sparsify(FolderFormat):
         # With several seeds the hookpoint's folder holds one folder a seed.
         site, stated = site_of_hook(folder.parent.name if _SEED.fullmatch(folder.name) else folder.name)
         site = Site.transcoder if cfg.get("transcode") else site
-        obstacle = "its skip connection is not part of its features" if "W_skip" in shapes else None
+        obstacle = SKIPS if "W_skip" in shapes else None
         return SaeHeader(d_model, width, site, stated, obstacle, foldable=False)
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one folder."""
         config, weights = self.paths(path)
         header, cfg = self.header(path, layer), read_json(config)
-        stored = read_safetensors(weights, _LAYOUT)
-        tensors = canonical_tensors(stored, subtracts_b_dec=not cfg.get("transcode"), source=weights)
-        activation = Activation(ActivationKind.topk, k=number(config, cfg, "k"))
-        return build_sae(self.folder_of(path), layer, header, tensors, activation)
+        convention = convention_of(number(config, cfg, "k"), bool(cfg.get("transcode")))
+        tensors = convention.canonical(read_safetensors(weights, _LAYOUT), weights)
+        return build_sae(self.folder_of(path), layer, header, tensors, convention.how)
+
+
+def convention_of(k: int, transcodes: bool) -> Convention:
+    """What an SAE, or a transcoder, of sparsify computes."""
+    return Convention(
+        activation="topk", subtracts_b_dec=not transcodes, normalization="none", k=k, rescales_by_decoder_norm=False
+    )
