@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from sae_match.report import canvas
-from sae_match.report.controls import controls_frame, drawn_rows, plot_controls
+from sae_match.report.bars import plot_controls
+from sae_match.report.controls import controls_frame, drawn_rows
 from sae_match.report.figures import write_overlays
 from sae_match.report.records import Record
 from sae_match.report.report import Options, write_report

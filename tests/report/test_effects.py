@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from sae_match.report.ablation import resample
-from sae_match.report.effects import effects_frame, effects_note, factors
-from sae_match.report.effects_figure import contrasts, draw_effects, effect_metrics, effects_figure, plot_effects
+from sae_match.report.ablation import effects_frame, effects_note, factors, resample
+from sae_match.report.bars import contrasts, draw_effects, effect_metrics, plot_effects
+from sae_match.report.figures import effects_figure
 from sae_match.report.records import Record, find_records
 from sae_match.report.tables import effects_table
 from tests.report.factorial import design, job, pair_rows, ratio_sums, stored

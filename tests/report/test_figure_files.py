@@ -13,8 +13,7 @@ import pytest
 
 from sae_match.report import Record, plot_layer_curves
 from sae_match.report.canvas import PALETTE, also_written, factor_styles
-from sae_match.report.effects_figure import effects_figure
-from sae_match.report.figures import _same, write_overlays
+from sae_match.report.figures import _same, effects_figure, write_overlays
 from sae_match.report.records import find_records
 from sae_match.report.report import Options, make_report, report_text, write_report
 from tests.report.conftest import job_table

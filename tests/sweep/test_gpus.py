@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sae_match.sweep import gpus
+from sae_match.sweep.launch import take_gpu
 
 FORK = multiprocessing.get_context("fork")
 
@@ -20,8 +20,8 @@ def taken(count: int, device: str = "auto") -> list[str | None]:
     end, answers = FORK.Barrier(count), FORK.SimpleQueue()
 
     def take(end: Any, answers: Any) -> None:
-        gpus.take_gpu(device)
-        gpus.take_gpu(device)  # the process's next job
+        take_gpu(device)
+        take_gpu(device)  # the process's next job
         answers.put(os.environ.get("CUDA_VISIBLE_DEVICES"))
         end.wait()
 

@@ -15,8 +15,7 @@ from sae_match.store import Store
 from sae_match.text import load_windows
 from sae_match.text.source import Document, Part, TextSource
 from sae_match.text.sources import embedded
-from sae_match.text.sources.embedded import MIN_CODE_BYTES, EmbeddedCode, EmbeddedNews, EmbeddedWiki
-from sae_match.text.sources.wikitext import article_prose
+from sae_match.text.sources.embedded import MIN_CODE_BYTES, EmbeddedCode, EmbeddedNews, EmbeddedWiki, article_prose
 
 MARKUP = """{{Infobox|name=x}}
 [[File:A.jpg|thumb|A caption with a [[link]]]]

@@ -23,7 +23,7 @@ from sae_match.files import config_directory
 from sae_match.rules import check_values
 from sae_match.study import Study
 from sae_match.sweep import asked_of_slurm, current_job, report_on_exit
-from sae_match.sweep.gpus import take_gpu
+from sae_match.sweep.launch import take_gpu
 from sae_match.terminal import EXIT_UNREAD, OncePerSweep, fail, quiet_libraries, quiet_when_unread
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def job(cfg: DictConfig) -> float | None:
         from sae_match.experiment.headline import summary_lines
         from sae_match.experiment.rerun import Action, decide
         from sae_match.record.claim import RecordTakenError
-        from sae_match.record.log import logged_into
+        from sae_match.record.job import logged_into
         from sae_match.sweep.notes import progress_line
 
         if config.dry_run:

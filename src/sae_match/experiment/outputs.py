@@ -30,11 +30,11 @@ from sae_match.report import (
     plot_theta,
 )
 from sae_match.report.axes import has_distances, has_quantiles
-from sae_match.report.controls import control_frame, plot_controls
+from sae_match.report.bars import plot_controls
+from sae_match.report.controls import control_frame
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.examples import read_examples
-from sae_match.report.features import pair_examples_of, plot_pair_examples
-from sae_match.report.stability import plot_stability
+from sae_match.report.features import pair_examples_of, plot_pair_examples, plot_stability
 from sae_match.saes.folding import FoldingKind
 from sae_match.study import Study
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style

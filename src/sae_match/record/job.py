@@ -46,11 +46,13 @@ from .contents import (
 )
 from .documents import DOCUMENTS, SumsKey, write_documents
 from .labels import LABELS, Labels
-from .log import logged_into
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
 from .state import STATUS, read_status
 from .termination import signals_raise
+
+LOG = "sae_match.log"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/sae_match.yaml
 
 log = logging.getLogger(__name__)
 
@@ -369,3 +371,21 @@ def _science(yaml_text: str) -> Any:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@contextmanager
+def logged_into(directory: Path) -> Iterator[None]:
+    """Add what is logged inside the block to sae_match.log in `directory`, unless the command's own log is that file:
+    Hydra's is in hydra.run.dir, and paths.output_dir may be another directory."""
+    path, root = directory / LOG, logging.getLogger()
+    if any(isinstance(own, logging.FileHandler) and Path(own.baseFilename) == path.absolute() for own in root.handlers):
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -15,18 +15,7 @@ from ..metrics.description import CEILING, MATCHED, Description
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_far, is_quantile, near_rows
 from ..style import BLUE, GREEN, ORANGE, Look
-from .canvas import (
-    COLUMN_INCHES,
-    axis_label,
-    drawing,
-    grid,
-    is_beyond,
-    legend_below,
-    make_room,
-    plot_panels,
-    references,
-    styles,
-)
+from .canvas import axis_label, is_beyond, plot_panels, references, styles
 from .curves import draw_line
 
 OVER_DISTANCE: dict[str, Look] = {
@@ -172,16 +161,11 @@ def sparsity_rows(
 def plot_sparsity(rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of `sparsity_rows` against mean L0, one curve per splice or permutation."""
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
-    height, width = grid(len(metrics))
-    with drawing(path, (COLUMN_INCHES[0] * width, COLUMN_INCHES[1] * height), title) as figure:
-        parts = np.asarray(figure.subfigures(height, width, squeeze=False)).ravel()
-        lines = 0
-        for part, metric in zip(parts, metrics, strict=False):
-            ax = part.subplots()
-            draw_sparsity(ax, rows[rows["metric"] == metric], metric, labels)
-            lines = max(lines, legend_below(part, ax))
-        make_room(figure, lines, height)
-    return path
+
+    def draw(ax: Axes, metric: str) -> None:
+        draw_sparsity(ax, rows[rows["metric"] == metric], metric, labels)
+
+    return plot_panels(path, metrics, draw, title, own_legends=True)
 
 
 def draw_sparsity(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = BUILT_IN_LABELS) -> None:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,18 +106,27 @@ def one_panel(
 
 def plot_panels(
     path: Path,
-    metrics: Sequence[str],
+    panels: Sequence[str],
     draw: Callable[[Axes, str], None],
     title: str | None = None,
+    own_legends: bool = False,
 ) -> Path:
-    """A panel of one column's size per metric, two side by side; the first one's legend in the place that is left, or
-    below."""
-    rows, columns = grid(len(metrics))
+    """A panel of one column's size per name, two side by side. The first one's legend is in the place that is left, or
+    below; with `own_legends` each one's is below itself."""
+    rows, columns = grid(len(panels))
     with drawing(path, (COLUMN_INCHES[0] * columns, COLUMN_INCHES[1] * rows), title) as figure:
+        if own_legends:
+            parts, lines = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel(), 0
+            for part, name in zip(parts, panels, strict=False):
+                ax = part.subplots()
+                draw(ax, name)
+                lines = max(lines, legend_below(part, ax))
+            make_room(figure, lines, rows)
+            return path
         axes = figure.subplots(rows, columns, squeeze=False).flat
-        for ax, metric in zip(axes, metrics, strict=False):
-            draw(ax, metric)
-        if len(metrics) < rows * columns:
+        for ax, name in zip(axes, panels, strict=False):
+            draw(ax, name)
+        if len(panels) < rows * columns:
             axes[-1].set_axis_off()
             axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center")
         else:

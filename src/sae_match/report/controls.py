@@ -6,21 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from ..metrics.description import CEILING, DIFFERENCE, MATCHED, Description, headline_name
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..style import BLACK, BLUE, GREY
-from .canvas import drawing, is_beyond
+from .canvas import is_beyond
 from .records import Record
 
 USUAL = ("vanilla", "random")
 CONTROLS = (*USUAL, "frequency", "greedy", "nearest", "mutual", "cosine", "correlation", "linear_map")
 """The package's own, in the order of the table; those of users follow by name."""
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
-PANEL_INCHES = 2.1
 NOTE = (
     "Means over the span's layer pairs on the same tokens, with 95 % intervals over documents. Beside each metric: "
     "what the job's own matching has more than the control, with the interval of the paired difference. "
@@ -92,41 +88,3 @@ def drawn_rows(frame: pd.DataFrame, labels: Labels = BUILT_IN_LABELS) -> pd.Data
         for place in own.index
     ]
     return rows.drop(index=far).reset_index(drop=True)
-
-
-def plot_controls(frame: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
-    """The main metrics of the matching (a line through all rows) and every control as dots with intervals: a row per
-    control, a panel per metric; a value that is off its axis as text. `frame`: one job's rows of `controls_frame`."""
-    frame = frame[frame["value"].notna()]
-    rows = drawn_rows(frame, labels)
-    names = list(dict.fromkeys(frame["control"]))
-    metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
-    with drawing(path, (0.9 + PANEL_INCHES * len(metrics), 1.0 + 0.24 * len(names)), title) as figure:
-        axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-        for ax, metric in zip(axes, metrics, strict=True):
-            for control, *numbers in rows.loc[rows["metric"] == metric, ["control", *NUMBERS[:3]]].to_numpy().tolist():
-                value, low, high = (float(number) for number in numbers)
-                sides = np.clip([[value - low], [high - value]], 0, None)
-                color = BLUE if control == MATCHED else BLACK
-                if control == MATCHED:
-                    ax.axvline(value, color=GREY, linestyle=":", linewidth=1.0)
-                ax.errorbar(value, names.index(control), xerr=sides, fmt="o", color=color, capsize=2, linewidth=1)
-            drawn = rows[rows["metric"] == metric]
-            for _, left in frame[frame["metric"] == metric].iterrows():
-                if left["control"] not in set(drawn["control"]):
-                    _write_off_axis(ax, left["value"], names.index(left["control"]), drawn["value"].min())
-            ax.grid(axis="x")
-            ax.grid(visible=False, axis="y")
-            ax.margins(x=0.12)
-            ax.set_xlabel(labels.metric(metric).axis)
-        axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axes[0].invert_yaxis()
-    return path
-
-
-def _write_off_axis(ax: Axes, value: float, row: int, low: float) -> None:
-    """A value that is off the axis, as text with an arrow at the end of the axis beyond which it lies."""
-    below = value < low
-    text, x, side = (f"◀ {value:.3g}", 0.02, "left") if below else (f"{value:.3g} ▶", 0.98, "right")
-    clear = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    ax.text(x, row, text, transform=ax.get_yaxis_transform(), ha=side, va="center", fontsize=7, color=GREY, bbox=clear)

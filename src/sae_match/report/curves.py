@@ -30,10 +30,8 @@ from .canvas import (
     PAGE_INCHES,
     axis_label,
     drawing,
-    grid,
     is_beyond,
     legend_below,
-    make_room,
     one_panel,
     plot_panels,
     references,
@@ -199,27 +197,21 @@ def plot_overview(table: pd.DataFrame, path: Path, title: str | None = None, lab
     (`evaluation=weights_only` leaves the last one)."""
     present = set(table.loc[table["value"].notna(), "metric"])
     groups = [name for name in WEIGHT_MSE.values() if name in present]
-    panels = [[name] for name in labels.against_controls if name in present] + ([groups] if groups else [])
+    panels = [name for name in labels.against_controls if name in present] + (["weight MSE"] if groups else [])
     if not panels:
         raise ValueError(f"nothing for an overview: the table has {sorted(present)}")
-    rows, columns = grid(len(panels))
-    wide, high = PAGE_INCHES if rows > 1 else (PAGE_INCHES[0] if columns == 2 else COLUMN_INCHES[0], COLUMN_INCHES[1])
-    with drawing(path, (wide, high * max(1.0, rows / 2)), title) as figure:
-        parts = np.asarray(figure.subfigures(rows, columns, squeeze=False)).ravel()
-        lines = 0
-        for letter, part, metrics in zip(ascii_lowercase, parts, panels, strict=False):
-            ax = part.subplots()
-            if metrics is groups:
-                draw_groups(ax, table, groups, labels)
-                ax.set_ylabel(f"weight MSE [{labels.metric(groups[0]).unit}]")
-            else:
-                draw_layer_curves(ax, table, metrics[0], labels=labels)
-            lines = max(lines, legend_below(part, ax))
-            if len(panels) > 1:
-                name = "weight MSE" if metrics is groups else labels.metric(metrics[0]).title
-                ax.set_title(f"({letter}) {name}", loc="left")
-        make_room(figure, lines, rows)
-    return path
+    letters = dict(zip(panels, ascii_lowercase, strict=False))
+
+    def draw(ax: Axes, panel: str) -> None:
+        if panel in present:
+            draw_layer_curves(ax, table, panel, labels=labels)
+        else:
+            draw_groups(ax, table, groups, labels)
+            ax.set_ylabel(f"weight MSE [{labels.metric(groups[0]).unit}]")
+        if len(panels) > 1:
+            ax.set_title(f"({letters[panel]}) {labels.metric(panel).title}", loc="left")
+
+    return plot_panels(path, panels, draw, title, own_legends=True)
 
 
 def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str], labels: Labels = BUILT_IN_LABELS) -> None:

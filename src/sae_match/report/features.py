@@ -1,4 +1,5 @@
-"""The features of one layer pair: how their decoder MSE is distributed, with example pairs (the paper's Figs. 5, 6)."""
+"""Distributions over features: of one layer pair their decoder MSE, with example pairs (the paper's Figs. 5, 6), and of
+two seeds the cosines of partners."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from matplotlib.font_manager import findfont, get_font
 from ..errors import UserError
 from ..judging.descriptions import CONTEXTS
 from ..record.contents import FEATURES, JUDGEMENTS, TOP_TOKENS
-from ..style import BLUE, GREEN, ORANGE, VERMILION
+from ..style import BLUE, GREEN, GREY, ORANGE, VERMILION
 from .canvas import PAGE_INCHES, drawing, one_panel, styles
 from .records import Record
 from .tables import write_csv
@@ -32,6 +33,9 @@ EXAMPLE_COLUMNS = (
     "mark", "layer", "feature", "layer_to", "partner", "mse_W_dec", "matching_score", "judge", "tokens",
     "partner_tokens",
 )  # fmt: skip
+COSINES = {"cosine": ("other seeds", BLUE), "cosine_rotated": ("rotated", GREY), "cosine_random": ("random", ORANGE)}
+"""Column of stability.parquet -> its name in the legend, and color."""
+BINS = 50
 MSE_LABEL = "decoder MSE of a pair [folded units²]"
 
 
@@ -49,7 +53,7 @@ def plot_mse_histogram(
     return path
 
 
-def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]], bins: int = 50) -> None:
+def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]], bins: int = BINS) -> None:
     """Counts of per-feature values by variant on common bins (logarithmic where all are positive), medians marked.
 
     A variant without values (nothing was matched) is left out.
@@ -231,3 +235,23 @@ def _fitted(text: str) -> str:
     font = get_font(findfont("DejaVu Sans"))
     known = "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in text)
     return known if len(known) <= TOKEN_CHARACTERS else known[: TOKEN_CHARACTERS - 1] + "…"
+
+
+def plot_stability(table: pd.DataFrame, path: Path, title: str | None = None) -> Path:
+    """Histograms of |cosine| over the features of the job's own SAEs and the other seeds, medians marked.
+
+    Args:
+        table: the content of stability.parquet.
+    """
+    edges = np.linspace(0, 1, BINS + 1)
+    with one_panel(path, title, wide=32) as ax:
+        for column, (name, color) in COSINES.items():
+            values = table[column].dropna().to_numpy()
+            median = float(np.median(values))
+            shares = np.histogram(values, edges)[0] / len(values)
+            ax.stairs(shares, edges, fill=True, color=color, alpha=0.25)
+            ax.stairs(shares, edges, color=color, label=f"{name} (median {median:.2g})", linewidth=1.2)
+            ax.axvline(median, color=color, linestyle=":", linewidth=1.2)
+        ax.set_xlabel("|decoder cosine| of a feature and its partner")
+        ax.set_ylabel("share of features")
+    return path

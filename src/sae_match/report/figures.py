@@ -24,9 +24,19 @@ from .axes import (
     quantile_rows,
     sparsity_rows,
 )
-from .bars import Tables, of_one_pair, pairs_of, plot_bars
+from .bars import (
+    MOST_ROWS,
+    Tables,
+    contrasts,
+    effect_metrics,
+    of_one_pair,
+    pairs_of,
+    plot_bars,
+    plot_controls,
+    plot_effects,
+)
 from .canvas import PALETTE, factor_styles
-from .controls import controls_frame, drawn_rows, plot_controls
+from .controls import controls_frame, drawn_rows
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
 from .features import write_pair_figures
 from .records import Record, comparison_keys, job_labels, setting
@@ -224,3 +234,15 @@ def write_paper_figures(records: Sequence[Record], directory: Path, labels: Labe
         written.append(plot_sparsity(rows, directory / "sparsity.png", labels=labels))
         write_csv(directory / "sparsity.csv", rows)
     return written
+
+
+def effects_figure(frame: pd.DataFrame, directory: Path, labels: Labels = BUILT_IN_LABELS) -> list[Drawn]:
+    """`effects.png` and its data; nothing where there is no number to draw."""
+    if not effect_metrics(frame, labels):
+        return []
+    path, count = plot_effects(frame, directory / "effects.png", labels), len(contrasts(frame))
+    write_csv(path.with_suffix(".csv"), frame)
+    note = "Dots: mean effect with its 95 % interval over documents; hollow: it depends on another factor."
+    if count > MOST_ROWS:
+        note += f" The first {MOST_ROWS} of {count}."
+    return [Drawn(path, "effect of each factor", note)]

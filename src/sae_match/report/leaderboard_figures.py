@@ -12,10 +12,11 @@ import pandas as pd
 
 from ..metrics.description import MATCHED
 from ..style import BLACK, BLUE, GREY
+from .bars import draw_interval
 from .canvas import COLUMN_INCHES, drawing, one_panel, styles
 from .figures import Drawn
 from .functional import AUSQC, REFERENCES, quality_curve, spearman
-from .leaderboard_tables import COLUMNS, ROLES, Leaderboard
+from .leaderboard_tables import COLUMNS, ENDS, ROLES, Leaderboard
 from .tables import format_value, write_csv
 
 CURVES = 5
@@ -54,13 +55,11 @@ def plot_leaderboard(board: Leaderboard, role: str, path: Path) -> Drawn | None:
         ax = figure.subplots()
         for place, row in enumerate(rows.to_dict("records")):
             color = GREY if row["variant"] in REFERENCES else BLUE if _is_own(row["variant"]) else BLACK
-            ends = [row[f"{main}_low"], row[f"{main}_high"]]
-            sides = np.clip([[row[main] - ends[0]], [ends[1] - row[main]]], 0, None)
             if row[main] < lowest:
                 ax.annotate(f"◂ {format_value(row[main])}", (0.01, place), xycoords=ax.get_yaxis_transform(),
                             color=color, fontsize=6, va="center")  # fmt: skip
                 continue
-            ax.errorbar(row[main], place, xerr=sides, fmt="o", color=color, capsize=2, linewidth=1, markersize=3)
+            draw_interval(ax, place, *(row[f"{main}{end}"] for end in ENDS), color, markersize=3)
         first = int((~rows["variant"].isin(REFERENCES)).sum())
         if 0 < first < len(rows):
             ax.axhline(first - 0.5, color=GREY, linewidth=0.6)

@@ -15,14 +15,20 @@ from sae_match.files import write_text
 from ..errors import UserError
 from ..record.contents import PATHS
 from ..record.labels import Labels, joined
-from .ablation import ablation_frame, compared_metrics, rank, ranking_note, resample
+from .ablation import (
+    ablation_frame,
+    compared_metrics,
+    effects_frame,
+    effects_note,
+    rank,
+    ranking_note,
+    resample,
+)
 from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
-from .effects import effects_frame, effects_note
-from .effects_figure import effects_figure
 from .examples import examples_frame, examples_table
-from .figures import MAX_CURVES, Drawn, write_overlays
+from .figures import MAX_CURVES, Drawn, effects_figure, write_overlays
 from .leaderboard_figures import leaderboard_figures
 from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans

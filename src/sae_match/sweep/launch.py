@@ -1,4 +1,5 @@
-"""A sweep as the command sees it: its jobs leave notes, and it ends with a table, however it ends.
+"""A sweep as the command sees it: its jobs leave notes, those side by side on a machine see different GPUs, and it ends
+with a table, however it ends.
 
 Hydra calls `on_multirun_end` only where no job has failed, so the table is printed by `report_on_exit`.
 """
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +36,9 @@ from sae_match.terminal import fail
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED_JOBS = 1
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_taken: list[FileLock] = []
+"""The lock on this process's share of a GPU; a worker process keeps it from job to job."""
 
 
 class _Launch(ExitStack):
@@ -204,3 +211,38 @@ def _print_table(sweep: Path, left: bool) -> bool:
         print(f"To look again: the same command, or sae-match-report {sweep}", flush=True)
         return all(row["state"] not in BAD_STATES for row in rows)
     return all(row["state"] == "done" for row in rows)
+
+
+def take_gpu(device: str) -> None:
+    """Let this process see one GPU only, the one that fewest other processes have taken so, until it ends.
+
+    To be called before CUDA is used. Nothing happens where the device is not `cuda` or `auto`, or there are not several
+    GPUs.
+    """
+    if _taken or device not in ("cuda", "auto"):
+        return
+    gpus = _visible_gpus()
+    if not gpus[1:]:
+        return
+    user = os.getuid() if hasattr(os, "getuid") else "gpus"
+    folder = Path(tempfile.gettempdir()) / f"sae_match-gpus-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for share, gpu in ((share, gpu) for share in itertools.count() for gpu in gpus):
+        lock = FileLock(folder / f"{gpu}.{share}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _taken.append(lock)
+        os.environ[_VISIBLE] = gpu
+        return
+
+
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use."""
+    given = os.environ.get(_VISIBLE)
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]  # asks the driver without starting CUDA
