@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from sae_match.app.build import register_schemas
 from sae_match.app.errors import dotted_keys
-from sae_match.app.reference import PAGE, reference
 from sae_match.files import config_directory
+from tests.app.reference import PAGE, reference
 
 
 def test_the_committed_page_is_fresh() -> None:
     page = (config_directory() / PAGE).read_text(encoding="utf-8")
-    assert page == reference(config_directory()), "run: python -m sae_match.app.reference"
+    assert page == reference(config_directory()), "run: python -m tests.app.reference"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from ..metrics.bootstrap import Bootstrap, DocumentSums, Estimate
-from ..metrics.description import MATCHED, Description
+from ..metrics.description import MATCHED, Description, headline_name
 from ..record.documents import DOCUMENTS, SumsKey, read_documents
-from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
+from ..record.labels import BUILT_IN_LABELS, Labels, joined
 from ..record.pairs import near
-from .records import Record
+from .records import Record, read_record
 
 SAMPLES, SEED = 1000, 0
 """The resamples of every paired difference, whatever the jobs' own; those of a job with default settings."""
@@ -46,46 +46,30 @@ def paired_difference(
         variant: as in pairs.csv: `matched`, a control, `ceiling`, or a splice's name for reconstructions and losses.
 
     Raises:
-        UserError: the records are of different documents (or token windows) or layer pairs, one of them has no such
-            row, or no documents.parquet (weights_only, or a record made before there was one).
+        UserError: a metric without sums per document; a record without a readable documents.parquet (weights_only), or
+            without such a row in it; records of different documents, token windows or layer pairs.
     """
-    first, second = (record.path if isinstance(record, Record) else Path(record) for record in (record_a, record_b))
-    a, b = (estimates(path, metric, variant, samples) for path in (first, second))
-    if len({key.text for key in (*a, *b)}) > 1:
+    first, second = (one if isinstance(one, Record) else read_record(Path(one)) for one in (record_a, record_b))
+    labels, name = joined((first.labels, second.labels)), headline_name(metric, variant)
+    if labels.metric(metric).statistic is None:
+        names = ", ".join(known for known, about in labels.metrics.items() if about.statistic is not None)
+        raise UserError(f"{metric} has no sums per document; paired differences exist for {names}")
+    found: list[Mean] = []
+    for record in (first, second):
+        mean = means([record], [name], labels, samples).get(name)
+        if mean is None:
+            raise UserError(
+                f"{record.path} has no {metric} of {variant} per document: {DOCUMENTS} is missing (only evaluation=full "
+                "writes one), damaged, or has no such row."
+            )
+        found.append(mean)
+    difference = found[0].less(found[1])
+    if difference is None:
         raise UserError(
-            f"{first} and {second} evaluated {metric} on different documents or windows, so there is no paired "
-            "difference. Compare jobs with the same dataset, model.bos and tokenizer."
+            f"{first.path} and {second.path} evaluated {metric} on different documents, windows or layers, so there is "
+            "no paired difference. Compare jobs with the same dataset, model.bos, tokenizer and layers."
         )
-    if list(a) != list(b):
-        pairs = [", ".join(f"{key.layer}->{key.layer_to}" for key in found) for found in (a, b)]
-        raise UserError(
-            f"{metric} of {variant}: {first} has the layers {pairs[0]}, {second} {pairs[1]}. Compare jobs over the "
-            "same layers."
-        )
-    difference = _mean(a.values()) - _mean(b.values())
     return Difference(difference.value, *difference.interval)
-
-
-def estimates(directory: Path, metric: str, variant: str = MATCHED, samples: int = SAMPLES) -> dict[SumsKey, Estimate]:
-    """A metric's estimate per layer pair of one record, on the resamples and with the errors of `paired_difference`."""
-    path = directory / DOCUMENTS
-    try:
-        labels = read_labels(directory / LABELS)
-        about = labels.metric(metric)
-        if about.statistic is None:
-            names = ", ".join(name for name, other in labels.metrics.items() if other.statistic is not None)
-            raise UserError(f"{metric} has no sums per document; paired differences exist for {names}")
-        if not path.is_file():
-            raise UserError(f"{directory} holds no {DOCUMENTS}: only full evaluations (evaluation=full) write one.")
-        stored = read_documents(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: {LABELS} or {DOCUMENTS} cannot be read: {error}") from error
-    found = _estimates(stored, about, variant, samples, SEED)
-    if not found:
-        kept = about.sums_of or about.name
-        variants = ", ".join(sorted({key.variant for key in stored if key.metric == kept})) or "none"
-        raise UserError(f"{directory} has no {metric} of {variant} per document; its variants: {variants}.")
-    return found
 
 
 @dataclass(frozen=True)

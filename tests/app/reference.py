@@ -1,6 +1,6 @@
 """The reference of the configuration, conf/README.md, from the option files and the classes that they name.
 
-`python -m sae_match.app.reference` writes it; a test checks that the committed page is fresh.
+`python -m tests.app.reference` writes it; a test checks that the committed page is fresh.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONTROLS = "evaluation/controls"
 """Each option of this group is an entry of a dictionary, under its own name."""
 HEAD = """# The configuration: every group and key
 
-`python -m sae_match.app.reference` writes this page from the option files in this folder and the classes that they
+`python -m tests.app.reference` writes this page from the option files in this folder and the classes that they
 name. Change those, not the page.
 
 - `group=option` chooses a file, `group.key=value` changes one of its keys; `sae-match ... --cfg job` prints the result.
