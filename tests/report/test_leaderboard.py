@@ -190,18 +190,6 @@ def test_similarity_and_assignment(tmp_path: Path) -> None:
     assert with_similarity.loc["cosine_nearest", "objective_loss"] == pytest.approx(25)
 
 
-def test_quartiles(tmp_path: Path) -> None:
-    table = write_job(tmp_path / "0", {"matched": MATCHERS["matched"]}, n=80)
-    table.loc[table["quartile"] == 2, "drop"] += 0.2
-    table.to_parquet(tmp_path / "0" / "functional.parquet")
-    tests = read_tests(find_records([tmp_path]))
-    assert tests is not None
-    found = Leaderboard(tests, 200).quartiles.set_index("quartile")
-    expected = table.groupby("quartile")["drop"].mean()
-    assert found["deactivation"].tolist() == pytest.approx(expected.tolist())
-    assert found.loc[2, "deactivation_low"] > found.loc[1, "deactivation_high"]
-
-
 def test_spearman_with_ties_and_without_variation() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 6, 300).astype(float)
@@ -234,9 +222,8 @@ def test_the_report(tmp_path: Path) -> None:
     frame = pd.read_csv(tmp_path / "a" / "leaderboard.csv")
     assert frame["rank"].notna().sum() == 2 * 3 and set(frame["main"]) == {"deactivation", "substitution"}
     assert len(pd.read_csv(tmp_path / "a" / "decomposition.csv")) == 2 * 3
-    assert len(pd.read_csv(tmp_path / "a" / "quartiles.csv")) == 2 * 4 * len(few)
     page = (tmp_path / "a" / "report.html").read_text()
-    assert all(f'id="{name}-table"' in page for name in ("leaderboard", "decomposition", "quartiles"))
+    assert all(f'id="{name}-table"' in page for name in ("leaderboard", "decomposition"))
     assert "<b>" not in page and "\u202e" not in page
 
 

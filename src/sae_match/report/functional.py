@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from ..errors import UserError
 from ..metrics.bootstrap import MIN_DOCUMENTS, Floats, wilson
@@ -232,7 +233,6 @@ class Scores:
     Args:
         features: rows of `Tests.features`, of one role.
         samples, seed: of the bootstrap.
-        metrics: some of `RATIOS`, and AUSQC.
     """
 
     def __init__(
@@ -240,7 +240,6 @@ class Scores:
         features: pd.DataFrame,
         samples: int = SAMPLES,
         seed: int = SEED,
-        metrics: Sequence[str] = (*RATIOS, AUSQC),
     ) -> None:
         codes, names = pd.factorize(features["matcher"])
         self.matchers = [str(name) for name in names]
@@ -251,7 +250,7 @@ class Scores:
         terms: dict[str, Floats] = {}
         self._sums: dict[str, Floats] = {}
         self._support: dict[str, npt.NDArray[np.intp]] = {}
-        for name in (metric for metric in metrics if metric != AUSQC):
+        for name in RATIOS:
             known = features[name].notna().to_numpy()
             at = clusters[known], codes[known]
             there = np.zeros((self.n_features, width), bool)
@@ -265,13 +264,11 @@ class Scores:
             self._support[name] = support.ravel()
             self._sums[name] = np.empty((samples + 1, present[name].shape[1], 2 * width))
         self._present = present
-        curves = []
-        if AUSQC in metrics:
-            orders = [by_confidence(features[codes == code]).index for code in range(width)]
-            places = [features.index.get_indexer(order) for order in orders]
-            columns = features[["substitution", "ablated"]].to_numpy()
-            curves = [(clusters[rows], *columns[rows].T) for rows in places]
-            self._ausqc = np.full((samples + 1, width), np.nan)
+        orders = [by_confidence(features[codes == code]).index for code in range(width)]
+        places = [features.index.get_indexer(order) for order in orders]
+        columns = features[["substitution", "ablated"]].to_numpy()
+        curves = [(clusters[rows], *columns[rows].T) for rows in places]
+        self._ausqc = np.full((samples + 1, width), np.nan)
         start = 0
         for counts in _resamples(strata, samples, seed):
             rows = slice(start, start := start + len(counts))
@@ -341,27 +338,17 @@ def _resamples(strata: npt.NDArray[np.intp], samples: int, seed: int) -> Iterato
 
 
 def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES, seed: int = SEED) -> Interval:
-    """Spearman's rank correlation of two columns over rows of `Tests.features`, ties at their mean rank, with its 95 %
-    interval (bootstrap over features, ranked anew in each resample); NaN where a column is constant."""
-    clusters, _ = pd.factorize(rows["cluster"])
-    strata = rows["stratum"].groupby(clusters).first().to_numpy()
-    numbers = []
-    for drawn in _resamples(strata, samples, seed):
-        counts = drawn[:, clusters]
-        total = counts.sum(axis=1, keepdims=True)
-        ranks = [_ranks(counts, rows[name].to_numpy()) for name in (x, y)]
-        a, b = (rank - (counts * rank).sum(axis=1, keepdims=True) / total for rank in ranks)
-        scale = np.sqrt((counts * a * a).sum(axis=1) * (counts * b * b).sum(axis=1))
-        above = (counts * a * b).sum(axis=1)
-        numbers.append(np.divide(above, scale, out=np.full_like(above, np.nan), where=scale > 0))
-    return _interval(np.concatenate(numbers), len(strata))
+    """Spearman's rank correlation of two columns over rows of `Tests.features`, each feature once, with its 95 %
+    interval (bootstrap over features); NaN where a column is constant."""
+    once = rows.drop_duplicates("cluster")
+    if min(once[x].nunique(), once[y].nunique()) < 2:
+        return Interval(np.nan, np.nan, np.nan)
 
+    def rho(a: Floats, b: Floats) -> float:
+        return float(stats.spearmanr(a, b).statistic)
 
-def _ranks(counts: Floats, values: Floats) -> Floats:
-    """The mean rank of each value where it is there `counts` times."""
-    order = np.argsort(values, kind="stable")
-    _, starts, group = np.unique(values[order], return_index=True, return_inverse=True)
-    ties = np.add.reduceat(counts[:, order], starts, axis=1)
-    found = np.empty_like(counts)
-    found[:, order] = (np.cumsum(ties, axis=1) - (ties - 1) / 2)[:, group]
-    return found
+    columns = once[x].to_numpy(dtype=float), once[y].to_numpy(dtype=float)
+    found = stats.bootstrap(
+        columns, rho, paired=True, vectorized=False, n_resamples=samples, method="percentile", random_state=seed
+    )
+    return Interval(rho(*columns), *map(float, found.confidence_interval))

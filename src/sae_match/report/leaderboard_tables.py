@@ -1,5 +1,5 @@
-"""Which matcher finds the feature that does the same: ranks, similarity against assignment, and quartiles of firing
-rate, from the functional tests of a report's jobs."""
+"""Which matcher finds the feature that does the same: ranks, and similarity against assignment, from the functional
+tests of a report's jobs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ COLUMNS = {
 TESTED = (*RATIOS, AUSQC)
 RANKED = [name for name in RATIOS if name != "deactivation_silent"]
 COMPARED = ("deactivation", "substitution")
-"""Numbers by which similarities, assignments and quartiles are compared."""
+"""Numbers by which similarities and assignments are compared."""
 CERTIFIED = ("certified", "dense")
 """Assignments of proven optimality."""
-QUARTILES = {1: "1 (rarest)", 2: "2", 3: "3", 4: "4 (most frequent)"}
 ENDS = ("", "_low", "_high")
 
 NOTE = (
@@ -62,7 +61,6 @@ DECOMPOSITION_NOTE = (
     "far the pairs are from the certified optimum of their similarity, mean over pairs of layers; below 0 where "
     "features may share a partner, – where another number of pairs is matched."
 )
-QUARTILES_NOTE = "Drop and substitution R by quartile of the features' firing rate."
 
 
 def leaderboard(directory: Path | str, samples: int = SAMPLES) -> pd.DataFrame:
@@ -182,32 +180,17 @@ class Leaderboard:
         loss = 100 * similar.fillna(distant).where(ours["matched_pairs"].eq(optimum["matched_pairs"]))
         return float(loss.replace([np.inf, -np.inf], np.nan).mean())
 
-    @cached_property
-    def quartiles(self) -> pd.DataFrame:
-        """One row per role, matcher and quartile of firing rate (1 = rarest), with the numbers in `COMPARED`."""
-        rows = []
-        for role, whole in self.roles.items():
-            features = self.tests.features[self.tests.features["role"] == role]
-            for quartile, part in features.groupby("quartile", sort=True):
-                scores = Scores(part, self.samples, metrics=COMPARED)
-                for name in (name for name in whole.matchers if name in scores.matchers):
-                    row = {"role": role, "matcher": self.tests.names[name], "variant": name, "quartile": quartile}
-                    for metric in COMPARED:
-                        row |= with_ends(metric, scores.estimate(metric, name))
-                    rows.append(row)
-        return pd.DataFrame(rows)
-
     @property
     def frames(self) -> dict[str, pd.DataFrame]:
         """By the names of their CSV files."""
         parts = {"decomposition.csv": self.decomposition} if len(self.decomposition) else {}
-        return {"leaderboard.csv": self.frame, **parts, "quartiles.csv": self.quartiles}
+        return {"leaderboard.csv": self.frame, **parts}
 
     @property
     def tables(self) -> dict[str, Table]:
         """By section of the report."""
         parts = {"decomposition": self._decomposition_table()} if len(self.decomposition) else {}
-        return {"leaderboard": self._leaderboard_table(), **parts, "quartiles": self._quartiles_table()}
+        return {"leaderboard": self._leaderboard_table(), **parts}
 
     def _leaderboard_table(self) -> Table:
         shown = [name for name in COLUMNS if self.frame[name].notna().any()]
@@ -237,19 +220,6 @@ class Leaderboard:
                 cells += [_cell(row, name), _cell(row, f"{name}_difference")]
             rows.append([*cells, _cell(row, "objective_loss")])
         return Table(header, rows, header[3:], header[:3], DECOMPOSITION_NOTE)
-
-    def _quartiles_table(self) -> Table:
-        places = [place for place in QUARTILES if place in set(self.quartiles["quartile"])]
-        shown = [name for name in COMPARED if self.quartiles[name].notna().any()]
-        header = ["pairs", "matcher", *(f"{COLUMNS[name]}, {QUARTILES[place]}" for name in shown for place in places)]
-        found = {(row["role"], row["variant"], row["quartile"]): row for row in self.quartiles.to_dict("records")}
-        rows = []
-        for role, variant, title in self.frame[["role", "variant", "matcher"]].itertuples(index=False):
-            numbers = [found.get((role, variant, place), {name: np.nan}) for name in shown for place in places]
-            names = [name for name in shown for _ in places]
-            cells = [_cell(row, name) for row, name in zip(numbers, names, strict=True)]
-            rows.append([Cell(ROLES[role]), Cell(title, title=variant), *cells])
-        return Table(header, rows, header[2:], ["pairs"], QUARTILES_NOTE)
 
 
 def with_ends(name: str, interval: Interval) -> dict[str, float]:

@@ -53,7 +53,6 @@ HEADINGS = {
     "comparison": "Comparison",
     "leaderboard": "Which matcher finds the feature that does the same?",
     "decomposition": "Similarity and assignment",
-    "quartiles": "By firing rate",
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
@@ -199,7 +198,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
             parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):
+    for section in ("leaderboard", "decomposition", "ablation", "effects", "controls"):
         if table := report.tables.get(section):
             parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
     if figures:

@@ -59,7 +59,7 @@ def paired_difference(
         mean = means([record], [name], labels, samples).get(name)
         if mean is None:
             raise UserError(
-                f"{record.path} has no {metric} of {variant} per document: {DOCUMENTS} is missing (only evaluation=full "
+                f"{record.path} has no {metric} of {variant} per document: {DOCUMENTS} is missing (evaluation=full "
                 "writes one), damaged, or has no such row."
             )
         found.append(mean)
