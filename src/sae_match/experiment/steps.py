@@ -20,13 +20,14 @@ from sae_match.experiment.evaluation import (
     log_ceiling_gaps,
     make_evaluator,
 )
+from sae_match.experiment.examples import with_contexts
 from sae_match.experiment.headline import composition_headline, headline
 from sae_match.experiment.inputs import prepare
 from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
 from sae_match.experiment.losses import loss_rows
 from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distant, match_neighbors, match_seeds
 from sae_match.experiment.outputs import looks, matcher_labels
-from sae_match.experiment.paths import path_table, top_tokens_table, with_contexts
+from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
 from sae_match.experiment.stability import compare_seeds
 from sae_match.language_model import resolve_device

@@ -1,0 +1,69 @@
+"""Where the features of a few pairs are most active, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from sae_match.evaluation.top_activations import top_activations
+from sae_match.experiment.evaluation import Evaluator
+from sae_match.experiment.saes import JobSaes
+from sae_match.judging.descriptions import context, visible
+from sae_match.pairs import Site
+from sae_match.saes import SparseAutoencoder
+from sae_match.saes.activation import ActivationKind
+from sae_match.text.tokenization import decode_tokens
+
+CONTEXTS, AROUND = 3, 5
+"""Contexts per feature, and tokens on either side of the one on which it fires."""
+
+
+def with_contexts(evaluator: Evaluator, saes: JobSaes, examples: pd.DataFrame, progress: bool) -> pd.DataFrame:
+    """Examples as from `choose_examples` with the contexts of both features, each token between « and »."""
+    sides = {"contexts": ("layer", "feature"), "partner_contexts": ("layer_to", "partner")}
+    wanted: dict[int, set[int]] = {}
+    for layer, feature in sides.values():
+        for place in examples[[layer, feature]].itertuples(index=False):
+            wanted.setdefault(int(place[0]), set()).add(int(place[1]))
+    texts: dict[tuple[int, int], str] = {}
+    for layer in tqdm(sorted(wanted), desc="contexts of example pairs", disable=not progress):
+        chosen = sorted(wanted[layer])
+        texts |= {(layer, f): text for f, text in zip(chosen, _contexts(evaluator, saes, layer, chosen), strict=True)}
+    columns = {
+        name: [texts[int(a), int(b)] for a, b in examples[[layer, feature]].itertuples(index=False)]
+        for name, (layer, feature) in sides.items()
+    }
+    return examples.assign(**columns)
+
+
+def _contexts(evaluator: Evaluator, saes: JobSaes, layer: int, features: Sequence[int]) -> list[str]:
+    """The contexts of some features of a layer, one text each."""
+    inputs, sae = evaluator.inputs, saes.load(Site(layer))
+    alone = only_features(sae, features)
+    top = top_activations(
+        alone, inputs.streams.layer(layer), CONTEXTS, evaluator.batch_windows, evaluator.sink_positions
+    )
+
+    def decode(tokens: Sequence[int]) -> str:
+        return decode_tokens(inputs.model.tokenizer, tokens)
+
+    def text(window: int, position: int) -> str:
+        left, token, right = context(inputs.windows.ids[window].tolist(), position, decode, AROUND)
+        before, after = (" " * end.isspace() for end in (token[:1], token[-1:]))
+        return " ".join(f"{left}{before}«{visible(token)}»{after}{right}".split())
+
+    rows = range(len(features)) if alone is not sae else features
+    return [" | ".join(text(*place) for place in top.places(row)) for row in rows]
+
+
+def only_features(sae: SparseAutoencoder, features: Sequence[int]) -> SparseAutoencoder:
+    """An SAE with these features alone, which fire as they do in the whole; itself where they compete (TopK)."""
+    if sae.activation.kind is ActivationKind.topk:
+        return sae
+    at = torch.tensor(features, device=sae.device)
+    scale = None if sae.scale is None else sae.scale[at]
+    tensors = {"W_enc": sae.W_enc[:, at], "W_dec": sae.W_dec[at]}
+    return sae.replace(b_enc=sae.b_enc[at], threshold=sae.threshold[at], scale=scale, **tensors)
