@@ -26,6 +26,9 @@ from tests.builders import random_sae
 from tests.record.wandb_server import run_python, wandb_server
 from tests.wandb_reader import inspect
 
+pytestmark = pytest.mark.slow
+"""Several jobs and W&B's own processes."""
+
 TRACKED = (
     "tracking=wandb_offline",
     "tracking.detail=full",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from sae_match.matching import Permutation
 from tests.record.wandb_server import run_python, wandb_server
+
+pytestmark = pytest.mark.slow
+"""Two processes that wait for W&B's own."""
 
 ONLINE = """
 import sys
