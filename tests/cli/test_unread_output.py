@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,6 @@ from sae_match.terminal import EXIT_UNREAD, quiet_when_unread
 COMMANDS = [
     ("sae_match", ["--help"]),
     ("sae_match", ["dry_run=true", "sae.root=absent"]),
-    ("sae_match.train_app", ["--cfg", "job"]),
-    ("sae_match.report.cli", ["--help"]),
     ("sae_match.cache_cli", ["list"]),
 ]
 
@@ -33,6 +32,12 @@ def test_output_that_nobody_reads(tmp_path: Path, module: str, arguments: list[s
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (EXIT_UNREAD, "")
+
+
+@pytest.mark.parametrize("module", ["app.main", "train_app", "report.cli", "cache_cli", "gate"])
+def test_every_command_ends_so(module: str) -> None:
+    main = import_module(f"sae_match.{module}").main
+    assert main.__code__ is quiet_when_unread(main).__code__  # wrapped by the same function
 
 
 def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, dict[int, str]] = field(default_factory=dict)
     exit_code: int | None = None
-    used: list[str] = field(default_factory=list)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -168,12 +167,6 @@ def _commit(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
     return {"commitArtifact": {"artifact": {"id": artifact["id"], "digest": artifact["digest"]}}}
 
 
-def _use(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
-    given = v["input"]
-    server.runs[given["runName"]].used.append(given["artifactID"])
-    return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
-
-
 def _run_files(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
     files = [{"name": name, "uploadUrl": f"{server.url}/storage/{v['run']}/{name}"} for name in v["files"]]
     return {"createRunFiles": {"runID": f"bucket-{v['run']}", "uploadHeaders": [], "files": files}}
@@ -198,7 +191,6 @@ _ANSWERS: dict[str, Callable[[WandbServer, dict[str, Any]], dict[str, Any]]] = {
     "CreateArtifactFiles": _artifact_files,
     "CreateArtifactManifest": _manifest,
     "CommitArtifact": _commit,
-    "UseArtifact": _use,
     "UpsertView2": _view,
 }
 

@@ -214,7 +214,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, byt
     return {suffix: (path, path.read_bytes()) for suffix, path in files.items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     suffix=st.sampled_from([".npz", ".safetensors", ".pt"]),
     where=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
