@@ -1,7 +1,4 @@
-"""From a composed Hydra configuration to the objects of a job; what reads these knows no type of Hydra's.
-
-Hydra composes plain values of the job itself; a group that is `Any` in a schema is built from its `_target_`.
-"""
+"""From a composed Hydra configuration to the objects of a job; what reads these knows no type of Hydra's."""
 
 from __future__ import annotations
 
@@ -9,69 +6,23 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from sae_match.app.errors import did_you_mean, dotted_keys, not_by_name
+from sae_match.app.schema import Schema, TrainSchema
 from sae_match.errors import UserError
-from sae_match.study import Capture, Composition, Layers, Paths, Rerun, Study
-from sae_match.training.options import TrainConfig, TrainingConfig
+from sae_match.study import Layers, Study
+from sae_match.training.options import TrainConfig
 
 T = TypeVar("T", Study, TrainConfig)
-
-
-@dataclass
-class Schema:
-    """The composed form of `Study`."""
-
-    matching: Any = MISSING
-    folding: Any = MISSING
-    solver: Any = MISSING
-    sae: Any = MISSING
-    model: Any = MISSING
-    dataset: Any = MISSING
-    evaluation: Any = MISSING
-    judging: Any = MISSING
-    tracking: Any = MISSING
-    metrics: dict[str, Any] = field(default_factory=dict)
-    layers: Layers = MISSING
-    capture: Capture = field(default_factory=Capture)
-    composition: Composition = field(default_factory=Composition)
-    paths: Paths = MISSING
-    device: str = "auto"
-    seed: int = 0
-    progress: bool | None = None
-    dry_run: bool = False
-    rerun: Rerun = Rerun.failed
-    objective: str | None = None
-    trusted_packages: list[str] = field(default_factory=list)
-
-
-@dataclass
-class TrainSchema:
-    """The composed form of `TrainConfig`."""
-
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    model: Any = MISSING
-    tracking: Any = MISSING
-    datasets: Any = MISSING
-    held_out: Any = MISSING
-    layers: Layers = MISSING
-    paths: Paths = MISSING
-    seed: int = 0
-    device: str = "auto"
-    progress: bool | None = None
-    trusted_packages: list[str] = field(default_factory=list)
-
-
 SCHEMAS: dict[type, type] = {Study: Schema, TrainConfig: TrainSchema}
 
 
