@@ -12,7 +12,7 @@ from sae_match import UserError
 from sae_match.metrics.bootstrap import Bootstrap, DocumentSums, compress_rows
 from sae_match.metrics.streaming import ReconstructionStatistics
 from sae_match.record.documents import DOCUMENTS, SumsKey, read_documents, write_documents
-from sae_match.report.resampling import Difference, paired_difference
+from sae_match.report.resampling import Interval, paired_difference
 
 Sums = dict[SumsKey, DocumentSums]
 
@@ -30,7 +30,7 @@ def key(layer: int = 0, metric: str = "matching_score", text: str = "t") -> Sums
     return SumsKey(layer, layer + 1, "matched", metric, text)
 
 
-def by_hand(a: list[DocumentSums], b: list[DocumentSums]) -> Difference:
+def by_hand(a: list[DocumentSums], b: list[DocumentSums]) -> Interval:
     """One resample at a time, by drawing documents' counts as `Bootstrap` does."""
     counts = np.random.default_rng(0).multinomial(4, [1 / 4] * 4, size=1000)
 
@@ -39,7 +39,7 @@ def by_hand(a: list[DocumentSums], b: list[DocumentSums]) -> Difference:
 
     replicates = [average(a, w) - average(b, w) for w in counts]
     low, high = np.quantile(replicates, (0.025, 0.975))
-    return Difference(average(a, np.ones(4)) - average(b, np.ones(4)), float(low), float(high))
+    return Interval(average(a, np.ones(4)) - average(b, np.ones(4)), float(low), float(high))
 
 
 def test_a_difference_equals_the_bootstrap_by_hand(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from ..metrics.description import CEILING, MATCHED, SPLICED
 from ..metrics.functional import quality_area
 from ..record.contents import FUNCTIONAL, MATCHERS
 from .records import Record
-from .resampling import SAMPLES, SEED
+from .resampling import SAMPLES, SEED, Interval
 
 OWN = (MATCHED, CEILING, "exact")
 """Names of the job's own matcher: of neighbors, of two seeds, of layers further apart."""
@@ -194,14 +194,6 @@ def _pair_numbers(job: Record, table: pd.DataFrame, own: Mapping[str, str]) -> p
     along = rows["variant"].where(rows["variant"].str.startswith(SPLICED)).str.removeprefix(SPLICED).str.lstrip("_")
     rows["matcher"] = rows["variant"].mask(spliced, along.replace("", MATCHED)).map(matchers)
     return rows.dropna(subset="matcher").assign(job=job.name)[columns]
-
-
-class Interval(NamedTuple):
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def by_confidence(rows: pd.DataFrame) -> pd.DataFrame:

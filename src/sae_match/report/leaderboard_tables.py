@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from .functional import AUSQC, RATIOS, REFERENCES, Interval, Scores, Tests, read_tests, similarity_of
+from .functional import AUSQC, RATIOS, REFERENCES, Scores, Tests, read_tests, similarity_of
 from .records import Record, find_records
-from .resampling import SAMPLES
+from .resampling import SAMPLES, Interval
 from .tables import ABSENT, Cell, Table, format_row, format_value
 
 ROLES = {"adjacent": "adjacent layers", "distant": "layers further apart", "seeds": "two seeds of one layer"}

@@ -23,8 +23,8 @@ SAMPLES, SEED = 1000, 0
 Sums = Mapping[SumsKey, DocumentSums]
 
 
-class Difference(NamedTuple):
-    """A difference and its 95 % interval."""
+class Interval(NamedTuple):
+    """A number and its 95 % interval."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
 def paired_difference(
     record_a: Record | Path, record_b: Record | Path, metric: str, variant: str = MATCHED, samples: int = SAMPLES
-) -> Difference:
+) -> Interval:
     """A metric of `record_a` minus that of `record_b`, averaged over their layer pairs as in metrics.json.
 
     Paired: both are computed on the same resamples of the documents (bootstrap, percentiles), so what the documents
@@ -69,7 +69,7 @@ def paired_difference(
             f"{first.path} and {second.path} evaluated {metric} on different documents, windows or layers, so there is "
             "no paired difference. Compare jobs with the same dataset, model.bos, tokenizer and layers."
         )
-    return Difference(difference.value, *difference.interval)
+    return Interval(difference.value, *difference.interval)
 
 
 @dataclass(frozen=True)
