@@ -7,6 +7,7 @@ these SAEs, so that differences between matchers are paired. Pandas and NumPy on
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -340,7 +341,9 @@ def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES, seed: i
         return float(stats.spearmanr(a, b).statistic)
 
     columns = once[x].to_numpy(dtype=float), once[y].to_numpy(dtype=float)
-    found = stats.bootstrap(
-        columns, rho, paired=True, vectorized=False, n_resamples=samples, method="percentile", random_state=seed
-    )
-    return Interval(rho(*columns), *map(float, found.confidence_interval))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of resamples in which a column is constant
+        found = stats.bootstrap(
+            columns, rho, paired=True, vectorized=False, n_resamples=samples, method="percentile", random_state=seed
+        )
+    return _interval(np.array([rho(*columns), *found.bootstrap_distribution]), len(once))
