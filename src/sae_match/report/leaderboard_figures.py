@@ -59,7 +59,8 @@ def plot_leaderboard(board: Leaderboard, role: str, path: Path) -> Drawn | None:
                 ax.annotate(f"◂ {format_value(row[main])}", (0.01, place), xycoords=ax.get_yaxis_transform(),
                             color=color, fontsize=6, va="center")  # fmt: skip
                 continue
-            draw_interval(ax, place, *(row[f"{main}{end}"] for end in ENDS), color, markersize=3)
+            value, low, high = (row[f"{main}{end}"] for end in ENDS)
+            draw_interval(ax, place, value, low, high, color, markersize=3)
         first = int((~rows["variant"].isin(REFERENCES)).sum())
         if 0 < first < len(rows):
             ax.axhline(first - 0.5, color=GREY, linewidth=0.6)
