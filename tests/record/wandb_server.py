@@ -62,6 +62,7 @@ class WandbServer:
         files: uploaded bodies by path.
         calls: GraphQL operations, in order.
         unknown: requests without an answer.
+        views: saved views of projects, as sent.
     """
 
     url: str = ""
@@ -70,6 +71,7 @@ class WandbServer:
     files: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
@@ -170,6 +172,11 @@ def _run_files(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
     return {"createRunFiles": {"runID": f"bucket-{v['run']}", "uploadHeaders": [], "files": files}}
 
 
+def _view(server: WandbServer, v: dict[str, Any]) -> dict[str, Any]:
+    server.views.append(v)
+    return {"upsertView": {"view": {"id": f"view-{len(server.views)}", "name": v["name"]}, "inserted": True}}
+
+
 _USER = {"id": "user", "entity": ENTITY, "username": ENTITY, "email": None, "flags": "{}", "teams": {"edges": []}}
 _ANSWERS: dict[str, Callable[[WandbServer, dict[str, Any]], dict[str, Any]]] = {
     "ServerFeaturesQuery": lambda server, v: {"serverInfo": {"features": []}},
@@ -184,6 +191,7 @@ _ANSWERS: dict[str, Callable[[WandbServer, dict[str, Any]], dict[str, Any]]] = {
     "CreateArtifactFiles": _artifact_files,
     "CreateArtifactManifest": _manifest,
     "CommitArtifact": _commit,
+    "UpsertView2": _view,
 }
 
 

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..terminal import quiet_when_unread
 from .canvas import VECTOR_FORMATS
 from .figures import MAX_CURVES
-from .records import BAD_STATES, find_records
+from .records import BAD_STATES, comparison_keys, find_records
 from .report import Options, make_report, report_text, write_report
 
 
@@ -22,12 +22,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if a job failed, was killed or cannot be read; 2 if the arguments are wrong.
     """
-    given = vars(_parser().parse_args(arguments))
-    paths, output = given.pop("paths"), given.pop("output")
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    paths, output, view = given.pop("paths"), given.pop("output"), given.pop("wandb_workspace")
+    if not paths and view is None:
+        parser.error("give the directory of a job or of a sweep")
     output = output or (paths[0] / "report" if len(paths) == 1 else None)
     options = Options(**given | {"formats": given["formats"] or ("svg",)})
     try:
-        records = find_records(paths)
+        records = find_records(paths) if paths else []
+        if view is not None:
+            # Here, because W&B takes seconds to import.
+            from ..tracking.workspace import save_view
+
+            save_view(view, comparison_keys(records))
+        if not paths:
+            return 0
         if output is None:
             print(report_text(make_report(records, options)), end="")
             print("several paths and no --output: nothing was written", file=sys.stderr)
@@ -49,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0; 1 if a job failed, was killed or cannot be read; 2 for wrong arguments.",
     )
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="PATH", help="directory of a job or of a sweep")
+    add("paths", nargs="*", type=Path, metavar="PATH", help="directory of a job or of a sweep")
     add("--output", type=Path, metavar="DIR", help="where to write (default: PATH/report when there is one path)")
     # The destinations are the fields of Options.
     column = "column of the table, a name in metrics.json; repeatable"
@@ -66,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     path = "path to show on the page of feature paths, by its feature in the first layer; repeatable"
     path += " (default: as many as fit)"
     add("--feature", action="append", type=int, dest="features", default=[], metavar="N", help=path)
+    saved = (
+        "save a view of this W&B project, with the panels of WANDB.md and the settings that vary between the jobs of "
+    )
+    saved += "PATH, if given; needs sae-match[workspace]"
+    add("--wandb-workspace", metavar="ENTITY/PROJECT", help=saved)
     return parser
 
 
