@@ -14,7 +14,7 @@ from tests.config.test_configuration import composed
 from tests.experiment.gemma import BLOCKS, D_MODEL, TOKEN, Setting, build
 from tests.experiment.test_gemma_setting import config
 from tests.hub_server import Hub
-from tests.saes.layouts import write_state_dict
+from tests.saes.layouts import D, F, write_cross_layer, write_state_dict, write_temporal
 from tests.tiny_setting import planned
 
 CANONICAL = ("sae=release", "sae.release=gemma-scope-2b-pt-res-canonical", "sae.l0=null")
@@ -80,6 +80,28 @@ def test_state_dicts_of_a_release(hub: Hub, tmp_path: Path) -> None:
     assert {shape.width for shape in (planned(cfg).saes or plan.saes).shapes.values()} == {128}
 
 
+def test_weights_only_layouts(hub: Hub, tmp_path: Path) -> None:
+    """A cross-layer transcoder's layers and temporal SAEs, from plan to matching."""
+    write_cross_layer(tmp_path / "clt", 3)
+    write_cross_layer(tmp_path / "clt", 4)
+    for layer in (15, 26):
+        write_temporal(tmp_path / "temporal" / f"llama-3.1-8B/layer_{layer}" / "temporal")
+    hub.publish("mntss/clt-gemma-2-2b-2.5M", tmp_path / "clt")
+    hub.publish("canrager/temporalSAEs", tmp_path / "temporal")
+    named = {
+        "mntss-gemma-2-2b-2.5m-clt-as-per-layer": ["sae.id='layer_{layer}'", "layers.first=3", "layers.last=4"],
+        "temporal-sae-llama-3.1-8b": ["sae.id='blocks.{layer}.hook_resid_post'", "layers.list=[15,26]"],
+    }
+    for release, chosen in named.items():
+        paths = (f"paths.output_dir={tmp_path / release}", f"paths.cache_dir={tmp_path / 'cache'}")
+        job = ("sae=release", f"sae.release={release}", *chosen, "tracking=none", "evaluation/controls=[]")
+        cfg = composed(*job, "folding.scale=decoder_norm", WEIGHTS_ONLY, *paths)
+        plan = planned(cfg)
+        assert plan.problems == [] and plan.saes is not None and len(plan.saes.files) == 4
+        assert {(shape.d_model, shape.width) for shape in plan.saes.shapes.values()} == {(D, F)}
+        assert run(cfg).metrics["matched_pairs"] == F
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -92,8 +114,6 @@ def test_state_dicts_of_a_release(hub: Hub, tmp_path: Path) -> None:
             r"resid_pre: activations .* \{next\} in place of \{layer\}",
         ),
         (["sae.release=gemma-scope-2b-pt-res", "sae.id=embedding/width_4k/average_l0_6"], "is of no layer"),
-        (["sae.release=temporal-sae-gemma-2-2b"], "what earlier tokens do not predict"),
-        (["sae.release=mntss-gemma-2-2b-2.5m-clt-as-per-layer"], "write to several layers"),
         (["sae.release=gemma-scope-2b-res"], "no such release in SAELens' registry; nearest: gemma-scope-2b-pt-res"),
         (["sae.id=layer_3/width_16k/canonical"], "no SAE of layers 0, 1, 2; there are"),
         ([WEIGHTS_ONLY, "layers.last=30"], r"no SAE of layers 26, 27, 28, 29, 30"),

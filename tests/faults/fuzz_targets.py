@@ -29,6 +29,7 @@ from tests.saes.layouts import (
     write_llama_scope_r1,
     write_saelens,
     write_sparsify,
+    write_temporal,
 )
 
 CANARY = "canary"
@@ -173,6 +174,7 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "cfg.json",
     ),
     "llama_scope_r1": (lambda root: write_llama_scope_r1(root / "s", norm=2.5), "config.json"),
+    "temporal": (lambda root: write_temporal(root / "s"), "conf.yaml"),
     "sparsify": (write_sparsify, "cfg.json"),
     "dictionary_learning": (lambda root: write_dictionary(root / "d", "AutoEncoder"), "config.json"),
 }

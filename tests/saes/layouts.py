@@ -183,3 +183,28 @@ def write_llama_scope_r1(folder: Path, layer: int = 3, norm: float | None = None
         weights[f"dataset_average_activation_norm.{hook}"] = torch.tensor(norm)
     write_tensors(folder / "sae_weights.safetensors", weights)
     return folder
+
+
+def write_cross_layer(root: Path, layer: int = 3, written: int = 4, threshold: bool = False) -> Path:
+    """W_enc_3.safetensors and W_dec_3.safetensors, of which the second has one matrix per layer that is written to."""
+    t = random_tensors(layer)
+    tensors = {f"W_enc_{layer}": t["W_enc"].T, f"b_enc_{layer}": t["b_enc"], f"b_dec_{layer}": t["b_dec"]}
+    if threshold:
+        tensors[f"threshold_{layer}"] = t["threshold"]
+    decoder = torch.randn(F, written, D, generator=torch.Generator().manual_seed(layer + 1))
+    write_tensors(root / f"W_dec_{layer}.safetensors", {f"W_dec_{layer}": decoder})
+    return write_tensors(root / f"W_enc_{layer}.safetensors", tensors)
+
+
+def write_temporal(folder: Path, tied: bool = True, **changes: Any) -> Path:
+    """{conf.yaml, latest_ckpt.safetensors} without attention layers; returns the folder."""
+    t = random_tensors()
+    sae = {
+        "exp_factor": F / D, "n_heads": 1, "n_attn_layers": 0, "bottleneck_factor": 1, "sae_diff_type": "topk",
+        "kval_topk": K, "tied_weights": tied, "scaling_factor": 0.25,
+    }  # fmt: skip
+    # JSON is YAML.
+    write_json(folder / "conf.yaml", {"llm": {"dimin": D}, "sae": sae | changes, "data": {"dtype": "float32"}})
+    tensors = {"D": t["W_dec"], "b": t["b_dec"]} | ({} if tied else {"E": t["W_enc"]})
+    write_tensors(folder / "latest_ckpt.safetensors", tensors)
+    return folder

@@ -1,4 +1,4 @@
-"""Files of tensors with a convention that options say, by definition."""
+"""Files of tensors with a convention that options say, cross-layer transcoders and temporal SAEs, by definition."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sae_match import SparseAutoencoder, UserError, load_sae
-from sae_match.saes import Convention, Site
+from sae_match.saes import Convention, SaeSource, Site
+from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.state_dict import StateDict
 from tests.saes.layouts import (
     D,
     F,
     K,
     random_tensors,
+    write_cross_layer,
     write_state_dict,
+    write_temporal,
     write_tensors,
 )
 from tests.saes.test_release_files import LINEAR, inputs
@@ -84,6 +87,35 @@ def test_conventions_that_are_incomplete() -> None:
         state_dicts(activation="tanh")
     with pytest.raises(UserError, match=r"sae\.filename is not set"):
         state_dicts().files(3)
+
+
+def test_cross_layer_transcoders(tmp_path: Path) -> None:
+    sae, jump = load_sae(write_cross_layer(tmp_path)), load_sae(write_cross_layer(tmp_path / "j", threshold=True))
+    assert (sae.activation.kind.value, jump.activation.kind.value) == ("relu", "jumprelu")
+    torch.testing.assert_close(jump.threshold, random_tensors(3)["threshold"])
+    source = SaeSource(CrossLayerTranscoder(name="clt", root=str(tmp_path), last_layer=30))
+    assert source.load(3).content_hash == sae.content_hash
+    with pytest.raises(UserError, match="it writes to several layers"):
+        sae.encode(inputs())
+    with pytest.raises(UserError, match="asked for layer 4, but the file is of layer 3"):
+        load_sae(tmp_path / "W_enc_3.safetensors", 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_temporal_saes_by_definition(tmp_path: Path, tied: bool) -> None:
+    folder, t = write_temporal(tmp_path / "layer_12" / "temporal", tied, sae_diff_type="relu"), random_tensors()
+    sae = load_sae(folder)
+    assert (sae.site, sae.activation.kind.value) == (Site.resid_post, "relu")
+    with pytest.raises(UserError, match="what earlier tokens do not predict"):
+        sae.encode(inputs())
+    encoder = t["W_dec"].T if tied else t["W_enc"]
+    pre = (0.25 * inputs() - t["b_dec"]) @ encoder / (4 * D)
+    f = sae.replace(match_only=None).encode(inputs())
+    torch.testing.assert_close(f, pre.relu(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sae.decode(f), (pre.relu() @ t["W_dec"] + t["b_dec"]) / 0.25, rtol=1e-5, atol=1e-4)
+    with pytest.raises(UserError, match="asked for layer 3, but the file is of layer 12"):
+        load_sae(folder, 3)
 
 
 def test_gated_and_batch_topk_as_in_memory(tmp_path: Path) -> None:

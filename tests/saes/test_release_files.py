@@ -23,6 +23,7 @@ from tests.saes.layouts import (
     D,
     F,
     random_tensors,
+    write_cross_layer,
     write_dictionary,
     write_gemma_scope_2,
     write_json,
@@ -30,6 +31,7 @@ from tests.saes.layouts import (
     write_llama_scope_r1,
     write_saelens,
     write_state_dict,
+    write_temporal,
     write_tensors,
 )
 from tests.saes.layouts import write_gemma_scope as write_npz
@@ -101,6 +103,12 @@ def write_mwhanna(path: Path) -> None:
     write_json(path.with_name("config.yaml"), {"model_name": "Qwen/Qwen3-4B"})
 
 
+def write_clt(path: Path) -> None:
+    write_cross_layer(path.parent, int(path.name))
+    hooks = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
+    write_json(path.parent / "config.yaml", {"model_name": "google/gemma-2-2b", **hooks})
+
+
 def write_gemma_3(path: Path) -> None:
     write_gemma_scope_2(path.parents[1], 3, path.parent.name)
 
@@ -150,6 +158,10 @@ CASES: dict[str, tuple[str, str, Callable[[Path], object], dict[str, Any]]] = {
     ),
     "hook_z": ("gpt2-small-hook-z-kk", "blocks.3.hook_z", write_hook_z, {"site": Site.attn_out}),
     "per-layer transcoder": ("mwhanna-qwen3-4b-transcoders", "layer_3", write_mwhanna, {"site": Site.transcoder}),
+    "cross-layer transcoder": (
+        "mntss-gemma-2-2b-2.5m-clt-as-per-layer", "layer_3", write_clt, {"site": Site.transcoder},
+    ),
+    "temporal": ("temporal-sae-gemma-2-2b", "blocks.12.hook_resid_post", write_temporal, {}),
     "Llama Scope R1-Distill": (
         "llama_scope_r1_distill", "l3r_800m_slimpajama",
         lambda path: write_llama_scope_r1(path, sparsity_include_decoder_norm=False), {"unit": True},

@@ -10,7 +10,7 @@ import pytest
 
 from sae_match import UserError
 from sae_match.saes import Site
-from sae_match.saes.formats.release import CONVERTERS, REFUSED, Release
+from sae_match.saes.formats.release import CONVERTERS, Release
 from sae_match.saes.releases import release_named, release_names
 from tests.saes import release_table
 
@@ -38,12 +38,11 @@ def test_the_table_is_that_of_the_installed_saelens() -> None:
 
 RUNS = {
     ("span", "activations"): 42,
-    ("span", "weights only"): 58,
+    ("span", "weights only"): 59,
     ("list", "activations"): 30,
-    ("list", "weights only"): 27,
+    ("list", "weights only"): 28,
     ("one layer", "activations"): 8,
-    ("one layer", "weights only"): 2,
-    ("refused", "weights only"): 3,
+    ("one layer", "weights only"): 3,
 }
 """How many releases a command runs over neighboring layers, over `layers.list`, or which are of one layer only (several
 of one layer are compared in the library), and whether they encode residual streams, as far as the registry says."""
@@ -59,9 +58,7 @@ def how(name: str) -> tuple[str, str]:
     spans = [len({*layers} & {layer + 1 for layer in layers}) > 0 for layers in by_id.values()]
     several = any(len({*layers}) > 1 for layers in by_id.values())
     reads = {sae.site for sae in published.saes.values()} & {Site.resid_post, Site.resid_pre}
-    if published.converter in REFUSED:
-        return "refused", "weights only"
-    plain = not published.settings.keys() - {"k"}
+    plain = published.converter not in ("temporal",) and not published.settings.keys() - {"k"}
     layers = "span" if any(spans) else "list" if several else "one layer"
     return layers, "activations" if reads and plain else "weights only"
 
@@ -79,9 +76,7 @@ def test_every_release_is_addressable_and_what_it_can_be_used_for() -> None:
 def test_every_sae_resolves_to_files() -> None:
     for name in release_names():
         published = release_named(name)
-        assert (published.converter in CONVERTERS) != (published.converter in REFUSED)
-        if published.converter in REFUSED:
-            continue
+        assert published.converter in CONVERTERS
         for id in published.patterns():
             if "{layer}" not in id:
                 continue

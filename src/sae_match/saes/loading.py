@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sae_match.errors import UserError
 from sae_match.options import what_is_wrong
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
+from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
 from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
@@ -21,11 +22,13 @@ from sae_match.saes.formats.release import Release
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.sparsify import Sparsify
 from sae_match.saes.formats.state_dict import StateDict
+from sae_match.saes.formats.temporal import Temporal
 from sae_match.saes.site import Site, parse_site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 FORMATS: tuple[type[SaeFormat], ...] = (
-    Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning, StateDict,
+    Native, GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1, Saelens, Sparsify, DictionaryLearning,
+    CrossLayerTranscoder, Temporal, StateDict,
 )  # fmt: skip
 """The dialects that `load_sae` detects and knows by name."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")

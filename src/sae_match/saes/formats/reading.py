@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor
 
@@ -36,6 +37,7 @@ MAX_INTEGER = 1 << 48
 MAX_RATIO, ALWAYS_FINE = 64, 1 << 26
 """Weights hardly compress: what unpacks to more than 64 times its size (and to more than 64 MiB) is refused."""
 MAX_MEMBERS = 1000
+MAX_YAML = 1 << 20
 REMOTE_BLOCK = 2**14
 """Bytes of an archive at the hub that are requested at a time."""
 _MEMBER = re.compile(r"[\w.-]+\.npy")
@@ -71,6 +73,17 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(need_file(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, of plain values; a file too large for a configuration is refused."""
+    with _readable(path, "YAML file"):
+        if need_file(path).stat().st_size > MAX_YAML:
+            raise UserError(f"{path}: more than {MAX_YAML} bytes; no configuration is so large")
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a YAML mapping, got {type(value).__name__}")
     return value
 
 
@@ -149,6 +162,17 @@ def read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     with _safetensors(path) as file:
         need_names(path, file.keys(), names)
         return {name: as_float32(path, name, file.get_tensor(name)) for name in names}
+
+
+def read_summed(path: Path, name: str) -> Tensor:
+    """The float32 sum over the middle axis of a tensor [a, n, b], of which one [a, b] is in memory at a time."""
+    with _safetensors(path) as file:
+        need_names(path, file.keys(), [name])
+        stored = file.get_slice(name)
+        total = as_float32(path, name, stored[:, 0, :]).clone()
+        for place in range(1, stored.get_shape()[1]):
+            total += as_float32(path, name, stored[:, place, :])
+        return total
 
 
 def npz_shapes(path: Path) -> Shapes:

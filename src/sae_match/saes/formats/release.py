@@ -12,6 +12,7 @@ from sae_match.errors import UserError
 from sae_match.options import option
 from sae_match.saes.activation import ActivationKind
 from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill
+from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope, choose_similar
 from sae_match.saes.formats.gemma_scope_2 import GemmaScope2
@@ -19,6 +20,7 @@ from sae_match.saes.formats.llama_scope import LlamaScope, LlamaScopeR1
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.state_dict import StateDict
+from sae_match.saes.formats.temporal import Temporal
 from sae_match.saes.releases import L0, PublishedRelease, PublishedSae, release_named
 from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
@@ -39,17 +41,16 @@ CONVERTERS: dict[str, tuple[type[SaeFormat], tuple[str, ...], Mapping[str, Any]]
     "goodfire": (StateDict, ("{path}",), _RELU | _PICKED),
     "llama_scope": (LlamaScope, LlamaScope.FILES, {}),
     "llama_scope_r1_distill": (LlamaScopeR1, LlamaScopeR1.FILES, {}),
+    "mntss_clt_layer_transcoder": (
+        CrossLayerTranscoder, ("W_enc_{path}.safetensors", "W_dec_{path}.safetensors"), {},
+    ),
     "mwhanna_transcoder": (StateDict, ("{path}",), _RELU),
     "qwen_scope": (StateDict, ("{path}",), _RELU | _PICKED | {"activation": ActivationKind.topk}),
     "sae_lens": (Saelens, Saelens.FILES, {}),
+    "temporal": (Temporal, Temporal.FILES, {}),
 }  # fmt: skip
 """By the registry's name of a layout: its format, the files of one SAE (in the folder `path`, or made from it), and
 the convention of those whose files do not state it."""
-REFUSED = {
-    "mntss_clt_layer_transcoder": "its features write to several layers, so none has one decoder row",
-    "temporal": "its features are what earlier tokens do not predict, of which the weights of one are not all",
-}
-"""Layouts whose SAEs cannot be matched, and why."""
 
 
 @option
@@ -78,8 +79,7 @@ class Release(SaeFormat):
         """Fill in what the table says, so that a record holds it."""
         published = self._published
         if published.converter not in CONVERTERS:
-            why = REFUSED.get(published.converter, f"the layout {published.converter} is not supported")
-            raise UserError(f"sae.release={self.release}: {why}")
+            raise UserError(f"sae.release={self.release}: the layout {published.converter} is not supported")
         if self.l0 is not None and L0 not in self.id:
             raise UserError(f"sae.l0={self.l0}: sae.id has no {L0} to be chosen; write {L0} in place of the number")
         covered = self.covered()
