@@ -1,4 +1,4 @@
-"""Estimates against the things they estimate: tensors and files; and how they grow."""
+"""Estimates against the things they estimate: tensors, files, counted operations; and how they grow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, compute_activations, to_arrays
+from sae_match.evaluation.functional.contexts import FunctionalTests, choose_contexts
+from sae_match.evaluation.functional.effects import FunctionalPair, deactivate, fingerprints
 from sae_match.evaluation.splices import SpliceUnits
+from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.language_model.loading import ModelSize, model_size
 from sae_match.language_model.residual_streams import Manifest, layer_bytes
@@ -24,20 +28,16 @@ from sae_match.matching.certified import CertifiedSolver
 from sae_match.matching.problem import Metric, matching_problem
 from sae_match.matching.similarity import WeightDistance
 from sae_match.plan import resources
-from sae_match.plan.machine import (
-    Allocation,
-    available_ram,
-    cgroups,
-    check_memory,
-    current_allocation,
-    probe_machine,
-)
-from sae_match.plan.resources import JobShape, Phase, TextSize, phases
+from sae_match.plan.allocation import Allocation, advice, cgroups, current_allocation
+from sae_match.plan.machine import available_ram, check_memory, probe_machine
+from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, phases
 from sae_match.store import Store
 from tests.builders import random_sae, splices_of_pair
+from tests.tiny_setting import LAYERS
 
 GEMMA = ModelSize(
-    parameters=2_614_341_888, d_model=2304, heads=8, d_ff=9216, vocabulary=256_000, itemsize=2, eager=True,
+    parameters=2_614_341_888, block_parameters=77_865_984, n_layers=26, d_model=2304, heads=8, d_ff=9216,
+    vocabulary=256_000, itemsize=2, eager=True,
 )  # fmt: skip
 PAPER = JobShape(
     d_model=2304, widths=(16_384,) * 26, solver_bytes=5 * 2**30, model=GEMMA, splices=6,
@@ -95,7 +95,8 @@ def test_model_size_is_that_of_the_loaded_model(model: tuple[LanguageModel, Mode
     loaded, size = model
     assert size.parameters == sum(p.numel() for p in loaded.hf.parameters())
     assert size.bytes == sum(p.numel() * p.element_size() for p in loaded.hf.parameters())
-    assert (size.d_model, size.d_ff, size.heads) == (8, 16, 2)
+    assert size.block_parameters == sum(p.numel() for p in loaded.blocks[1].parameters())
+    assert (size.n_layers, size.d_model, size.d_ff, size.heads) == (LAYERS, 8, 16, 2)
 
 
 def test_gemma_is_counted_without_its_weights(tmp_path: Path) -> None:
@@ -104,6 +105,54 @@ def test_gemma_is_counted_without_its_weights(tmp_path: Path) -> None:
     transformers.Gemma2Config().save_pretrained(tmp_path)
     cfg = LocalModel(name="g", path=str(tmp_path), dtype="bfloat16", attn_implementation="eager")
     assert model_size(cfg, tmp_path) == GEMMA
+
+
+def test_operations_of_a_capture_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    ids = torch.ones(3, 12, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        loaded.resid_post(ids, [2])
+    # The model's norms multiply no matrices, but their weights are counted.
+    assert resources.capture_flops(size, 3, 12, last=2) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_operations_of_splicing_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    ids = torch.ones(3, 12, dtype=torch.long)
+    shape = JobShape(8, (24,) * LAYERS, 0, model=size, splices=6)
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    splices = sum(splice.count(resources.VARIANTS) for splice in STANDARD)
+    loaded.token_losses_from(0, torch.randn(3, 12, 8), ids)  # finds out what blocks return
+    with FlopCounterMode(display=False) as counter:
+        for layer in range(1, LAYERS):
+            x = torch.randn(3, 12, 8)
+            f_a, _ = a.encode(x), b.encode(x)
+            for _ in range(splices):
+                loaded.token_losses_from(layer, b.decode(Permutation.identity(24).apply(f_a)), ids)
+        loaded.token_losses_from(LAYERS - 1, x, ids)
+    found = resources.splice_flops(size, shape, 3, 12, list(range(LAYERS)))
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_operations_of_functional_tests_are_those_counted(model: tuple[LanguageModel, ModelSize]) -> None:
+    loaded, size = model
+    a, b = random_sae(seed=1), random_sae(seed=2)
+    ids = torch.randint(1, 20, (3, 12), generator=torch.Generator().manual_seed(0))
+    streams = loaded.resid_post(ids, [0, 1])
+    loaded.token_losses_from(0, streams[0], ids)  # finds out what blocks return
+    pair = FunctionalPair(loaded, a, b, (0, 1), streams[0], streams[1], ids, context_tokens=12)
+    contexts = choose_contexts(a, streams[0], FunctionalTests(features=0, contexts=3, context_tokens=12))
+    features = [i for i, windows in enumerate(contexts.windows) if len(windows) == 3]
+    with FlopCounterMode(display=False) as counter:
+        for i in features:
+            deactivate(pair, int(contexts.features[i]), contexts.windows[i])
+        fingerprints(pair, contexts.features[features])
+    shape = JobShape(
+        8, (24,) * LAYERS, 0, model=size, tested=FunctionalShape(((0, 1, 24, 24),), len(features), 3, 12, 0.0, True)
+    )
+    found = resources.functional_flops(size, shape, TextSize(3, 3, 3, 12, 8), 3)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.25)
+    assert resources.functional_flops(size, replace(shape, tested=None), TextSize(3, 3, 3, 12, 8), 3) == 0
 
 
 @given(layers=st.integers(2, 60), on_gpu=st.booleans())
@@ -156,16 +205,17 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_slurms_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("JOB_ID", "MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"):
+    for name in ("JOB_ID", "MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE", "CPUS_PER_TASK"):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
     assert current_allocation() is None
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert current_allocation() == Allocation()
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "1000")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
-    assert current_allocation() == Allocation(ram=4000 * 2**20)
+    assert current_allocation() == Allocation(ram=4000 * 2**20, cpus=4)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")
-    assert current_allocation() == Allocation(ram=2**30)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert current_allocation() == Allocation(ram=2**30, cpus=2)
 
 
 def test_memory_that_slurm_is_asked_for_is_checked_on_any_machine() -> None:
@@ -175,8 +225,12 @@ def test_memory_that_slurm_is_asked_for_is_checked_on_any_machine() -> None:
     with pytest.raises(UserError, match=r"needs 8\.0 GiB of main memory .* Set hydra\.launcher\.mem_gb=1[0-3],"):
         check_memory([Phase("match a pair", {"solver": 2**33})], machine, None, small)
     steps = [Phase("match a pair", {"solver": 2**31})]
-    large = Allocation(ram=2**50, gpus=1, asked=True)
+    large = Allocation(ram=2**50, gpus=1, minutes=10, asked=True)
     check_memory(steps, probe_machine(device, large), None, large)
+    lines = list(advice(large, steps, 2**30, 900.0, complete=True))
+    assert "the job needs 3.0 GiB: 4 would do" in lines[0]
+    assert "10; what can be counted takes about 15 min: the job would be started again" in lines[2]
+    assert "more than 3.0 GiB" in next(advice(large, steps, 2**30, None, complete=False))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from sae_match import UserError
 from sae_match.experiment import run
+from sae_match.plan.machine import durations
 from sae_match.plan.show import render
 from sae_match.saes import save_native
 from sae_match.study import Study
@@ -78,10 +79,14 @@ def test_a_plan_names_every_file_and_writes_nothing(
     assert published.asked(r"\.safetensors$") == 0 and published.asked(r"layer_[1-3].*npz$") == 0
 
 
-def test_counts_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
+def test_counts_and_steps_are_in_the_plan(configured: Configured, random_saes: Path) -> None:
     plan = planned(configured(random_saes, "evaluation/controls=all", "dataset.documents=6"))
     counts = next(need.bytes for need in plan.disk if need.what == "activation counts until it is done")
     assert counts and "activation counts until it is done" in render(plan)
+    found = {step.step: step.seconds for step in durations(plan.shape, 50_000_000, plan.device, "float32", plan.layers)}
+    assert found.pop("match all pairs") is None
+    assert found["download"] == 2 and all(found.values())
+    assert {"capture residual streams", "activations of all pairs", "splice and resume"} < set(found)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +239,8 @@ def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
     assert "layers without a cached copy: 0, 1, 2, 3" in problems[2]
     plan = planned(config(tmp_path))
     text = render(plan)
-    assert "downloads: size unknown" in text and "nothing to download" not in text
-    assert "residual streams: size unknown" in text
+    assert plan.downloads is None and "downloads: size unknown" in text and "nothing to download" not in text
+    assert "residual streams: size unknown" in text and "download: unknown" in text and "about" not in text
 
 
 @pytest.fixture
@@ -325,6 +330,7 @@ def test_an_unknown_number_of_windows_is_said_to_be_unknown(configured: Configur
     assert plan.problems == [] and plan.text is not None and plan.text.windows is None
     text = render(plan)
     assert "unknown number of windows" in text and "residual streams: size unknown" in text
+    assert "number of windows not known" in text
 
 
 def test_a_full_disk_names_the_key_that_moves_the_files(

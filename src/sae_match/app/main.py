@@ -115,7 +115,7 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     """
     from sae_match.experiment.rerun import decide
     from sae_match.plan import make_plan
-    from sae_match.plan.machine import Allocation
+    from sae_match.plan.allocation import Allocation
     from sae_match.plan.show import render
     from sae_match.store import Store
 

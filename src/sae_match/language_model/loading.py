@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -50,6 +51,7 @@ class ModelSize:
 
     Attributes:
         parameters: all weights, tied ones once.
+        block_parameters: weights of one block.
         heads: attention heads of one block; 0 where there is no attention.
         d_ff: width of a block's feed-forward layer, the widest one.
         itemsize: bytes per weight in the dtype in which it is loaded.
@@ -57,6 +59,8 @@ class ModelSize:
     """
 
     parameters: int
+    block_parameters: int
+    n_layers: int
     d_model: int
     heads: int
     d_ff: int
@@ -114,14 +118,14 @@ def model_size(source: ModelSource, directory: Path, where: str | None = None) -
         config = AutoConfig.from_pretrained(directory, **_LOCAL)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=source.attn_implementation)
-        text = config.get_text_config(decoder=True)
-        find_blocks(model)  # refuses what has none
+        text, blocks = config.get_text_config(decoder=True), find_blocks(model)
         d_model = int(text.hidden_size)
         # GPT-2 and its relatives state none; theirs is four times as wide as the residual stream.
         d_ff = getattr(text, "intermediate_size", None) or 4 * d_model
         return ModelSize(
-            # `parameters` yields a tied weight once.
-            parameters=sum(weights.numel() for weights in model.parameters()),
+            parameters=_count(model),
+            block_parameters=_count(blocks) // len(blocks),
+            n_layers=len(blocks),
             d_model=d_model,
             heads=int(getattr(text, "num_attention_heads", None) or 0),
             d_ff=max(d_ff) if isinstance(d_ff, (list, tuple)) else int(d_ff),
@@ -133,6 +137,11 @@ def model_size(source: ModelSource, directory: Path, where: str | None = None) -
         raise UserError(
             f"model {source.name}: cannot be built from {where or directory / 'config.json'}: {error}"
         ) from error
+
+
+def _count(module: nn.Module) -> int:
+    # `parameters` yields a tied weight once.
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def load_language_model(source: ModelSource, device: str, store: Store) -> LanguageModel:

@@ -1,10 +1,10 @@
-"""What this machine, or a job's allocation on another one, has now, and whether the job fits into it."""
+"""What this machine has now, whether a job fits into it, and how long the job takes on it."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,51 +16,27 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.files import GIB, nearest_existing_parent
-from sae_match.plan.resources import Phase
+from sae_match.plan.allocation import Allocation, cgroups, enough
+from sae_match.plan.resources import (
+    JobShape,
+    Phase,
+    activation_flops,
+    capture_flops,
+    functional_flops,
+    sae_bytes,
+    splice_flops,
+)
 
-MIB = 2**20
-SPARE = 1.2
-"""Advised memory, in units of the need that is counted."""
+SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
+"""How often each SAE is read: checked, matched; then for activations, and for delta loss."""
+EFFICIENCY = {"cpu": 0.8, "cuda": 0.4}
+"""Share of a plain matrix product's rate that whole steps reach."""
+DOWNLOAD_RATE = 25e6
+"""Bytes per second, assumed."""
+READ_RATE = 400e6
+"""Bytes per second of reading, checking and hashing an SAE, as seen on one core."""
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """What a job gets from Slurm: its own allocation where it runs, or what its launcher would ask for.
-
-    Attributes:
-        ram: bytes; None where Slurm or the cluster decides.
-        gpus: of the job's one process.
-        asked: it is a launcher's request, and this machine is not the job's.
-    """
-
-    ram: int | None = None
-    gpus: int | None = None
-    asked: bool = False
-
-    def device(self, device: str) -> torch.device:
-        """The device of a job that asks for these resources.
-
-        Raises:
-            UserError: it asks for a GPU, and the allocation has none.
-        """
-        if device.startswith("cuda") and not self.gpus:
-            raise UserError(f"device={device}, but hydra.launcher.gpus_per_node=0: ask for a GPU, or set device=cpu")
-        return torch.device("cuda" if device != "cpu" and self.gpus else "cpu")
-
-
-def current_allocation() -> Allocation | None:
-    """The allocation that this process runs in; None outside Slurm."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    whole, each, cpus = (_number(name) for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
-    ram = whole or (each * cpus if each and cpus else None)
-    return Allocation(None if not ram else ram * MIB)
-
-
-def _number(name: str) -> int | None:
-    text = os.environ.get(f"SLURM_{name}", "")
-    return int(text) if text.isdigit() else None
+_BENCHMARK_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -89,17 +65,6 @@ def probe_machine(device: torch.device, allocation: Allocation | None) -> Machin
     if device.type == "cuda" and not (allocation is not None and allocation.asked):
         return Machine(free, used, torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0])
     return Machine(free, used)
-
-
-def cgroups(root: Path, own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
-    """Folders of this process's control groups (v2), whose limits all hold: its own, and those around it."""
-    yield root
-    try:
-        name = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::/"))
-    except (OSError, StopIteration):
-        return
-    for part in Path(name).relative_to("/").parts:
-        yield (root := root / part)
 
 
 def available_ram(cgroup: Path) -> int:
@@ -138,8 +103,7 @@ def check_memory(steps: list[Phase], machine: Machine, limit_gib: float | None, 
         if needed > limit and (what == "main memory" or machine.gpu is not None):
             first = "Lower"
             if allocation is not None and allocation.ram is not None and what == "main memory":
-                ask = math.ceil(SPARE * (needed + machine.ram_used) / GIB)
-                first = f"Set hydra.launcher.mem_gb={ask}, or lower"
+                first = f"Set hydra.launcher.mem_gb={enough(needed + machine.ram_used)}, or lower"
             parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in held[worst].items())
             found.append(
                 f"the step '{worst}' needs {needed / GIB:.1f} GiB of {what} ({parts}), but {limit / GIB:.1f} GiB are "
@@ -185,3 +149,75 @@ def check_disk(needs: Iterable[DiskNeed]) -> None:
             )
     if found:
         raise UserError("\n".join(found))
+
+
+class Duration(NamedTuple):
+    """One step's time, with the numbers behind it; None where nothing is known about it."""
+
+    step: str
+    seconds: float | None
+    because: str
+
+
+def durations(
+    shape: JobShape | None, downloads: int | None, device: torch.device, dtype: str, layers: list[int]
+) -> Iterator[Duration]:
+    """Time of the steps whose work can be counted, at a rate measured on this machine in about a second.
+
+    Good enough to distinguish minutes from days. An assignment takes as long as its costs make it; it is not predicted.
+
+    Args:
+        downloads: bytes.
+        dtype: the model's.
+    """
+    if downloads is None:
+        yield Duration("download", None, "sizes not known")
+    else:
+        because = f"{downloads / 1e9:.2f} GB at {DOWNLOAD_RATE / 1e6:.0f} MB/s"
+        yield Duration("download", downloads / DOWNLOAD_RATE, because)
+    if shape is None:
+        return
+    model, text = shape.model, shape.text
+    reads = SAE_READS_WEIGHTS if model is None else SAE_READS_FULL
+    read = reads * sum(sae_bytes(shape.d_model, width) for width in shape.widths)
+    read += sum(sae_bytes(shape.d_model, b) for _, b in shape.far_pairs)
+    because = f"{read / 1e9:.1f} GB, {reads} times each, at {READ_RATE / 1e6:.0f} MB/s"
+    yield Duration("read SAEs", read / READ_RATE, because)
+    yield Duration("match all pairs", None, "depends on the SAEs")
+    if model is None or text is None:
+        return
+    if text.windows is None or text.splice_windows is None:
+        yield Duration("capture, activations and splices", None, "number of windows not known")
+        return
+    rates = {kind: matmul_flops(device, getattr(torch, kind)) * EFFICIENCY[device.type] for kind in {"float32", dtype}}
+    windows = text.windows + text.fit_windows
+    for step, flops, kind in (
+        ("capture residual streams", capture_flops(model, windows, text.tokens, layers[-1]), dtype),
+        ("activations of all pairs", activation_flops(shape, text, text.windows), "float32"),
+        ("splice and resume", splice_flops(model, shape, text.splice_windows, text.tokens, layers), dtype),
+        ("functional tests", functional_flops(model, shape, text, text.windows), dtype),
+    ):
+        if flops == 0:
+            continue
+        because = f"{flops / 1e12:.3g} TFLOP at {rates[kind] / 1e9:.3g} GFLOP/s ({kind} products measured here)"
+        yield Duration(step, flops / rates[kind], because)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured floating-point operations per second of a matrix product; takes about half a second."""
+
+    def finished() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    n = 4096 if device.type == "cuda" else 768
+    a = torch.randn(n, n, device=device).to(dtype)
+    b = a.T.contiguous()
+    _ = a @ b  # the first product also pays for setting up
+    started, rounds, elapsed = finished(), 0, 0.0
+    while elapsed <= _BENCHMARK_SECONDS:
+        _ = a @ b
+        rounds += 1
+        elapsed = finished() - started
+    return 2.0 * n**3 * rounds / elapsed

@@ -24,16 +24,9 @@ from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_p
 from sae_match.language_model.sources import PlannedModel
 from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, seed_pair, span
 from sae_match.plan import checks
+from sae_match.plan.allocation import Allocation, current_allocation
 from sae_match.plan.checks import collect_errors
-from sae_match.plan.machine import (
-    Allocation,
-    DiskNeed,
-    Machine,
-    check_disk,
-    check_memory,
-    current_allocation,
-    probe_machine,
-)
+from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, effects_bytes, passes_bytes, phases
 from sae_match.plan.saes import PlannedSaes, check_shapes, plan_saes
 from sae_match.rules import check_config
@@ -61,6 +54,7 @@ class Plan:
         shape: None where the SAEs' shapes are not known before they are downloaded; then there are no estimates.
         phases: memory of each step.
         disk: what is written, and where.
+        asked: what the job's launcher would ask Slurm for, where the plan is made elsewhere.
         problems: everything found that stops the job.
     """
 
@@ -73,12 +67,18 @@ class Plan:
     shape: JobShape | None = None
     phases: list[Phase] = field(default_factory=list)
     disk: list[DiskNeed] = field(default_factory=list)
+    asked: Allocation | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
     def layers(self) -> list[int]:
         """Layers of the span."""
         return span(self.study)
+
+    @property
+    def downloads(self) -> int | None:
+        """Bytes that are to be downloaded; None where they are not known."""
+        return next((need.bytes for need in self.disk if need.what == "downloads"), None)
 
     def require(self) -> None:
         """Refuse a job that cannot start.
@@ -135,7 +135,7 @@ def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Pl
     disk = list(_disk_needs(study, store, saes, model, shape))
     with collect_errors(problems):
         check_disk(disk)
-    return Plan(study, device, machine, saes, model, text, shape, steps, disk, problems)
+    return Plan(study, device, machine, saes, model, text, shape, steps, disk, asked, problems)
 
 
 def total_size(files: Iterable[HubFile]) -> int | None:
@@ -234,10 +234,15 @@ def _tested_shape(study: Study, widths: Mapping[int, int], seeds: Mapping[int, S
     pairs = {"adjacent": adjacent_pairs(study), "distant": distant_pairs(study)}
     pairs["seeds"] = [seed_pair(layer) for layer in seeds]
     layers = [pair.layers for role in how.pairs for pair in pairs[role]]
+    # Matchers agree on many partners: 36 of them gave nine to a feature, four controls included. Each is removed and
+    # substituted; one that is silent where the feature fires costs nothing to remove.
+    partners = 5 + len(study.evaluation.matchers) / 6
     return FunctionalShape(
-        pairs=tuple((widths[a], widths[b]) for a, b in layers),
+        pairs=tuple((a, b, widths[a], widths[b]) for a, b in layers),
         features=how.features,
         contexts=how.contexts,
+        tokens=min(how.context_tokens, study.dataset.window_tokens),
+        passes=1.4 * partners if "substitution" in how.tests else 0.0,
         gradients="fingerprint" in how.tests,
     )
 

@@ -1,4 +1,4 @@
-"""What a job needs in memory and on disk: closed forms of the sizes of its SAEs, model and text.
+"""What a job needs in memory, on disk and in operations: closed forms of the sizes of its SAEs, model and text.
 
 They count the arrays that are alive at once at the peak of each step, not every temporary; Python and its libraries
 come on top. What is not known is None.
@@ -55,15 +55,18 @@ class FunctionalShape:
     """How much the functional tests do.
 
     Attributes:
-        pairs: widths of both sides of every pair whose features are tested.
+        pairs: layers and widths of both sides of every pair whose features are tested.
         features: of each pair; 0 = all.
-        contexts: of each feature.
+        contexts, tokens: of each feature, and of each context.
+        passes: forward passes from the later layer on per context.
         gradients: whether the gradient of every window's loss is computed.
     """
 
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int, int, int], ...]
     features: int
     contexts: int
+    tokens: int
+    passes: float
     gradients: bool
 
 
@@ -221,4 +224,58 @@ def effects_bytes(tested: FunctionalShape) -> int:
     """What the effects of tested features need in the store, where they stay: correlations with every feature of the
     later SAE, and in each context, with and without, the activations of the features that are active at all."""
     per_partner = FLOAT * tested.gradients + 2 * FLOAT * tested.contexts * ACTIVE_SHARE
-    return int(sum((tested.features or a) * b * per_partner for a, b in tested.pairs))
+    return int(sum((tested.features or a) * b * per_partner for _, _, a, b in tested.pairs))
+
+
+# -- operations ------------------------------------------------------------------------------------------
+
+
+def capture_flops(model: ModelSize, windows: int, window_tokens: int, last: int) -> float:
+    """Operations of one pass over all windows up to block `last`."""
+    return float(windows * window_tokens * (last + 1) * _block_flops(model, window_tokens))
+
+
+def _block_flops(model: ModelSize, window_tokens: int) -> int:
+    """Per token: 2 per weight, and attention."""
+    return 2 * model.block_parameters + 4 * window_tokens * model.d_model
+
+
+def activation_flops(shape: JobShape, text: TextSize, windows: int) -> float:
+    """Operations of encoding every pair's tokens with both SAEs and decoding every splice once."""
+    products = sum(a + (1 + shape.splices) * b for a, b in shape.pairs)
+    products += sum(2 * a + (1 + VARIANTS) * b for a, b in shape.far_pairs)  # and one reconstruction of the first layer
+    products += sum(3 * width for width in shape.ceilings)  # both seeds encode, one decodes
+    # Correlations take two passes, the second with the products of all activations.
+    correlating = sum(4 * shape.d_model * (a + b) + 2 * a * b for a, b in shape.pairs)
+    fitting = shape.similarities * text.fit_windows * correlating
+    return float(text.tokens * (windows * 2 * shape.d_model * products + fitting))
+
+
+def splice_flops(model: ModelSize, shape: JobShape, windows: int, window_tokens: int, layers: list[int]) -> float:
+    """Operations of resuming the model after layer t+1 of every pair, once per splice, and once without one.
+
+    Args:
+        windows: those with token losses.
+        layers: the span; blocks after a pair's second layer, and the head, are computed.
+    """
+    head = 2 * model.d_model * model.vocabulary
+    resumed = [(model.n_layers - 1 - layer) * _block_flops(model, window_tokens) + head for layer in layers[1:]]
+    saes = sum(2 * shape.d_model * (a + b + shape.splices * b) for a, b in shape.pairs)
+    return float(windows * window_tokens * (shape.splices * sum(resumed) + resumed[-1] + saes))
+
+
+def functional_flops(model: ModelSize, shape: JobShape, text: TextSize, windows: int) -> float:
+    """Operations of the functional tests: blocks between two layers, what follows on them, and gradients."""
+    tested, total = shape.tested, 0.0
+    if tested is None:
+        return total
+    for layer, layer_to, a, b in tested.pairs:
+        tokens = (tested.features or a) * tested.contexts * tested.tokens
+        block = _block_flops(model, tested.tokens)
+        encoding = 2 * shape.d_model * (a + 2 * b + (a + b if tested.passes else 0))
+        rest, head = (model.n_layers - 1 - layer_to) * block, 2 * model.d_model * model.vocabulary
+        total += tokens * ((layer_to - layer) * block + encoding + tested.passes * (rest + head))
+        if tested.gradients:  # forward and backward, without gradients of the weights
+            after = (model.n_layers - 1 - layer) * _block_flops(model, text.tokens) + head
+            total += windows * text.tokens * (2 * after + 4 * shape.d_model * (a + b))
+    return total

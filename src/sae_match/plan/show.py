@@ -6,20 +6,25 @@ from collections.abc import Iterator, Mapping
 
 import yaml
 
-from sae_match.files import format_size
+from sae_match.files import format_duration, format_size
 from sae_match.hub import HubFile
+from sae_match.plan.allocation import Allocation, advice
+from sae_match.plan.machine import Duration, durations
 from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, total_size
 
 
 def render(plan: Plan) -> str:
-    """The whole plan: configuration, jobs, downloads, memory, disk, problems."""
+    """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
     lines = ["== Configuration ==", yaml.safe_dump(plan.study.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
+        steps = _steps(plan)
         for title, part in (
             (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", (f"{need.what}: {_size(need.bytes)} in {need.path} ({need.key})" for need in plan.disk)),
+            ("Time, as far as it can be counted", _time(steps)),
+            *([("What it asks Slurm for", _slurm(plan, plan.asked, steps))] if plan.asked is not None else []),
         ):
             lines += ["", f"== {title} ==", *part]
     lines += ["", f"== Problems: {len(plan.problems) or 'none'} =="]
@@ -101,12 +106,38 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield f"Python and its libraries hold {_size(machine.ram_used)} already; {_size(machine.ram_free)} are free"
     if machine.gpu is not None:
         yield f"{machine.gpu}: {_size(machine.gpu_free)} free"
-    if plan.phases and plan.study.evaluation.full and (plan.shape is None or plan.shape.model is None):
+    if plan.phases and not _is_complete(plan):
         yield "without the steps that need the language model: its size is not known now"
+
+
+def _is_complete(plan: Plan) -> bool:
+    return not plan.study.evaluation.full or (plan.shape is not None and plan.shape.model is not None)
 
 
 def _parts(held: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{name} {_size(n)}' for name, n in held.items())})" if held else ""
+
+
+def _time(steps: list[Duration]) -> Iterator[str]:
+    for step in steps:
+        yield f"{step.step}: {'unknown' if step.seconds is None else format_duration(step.seconds)} ({step.because})"
+    known = [step.seconds for step in steps if step.seconds is not None]
+    if known:
+        rest = "" if len(known) == len(steps) else ", and what is unknown"
+        yield f"in all: about {format_duration(sum(known))}{rest}"
+
+
+def _steps(plan: Plan) -> list[Duration]:
+    elsewhere = plan.asked is not None and plan.device.type == "cuda"
+    shape = None if elsewhere else plan.shape
+    steps = list(durations(shape, plan.downloads, plan.device, plan.study.model.dtype, plan.layers))
+    return steps + [Duration("all other steps", None, "rates are measured, and the job's GPU is not here")] * elsewhere
+
+
+def _slurm(plan: Plan, asked: Allocation, steps: list[Duration]) -> Iterator[str]:
+    known = [step.seconds for step in steps if step.seconds is not None]
+    used = 0 if plan.machine is None else plan.machine.ram_used
+    yield from advice(asked, plan.phases, used, sum(known) if known else None, _is_complete(plan))
 
 
 def _size(n: int | None) -> str:

@@ -110,12 +110,12 @@ def planned_overrides(config: DictConfig) -> list[list[str]]:
 
 
 def asked_of_slurm(device: str) -> dict[str, int | None] | None:
-    """What the launcher of this process's job asks Slurm for: ram in bytes, gpus; None for other launchers."""
+    """What the launcher of this process's job asks Slurm for: ram in bytes, cpus, gpus, minutes; None for others."""
     asked = HydraConfig.get().launcher
     if not str(asked._target_).endswith("slurm.SlurmLauncher"):
         return None
     ram = None if asked.mem_gb is None else int(asked.mem_gb * GIB)
-    return {"ram": ram, "gpus": gpus(asked, device)}
+    return {"ram": ram, "cpus": asked.cpus_per_task, "gpus": gpus(asked, device), "minutes": asked.timeout_min}
 
 
 def gpus(asked: Mapping[str, Any], device: str) -> int:
