@@ -95,7 +95,7 @@ def test_a_sweep_says_where_it_stands(root: Path) -> None:
     """Also in what is no terminal: there are no bars, so these lines are all that one sees."""
     shown = (root / "local.txt").read_text()
     assert re.search(r"^job 1 of 2$", shown, flags=re.M)
-    assert re.search(r"^job 2 of 2$", shown, flags=re.M)
+    assert re.search(r"^job 2 of 2, about \d+ (s|min) left$", shown, flags=re.M)
     assert "%|" not in shown
 
 

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_match.files import write_json
+from sae_match.files import format_duration, write_json
 
 NOTES, PLANNED, SUBMITTED = ".jobs", "sweep.json", "slurm.json"
 
@@ -91,7 +92,31 @@ def read_notes(sweep: Path) -> tuple[list[list[str]], dict[int, dict[str, Any] |
     return read_note(sweep / NOTES / PLANNED) or [], noted
 
 
-def progress_line(sweep: Path, number: int) -> str:
-    """`job 3 of 12`, for the job `number` (from 0) of a sweep's directory."""
-    planned = read_note(sweep / NOTES / PLANNED)
-    return f"job {number + 1}" + (f" of {len(planned)}" if planned else "")
+def progress_line(sweep: Path, number: int, now: float | None = None) -> str:
+    """One line for the job `number` (from 0), which begins: `job 3 of 12, about 14 min left`.
+
+    The time left is that of the jobs that ran so far in this launch, per job, times the jobs that are left; jobs that
+    were found finished count as neither. It is named once one job has ended.
+
+    Args:
+        sweep: the sweep's directory.
+        now: seconds since the epoch; None = now.
+    """
+    planned, noted = read_notes(sweep)
+    if not planned:
+        return f"job {number + 1}"
+    line = f"job {number + 1} of {len(planned)}"
+    ended = [note for note in noted.values() if note and _has_ended(sweep, note)]
+    ran = sum(note.get("action") == "run" for note in ended)
+    elapsed = (time.time() if now is None else now) - (sweep / NOTES / PLANNED).stat().st_mtime
+    if not ran or elapsed <= 0:
+        return line
+    return f"{line}, about {format_duration(max(1.0, elapsed / ran * (len(planned) - len(ended))))} left"
+
+
+def _has_ended(sweep: Path, note: dict[str, Any]) -> bool:
+    """Whether a noted job is over: found finished, failed, or so by its record."""
+    if note.get("action") != "run" or note.get("error") is not None:
+        return True
+    status = read_note(sweep / str(note["record"]) / "status.json") if note.get("record") else None
+    return isinstance(status, dict) and status.get("seconds") is not None
