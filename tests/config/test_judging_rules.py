@@ -39,6 +39,7 @@ def test_no_judge_is_the_default() -> None:
         ([ENDPOINT, "judging.base_url=http://x:y/v1"], "not a valid address"),
         ([ENDPOINT, "judging.temperature=-1"], r"judging\.temperature=-1"),
         ([ENDPOINT, "judging.timeout_s=0"], r"judging\.timeout_s=0"),
+        ([ENDPOINT, "judging.max_cost=1"], "not both judging.price_input and judging.price_output"),
     ],
 )
 def test_broken_rules(overrides: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from sae_match import UserError
 from sae_match.judging import Level, Outcome, Question, judge_all
+from sae_match.judging.chat import messages
 from sae_match.judging.descriptions import Description
 from sae_match.judging.endpoint import EndpointJudge, EndpointSession
 from sae_match.store import Store
@@ -204,6 +206,32 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, repository: Path) -> 
         verdicts = judge(server.url, tmp_path).judge([question(i) for i in range(10)])
     assert len(server.requests) == 9 + 12
     assert {v.level for v in verdicts} == {Level.same}
+
+
+def test_cost_by_hand() -> None:
+    chat = [{"role": "system", "content": "x" * 40}, {"role": "user", "content": "y" * 10}]
+    cost = endpoint(price_input=1.0, price_output=2.0).cost([chat, chat])
+    # (40/4 + 8) + (ceil(10/4) + 8) = 29 tokens per chat
+    assert (cost.requests, cost.prompt_tokens, cost.completion_tokens) == (2, 58, 32)
+    assert cost.dollars == pytest.approx((58 * 1.0 + 32 * 2.0) / 1e6)
+    assert endpoint(price_output=2.0).cost([chat]).dollars is None
+
+
+@pytest.mark.parametrize("character", ["a", "é", "語", "🐈"])
+def test_the_bound_is_one(character: str) -> None:
+    longest = Question(described(character * 200), described(character * 200))
+    cfg = endpoint(description_chars=200, price_input=1.0, price_output=1.0, order="random")
+    exact = cfg.cost([messages(longest, "ab")])
+    assert exact.dollars is not None
+    with pytest.raises(UserError, match=r"judging\.max_cost"):
+        replace(cfg, max_cost=0.99 * exact.dollars).check_cost(1)
+
+
+def test_too_dear_a_judge_is_refused() -> None:
+    cfg = endpoint(price_input=0.15, price_output=0.6, max_cost=0.01)
+    cfg.check_cost(1)
+    with pytest.raises(UserError, match=r"judging\.max_cost=0\.01"):
+        cfg.check_cost(1000)
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from pydantic import Field, model_validator
 
 from sae_match.errors import UserError
 from sae_match.judging.chat import ChatClient, Message, Reply, RequestFailedError, messages, read_answer
+from sae_match.judging.descriptions import Description
 from sae_match.judging.judge import Answer, Judgement, Judging, Outcome, Question, combine
 from sae_match.options import option
 from sae_match.store import Store
@@ -26,8 +29,25 @@ logger = logging.getLogger(__name__)
 KIND = "judge_answers"
 BYTES_PER_TOKEN = 4
 """English text in the vocabularies of today's models; an estimate, since the endpoint's tokenizer is not known."""
+TOKENS_PER_MESSAGE = 8
+"""Chat markup around each message."""
 
 Chat = list[Message]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Requests and tokens, and US dollars where prices are known."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+
+    def __str__(self) -> str:
+        price = "price unknown" if self.dollars is None else f"about ${self.dollars:.2f}"
+        return f"{self.requests} requests, {self.prompt_tokens} + {self.completion_tokens} tokens, {price}"
 
 
 @option
@@ -56,6 +76,12 @@ class EndpointJudge(Judging):
     """What the server calls that limit; newer OpenAI models say max_completion_tokens."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
     """Sampling temperature; null = leave it to the server."""
+    price_input: Price | None = None
+    """US dollars per million prompt tokens, for the cost estimate."""
+    price_output: Price | None = None
+    """US dollars per million answer tokens."""
+    max_cost: Price | None = None
+    """Refuse to start where the upper bound of the cost is above this, in US dollars."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
@@ -78,15 +104,41 @@ class EndpointJudge(Judging):
             raise ValueError(
                 "judging.api_key_variable: must be the name of an environment variable (letters, digits, _), not a key"
             )
+        if self.max_cost is not None and None in (self.price_input, self.price_output):
+            raise ValueError("judging.max_cost is set, but not both judging.price_input and judging.price_output")
         return self
 
     def check(self, pairs: int) -> None:
-        """Ask the server for its models.
+        """Check the cost, and ask the server for its models.
 
         Raises:
-            UserError: the key is not set or refused, or the server cannot be reached.
+            UserError: the key is not set or refused, the server cannot be reached, or the cost may be above `max_cost`.
         """
+        self.check_cost(pairs)
         self.client().check()
+
+    def check_cost(self, pairs: int) -> None:
+        """Refuse a job whose cost may be above `max_cost`: that of descriptions of the greatest length.
+
+        Raises:
+            UserError: it may.
+        """
+        longest = Description("\U0010ffff" * self.description_chars, {})  # 4 bytes each in UTF-8, which is the most
+        bound = self.cost([messages(Question(longest, longest), "ab")], pairs * (2 if self.order == "both" else 1))
+        if self.max_cost is not None and bound.dollars is not None and bound.dollars > self.max_cost:
+            raise UserError(
+                f"judging.max_cost={self.max_cost}: the judge may need {bound} at most. Raise it, or lower "
+                "judging.pairs, judging.description_chars or the layer span."
+            )
+
+    def cost(self, chats: Sequence[Chat], times: int = 1) -> Cost:
+        """Estimated cost of these chats, each sent so many times and answered at full length."""
+        sizes = [len(message["content"].encode()) for chat in chats for message in chat]
+        prompt = times * sum(math.ceil(size / BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for size in sizes)
+        completion, dollars = times * len(chats) * self.max_tokens, None
+        if self.price_input is not None and self.price_output is not None:
+            dollars = (prompt * self.price_input + completion * self.price_output) / 1e6
+        return Cost(times * len(chats), prompt, completion, dollars)
 
     def client(self) -> ChatClient:
         """The client of the server.
@@ -109,14 +161,10 @@ class EndpointJudge(Judging):
         return ChatClient(self.base_url, self.model, key, self.retries, self.timeout_s, body | sampling)
 
     def start(self, questions: Sequence[Question], store: Store) -> EndpointSession:
-        """The judge; how much is asked, beyond what earlier runs have answered, is logged."""
+        """The judge; the estimated cost of what earlier runs have not answered is logged."""
         session = EndpointSession(self, store)
-        missing = session.missing(questions)
-        tokens = sum(len(message["content"].encode()) for chat in missing for message in chat) // BYTES_PER_TOKEN
-        logger.info(
-            "judge %s at %s: %d requests of about %d tokens in all; answers of earlier runs are reused",
-            self.model, self.base_url, len(missing), tokens,
-        )  # fmt: skip
+        cost = self.cost(session.missing(questions))
+        logger.info("judge %s at %s: estimated %s; answers of earlier runs are reused", self.model, self.base_url, cost)
         return session
 
 

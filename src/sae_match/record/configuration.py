@@ -120,6 +120,9 @@ EXECUTION = (
     "judging.retries",
     "judging.timeout_s",
     "judging.max_failures",
+    "judging.price_input",
+    "judging.price_output",
+    "judging.max_cost",
 )
 """Dotted keys that decide whether and how fast a job gets through, never what it finds. What can move a number, if only
 in its last bits (device, batch sizes, the solver's time limit), stays in."""
