@@ -110,8 +110,8 @@ def build(spec: Spec) -> Instance:
     if spec.kind is Kind.demo:
         return _demo(spec.detail)
     if spec.kind is Kind.points:
-        sides = (torch.rand(spec.width, spec.d, generator=_generator(spec, side, 0)) for side in range(2))
-        return Instance(*sides, planted=None)
+        left, right = (torch.rand(spec.width, spec.d, generator=_generator(spec, side, 0)) for side in range(2))
+        return Instance(left, right, None)
     return _noise(spec) if spec.kind is Kind.noise else _counterparts(spec)
 
 

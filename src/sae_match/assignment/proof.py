@@ -198,18 +198,18 @@ def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     return canonical(partner, tight)
 
 
-def tight_pairs(lazy: LazyAssignment, dual: Int64) -> tuple[Int64, Int32] | None:
+def tight_pairs(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, Int32] | None:
     """Pairs outside the assignment that cost no more than their duals allow; None where they are too many.
 
     Of rows that share a list, those of the row under which it is kept.
     """
-    lists, rows, columns = lazy.lists, [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    lists, rows, columns = lazy.lists, [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for first in range(0, lazy.n, BLOCK_ROWS):
         part = lazy.first_of_class(np.arange(first, min(lazy.n, first + BLOCK_ROWS)))
         of, slots = listed_pairs(lazy, part)
         i, j = part[of], lists.column[slots]
         tight = lists.exact[slots] & (lists.cost[slots] - lazy.prices.price[j] == dual[i]) & (lazy.held.partner[i] != j)
-        rows.append(i[tight])
+        rows.append(i[tight].astype(np.int32))
         columns.append(j[tight])
         if sum(map(len, rows)) > MOST_TIES:
             return None

@@ -71,8 +71,8 @@ class DenseSolver(Solver):
         row_dual, tight = row_duals(cost, price, like, self.block_rows)
         deficit = math.fsum([*(cost[np.arange(len(cost)), assigned] - row_dual), *-price])
         # Columns that are left over have the price 0, and no other one is dearer.
-        assigned, _ = canonical(assigned.astype(np.int32), TightPairs(*tight, at_ceiling=price == 0, like=like))
-        permutation = Permutation.of_narrower(assigned, n_a, n_b)
+        least, _ = canonical(assigned.astype(np.int32), TightPairs(*tight, at_ceiling=price == 0, like=like))
+        permutation = Permutation.of_narrower(least, n_a, n_b)
         objective = problem.objective(permutation)
         bound = max(0.0, objective - deficit * step)
         solution = Solution(permutation, objective, bound, len(rows) * step)
