@@ -11,7 +11,7 @@ from torch.nn import functional
 from sae_match import SparseAutoencoder
 from sae_match.evaluation.functional.steering import (
     CANDIDATES,
-    Flow,
+    FlowFeatures,
     Steered,
     activity_in,
     chains,
@@ -26,8 +26,8 @@ from tests.language_model.test_resume_forward import assert_untouched
 
 WINDOWS = np.array([0, 3])
 IDENTITY = dict.fromkeys(range(LAYERS), identity_sae(WIDTH))
-MINE: Flow = [(0, (5,)), (1, (5,)), (2, (5,))]
-MIXED: Flow = [(0, (5,)), (1, (9,)), (2, (2,))]
+MINE: FlowFeatures = [(0, (5,)), (1, (5,)), (2, (5,))]
+MIXED: FlowFeatures = [(0, (5,)), (1, (9,)), (2, (2,))]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def subject(model: LanguageModel, saes: dict[int, SparseAutoencoder]) -> Steered
     return Steered(model, saes, streams.__getitem__, ids, context_tokens=12)
 
 
-def effects(of: Steered, flow: Flow, scales: list[float]) -> dict[tuple[float, int | None], dict[str, float]]:
+def effects(of: Steered, flow: FlowFeatures, scales: list[float]) -> dict[tuple[float, int | None], dict[str, float]]:
     return {(row["scale"], row["layer"]): row for row in steer(of, flow, WINDOWS, scales)}
 
 
@@ -103,7 +103,7 @@ def test_rows_are_those_of_plain_passes_with_hooks(model: LanguageModel) -> None
     """Losses and divergences with several features in a layer, from hooks written down anew on whole passes."""
     saes = {layer: random_sae(40, WIDTH, seed=layer) for layer in range(LAYERS)}
     of = subject(model, saes)
-    flow: Flow = [(0, (3, 8)), (1, (7,)), (2, (1, 2, 30))]
+    flow: FlowFeatures = [(0, (3, 8)), (1, (7,)), (2, (1, 2, 30))]
     found = effects(of, flow, [0.5])
     ids = of.ids[torch.as_tensor(WINDOWS)][:, :12]
 

@@ -92,6 +92,7 @@ REPORTED = (
                 combine="sum", figure="none"),
     Description(name="fingerprint_check", label="first-order against true effects", unit="correlation",
                 better="higher", figure="none"),
+    Description(name="steering/", label="interventions along flows", figure="none", tracked=True),
     Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),

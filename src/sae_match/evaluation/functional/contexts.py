@@ -63,7 +63,7 @@ class Steering:
     Each is scaled at one layer by itself and at all of them, beside a random flow of equal activity.
     """
 
-    scales: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 2.0, 4.0)
+    scales: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 2.0)
     """Factors by which features are scaled; 0 = removed."""
     flows: Annotated[int, Field(ge=0)] = 32
     """Flows, a quarter from each quartile of firing rate of their first features; 0 = all."""

@@ -17,23 +17,25 @@ from sae_match.language_model.interventions import Change, Intervention, predict
 from sae_match.language_model.model import LanguageModel
 from sae_match.saes import SparseAutoencoder
 
-Flow = Sequence[tuple[int, Sequence[int]]]
+FlowFeatures = Sequence[tuple[int, Sequence[int]]]
 """The layers that a flow passes, ascending, and its features in each; at least one, usually one."""
 See = Callable[[int, Float[Tensor, "C T F"]], object]
 """What is called with a layer and its activations."""
-CONTEXT_TOKENS = 64
+CONTEXT_TOKENS = 32
 CANDIDATES = 5
 """Features of nearest activity, among which that of a random flow is drawn."""
 
 
-def chains(features: Sequence[int], layers: Sequence[int], partners: Sequence[npt.NDArray[np.int64]]) -> list[Flow]:
+def chains(
+    features: Sequence[int], layers: Sequence[int], partners: Sequence[npt.NDArray[np.int64]]
+) -> list[FlowFeatures]:
     """Each feature of the first layer with its partner in the next one, that one's partner, and so on.
 
     Args:
         layers: n of them, ascending.
         partners: n - 1 of them, from each layer's features to those of the next; -1 = none, where a chain ends.
     """
-    found: list[Flow] = []
+    found: list[FlowFeatures] = []
     for feature in features:
         chain = [(layers[0], (int(feature),))]
         for layer, step in zip(layers[1:], partners, strict=True):
@@ -64,7 +66,7 @@ class Steered:
     sink_positions: int = 1
 
     def changes(
-        self, flow: Flow, scale: float, layers: Sequence[int], see: See = lambda layer, f: None
+        self, flow: FlowFeatures, scale: float, layers: Sequence[int], see: See = lambda layer, f: None
     ) -> dict[int, Change]:
         """Scaling a flow's features at some of its layers: x - (1 - s) sum_i f_i(x) d_i, of the x that arrives there,
         which changes at earlier layers have changed. What the SAE does not reconstruct stays as it is.
@@ -127,7 +129,11 @@ def activity_in(sae: SparseAutoencoder, x: Float[Tensor, "C T d"], sink_position
 
 @torch.no_grad()
 def steer(
-    subject: Steered, flow: Flow, windows: npt.NDArray[np.int64], scales: Sequence[float], tokens: int | None = None
+    subject: Steered,
+    flow: FlowFeatures,
+    windows: npt.NDArray[np.int64],
+    scales: Sequence[float],
+    tokens: int | None = None,
 ) -> list[dict[str, Any]]:
     """Scale a flow's features at each of its layers by itself, and at all of them.
 
@@ -178,7 +184,7 @@ def steer(
     of_flow = {
         "tokens": tokens,
         "firing": float(active.sum()) / counted / len(layers),
-        "written": float(sum(before.values())[0]) / counted / len(layers),
+        "written": sum(float(mine) for mine, _ in before.values()) / counted / len(layers),
     }
     for row, one, changed, kl, worse in zip(rows, passes, after, divergence, loss, strict=True):
         later = [layer for layer in layers if layer > one.layer]
