@@ -13,11 +13,13 @@ import torch
 
 from sae_match.errors import UserError
 from sae_match.experiment import run
+from sae_match.experiment.headline import summary_lines
+from sae_match.plan.show import render
 from sae_match.report.cli import main
 from sae_match.saes.formats.native import save_native
 from sae_match.study import Study
 from tests.builders import random_sae
-from tests.tiny_setting import D_MODEL
+from tests.tiny_setting import D_MODEL, planned
 
 Configured = Callable[..., Study]
 STEER = ["evaluation/steering=flows", "evaluation.steering.flows=6", "evaluation.steering.scales=[0,2]"]
@@ -28,7 +30,9 @@ KEYS = ["flow", "kind", "scale", "layer"]
 def test_every_layer_and_scale_of_flows_and_random_flows(
     configured: Configured, random_saes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run(configured(random_saes, *STEER))
+    study = configured(random_saes, *STEER)
+    assert "interventions along flows" in render(planned(study))
+    result = run(study)
     table = pd.read_parquet(result.directory / "steering.parquet")
     n = table["flow"].nunique()
     assert 4 <= n <= 6 and len(table) == n * 2 * 2 * 5 and not table.duplicated(KEYS).any()
@@ -62,7 +66,7 @@ def test_every_layer_and_scale_of_flows_and_random_flows(
     assert [one["scale"] for one in examples] == [0] * 3 + [2] * 3
     top = table[table["layer"].isna() & (table["kind"] == "flow") & (table["scale"] == 2)]["kl"].max()
     assert examples[3]["kl"] == pytest.approx(top)
-    assert {len(text.split()) for one in examples for text in one["continuations"].values()} == {12}
+    assert {len(text.split()) for one in examples for text in one["continuations"].values()} == {8}
     assert (result.directory / "figures" / "steering.png").is_file()
     main([str(result.directory), "--output", str(tmp_path / "report")])
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
@@ -85,6 +89,8 @@ def test_the_same_job_gives_the_same_numbers_and_reaches_the_tracker(
     pd.testing.assert_frame_equal(*tables)
     assert "incomplete" not in caplog.text
     assert again.labels.is_main("steering/kl_all/flow_x0") and not again.labels.is_main("steering/kl_all/flow_x0_low")
+    (line,) = [one for one in summary_lines(again.metrics, again.labels) if "sum of single layers" in one]
+    assert f"random_x0 {again.metrics['steering/all_over_sum/random_x0']:.4g}" in line
 
 
 def test_what_never_fires_is_warned_of(configured: Configured, tmp_path: Path) -> None:

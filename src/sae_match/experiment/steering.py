@@ -12,9 +12,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from sae_match.evaluation.functional.contexts import MAX_SEED, FunctionalTests, Steering, choose_contexts
-from sae_match.evaluation.functional.steering import (
+from sae_match.evaluation.functional.contexts import (
     CONTEXT_TOKENS,
+    MAX_SEED,
+    FunctionalTests,
+    Steering,
+    choose_contexts,
+)
+from sae_match.evaluation.functional.steering import (
     FlowFeatures,
     Steered,
     activity_in,
@@ -35,7 +40,7 @@ from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES, CONTINUED, PROMPT_CHARACTERS = 3, 12, 300
+EXAMPLES, CONTINUED, PROMPT_CHARACTERS = 3, 8, 300
 """Of each scale the flows with the largest effect of which continuations are kept, their tokens, and what is kept of
 the text before them."""
 

@@ -133,7 +133,7 @@ def steering_table(frame: pd.DataFrame) -> Table:
         "other features": lambda rows, first: rows[(rows["metric"] == "others") & (rows["layer"] == first)],
     }
     rows = []
-    for (job, scale, kind), part in _groups(frame, "job", "scale", "kind"):
+    for (job, scale, kind), part in _groups(frame.sort_values("scale", kind="stable"), "job", "scale", "kind"):
         first = int(part["layer"].min())
         cells = [_number(column(part, first)) for column in columns.values()]
         rows.append([Cell(job), Cell(f"{scale:g}", scale), Cell(LOOKS[kind][0]), *cells])

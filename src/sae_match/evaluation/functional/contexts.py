@@ -20,6 +20,8 @@ Test = Literal["deactivation", "substitution", "fingerprint"]
 Pairs = Literal["adjacent", "distant", "seeds"]
 QUARTILES = 4
 MAX_SEED = 2**32
+CONTEXT_TOKENS = 32
+"""Leading tokens of a window that interventions along flows read."""
 
 
 @option

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_match.evaluation.functional.contexts import CONTEXT_TOKENS
 from sae_match.language_model.interventions import Change, Intervention, prediction_changes
 from sae_match.language_model.model import LanguageModel
 from sae_match.saes import SparseAutoencoder
@@ -21,7 +22,6 @@ FlowFeatures = Sequence[tuple[int, Sequence[int]]]
 """The layers that a flow passes, ascending, and its features in each; at least one, usually one."""
 See = Callable[[int, Float[Tensor, "C T F"]], object]
 """What is called with a layer and its activations."""
-CONTEXT_TOKENS = 32
 CANDIDATES = 5
 """Features of nearest activity, among which that of a random flow is drawn."""
 
