@@ -201,18 +201,9 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
             parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in (
-        "leaderboard",
-        "decomposition",
-        "quartiles",
-        "ablation",
-        "effects",
-        "controls",
-        "steering",
-        "steering_examples",
-    ):
-        if table := report.tables.get(section):
-            parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
+    for section, heading in HEADINGS.items():
+        if section not in ("jobs", "comparison", "examples") and (table := report.tables.get(section)):
+            parts.append(f"## {heading}\n\n{table.note}\n\n{table.markdown}")
     if figures:
         images = [f"![{figure.path.stem}]({figure.path.name})" for figure in figures]
         notes = [f"\n{figure.path.stem}: {figure.note}\n" for figure in figures if figure.note]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,15 @@ RATIOS = {
     "all_over_sum": "all layers / sum of single layers",
     "flow_over_random": "flows / random flows, all layers",
 }
+COLUMNS = {
+    "KL, first layer": ("kl", True),
+    "KL, all layers": ("kl", False),
+    **{name: (metric, False) for metric, name in RATIOS.items()},
+    "Δ loss, all layers": ("loss", False),
+    "later features": ("later", True),
+    "other features": ("others", True),
+}
+"""Of the table: the number, and whether it is that of the first layer alone."""
 MAX_BYTES = 4 * 2**20
 NOTE = (
     "Features scaled by a factor (0 = removed) at one layer, or at all layers of a flow: the chain of matched features "
@@ -124,31 +132,19 @@ def steering_frame(jobs: Sequence[Record]) -> pd.DataFrame:
 
 def steering_table(frame: pd.DataFrame) -> Table:
     """A row per job, scale and kind of flow."""
-    columns: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
-        "KL, first layer": lambda rows, first: rows[(rows["metric"] == "kl") & (rows["layer"] == first)],
-        "KL, all layers": lambda rows, first: rows[(rows["metric"] == "kl") & rows["layer"].isna()],
-        **{name: partial(_of_metric, metric) for metric, name in RATIOS.items()},
-        "Δ loss, all layers": lambda rows, first: rows[(rows["metric"] == "loss") & rows["layer"].isna()],
-        "later features": lambda rows, first: rows[(rows["metric"] == "later") & (rows["layer"] == first)],
-        "other features": lambda rows, first: rows[(rows["metric"] == "others") & (rows["layer"] == first)],
-    }
     rows = []
     for (job, scale, kind), part in _groups(frame.sort_values("scale", kind="stable"), "job", "scale", "kind"):
-        first = int(part["layer"].min())
-        cells = [_number(column(part, first)) for column in columns.values()]
+        places = {True: part["layer"] == part["layer"].min(), False: part["layer"].isna()}
+        cells = [_number(part[(part["metric"] == metric) & places[first]]) for metric, first in COLUMNS.values()]
         rows.append([Cell(job), Cell(f"{scale:g}", scale), Cell(LOOKS[kind][0]), *cells])
-    header = ["job", "scale", "features of", *columns]
-    return Table(header, rows, ["scale", *columns], ["job", "scale", "features of"], NOTE)
-
-
-def _of_metric(metric: str, rows: pd.DataFrame, first: int) -> pd.DataFrame:
-    return rows[rows["metric"] == metric]
+    header = ["job", "scale", "features of", *COLUMNS]
+    return Table(header, rows, ["scale", *COLUMNS], ["job", "scale", "features of"], NOTE)
 
 
 def _number(rows: pd.DataFrame) -> Cell:
     if rows.empty or pd.isna(rows["value"].iloc[0]):
         return Cell(ABSENT)
-    row: Mapping[Any, Any] = rows.iloc[0].to_dict()
+    row = rows.iloc[0].to_dict()
     return Cell(format_row(row, "value", "low", "high"), float(row["value"]))
 
 
