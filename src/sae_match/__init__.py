@@ -16,6 +16,7 @@ from sae_match.errors import UserError
 if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
     from sae_match.evaluation.stability import stability
+    from sae_match.flows import Flow, flow
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
         match,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Convention",
+    "Flow",
     "Matching",
     "PairSettings",
     "Permutation",
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate_on_text",
     "evaluate_pair",
     "feature_table",
+    "flow",
     "fold",
     "load_language_model",
     "load_sae",
@@ -55,6 +58,7 @@ __all__ = [
 
 _HOMES = {
     "Convention": "sae_match.saes",
+    "Flow": "sae_match.flows",
     "Matching": "sae_match.matching",
     "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",
@@ -62,6 +66,7 @@ _HOMES = {
     "evaluate_on_text": "sae_match.notebook",
     "evaluate_pair": "sae_match.evaluation",
     "feature_table": "sae_match.evaluation",
+    "flow": "sae_match.flows",
     "fold": "sae_match.saes",
     "load_language_model": "sae_match.notebook",
     "load_sae": "sae_match.saes",
