@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sae_match.evaluation.controls import Control, Matcher, MatchingControl
-from sae_match.evaluation.functional.contexts import FunctionalTests
+from sae_match.evaluation.functional.contexts import FunctionalTests, Steering
 from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.matching.similarity import Comparison
@@ -57,6 +57,10 @@ class Evaluation:
     """Match every pair once more with the second SAE's rows turned by a random rotation, for the matching and each
     control that is a matcher: null_threshold is the confidence that at most this share of features exceeds there,
     above_null the share that exceeds it in the pair itself. null = not asked. Solves each pair twice."""
+    flow_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Find the flow graph of the span by the job's similarity (folder flow/): which feature continues which, and where
+    features split, merge, begin and end. At most this share of features would have an edge if the next layer's
+    dictionary were turned by a random rotation. null = not asked."""
     stability_seeds: list[str] | None = None
     """Compare all seeds of each layer's SAE (PW-MCC, shared fraction, features that reappear): the job's own, its
     second seed (sae.ceiling_filename), and these files or folders, absolute or below sae.root, with {layer}; [] =
@@ -68,11 +72,15 @@ class Evaluation:
 
     functional: FunctionalTests | None = None
     """Tests of what partners do in the model, of every matcher: evaluation/functional=all; null = none."""
+    steering: Steering | None = None
+    """Interventions along flows of matched features: evaluation/steering=flows; null = none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.functional is not None and not self.full:
             raise ValueError("evaluation.functional runs the model, and needs evaluation=full")
+        if self.steering is not None and not self.full:
+            raise ValueError("evaluation.steering runs the model, and needs evaluation=full")
         if self.quantiles and not self.full:
             raise ValueError("evaluation.quantiles are splices of the residual stream, and need evaluation=full")
         # The splices are named quantile_{q:g}.

@@ -28,6 +28,7 @@ from .contents import (
     EXAMPLES,
     FEATURES,
     FIGURES,
+    FLOW,
     FUNCTIONAL,
     JUDGEMENTS,
     MATCHERS,
@@ -37,6 +38,8 @@ from .contents import (
     PERMUTATIONS,
     RESULTS,
     STABILITY,
+    STEERING,
+    STEERING_EXAMPLES,
     TEXT,
     TOP_TOKENS,
     TRACEBACK,
@@ -308,6 +311,11 @@ class JobRecord:
         self._write_parquet(FUNCTIONAL, effects)
         write_json(self._file(MATCHERS), matchers)
 
+    def write_steering(self, effects: pd.DataFrame, examples: Sequence[Mapping[str, object]]) -> None:
+        """Write steering.parquet, one row per flow, scale and layer, and steering_examples.json: continuations."""
+        self._write_parquet(STEERING, effects)
+        write_json(self._file(STEERING_EXAMPLES), examples)
+
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         with atomic_path(self._file(name)) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd")
@@ -325,6 +333,11 @@ class JobRecord:
     def permutation_path(self, a: int, b: int) -> Path:
         """Path of the permutation from layer `a` to layer `b`; the folder exists."""
         return self.permutations / f"layer_{a:02d}_to_{b:02d}.safetensors"
+
+    @property
+    def flow(self) -> Path:
+        """The folder of the flow graph; it exists."""
+        return self._folder(FLOW)
 
     @property
     def permutations(self) -> Path:
@@ -359,7 +372,7 @@ class JobRecord:
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.
-        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES):
+        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES, self.directory / FLOW):
             results += folder.glob(".*.tmp*")
         for path in results:
             path.unlink(missing_ok=True)
