@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         match,
         match_chain,
     )
+    from sae_match.matching.published import load_permutations
     from sae_match.notebook import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
     from sae_match.saes import Convention, SparseAutoencoder, fold, load_sae
 
@@ -47,6 +48,7 @@ __all__ = [
     "flow",
     "fold",
     "load_language_model",
+    "load_permutations",
     "load_sae",
     "load_text",
     "match",
@@ -69,6 +71,7 @@ _HOMES = {
     "flow": "sae_match.flows",
     "fold": "sae_match.saes",
     "load_language_model": "sae_match.notebook",
+    "load_permutations": "sae_match.matching.published",
     "load_sae": "sae_match.saes",
     "load_text": "sae_match.notebook",
     "match": "sae_match.matching",

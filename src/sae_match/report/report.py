@@ -24,6 +24,7 @@ from .effects_figure import effects_figure
 from .examples import examples_frame, examples_table
 from .explorer import has_flow, write_explorers
 from .figures import MAX_CURVES, Drawn, write_overlays
+from .flow import flow_frame, flow_table
 from .leaderboard_figures import leaderboard_figures
 from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
@@ -52,6 +53,7 @@ HEADINGS = {
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
+    "flow": "Flow of features by layer",
     "examples": "Example pairs",
     "figures": "Per layer",
     "files": "Files",
@@ -123,6 +125,9 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     if len(controls := controls_frame(records)):
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    if len(flows := flow_frame(jobs)):
+        frames["flow_events.csv"] = flows
+        tables["flow"] = flow_table(flows)
     if len(examples := examples_frame(records[: options.most])):
         frames["example_pairs.csv"] = examples
         tables["examples"] = examples_table(examples, records, folder)
@@ -195,7 +200,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
             parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):
+    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls", "flow"):
         if table := report.tables.get(section):
             parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
     if figures:
