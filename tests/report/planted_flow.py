@@ -43,8 +43,12 @@ def planted_flow(measured: bool = True) -> Flow:
     rows = [(11, 12, "adjacent", 3, 4, 3, 2, 1, 0, 1, 1), (12, 13, "adjacent", 4, 2, 3, 2, 0, 1, 0, 1),
             (12, 12, "seeds", 4, 4, 4, 3, 2, 2, 1, 0)]  # fmt: skip
     events = pd.DataFrame(rows, columns=list(EVENT_COLUMNS[: len(rows[0])])).assign(threshold=0.3, null_rate=0.05)
-    about = {"similarity": {"name": "decoder", "label": "decoder cosine", "unit": "cosine"}, "alpha": 0.05,
-             "model": "model <b>"}  # fmt: skip
+    about = {
+        "similarity": {"name": "decoder", "label": "decoder cosine", "unit": "cosine"},
+        "alpha": 0.05,
+        "model": "model <b>",
+        "saes": [{"layer": layer, "neuronpedia": f"m/{layer}-res"} for layer in (11, 12)],
+    }
     return Flow(nodes.astype(NODE_TYPES), edges.astype(EDGE_TYPES), events.reindex(columns=[*EVENT_COLUMNS]), about)
 
 

@@ -21,6 +21,7 @@ from sae_match.record.contexts import CONTEXTS, FIELDS, read_contexts, write_con
 from sae_match.report import explorer
 from sae_match.report.cli import main
 from sae_match.report.explorer import explorer_page, packed, page_data, short
+from sae_match.report.pages import NEURONPEDIA
 from tests.report.planted_flow import EDGE_ROWS, HAPPENED, HOSTILE, TEXTS, planted_contexts, planted_flow, write_flow
 from tests.report.test_path_page import Parsed
 
@@ -90,11 +91,11 @@ def test_details_that_outgrow_their_room_are_fewer(monkeypatch: pytest.MonkeyPat
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    page = explorer_page("a <b> title", write_flow(tmp_path), lambda layer, feature: f"https://n/{layer}/{feature}")
+    page = explorer_page("a <b> title", write_flow(tmp_path))
     parsed = Parsed(page)
     assert [tag for tag, _ in parsed.tags].count("script") == 3  # two of data, one that runs
     data = json.loads(parsed.inside["script"][1])
-    assert data["links"] == ["https://n/11/", "https://n/12/", "https://n/13/"]
+    assert data["links"] == [f"{NEURONPEDIA}/m/11-res/", f"{NEURONPEDIA}/m/12-res/", None]
     assert data["facts"]["model"] == "model <b>"
     assert data["text"]["vocabulary"][3] == HOSTILE.replace("\u202e", "\\u202e")
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
@@ -132,13 +133,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
     record = JobRecord(tmp_path / "job")
-    record.write_config(
-        yaml.safe_dump({"sae": {"name": "gemma", "neuronpedia": "gemma-2-2b/{layer}-res", "l0": "canonical"}})
-    )
+    record.write_config(yaml.safe_dump({"sae": {"name": "gemma"}}))
     with record.guard():
         write_flow(record.directory / "flow")
     assert main([str(record.directory), "--output", str(tmp_path / "report")]) == 0
     page = Parsed((tmp_path / "report" / "flow.html").read_text(encoding="utf-8"))
-    assert json.loads(page.inside["script"][1])["links"][0] == "https://www.neuronpedia.org/gemma-2-2b/11-res/"
+    assert json.loads(page.inside["script"][1])["layers"] == [11, 12, 13]
     assert "flow.html" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "flow.html" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

@@ -110,7 +110,7 @@ class Page:
 @pytest.fixture
 def page(driver: Any, tmp_path: Path) -> Iterator[Page]:
     path = tmp_path / "flow.html"
-    path.write_text(explorer_page("Flow", write_flow(tmp_path / "flow"), lambda *of: f"https://n/{of[0]}/{of[1]}"))
+    path.write_text(explorer_page("Flow", write_flow(tmp_path / "flow")))
     driver.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "saved")}
     )
@@ -121,7 +121,7 @@ def page(driver: Any, tmp_path: Path) -> Iterator[Page]:
 def test_events_come_first_with_the_noise_of_two_seeds(page: Page) -> None:
     assert len(page.all(".charts figure")) == 5
     row = page.all("table.events tbody tr")[0]
-    assert row.text.split() == ["11", "→", "12", "3", "2", "3", "1", "2", "0", "2", "1", "1", "1", "0", "0.3", "0.05"]
+    assert row.text.split() == ["11", "→", "12", "3", "2", "3", "1", "2", "0", "2", "1", "1", "1", "0", "0.300", "5%"]
     row.find_elements("tag name", "button")[3].click()  # the birth of layer 12
     page.wait(lambda: page.listed == ["L12/3"])
 
@@ -140,7 +140,7 @@ def test_from_a_search_along_an_edge_and_back(page: Page) -> None:
     assert ["L12/0", "alpha", "·", "0.900", "0.800", "0.500", "both"] in [
         [word for word in row if not word.startswith(("<", "src", "onerror"))] for row in partners
     ]
-    assert page.one(".head a").get_attribute("href") == "https://n/11/0"
+    assert page.one(".head a").get_attribute("href") == "https://www.neuronpedia.org/m/11-res/0"
     page.driver.back()
     page.wait(lambda: page.one("main h2").text == "Layer 12, feature 1")
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
 from sae_match.evaluation.sanity import check_activity
+from sae_match.experiment.contexts import text_contexts
 from sae_match.experiment.evaluation import (
     Evaluator,
     document_sums,
@@ -38,6 +39,7 @@ from sae_match.metrics.registry import described
 from sae_match.pairs import Pair, Site, adjacent_pairs, distant_pairs, seed_pair, span
 from sae_match.plan.checks import check_model_facts
 from sae_match.record.contents import FUNCTIONAL
+from sae_match.record.contexts import CONTEXTS, write_contexts
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.results import Results
@@ -161,7 +163,8 @@ class Steps:
                 self.results.add_effects(effects, matcher_labels(self.study))
 
     def find_flow(self) -> None:
-        """Write the flow graph, its edges with the causal weights that the functional tests have measured."""
+        """Write the flow graph, its edges with the causal weights that the functional tests have measured, and the text
+        on which its features fire."""
         alpha, record = self.study.evaluation.flow_alpha, self.results.record
         if alpha is None:
             return
@@ -170,6 +173,9 @@ class Steps:
             effects = pd.read_parquet(record.directory / FUNCTIONAL)
             found = with_deactivation(found, effects) if "drop" in effects else found
         found.save(record.flow)
+        if self.evaluator is not None:
+            contexts = text_contexts(self.evaluator, self.saes, self.widths, self.progress)
+            write_contexts(record.flow / CONTEXTS, contexts)
         self.results.add(flow_rows(found.events))
 
     def judge(self, pairs: list[MatchedPair]) -> None:

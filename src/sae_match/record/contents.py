@@ -26,6 +26,7 @@ PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
     JUDGEMENTS, TRACEBACK, "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS, "flow/flow.json",
+    "flow/contexts.safetensors",
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, FLOW, *RESULTS}

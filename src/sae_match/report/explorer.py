@@ -21,12 +21,11 @@ from sae_match.flows.events import EVENTS
 from sae_match.flows.graph import ABOUT
 
 from ..errors import UserError
+from ..record.contents import FLOW
 from ..record.contexts import CONTEXTS, TextContexts, read_contexts
-from .pages import Link, dumps, html_page, neuronpedia_link, visible
+from .pages import NEURONPEDIA, dumps, html_page, visible
 from .records import Record
 
-FLOW = "flow"
-"""The folder of a record that holds its flow graph."""
 SOURCE, TARGET = ["layer", "feature"], ["layer_to", "feature_to"]
 WEIGHTS = ("similarity", "coactivation", "deactivation")
 """Numbers of an edge; the last two where they were measured."""
@@ -48,9 +47,8 @@ def write_explorers(records: Sequence[Record], directory: Path) -> list[Path]:
     written = []
     for number, record in enumerate(chosen):
         written.append(directory / ("flow.html" if len(chosen) == 1 else f"flow_{number}.html"))
-        link = neuronpedia_link(record.config.get("sae", {}))
         title = f"Feature flow: {record.factors.get('sae', record.name)} ({record.name})"
-        write_text(written[-1], explorer_page(title, record.path / FLOW, link))
+        write_text(written[-1], explorer_page(title, record.path / FLOW))
     return written
 
 
@@ -59,19 +57,19 @@ def has_flow(record: Record) -> bool:
     return (record.path / FLOW / ABOUT).is_file()
 
 
-def explorer_page(title: str, folder: Path, link: Link = lambda layer, feature: None) -> str:
+def explorer_page(title: str, folder: Path) -> str:
     """The page as HTML text, from the folder of a flow graph, with the contexts of its features where it holds them.
 
     Raises:
         UserError: a file is damaged, or they do not fit each other.
     """
     found = read_contexts(folder / CONTEXTS) if (folder / CONTEXTS).is_file() else None
-    data = htmlsafe_json_dumps(page_data(Flow.load(folder), found, link), dumps)
+    data = htmlsafe_json_dumps(page_data(Flow.load(folder), found), dumps)
     library = files("sae_match").joinpath(*LIBRARY).read_text("utf-8")
     return html_page("explorer", title, library, parts=("data", "draw"), data=data, events=EVENTS)
 
 
-def page_data(flow: Flow, contexts: TextContexts | None, link: Link = lambda layer, feature: None) -> dict[str, Any]:
+def page_data(flow: Flow, contexts: TextContexts | None) -> dict[str, Any]:
     """What the page is given: facts, events, and columns (`packed`) of nodes, edges and text.
 
     Nodes are ordered by layer and feature; edges name them by their place in that order, and are ordered by parent.
@@ -88,11 +86,12 @@ def page_data(flow: Flow, contexts: TextContexts | None, link: Link = lambda lay
         raise UserError("edges of the flow: a feature that is no node")
     edges = flow.edges.assign(source=ends[0], target=ends[1]).sort_values(["source", "target"])
     measured = [name for name in WEIGHTS if edges[name].notna().any()]
+    sources = {sae["layer"]: sae["neuronpedia"] for sae in flow.about.get("saes", ())}
     return {
         "facts": {name: flow.about.get(name) for name in ("model", "similarity", "alpha")},
         "events": json.loads(flow.events.to_json(orient="records")),
         "layers": flow.layers,
-        "links": [None if (address := link(layer, 0)) is None else address[:-1] for layer in flow.layers],
+        "links": [f"{NEURONPEDIA}/{sources[layer]}/" if sources.get(layer) else None for layer in flow.layers],
         "starts": [*np.searchsorted(nodes["layer"], flow.layers).tolist(), len(nodes)],
         "nodes": {
             "feature": packed(nodes["feature"].to_numpy(np.uint32)),

@@ -114,7 +114,7 @@ function showOverview() {
   const table = main.append("div").attr("class", "scroll").append("table").attr("class", "events");
   const more = ["threshold", "null_rate"].filter((name) => data.events.some((row) => typeof row[name] === "number"));
   const header = table.append("thead").append("tr");
-  for (const title of ["layers", "features", ...EVENTS, ...more.map((name) => name === "null_rate" ? "null’s rate" : name)]) {
+  for (const title of ["layers", "features", ...EVENTS, ...more.map((name) => name === "null_rate" ? "with an edge under the null" : name)]) {
     header.append("th").attr("scope", "col").text(title);
   }
   const body = table.append("tbody");
@@ -127,12 +127,15 @@ function showOverview() {
       if (row.role === "seeds") cell.text(row[event]);
       else {
         button(cell, row[event], () => filterTo(after ? row.layer_to : row.layer, event)).attr("class", "count")
-          .attr("title", `list the ${row[event]} features`);
+          .attr("title", `list these features (under the null there would be ${row[`null_${event}`] ?? "an unknown number"})`);
         cell.node().append(" ");
         if (row.noise) cell.append("span").attr("class", "noise").attr("title", `two seeds of layer ${row.noise.layer}`).text(row.noise[event]);
       }
     }
-    for (const name of more) line.append("td").text(typeof row[name] === "number" ? shortNumber(row[name]) : "–");
+    for (const name of more) {
+      const value = typeof row[name] === "number" ? row[name] : NaN;
+      line.append("td").text(name === "null_rate" ? percent(value) : weightNumber(value));
+    }
   }
 }
 

@@ -100,11 +100,14 @@ function drawHistogram(place, counts, largest) {
   svg.append("text").attr("class", "label").attr("transform", `translate(11,${(size.top + y.range()[0]) / 2}) rotate(-90)`).text("tokens");
 }
 
+// How many features could have had the event: of the later layer, or of the earlier one.
+const among = (row, event) => event === "merge" || event === "birth" ? row.features_to : row.features;
+
 // One small chart per event: the share of features over layers, and what two seeds of a layer have instead.
 function drawEvents(place, events, steps, noise) {
   const size = { width: 182, height: 140, left: 38, bottom: 36, top: 10, right: 6 };
   for (const event of events) {
-    const share = (row) => row[event] / row.features, figure = place.append("figure");
+    const share = (row) => row[event] / among(row, event), figure = place.append("figure");
     figure.append("figcaption").attr("class", event).text(event);
     const svg = figure.append("svg").attr("class", "chart").attr("width", size.width).attr("height", size.height).attr("role", "img")
       .attr("aria-label", `${event}: ${steps.map((row) => `${row.layer} to ${row.layer_to} ${percent(share(row))}`).join(", ")}`);
@@ -122,7 +125,7 @@ function drawEvents(place, events, steps, noise) {
     svg.append("path").attr("class", `curve ${event}`).attr("d", d3.line((row) => x(row.layer), (row) => y(share(row)))(steps));
     svg.selectAll("circle").data(steps).join("circle").attr("class", `point ${event}`).attr("r", 3.5)
       .attr("cx", (row) => x(row.layer)).attr("cy", (row) => y(share(row)))
-      .append("title").text((row) => `layer ${row.layer} to ${row.layer_to}: ${row[event]} of ${row.features} (${percent(share(row))})`);
+      .append("title").text((row) => `layer ${row.layer} to ${row.layer_to}: ${row[event]} of ${among(row, event)} (${percent(share(row))})`);
     svg.append("text").attr("class", "label").attr("x", (size.left + size.width - size.right) / 2).attr("y", size.height - 4)
       .text("from layer");
   }
