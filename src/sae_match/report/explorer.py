@@ -81,12 +81,12 @@ def page_data(flow: Flow, contexts: TextContexts | None) -> dict[str, Any]:
     place = pd.MultiIndex.from_frame(nodes[SOURCE])
     if place.has_duplicates:
         raise UserError("nodes of the flow: a feature is there twice")
-    ends = [place.get_indexer(flow.edges[names].to_numpy().T.tolist()) for names in (SOURCE, TARGET)]
+    ends = [place.get_indexer(pd.MultiIndex.from_frame(flow.edges[names])) for names in (SOURCE, TARGET)]
     if any((end < 0).any() for end in ends):
         raise UserError("edges of the flow: a feature that is no node")
     edges = flow.edges.assign(source=ends[0], target=ends[1]).sort_values(["source", "target"])
     measured = [name for name in WEIGHTS if edges[name].notna().any()]
-    sources = {sae["layer"]: sae["neuronpedia"] for sae in flow.about.get("saes", ())}
+    sources = {sae.get("layer"): sae.get("neuronpedia") for sae in flow.about.get("saes", ())}
     return {
         "facts": {name: flow.about.get(name) for name in ("model", "similarity", "alpha")},
         "events": json.loads(flow.events.to_json(orient="records")),
@@ -124,7 +124,7 @@ def _text(found: TextContexts, nodes: pd.DataFrame, linked: Int[np.ndarray, " li
     if len(nodes) * (places * per_place + per_histogram) > DETAIL_BYTES:
         kept[:] = False
         kept[linked] = True
-        places = max(1, min(places, int((DETAIL_BYTES / kept.sum() - per_histogram) // per_place)))
+        places = max(1, min(places, int((DETAIL_BYTES / max(1, len(linked)) - per_histogram) // per_place)))
     layers, top = [], []
     for layer, features in groups.items():
         of, shown = found.layers[layer], kept[(nodes["layer"] == layer).to_numpy()]

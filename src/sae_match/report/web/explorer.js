@@ -275,7 +275,7 @@ FlowGraph.read(data, EVENTS).then(async (found) => {
   const { model, similarity, alpha } = data.facts;
   byId("facts").text([
     model && `Model: ${model}`, `${d3.format(",")(graph.size)} features of ${data.layers.length} layers, ${d3.format(",")(graph.edges.source.length)} edges`,
-    similarity && `similarity: ${similarity.label || similarity.name}`, alpha !== undefined && `threshold: exceeded by ${percent(alpha)} of features under the null`,
+    similarity && `similarity: ${similarity.label || similarity.name}`, typeof alpha === "number" && `threshold: exceeded by ${percent(alpha)} of features under the null`,
   ].filter(Boolean).join(" · "));
   byId("layer").selectAll("option.layer").data(data.layers).join("option").attr("class", "layer").attr("value", (layer) => layer).text((layer) => layer);
   let waiting;

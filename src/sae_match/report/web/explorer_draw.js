@@ -59,9 +59,10 @@ function drawFlow(place, graph, node, limit, floor) {
     .style("--cause", (edge) => `${deactivation ? Math.round(100 * Math.max(0, Math.min(1, deactivation[edge] || 0))) : 0}%`)
     .append("title").text((edge) => `${graph.name(source[edge])} → ${graph.name(target[edge])}: ${weightsOf(graph, edge)}`);
   const near = flow.edges.filter((edge) => source[edge] === node || target[edge] === node);
+  const beside = (edge) => source[edge] === node ? link.target()(edge) : link.source()(edge); // the partner's end
   svg.selectAll("text.weight").data(near).join("text").attr("class", "weight")
-    .attr("x", (edge) => (link.source()(edge)[0] + link.target()(edge)[0]) / 2)
-    .attr("y", (edge) => (link.source()(edge)[1] + link.target()(edge)[1]) / 2 + 3).text((edge) => d3.format(".2f")(graph.edges.similarity[edge]));
+    .attr("x", (edge) => beside(edge)[0] + (source[edge] === node ? -14 : 14)).attr("y", (edge) => beside(edge)[1] + 4)
+    .text((edge) => d3.format(".2f")(graph.edges.similarity[edge]));
   const features = svg.selectAll("a").data(drawn.boxes).join("a").attr("href", (one) => graph.hash(one.node))
     .attr("class", (one) => one.node === node ? "feature chosen" : "feature").attr("transform", (one) => `translate(${one.x},${one.y})`)
     .attr("aria-current", (one) => one.node === node ? "true" : null);
@@ -113,7 +114,7 @@ function drawEvents(place, events, steps, noise) {
       .attr("aria-label", `${event}: ${steps.map((row) => `${row.layer} to ${row.layer_to} ${percent(share(row))}`).join(", ")}`);
     const x = d3.scalePoint(steps.map((row) => row.layer), [size.left, size.width - size.right]).padding(0.5);
     const most = d3.max([...steps, ...noise], share) || 0.01;
-    const y = d3.scaleLinear([0, most * 1.08], [size.height - size.bottom, size.top]).nice(3);
+    const y = d3.scaleLinear([0, most], [size.height - size.bottom, size.top]).nice(3);
     const every = Math.ceil(steps.length / 8);
     svg.append("g").attr("transform", `translate(0,${y.range()[0]})`)
       .call(d3.axisBottom(x).tickValues(x.domain().filter((_, i) => i % every === 0)).tickSizeOuter(0));
