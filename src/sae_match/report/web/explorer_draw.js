@@ -61,7 +61,7 @@ function drawFlow(place, graph, node, limit, floor) {
   const near = flow.edges.filter((edge) => source[edge] === node || target[edge] === node);
   const beside = (edge) => source[edge] === node ? link.target()(edge) : link.source()(edge); // the partner's end
   svg.selectAll("text.weight").data(near).join("text").attr("class", "weight")
-    .attr("x", (edge) => beside(edge)[0] + (source[edge] === node ? -14 : 14)).attr("y", (edge) => beside(edge)[1] + 4)
+    .attr("x", (edge) => beside(edge)[0] + (source[edge] === node ? -17 : 17)).attr("y", (edge) => beside(edge)[1] + 4)
     .text((edge) => d3.format(".2f")(graph.edges.similarity[edge]));
   const features = svg.selectAll("a").data(drawn.boxes).join("a").attr("href", (one) => graph.hash(one.node))
     .attr("class", (one) => one.node === node ? "feature chosen" : "feature").attr("transform", (one) => `translate(${one.x},${one.y})`)
