@@ -93,7 +93,7 @@ def test_independent_dictionaries_have_edges_at_the_rate_of_alpha(alpha: float) 
 
 
 class Text:
-    """Streams of one layer's features, drawn once; layer 1 is layer 0 rotated."""
+    """Given residual streams by layer."""
 
     key = "text"
 
