@@ -23,24 +23,28 @@ function saveCsv(name, rows) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+const saved = (value) => Number.isNaN(value) ? "" : Number(value.toPrecision(4));
+
 function edgeRow(edge) {
   const { source, target, flags } = graph.edges, row = {
     layer: graph.layer(source[edge]), feature: graph.nodes.feature[source[edge]],
     layer_to: graph.layer(target[edge]), feature_to: graph.nodes.feature[target[edge]],
   };
   for (const name of ["similarity", "coactivation", "deactivation"]) {
-    if (graph.edges[name]) row[name] = Number.isNaN(graph.edges[name][edge]) ? "" : Number(graph.edges[name][edge].toPrecision(4));
+    if (graph.edges[name]) row[name] = saved(graph.edges[name][edge]);
   }
   return { ...row, best_child: Boolean(flags[edge] & 1), best_parent: Boolean(flags[edge] & 2) };
 }
 
 function nodeRow(node) {
-  const rate = graph.nodes.rate[node];
   return {
-    layer: graph.layer(node), feature: graph.nodes.feature[node], firing_rate: Number.isNaN(rate) ? "" : Number(rate.toPrecision(4)),
-    ...Object.fromEntries(EVENTS.map((event) => [event, graph.events(node).includes(event)])), tokens: graph.topTokens(node).join(" "),
+    layer: graph.layer(node), feature: graph.nodes.feature[node], firing_rate: saved(graph.nodes.rate[node]),
+    ...Object.fromEntries(EVENTS.map((event) => [event, graph.events(node).includes(event)])),
+    tokens: graph.topTokens(node).join(" "),
   };
 }
+
+const called = (node) => graph.topTokens(node).map(shown).join(" · ");
 
 function badges(place, node) {
   for (const event of graph.events(node)) {
@@ -70,18 +74,19 @@ async function search() {
   list.selectAll("*").remove();
   for (const node of found.slice(0, MOST_LISTED)) {
     const anchor = list.append("li").append("a").attr("href", graph.hash(node)).attr("data-node", node);
-    const first = anchor.append("span").attr("class", "first");
+    const first = anchor.append("span").attr("class", "first"), rate = graph.nodes.rate[node];
     first.append("b").text(graph.name(node));
     marks(first, node);
-    if (!Number.isNaN(graph.nodes.rate[node])) first.append("span").attr("class", "rate").text(percent(graph.nodes.rate[node]));
-    if (graph.text) anchor.append("span").attr("class", "tokens").text(graph.topTokens(node).map(shown).join(" · ") || "never fires in this text");
+    if (!Number.isNaN(rate)) first.append("span").attr("class", "rate").text(percent(rate));
+    if (graph.text) anchor.append("span").attr("class", "tokens").text(called(node) || "never fires in this text");
   }
   list.attr("aria-busy", "false");
   markCurrent();
 }
 
 function markCurrent() {
-  list.selectAll("a").attr("aria-current", function current_() { return Number(this.dataset.node) === current ? "true" : null; });
+  list.selectAll("a")
+    .attr("aria-current", function current_() { return Number(this.dataset.node) === current ? "true" : null; });
   byId("home").attr("aria-current", current === null ? "page" : null);
 }
 
@@ -95,7 +100,8 @@ function filterTo(layer, event) {
 // -- overview ------------------------------------------------------------------------------------------------------
 
 function showOverview() {
-  const steps = data.events.filter((row) => row.role === "adjacent"), seeds = data.events.filter((row) => row.role === "seeds");
+  const steps = data.events.filter((row) => row.role === "adjacent"),
+    seeds = data.events.filter((row) => row.role === "seeds");
   for (const row of steps) row.noise = d3.least(seeds, (one) => Math.abs(one.layer - row.layer));
   const head = main.append("div").attr("class", "head");
   head.append("h2").text("What happens to features from layer to layer");
@@ -107,29 +113,33 @@ function showOverview() {
     one.append("dd").text(MEANING[event]);
   }
   main.append("p").attr("class", "note").text(seeds.length
-    ? "Dashed, and in gray beside every count: the same between two seeds of one layer (the nearest layer that has two). " +
+    ? "Dashed, and in gray beside every count: the same between two seeds of one layer (the nearest one that has two). " +
       "What happens there is the SAEs’ own noise."
-    : "This record compares no two seeds of a layer, so how much of these counts is the SAEs’ own noise is not known.");
+    : "This record compares no two seeds of a layer: how much of this is the SAEs’ own noise is not known.");
   drawEvents(main.append("div").attr("class", "charts"), EVENTS, steps, seeds);
   const table = main.append("div").attr("class", "scroll").append("table").attr("class", "events");
   const more = ["threshold", "null_rate"].filter((name) => data.events.some((row) => typeof row[name] === "number"));
   const header = table.append("thead").append("tr");
-  for (const title of ["layers", "features", ...EVENTS, ...more.map((name) => name === "null_rate" ? "with an edge under the null" : name)]) {
+  const titles = more.map((name) => name === "null_rate" ? "with an edge under the null" : name);
+  for (const title of ["layers", "features", ...EVENTS, ...titles]) {
     header.append("th").attr("scope", "col").text(title);
   }
   const body = table.append("tbody");
   for (const row of [...steps, ...seeds]) {
     const line = body.append("tr").attr("class", row.role);
-    line.append("th").attr("scope", "row").text(row.role === "seeds" ? `${row.layer}, two seeds` : `${row.layer} → ${row.layer_to}`);
+    line.append("th").attr("scope", "row")
+      .text(row.role === "seeds" ? `${row.layer}, two seeds` : `${row.layer} → ${row.layer_to}`);
     line.append("td").text(row.features);
     for (const event of EVENTS) {
       const cell = line.append("td"), after = event === "merge" || event === "birth";
       if (row.role === "seeds") cell.text(row[event]);
       else {
         button(cell, row[event], () => filterTo(after ? row.layer_to : row.layer, event)).attr("class", "count")
-          .attr("title", `list these features (under the null there would be ${row[`null_${event}`] ?? "an unknown number"})`);
+          .attr("title", `list these features (under the null: ${row[`null_${event}`] ?? "not known"})`);
         cell.node().append(" ");
-        if (row.noise) cell.append("span").attr("class", "noise").attr("title", `two seeds of layer ${row.noise.layer}`).text(row.noise[event]);
+        if (!row.noise) continue;
+        const seed = `two seeds of layer ${row.noise.layer}`;
+        cell.append("span").attr("class", "noise").attr("title", seed).text(row.noise[event]);
       }
     }
     for (const name of more) {
@@ -147,11 +157,13 @@ function showFeature(node) {
   badges(head, node);
   if (link) head.append("a").attr("href", link).attr("rel", "noreferrer").text("Neuronpedia ↗");
   showFlow(node);
-  const columns = main.append("div").attr("class", "columns"), contexts = columns.append("section"), side = columns.append("section");
+  const columns = main.append("div").attr("class", "columns");
+  const contexts = columns.append("section"), side = columns.append("section");
   showPartners(side, node);
   const facts = side.append("div").attr("class", "facts");
   facts.append("h3").text("Activity");
-  facts.append("p").text(Number.isNaN(rate) ? "Firing rate: not measured in this record." : `Fires on ${percent(rate)} of the tokens.`);
+  const fires = `Fires on ${percent(rate)} of the tokens.`;
+  facts.append("p").text(Number.isNaN(rate) ? "Firing rate: not measured in this record." : fires);
   contexts.append("h3").text("Where it is most active");
   graph.detail(node).then((detail) => {
     if (node === current && contexts.node().isConnected) showText(contexts, facts, detail, node);
@@ -164,7 +176,8 @@ function showFlow(node) {
   let flow;
   if (low < high) {
     const label = bar.append("label").text(`${name} at least `), step = (high - low) / 100;
-    const range = label.append("input").attr("id", "floor").attr("type", "range").attr("min", low).attr("max", high).attr("step", step)
+    const range = label.append("input").attr("id", "floor").attr("type", "range").attr("min", low).attr("max", high)
+      .attr("step", step)
       .property("value", Math.max(low, floor));
     const output = label.append("output").text(shortNumber(Math.max(low, floor)));
     range.on("input", () => {
@@ -173,8 +186,10 @@ function showFlow(node) {
       draw();
     });
   }
-  button(bar, "CSV of edges", () => saveCsv(`flow_${graph.layer(node)}_${graph.nodes.feature[node]}_edges.csv`, flow.edges.map(edgeRow)));
-  button(bar, "CSV of features", () => saveCsv(`flow_${graph.layer(node)}_${graph.nodes.feature[node]}_features.csv`, flow.nodes.map(nodeRow)));
+  button(bar, "CSV of edges", () =>
+    saveCsv(`flow_${graph.layer(node)}_${graph.nodes.feature[node]}_edges.csv`, flow.edges.map(edgeRow)));
+  button(bar, "CSV of features", () =>
+    saveCsv(`flow_${graph.layer(node)}_${graph.nodes.feature[node]}_features.csv`, flow.nodes.map(nodeRow)));
   const place = section.append("div").attr("class", "flow scroll");
   const legend = section.append("p").attr("class", "legend");
   legend.append("span").text(`Width: ${name}. Solid: best both ways; dashed: one way. ` +
@@ -193,18 +208,23 @@ function showPartners(place, node) {
   const weights = [["similarity", "similarity"], ["coactivation", "co‑activation"], ["deactivation", "causal weight"]]
     .filter(([name]) => graph.edges[name]);
   place.append("h3").text("Partners");
-  const table = place.append("div").attr("class", "scroll").append("table").attr("class", "partners"), header = table.append("thead").append("tr");
+  const table = place.append("div").attr("class", "scroll").append("table").attr("class", "partners");
+  const header = table.append("thead").append("tr");
   for (const text of ["feature", ...(graph.text ? ["tokens"] : []), ...weights.map(([, label]) => label), "best"]) {
     header.append("th").attr("scope", "col").text(text);
   }
-  for (const [title, edges, end] of [["Parents", graph.into(node), "source"], ["Children", graph.out(node), "target"]]) {
+  const sides = [["Parents", graph.into(node), "source"], ["Children", graph.out(node), "target"]];
+  for (const [title, edges, end] of sides) {
     const body = table.append("tbody");
-    body.append("tr").append("th").attr("scope", "rowgroup").attr("colspan", 6).text(edges.length ? title : `${title}: none above the threshold`);
+    body.append("tr").append("th").attr("scope", "rowgroup").attr("colspan", 6)
+      .text(edges.length ? title : `${title}: none above the threshold`);
     for (const edge of edges) {
       const row = body.append("tr"), other = graph.edges[end][edge];
       row.append("td").append("a").attr("href", graph.hash(other)).text(graph.name(other));
-      if (graph.text) row.append("td").attr("class", "tokens").text(graph.topTokens(other).map(shown).join(" · "));
-      for (const [name] of weights) row.append("td").attr("class", "number").text(weightNumber(graph.edges[name][edge]));
+      if (graph.text) row.append("td").attr("class", "tokens").text(called(other));
+      for (const [name] of weights) {
+        row.append("td").attr("class", "number").text(weightNumber(graph.edges[name][edge]));
+      }
       row.append("td").text(["", "child", "parent", "both"][graph.edges.flags[edge]]);
     }
   }
@@ -215,26 +235,30 @@ function showPartners(place, node) {
 
 function showText(contexts, facts, detail, node) {
   if (!detail) {
-    contexts.append("p").text(graph.text ? "This page holds contexts only of features with an edge." : "This record holds no text: it was made without a language model.");
+    contexts.append("p").text(graph.text ? "This page holds contexts only of features with an edge." :
+      "This record holds no text: it was made without a language model.");
     return;
   }
   if (!detail.contexts.length) {
     contexts.append("p").text("It does not fire in the text of this record.");
     return;
   }
-  contexts.append("p").attr("class", "tokens").text(graph.topTokens(node).map(shown).join(" · "));
+  contexts.append("p").attr("class", "tokens").text(called(node));
   const items = contexts.append("ol").attr("class", "contexts");
   for (const one of detail.contexts) {
     const item = items.append("li");
     item.append("span").attr("class", "value").text(shortNumber(one.value));
     const text = item.append("span").attr("class", "text").text(one.clipped[0] ? "…" : "");
     for (const piece of one.pieces) {
-      text.append("span").attr("class", piece.peak ? "token peak" : "token").style("--share", `${Math.round(100 * piece.share)}%`)
-        .attr("title", piece.share ? shortNumber(piece.share * detail.contexts[0].value) : null).text(piece.text.replace(/\n/g, "↵"));
+      text.append("span").attr("class", piece.peak ? "token peak" : "token")
+        .style("--share", `${Math.round(100 * piece.share)}%`)
+        .attr("title", piece.share ? shortNumber(piece.share * detail.contexts[0].value) : null)
+        .text(piece.text.replace(/\n/g, "↵"));
     }
     if (one.clipped[1]) text.append("span").text("…");
   }
-  contexts.append("p").attr("class", "note").text(`The strongest places in ${graph.text.windows} windows of ${graph.text.window} tokens, one per window.`);
+  contexts.append("p").attr("class", "note")
+    .text(`The strongest places in ${graph.text.windows} windows of ${graph.text.window} tokens, one per window.`);
   drawHistogram(facts, detail.histogram, detail.contexts[0].value);
 }
 
@@ -245,7 +269,10 @@ function show() {
   current = named && graph.find(Number(named[1]), Number(named[2]));
   const lost = main.node().contains(document.activeElement);
   main.selectAll("*").remove();
-  if (named && current === null) main.append("p").attr("role", "alert").text(`No feature ${named[2]} of layer ${named[1]} in this flow: it does not fire, or is not in it.`);
+  if (named && current === null) {
+    main.append("p").attr("role", "alert")
+      .text(`No feature ${named[2]} of layer ${named[1]} in this flow: it does not fire, or is not in it.`);
+  }
   if (current === null) showOverview();
   else showFeature(current);
   document.title = current === null ? title : `${graph.name(current)} · ${title}`;
@@ -259,7 +286,8 @@ function pressed(event) {
   if (event.key === "/" && !typing) byId("query").node().focus();
   else if (event.target.id === "query" && event.key === "ArrowDown") list.select("a").node()?.focus();
   else if (listed && (event.key === "ArrowDown" || event.key === "ArrowUp")) {
-    const item = listed.parentElement, next = event.key === "ArrowDown" ? item.nextElementSibling : item.previousElementSibling;
+    const item = listed.parentElement;
+    const next = event.key === "ArrowDown" ? item.nextElementSibling : item.previousElementSibling;
     (next?.firstElementChild || byId("query").node()).focus();
   } else if (!typing && current !== null && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
     const left = event.key === "ArrowLeft", [edge] = left ? graph.into(current) : graph.out(current);
@@ -274,10 +302,13 @@ FlowGraph.read(data, EVENTS).then(async (found) => {
   graph = found;
   const { model, similarity, alpha } = data.facts;
   byId("facts").text([
-    model && `Model: ${model}`, `${d3.format(",")(graph.size)} features of ${data.layers.length} layers, ${d3.format(",")(graph.edges.source.length)} edges`,
-    similarity && `similarity: ${similarity.label || similarity.name}`, typeof alpha === "number" && `threshold: exceeded by ${percent(alpha)} of features under the null`,
+    model && `Model: ${model}`,
+    `${d3.format(",")(graph.size)} features of ${data.layers.length} layers, ${d3.format(",")(graph.edges.source.length)} edges`,
+    similarity && `similarity: ${similarity.label || similarity.name}`,
+    typeof alpha === "number" && `threshold: exceeded by ${percent(alpha)} of features under the null`,
   ].filter(Boolean).join(" · "));
-  byId("layer").selectAll("option.layer").data(data.layers).join("option").attr("class", "layer").attr("value", (layer) => layer).text((layer) => layer);
+  byId("layer").selectAll("option.layer").data(data.layers).join("option").attr("class", "layer")
+    .attr("value", (layer) => layer).text((layer) => layer);
   let waiting;
   byId("query").on("input", () => {
     list.attr("aria-busy", "true");

@@ -123,7 +123,8 @@ class FlowGraph {
         const share = of.share[i * (2 * around + 1) + at - place + around] / 255;
         pieces.push({ text: vocabulary[tokens[at]], share, peak: at === place });
       }
-      contexts.push({ value: of.value[i], pieces, clipped: [place - around > start, place + around < start + window - 1] });
+      const clipped = [place - around > start, place + around < start + window - 1];
+      contexts.push({ value: of.value[i], pieces, clipped });
     }
     return { contexts, histogram: of.histogram.subarray(row * bins, (row + 1) * bins) };
   }
@@ -145,7 +146,8 @@ class FlowGraph {
           let best = 0.001;
           for (let at = low; at < high; at++) {
             if (marked.before[at + 1] > marked.before[at]) {
-              best = Math.max(best, of.share[i * (2 * around + 1) + at - place + around] / 255 * (at === place ? 1 : 0.2));
+              const share = of.share[i * (2 * around + 1) + at - place + around] / 255;
+              best = Math.max(best, share * (at === place ? 1 : 0.2));
             }
           }
           score += best;
@@ -160,7 +162,8 @@ class FlowGraph {
   marked(query) {
     const { tokens, vocabulary } = this.text;
     if (!this.flat) {
-      const lower = vocabulary.map((text) => text.toLowerCase()), parts = [], offsets = new Uint32Array(tokens.length + 1);
+      const lower = vocabulary.map((text) => text.toLowerCase()), parts = [];
+      const offsets = new Uint32Array(tokens.length + 1);
       for (let i = 0; i < tokens.length; i++) {
         parts.push(lower[tokens[i]]);
         offsets[i + 1] = offsets[i] + lower[tokens[i]].length;

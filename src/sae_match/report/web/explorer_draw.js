@@ -2,14 +2,18 @@
 const MARKS = { split: "S", merge: "M", birth: "B", death: "D" };
 const shortNumber = (value) => value === undefined || Number.isNaN(value) ? "–" : String(Number(value.toPrecision(3)));
 const weightNumber = (value) => Number.isNaN(value) ? "–" : d3.format(".3f")(value);
-const percent = (value) => Number.isNaN(value) ? "–" : value >= 0.0995 ? d3.format(".0%")(value) : `${Number((100 * value).toPrecision(2))}%`;
+const digits = (value) => value >= 0.0995 ? Math.round(100 * value) : Number((100 * value).toPrecision(2));
+const percent = (value) => Number.isNaN(value) ? "–" : `${digits(value)}%`;
 const cut = (text, length) => text.length > length ? `${text.slice(0, length - 1)}…` : text;
-const shown = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/^ +| +$/g, (spaces) => text.trim() ? "" : "␣".repeat(spaces.length));
+const shown = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
+  .replace(/^ +| +$/g, (spaces) => text.trim() ? "" : "␣".repeat(spaces.length));
 
 function weightsOf(graph, edge) {
   return [
-    ["similarity", graph.data.facts.similarity?.label || "similarity"], ["coactivation", "co-activation"], ["deactivation", "causal weight"],
-  ].filter(([name]) => graph.edges[name]).map(([name, label]) => `${label} ${weightNumber(graph.edges[name][edge])}`).join(", ");
+    ["similarity", graph.data.facts.similarity?.label || "similarity"],
+    ["coactivation", "co-activation"], ["deactivation", "causal weight"],
+  ].filter(([name]) => graph.edges[name])
+    .map(([name, label]) => `${label} ${weightNumber(graph.edges[name][edge])}`).join(", ");
 }
 
 const BOX = { width: 88, height: 38, row: 50, top: 44, side: 14, columns: [126, 170] };
@@ -47,34 +51,44 @@ function drawFlow(place, graph, node, limit, floor) {
   place.selectAll("*").remove();
   const svg = place.append("svg").attr("width", drawn.width).attr("height", drawn.height).attr("role", "group")
     .attr("aria-label", `Flow through ${graph.name(node)}`);
-  const columns = d3.range(drawn.first, drawn.last + 1), x = (column) => (column - drawn.first) * drawn.step + BOX.side + BOX.width / 2;
+  const columns = d3.range(drawn.first, drawn.last + 1);
+  const x = (column) => (column - drawn.first) * drawn.step + BOX.side + BOX.width / 2;
   svg.selectAll("text.layer").data(columns).join("text").attr("class", "layer").attr("x", x).attr("y", 18)
     .text((column) => `layer ${graph.data.layers[column]}`);
-  svg.selectAll("text.more").data([...flow.hidden]).join("text").attr("class", "more").attr("x", ([column]) => x(column))
+  svg.selectAll("text.more").data([...flow.hidden]).join("text").attr("class", "more")
+    .attr("x", ([column]) => x(column))
     .attr("y", drawn.height - 8).text(([, count]) => `${count} weaker not drawn`);
-  const link = d3.link(d3.curveBumpX).source((edge) => [box.get(source[edge]).x + BOX.width, box.get(source[edge]).y + BOX.height / 2])
+  const link = d3.link(d3.curveBumpX)
+    .source((edge) => [box.get(source[edge]).x + BOX.width, box.get(source[edge]).y + BOX.height / 2])
     .target((edge) => [box.get(target[edge]).x, box.get(target[edge]).y + BOX.height / 2]);
-  svg.selectAll("path").data(flow.edges).join("path").attr("d", link).attr("stroke-width", (edge) => width(graph.edges.similarity[edge]))
+  svg.selectAll("path").data(flow.edges).join("path").attr("d", link)
+    .attr("stroke-width", (edge) => width(graph.edges.similarity[edge]))
     .attr("class", (edge) => graph.mutual(edge) ? "edge mutual" : "edge")
-    .style("--cause", (edge) => `${deactivation ? Math.round(100 * Math.max(0, Math.min(1, deactivation[edge] || 0))) : 0}%`)
-    .append("title").text((edge) => `${graph.name(source[edge])} → ${graph.name(target[edge])}: ${weightsOf(graph, edge)}`);
+    .style("--cause", (edge) => `${Math.round(100 * Math.max(0, Math.min(1, deactivation?.[edge] || 0)))}%`)
+    .append("title")
+    .text((edge) => `${graph.name(source[edge])} → ${graph.name(target[edge])}: ${weightsOf(graph, edge)}`);
   const near = flow.edges.filter((edge) => source[edge] === node || target[edge] === node);
   const beside = (edge) => source[edge] === node ? link.target()(edge) : link.source()(edge); // the partner's end
   svg.selectAll("text.weight").data(near).join("text").attr("class", "weight")
     .attr("x", (edge) => beside(edge)[0] + (source[edge] === node ? -17 : 17)).attr("y", (edge) => beside(edge)[1] + 4)
     .text((edge) => d3.format(".2f")(graph.edges.similarity[edge]));
   const features = svg.selectAll("a").data(drawn.boxes).join("a").attr("href", (one) => graph.hash(one.node))
-    .attr("class", (one) => one.node === node ? "feature chosen" : "feature").attr("transform", (one) => `translate(${one.x},${one.y})`)
+    .attr("class", (one) => one.node === node ? "feature chosen" : "feature")
+    .attr("transform", (one) => `translate(${one.x},${one.y})`)
     .attr("aria-current", (one) => one.node === node ? "true" : null);
-  features.append("title").text((one) => [graph.name(one.node), graph.topTokens(one.node).map(shown).join(" · "), graph.events(one.node).join(", ")].filter(Boolean).join("\n"));
+  features.append("title").text(({ node: one }) =>
+    [graph.name(one), graph.topTokens(one).map(shown).join(" · "), graph.events(one).join(", ")]
+      .filter(Boolean).join("\n"));
   features.append("rect").attr("width", BOX.width).attr("height", BOX.height).attr("rx", 6);
   const called = graph.text !== null;
-  features.append("text").attr("class", "number").attr("x", BOX.width / 2).attr("y", called ? 16 : 24).text((one) => graph.nodes.feature[one.node]);
+  features.append("text").attr("class", "number").attr("x", BOX.width / 2).attr("y", called ? 16 : 24)
+    .text((one) => graph.nodes.feature[one.node]);
   if (called) {
     features.append("text").attr("class", "token").attr("x", BOX.width / 2).attr("y", 30)
       .text((one) => cut(graph.topTokens(one.node).slice(0, 2).map(shown).join(" · ") || "", 12));
   }
-  const marks = features.selectAll("g").data((one) => graph.events(one.node).filter((event) => MARKS[event]).map((event) => ({
+  const marks = features.selectAll("g")
+    .data((one) => graph.events(one.node).filter((event) => MARKS[event]).map((event) => ({
     event, before: event === "birth" || event === "merge" }))).join("g").attr("class", (mark) => `mark ${mark.event}`)
     .attr("transform", (mark) => `translate(${mark.before ? 4 : BOX.width - 4},1)`);
   marks.append("circle").attr("r", 8);
@@ -85,20 +99,26 @@ function drawFlow(place, graph, node, limit, floor) {
 }
 
 function drawHistogram(place, counts, largest) {
+  const edge = (i) => shortNumber(largest * i / counts.length);
   const size = { width: 300, height: 120, left: 46, bottom: 34, top: 8, right: 12 };
   const x = d3.scaleLinear([0, largest], [size.left, size.width - size.right]);
   const y = d3.scaleLog([0.7, Math.max(10, d3.max(counts))], [size.height - size.bottom, size.top]);
-  const svg = place.append("svg").attr("class", "chart").attr("width", size.width).attr("height", size.height).attr("role", "img")
+  const svg = place.append("svg").attr("class", "chart").attr("width", size.width).attr("height", size.height)
+    .attr("role", "img")
     .attr("aria-label", "Histogram of activations");
   svg.selectAll("rect").data(counts).join("rect").attr("x", (_, i) => x(largest * i / counts.length) + 0.5)
-    .attr("width", (size.width - size.left - size.right) / counts.length - 1).attr("y", (count) => count ? y(count) : y.range()[0])
+    .attr("width", (size.width - size.left - size.right) / counts.length - 1)
+    .attr("y", (count) => count ? y(count) : y.range()[0])
     .attr("height", (count) => count ? y.range()[0] - y(count) : 0)
-    .append("title").text((count, i) => `${shortNumber(largest * i / counts.length)} to ${shortNumber(largest * (i + 1) / counts.length)}: ${count} tokens`);
+    .append("title").text((count, i) => `${edge(i)} to ${edge(i + 1)}: ${count} tokens`);
   const powers = d3.range(Math.floor(Math.log10(y.domain()[1])) + 1).map((power) => 10 ** power);
   svg.append("g").attr("transform", `translate(0,${y.range()[0]})`).call(d3.axisBottom(x).ticks(4).tickSizeOuter(0));
-  svg.append("g").attr("transform", `translate(${size.left},0)`).call(d3.axisLeft(y).tickValues(powers).tickFormat(d3.format("~s")).tickSizeOuter(0));
-  svg.append("text").attr("class", "label").attr("x", (size.left + size.width - size.right) / 2).attr("y", size.height - 3).text("activation");
-  svg.append("text").attr("class", "label").attr("transform", `translate(11,${(size.top + y.range()[0]) / 2}) rotate(-90)`).text("tokens");
+  svg.append("g").attr("transform", `translate(${size.left},0)`)
+    .call(d3.axisLeft(y).tickValues(powers).tickFormat(d3.format("~s")).tickSizeOuter(0));
+  svg.append("text").attr("class", "label").attr("x", (size.left + size.width - size.right) / 2)
+    .attr("y", size.height - 3).text("activation");
+  svg.append("text").attr("class", "label")
+    .attr("transform", `translate(11,${(size.top + y.range()[0]) / 2}) rotate(-90)`).text("tokens");
 }
 
 // How many features could have had the event: of the later layer, or of the earlier one.
@@ -110,8 +130,9 @@ function drawEvents(place, events, steps, noise) {
   for (const event of events) {
     const share = (row) => row[event] / among(row, event), figure = place.append("figure");
     figure.append("figcaption").attr("class", event).text(event);
-    const svg = figure.append("svg").attr("class", "chart").attr("width", size.width).attr("height", size.height).attr("role", "img")
-      .attr("aria-label", `${event}: ${steps.map((row) => `${row.layer} to ${row.layer_to} ${percent(share(row))}`).join(", ")}`);
+    const svg = figure.append("svg").attr("class", "chart").attr("width", size.width).attr("height", size.height)
+      .attr("role", "img")
+      .attr("aria-label", `${event} by layer: ${steps.map((row) => `${row.layer} ${percent(share(row))}`).join(", ")}`);
     const x = d3.scalePoint(steps.map((row) => row.layer), [size.left, size.width - size.right]).padding(0.5);
     const most = d3.max([...steps, ...noise], share) || 0.01;
     const y = d3.scaleLinear([0, most], [size.height - size.bottom, size.top]).nice(3);
@@ -119,15 +140,19 @@ function drawEvents(place, events, steps, noise) {
     svg.append("g").attr("transform", `translate(0,${y.range()[0]})`)
       .call(d3.axisBottom(x).tickValues(x.domain().filter((_, i) => i % every === 0)).tickSizeOuter(0));
     svg.append("g").attr("class", "grid").attr("transform", `translate(${size.left},0)`)
-      .call(d3.axisLeft(y).ticks(3).tickFormat((value) => percent(value)).tickSize(size.right + size.left - size.width));
+      .call(d3.axisLeft(y).ticks(3).tickFormat((value) => percent(value))
+      .tickSize(size.right + size.left - size.width));
     svg.selectAll("line.noise").data(steps.filter((row) => row.noise)).join("line").attr("class", "noise")
       .attr("x1", (row) => x(row.layer) - x.step() / 2).attr("x2", (row) => x(row.layer) + x.step() / 2)
       .attr("y1", (row) => y(share(row.noise))).attr("y2", (row) => y(share(row.noise)));
-    svg.append("path").attr("class", `curve ${event}`).attr("d", d3.line((row) => x(row.layer), (row) => y(share(row)))(steps));
+    svg.append("path").attr("class", `curve ${event}`)
+      .attr("d", d3.line((row) => x(row.layer), (row) => y(share(row)))(steps));
     svg.selectAll("circle").data(steps).join("circle").attr("class", `point ${event}`).attr("r", 3.5)
       .attr("cx", (row) => x(row.layer)).attr("cy", (row) => y(share(row)))
-      .append("title").text((row) => `layer ${row.layer} to ${row.layer_to}: ${row[event]} of ${among(row, event)} (${percent(share(row))})`);
-    svg.append("text").attr("class", "label").attr("x", (size.left + size.width - size.right) / 2).attr("y", size.height - 4)
+      .append("title")
+      .text((row) => `${row.layer} to ${row.layer_to}: ${row[event]} of ${among(row, event)} (${percent(share(row))})`);
+    svg.append("text").attr("class", "label").attr("x", (size.left + size.width - size.right) / 2)
+      .attr("y", size.height - 4)
       .text("from layer");
   }
 }
