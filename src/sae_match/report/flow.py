@@ -27,7 +27,8 @@ NOTE = (
 
 def flow_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     """The rows of pairs.csv that the figure draws; none of a job without a flow graph."""
-    return per_layer_rows(pairs[pairs["metric"].isin(METRICS)])
+    near = per_layer_rows(pairs)
+    return near[near["metric"].isin(METRICS)]
 
 
 def plot_flow(

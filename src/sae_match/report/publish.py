@@ -84,7 +84,8 @@ def _card(record: Record, permutations: dict[tuple[int, int], Permutation]) -> s
     ends = sorted(permutations)
     assert record.pairs is not None  # of a finished job
     values = record.pairs.set_index(["layer", "layer_to", "variant", "metric"])["value"].to_dict()
-    metrics = [name for name in ("matching_score", "weight_mse/W_dec", "gap") if any(key[3] == name for key in values)]
+    measured = set(record.pairs["metric"])
+    metrics = [name for name in ("matching_score", "weight_mse/W_dec", "gap") if name in measured]
     rows = [
         [f"{a} → {b}", f"{len(permutations[a, b].matched)} of {permutations[a, b].n_a}"]
         + [format_value(values.get((a, b, "matched", name), values.get((a, b, "exact", name)))) for name in metrics]
