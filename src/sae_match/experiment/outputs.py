@@ -74,11 +74,11 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles"), labels=labels))
     if len(table := control_frame("this job", results.numbers, labels)):
         paths.append(plot_controls(table, record.figure_path("controls"), labels=labels))
-    if len(flow_rows(pairs)):
-        paths.append(plot_flow(pairs, record.figure_path("flow"), labels=labels))
     if (record.directory / STEERING).is_file():
         effects = effects_rows("this job", pd.read_parquet(record.directory / STEERING))
         paths.append(plot_steering(effects, record.figure_path("steering")))
+    if len(flow_rows(pairs)):
+        paths.append(plot_flow(pairs, record.figure_path("flow"), labels=labels))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths

@@ -92,7 +92,8 @@ def _card(record: Record, permutations: dict[tuple[int, int], Permutation]) -> s
         for a, b in ends
     ]
     header = ["layers", "features matched", *metrics]
-    settings = [[name, str(record.factors[name])] for name in SHOWN if record.factors.get(name) is not None]
+    settings = [["matching", str(record.config.get("matching", {}).get("name"))]]
+    settings += [[name, str(record.factors[name])] for name in SHOWN if record.factors.get(name) is not None]
     sae = record.config.get("sae", {})
     settings += [[f"sae.{key}", str(sae[key])] for key in ("repo_id", "revision", "l0", "width") if sae.get(key)]
     return CARD.format(
