@@ -42,11 +42,12 @@ def test_a_list_without_gaps_is_a_span() -> None:
 
 
 def test_saes_are_trained_for_listed_layers() -> None:
-    cfg = composed_training("layers.list=[11,13]", "layers.last=13")
+    cfg = composed_training("layers.list=[11,13]")
     check_train_config(cfg)
     assert span_of(cfg.layers) == [11, 13]
+    assert composed_training("layers.list=[11,13]", "layers.last=13").config == cfg.config
     with pytest.raises(UserError, match=r"layers.list=\[11, 13\] and layers.last=18 both choose layers"):
-        composed_training("layers.list=[11,13]")
+        composed_training("layers.list=[11,13]", "layers.last=18")
 
 
 def test_distances_of_a_list_are_those_of_its_layers() -> None:
