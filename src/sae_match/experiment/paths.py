@@ -1,4 +1,4 @@
-"""Features followed through the matchings of the span (section 3.2 of the paper), and the tokens they fire on, as tables."""
+"""Features followed through the matchings of the span (section 3.2 of the paper), and the tokens that they fire on."""
 
 from __future__ import annotations
 
