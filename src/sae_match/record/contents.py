@@ -19,12 +19,12 @@ CONFIG, TEXT = "config.yaml", "text.json"
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
-FUNCTIONAL, MATCHERS = "functional.parquet", "matchers.json"
+FUNCTIONAL, MATCHERS, CHILDREN = "functional.parquet", "matchers.json", "children.parquet"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
-    JUDGEMENTS, TRACEBACK,
+    CHILDREN, JUDGEMENTS, TRACEBACK,
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}
