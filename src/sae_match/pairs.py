@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -116,11 +116,18 @@ def span(study: Study) -> list[int]:
 class Pairs(ABC):
     """Which two dictionaries are compared."""
 
-    map: ClassVar[MapKind] = MapKind.none
-    children: ClassVar[bool] = False
-
     name: str
     """Short name used in records."""
+
+    @property
+    def stream_map(self) -> MapKind:
+        """How the first side's residual stream is carried to the second's before weights are compared."""
+        return MapKind.none
+
+    @property
+    def one_to_few(self) -> bool:
+        """Whether the features of the second SAE that belong to each of the first are found."""
+        return False
 
     @abstractmethod
     def sides(self, study: Study) -> tuple[Study, ...]:
@@ -189,6 +196,14 @@ class OtherSource(Pairs):
     children: bool = False
     """Write children.parquet: for each feature of the job's SAE the features of the other (wider) one whose nearest it
     is, above what a rotated SAE reaches (evaluation.null_alpha)."""
+
+    @property
+    def stream_map(self) -> MapKind:
+        return self.map
+
+    @property
+    def one_to_few(self) -> bool:
+        return self.children
 
     def other(self, layer: int) -> int:
         """The layer that one of the job's is compared with."""

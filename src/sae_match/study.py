@@ -130,7 +130,7 @@ class Study:
     def fitted(self) -> list[str]:
         """Names of what is fitted on text that is not evaluated: the matching, controls, splices."""
         own = [f"matching={self.matching.name}"] if self.matching.fitted else []
-        own += [f"pairs.map={self.pairs.map}"] if self.pairs.map != "none" else []
+        own += [f"pairs.map={self.pairs.stream_map}"] if self.pairs.stream_map != "none" else []
         return own + self.evaluation.fitted
 
     def at(self, output_dir: Path | str) -> Study:

@@ -148,7 +148,7 @@ def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, prog
             fit_streams.append(capture(model, fit_windows, span(side), store, batch, progress))
     assert windows is not None  # there is at least one side
     fitted = tuple(fit_streams) if fit_windows is not None else None
-    return Inputs(models, tokenizer, windows, tuple(streams), fit_windows, fitted, pairs.map)
+    return Inputs(models, tokenizer, windows, tuple(streams), fit_windows, fitted, pairs.stream_map)
 
 
 def log_text(windows: TokenWindows, spliced: TokenWindows) -> None:

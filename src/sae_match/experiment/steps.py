@@ -207,7 +207,7 @@ class Steps:
                 where = f"{self.study.pairs.name}, " if site.suffix else ""
                 self.results.warn([where + told for told in self.evaluator.check(site, sae, layers)])
         matched = match_neighbors(self.matcher, pair, a, b, self.study.evaluation.matchers, self.metrics)
-        if self.study.pairs.children:
+        if self.study.pairs.one_to_few:
             matched = self._with_children(matched, a, b)
         self.results.add(matched.rows, pair.layers, matched.features)
         self.results.warn(matched.warnings)

@@ -134,7 +134,7 @@ def check_pair(study: Study, solver: Solver, width_a: int, width_b: int, d_model
 
 def check_widths(study: Study, solver: Solver, a: SaeHeader | SaeShape, b: SaeHeader | SaeShape) -> None:
     """As `check_pair`, and refuse SAEs of residual streams of different widths that nothing maps."""
-    if a.d_model != b.d_model and study.pairs.map == "none":
+    if a.d_model != b.d_model and study.pairs.stream_map == "none":
         raise UserError(
             f"pairs={study.pairs.name}: SAEs over d_model={a.d_model} and {b.d_model} have no weights in common; set "
             "pairs.map=orthogonal or affine, which carries the first to the residual stream of the second"
