@@ -210,7 +210,7 @@ class OtherSource(Pairs):
         return (self.layers or {}).get(layer, layer)
 
     def sides(self, study: Study) -> tuple[Study, ...]:
-        found = sorted({self.other(layer) for layer in span(study)})
+        found = sorted({self.other(layer) for layer in span(study)}) or [study.layers.first]  # a span that is refused
         layers = Layers(first=found[0], last=found[-1], list=found)
         return study, replace(study, sae=self.sae, model=self.model or study.model, layers=layers, capture=Capture())
 
@@ -218,20 +218,23 @@ class OtherSource(Pairs):
         return [Pair(Site(layer), Site(self.other(layer), source=1), Role.sources) for layer in span(study)]
 
     def splices(self, study: Study) -> tuple[Splice, ...]:
-        """Of one residual stream those that change it; of two spaces the map between them and B's own error: what is
+        """Of one residual stream those that change it; of two spaces maps between them and B's own error: what is
         decoded in A's space has no place in B's model."""
-        if self.map is not MapKind.none:
-            return EncodeDecodeCurrent(), StreamMapSplice(kind=self.map)
         found = super().splices(study)
+        if self.map is not MapKind.none:
+            kept = (one for one in found if isinstance(one, (EncodeDecodeCurrent, LinearMapSplice)))
+            return *kept, StreamMapSplice(kind=self.map)
         same = self.model is None and not self.layers
-        return tuple(one for one in found if not (same and isinstance(one, (LayerDrop, LinearMapSplice))))
+        return tuple(one for one in found if not (same and isinstance(one, LayerDrop)))
 
     def notes(self, study: Study) -> Iterator[str]:
         if self.map is not MapKind.none and study.evaluation.full:
             models = " and ".join(side.model.name for side in self.sides(study))
+            kept = self.splices(study)
+            out = ", ".join(one.name for one in study.evaluation.all_splices if one not in kept)
             yield (
-                f"no splice carries features between {models}: their residual streams are two spaces, and what is "
-                "decoded in one has no place in the other"
+                f"splices left out: {out}. The residual streams of {models} are two spaces, and what is decoded in one "
+                "has no place in the other"
             )
 
     def problems(self, study: Study) -> Iterator[str]:
