@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -215,6 +216,8 @@ def test_the_examples_of_the_documentation(repository: Path) -> None:
     page = repository / "tests" / "benchmarks" / "README.md"
     for result in (doctest.testmod(module), doctest.testfile(str(page), module_relative=False)):
         assert result.failed == 0 < result.attempted
+    unfolded = re.sub(r"<details>.*?</details>\n*", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(unfolded.splitlines()) <= 60
 
 
 def test_every_pair_is_tried_against_brute_force() -> None:

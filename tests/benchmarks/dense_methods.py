@@ -1,4 +1,4 @@
-"""Dense exact solvers: scipy's and lapx's, on a float64 matrix of all pairs."""
+"""Exact solvers of other packages: on a float64 matrix of all pairs, and POT's network simplex on the rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_match.errors import UserError
 from sae_match.matching.problem import MatchingProblem
-from tests.benchmarks.methods import Answer, Int64, Method, Options, Promise
+from tests.benchmarks.methods import Answer, Int64, Method, NoAnswerError, Options, Promise
 
 TILE = 512
 """Side of the square tiles in which the matrix is made: their float64 copies are all the memory that it takes."""
+
+MOST_PIVOTS = 2**31 - 1
 
 Float64 = npt.NDArray[np.float64]
 Solve = Callable[[Float64], tuple[Int64, Int64]]
@@ -83,6 +85,38 @@ def _lap(name: str, cost: Float64) -> tuple[Int64, Int64]:
     return rows, columns
 
 
+def _fastlap(cost: Float64) -> tuple[Int64, Int64]:
+    import fastlap  # type: ignore[import-not-found, unused-ignore]
+
+    rows, columns = fastlap.linear_sum_assignment(cost)
+    return rows, columns
+
+
+def _laprust(cost: Float64) -> tuple[Int64, Int64]:
+    import laprust  # type: ignore[import-not-found, unused-ignore]
+
+    rows, columns = laprust.lapjv(cost, return_cost=False)
+    return rows, columns
+
+
+def emd_lazy(problem: MatchingProblem, options: Options) -> Answer:
+    """POT's network simplex with uniform weights, F_a = F_b: it computes a distance whenever it looks at a pair."""
+    import ot
+
+    if problem.shape[0] != problem.shape[1]:
+        raise UserError("uniform weights make an assignment only where F_a = F_b")
+    sides = [side.double().numpy() for side in (problem.left, problem.right)]
+    started = time.perf_counter()
+    _, found = ot.emd2_lazy(*sides, numItermax=MOST_PIVOTS, log=True, return_matrix=True)
+    seconds = time.perf_counter() - started
+    if found["warning"] is not None:
+        raise NoAnswerError(f"POT: {found['warning']}")
+    plan = found["G"].tocoo()
+    partner = np.full(len(sides[0]), -1, np.int64)
+    partner[plan.row[plan.data > 0]] = plan.col[plan.data > 0]
+    return Answer(partner, seconds, own_product=None)
+
+
 def _method(label: str, solve: Solve, distances: bool, requires: str | None = None) -> Method:
     run = partial(_dense, solve, distances)
     # The product in float64 takes twice as long as in float32, and the matrix has to be written.
@@ -99,4 +133,7 @@ METHODS = {
     "lapjvc": _method("lapx lapjvc, distances", partial(_lap, "lapjvc"), True, "lap"),
     "lapjvr": _method("lapx lapjvr, distances", partial(_lap, "lapjvr"), True, "lap"),
     "lapjvh": _method("lapx lapjvh, distances", partial(_lap, "lapjvh"), True, "lap"),
+    "fastlap": _method("fastlap, distances", _fastlap, True, "fastlap"),
+    "laprust": _method("laprust lapjv, distances", _laprust, True, "laprust"),
+    "emd-lazy": Method("POT emd2_lazy", Promise.exact, emd_lazy, makes_product=True, products=1.0, requires="ot"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("sae-match", "numpy", "scipy", "torch", "numba", "lapx", "ortools", "POT")
+PACKAGES = ("sae-match", "numpy", "scipy", "torch", "numba", "lapx", "fastlap", "laprust", "ortools", "POT")
 
 
 def cpu_model() -> str:

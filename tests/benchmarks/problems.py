@@ -41,10 +41,12 @@ class Kind(StrEnum):
     persist = "persist"
     mix = "mix"
     noise = "noise"
+    points = "points"
     demo = "demo"
 
 
-PLANTED = (Kind.persist, Kind.mix, Kind.noise)
+PLANTED = (Kind.persist, Kind.mix, Kind.noise, Kind.points)
+POINT_D = 3
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Spec:
     """Everything that determines a problem.
 
     Args:
-        kind: the three planted difficulties, or `demo`.
+        kind: the three planted difficulties, `points` or `demo`.
         width: features of each side, F.
-        d: dimensions of the residual stream; rows have 2d + 1 numbers (demo: as the metric says).
+        d: dimensions of the residual stream; rows have 2d + 1 numbers (points: d; demo: as the metric says).
         seed: seed of a planted problem.
         detail: of a demo problem, "FIRST-SECOND/METRIC/FOLDING".
     """
@@ -107,6 +109,9 @@ def build(spec: Spec) -> Instance:
     """
     if spec.kind is Kind.demo:
         return _demo(spec.detail)
+    if spec.kind is Kind.points:
+        left, right = (torch.rand(spec.width, spec.d, generator=_generator(spec, side, 0)) for side in range(2))
+        return Instance(left, right, None)
     return _noise(spec) if spec.kind is Kind.noise else _counterparts(spec)
 
 

@@ -20,6 +20,7 @@ NOTES = {
     Kind.persist: "All features persist, with a small drift, at shuffled positions.",
     Kind.mix: "Heavy-tailed drift, clusters, varied norms and hubs; 30 % of the features have no counterpart.",
     Kind.noise: "Two unrelated SAEs.",
+    Kind.points: "Two sets of points, uniform in a cube.",
 }
 
 

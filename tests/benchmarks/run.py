@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import Any
 from sae_match.errors import UserError
 from tests.benchmarks import machine, records
 from tests.benchmarks.methods import Method, Options, methods
-from tests.benchmarks.problems import DEMO_WIDTH, SCHEMES, Kind, Spec, demo_specs
+from tests.benchmarks.problems import DEMO_WIDTH, POINT_D, SCHEMES, Kind, Spec, demo_specs
 from tests.benchmarks.supervise import run_worker
 
 WIDTHS, D = (1024, 2048, 4096, 8192, 16384), 2304
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--quick", action="store_true", help="small problems and one demo pair: about ten minutes")
     add("--widths", type=int, nargs="+", help=f"features of the planted SAEs (default {WIDTHS})")
-    add("--d", type=int, help=f"dimensions of the residual stream of the planted SAEs (default {D})")
+    add("--d", type=int, nargs="+", help=f"dimensions of the residual stream of the planted SAEs (default {D})")
     add("--difficulties", nargs="+", choices=[kind.value for kind in Kind], default=[kind.value for kind in Kind])
     add("--demo-pairs", nargs="+", help="layers of the demo SAEs, as 11-12 or 14-14_seed_1")
     add("--methods", nargs="+", choices=list(methods()), default=list(methods()))
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="where the methods that can choose compute products: cpu or cuda")
     add("--repeats", type=int, default=5, help="at most; fewer where one takes long")
     add("--time-limit", type=float, help="seconds per method, beside the products (default 600)")
+    add("--minutes", type=float, default=float("inf"), help="begin no measurement after so many")
     add("--memory-limit", type=float, default=20.0, help="GiB of resident memory per process")
     add("--out", type=Path, default=Path("multirun/benchmark"))
     add("--scratch", type=Path, help="where the problem at hand is kept (2.4 GB at F = 65,536, d = 2,304)")
@@ -58,13 +60,14 @@ def parser() -> argparse.ArgumentParser:
 def specs(args: argparse.Namespace) -> Iterator[Spec]:
     """The problems that were asked for, small ones first."""
     widths = args.widths or (QUICK_WIDTHS if args.quick else WIDTHS)
-    d = args.d or (QUICK_D if args.quick else D)
+    dims = args.d or [QUICK_D if args.quick else D]
     kinds = [Kind(name) for name in args.difficulties]
     planted = [kind for kind in kinds if kind is not Kind.demo]
     pairs = args.demo_pairs or list(QUICK_DEMO_PAIRS if args.quick else DEMO_PAIRS)
     demo = demo_specs(pairs, QUICK_SCHEMES if args.quick else SCHEMES) if Kind.demo in kinds else []
     for width in sorted({*widths, DEMO_WIDTH} if demo else set(widths)):
-        yield from (Spec(kind, width, d, args.seed) for kind in planted if width in widths)
+        for kind in planted if width in widths else ():
+            yield from (Spec(kind, width, d, args.seed) for d in ([POINT_D] if kind is Kind.points else dims))
         yield from demo if width == DEMO_WIDTH else []
 
 
@@ -76,6 +79,7 @@ class Run:
         self.file: Path = args.out / "results.jsonl"
         self.known = records.read([self.file]) if self.file.is_file() else {}
         self.machine = machine.describe(args.device)
+        self.end = time.monotonic() + 60 * args.minutes
         self.time_limit_s = args.time_limit or (QUICK_LIMIT_S if args.quick else 600.0)
 
     def problem(self, spec: Spec) -> None:
@@ -88,6 +92,8 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=self.args.scratch) as scratch:
             folder, made = Path(scratch).resolve(), False
             for name in due:
+                if time.monotonic() > self.end:
+                    return
                 record = self.blank(spec, name)
                 refused = self.refusal(record, methods()[name])
                 if refused is None and not made:

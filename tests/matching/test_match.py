@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from scipy.optimize import linear_sum_assignment
 
 from sae_match import SparseAutoencoder, UserError, fold, match
-from sae_match.matching import matching_problem
+from sae_match.matching import MatchingProblem, matching_problem
 from sae_match.matching.certified import CertifiedSolver
-from sae_match.matching.dense import DenseSolver, dual_deficit, grid_cost
+from sae_match.matching.dense import DenseSolver, grid_cost, row_duals
 from sae_match.matching.problem import GroupWeights, SimilarityProblem
 from tests.builders import permuted, random_sae
+from tests.matching.problems import KINDS, problem_of
 
 METRICS = ["both", "decoder", "encoder"]
 FOLDINGS = ["theta", "none"]
@@ -72,22 +73,37 @@ def test_optimal_among_all_assignments(seed: int, n: int, m: int) -> None:
     assert matching.gap <= 1e-9
 
 
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 30), extra=st.integers(0, 5))
-def test_dual_bound_never_exceeds_any_assignment(seed: int, n: int, extra: int) -> None:
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 30), m=st.integers(1, 30))
+def test_the_dense_solver_proves_what_scipy_finds(seed: int, n: int, m: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    left, right = (torch.randint(-3, 4, (rows, 2), generator=g).float() for rows in (n, m))  # many ties
+    distances = torch.cdist(left.double(), right.double()).square().round()
+    rows, columns = linear_sum_assignment(distances)
+    solution = DenseSolver(block_rows=7).solve(MatchingProblem(left, right))
+    assert solution.objective == distances[rows, columns].sum()
+    assert 0 <= solution.objective - solution.lower_bound <= solution.tolerance
+    similarity = SimilarityProblem(-distances.float())
+    assert DenseSolver().solve_similarity(similarity).objective == 2 * min(n, m) + 2 * solution.objective
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "m"), [(60, 60), (45, 60), (60, 45)])
+def test_both_exact_solvers_choose_the_same_of_equal_optima(kind: str, n: int, m: int) -> None:
+    problem = problem_of(kind, n, m, 3, seed=n + m)
+    dense, certified = DenseSolver(block_rows=16).solve(problem), CertifiedSolver().solve(problem)
+    assert torch.equal(dense.permutation.indices, certified.permutation.indices)
+    assert dense.gap <= 1e-8 and certified.gap == 0
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 12), extra=st.integers(0, 5))
+def test_no_assignment_costs_less_than_the_duals_of_any_prices(seed: int, n: int, extra: int) -> None:
     rng = np.random.default_rng(seed)
-    cost = rng.integers(-50, 50, size=(n, n + extra)).astype(np.float64)  # many ties
+    cost = rng.integers(-50, 50, size=(n, n + extra)).astype(np.float64)
+    price = rng.integers(-50, 1, size=n + extra).astype(np.float64)
     rows, best = linear_sum_assignment(cost)
-    assert dual_deficit(cost, best, block_rows=7) == 0.0  # the optimum is certified
-    arbitrary = rng.permutation(n + extra)[:n]
-    # For an arbitrary assignment the deficit is at least its true distance from the optimum.
-    worse = cost[rows, arbitrary].sum() - cost[rows, best].sum()
-    assert dual_deficit(cost, arbitrary, block_rows=4) >= worse
-
-
-def test_suboptimal_assignment_has_a_positive_deficit() -> None:
-    cost = np.array([[0.0, 5.0], [5.0, 0.0]])
-    assert dual_deficit(cost, np.array([0, 1]), block_rows=1) == 0.0
-    assert dual_deficit(cost, np.array([1, 0]), block_rows=1) >= 10.0
+    dual, (i, j) = row_duals(cost, price, np.arange(n, dtype=np.int32), block_rows=4)
+    assert dual.sum() + price.sum() <= cost[rows, best].sum()
+    assert set(zip(i, j, strict=True)) == set(zip(*np.nonzero(cost - price == dual[:, None]), strict=True))
 
 
 def test_duplicated_features_are_ties_broken_by_index() -> None:
@@ -149,7 +165,7 @@ def test_provenance_names_both_saes_and_the_scheme() -> None:
 def test_grid_is_finer_than_float32() -> None:
     problem = matching_problem(random_sae(seed=1), random_sae(seed=2))
     cost, step = grid_cost(problem.left, problem.right, 5)
-    exact = -2 * problem.left.double() @ problem.right.double().T
+    exact = torch.cdist(problem.left.double(), problem.right.double()).square()
     assert float((torch.from_numpy(cost) * step - exact).abs().max()) <= step / 2 + 1e-12
     assert step < 1e-9
 

@@ -12,7 +12,6 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_match.assignment.arrays import (
     INFINITE,
-    Assignment,
     Bool,
     Costs,
     Float32,
@@ -20,7 +19,6 @@ from sae_match.assignment.arrays import (
     Int16,
     Int32,
     Int64,
-    Lists,
     Prices,
     Real,
 )
@@ -28,12 +26,9 @@ from sae_match.assignment.compiled import njit
 from sae_match.assignment.lazy import LazyAssignment
 from sae_match.assignment.list_kernels import (
     CHUNK,
-    COUNTERS,
-    EXACT,
     FAST,
     QUANTIZATION,
     SCAN_SLACK,
-    certain_cost,
     exact_cost,
     exact_costs,
     index,
@@ -48,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 MOST_TIES = 20_000_000
 """Tight pairs that are stored to choose among equal optima."""
+BLOCK_ROWS = 512
+"""Rows whose lists are looked at together."""
 COMPLETION_BLOCK, HASTY_BLOCK = 512, 128
 """Rows that are completed together, by an assignment problem of their own; the second where most rows are still free:
 a search that was stopped so early has no good answer to protect, and its time is over."""
@@ -131,13 +128,40 @@ def list_duals(lazy: LazyAssignment) -> tuple[Int64, Bool]:
     """Feasible row duals, and whether each may be too low because its list is short."""
     dual, short = np.empty(lazy.n, np.int64), np.zeros(lazy.n, np.bool_)
     rows = lazy.first_of_class(np.arange(lazy.n))
-
-    def work(low: int, high: int) -> None:
-        counters = np.zeros(COUNTERS, np.int64)
-        row_duals(rows[low:high], dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, counters)
-
-    split(lazy.similarity.threads, len(rows), work)
+    split(lazy.similarity.threads, len(rows), lambda low, high: row_duals(lazy, rows[low:high], dual, short))
     return dual[lazy.classes], short[lazy.classes]
+
+
+def row_duals(lazy: LazyAssignment, rows: Int64, dual: Int64, short: Bool) -> None:
+    """dual_i = min over all columns of cost - price, from the lists of `rows`, each of another class.
+
+    `short` marks a row whose own column is not provably better than everything outside its list; its dual is then
+    the bound, which is valid but may be too low.
+    """
+    lists, price = lazy.lists, lazy.prices.price
+    for first in range(0, len(rows), BLOCK_ROWS):
+        part = rows[first : first + BLOCK_ROWS]
+        partner = lazy.held.partner[part]
+        least = np.full(len(part), INFINITE)
+        least[partner >= 0] = costs_of(lazy, part[partner >= 0], partner[partner >= 0]) - price[partner[partner >= 0]]
+        of, slots = listed_pairs(lazy, part)
+        columns = lists.column[slots]
+        # An inexact entry is a lower bound: only one that reaches down to the row's own value matters.
+        close = lists.cost[slots] - price[columns] <= least[of]
+        of, slots, columns = of[close], slots[close], columns[close]
+        inexact = ~lists.exact[slots]
+        lists.cost[slots[inexact]] = costs_of(lazy, part[of[inexact]], columns[inexact])
+        lists.exact[slots] = True
+        np.minimum.at(least, of, lists.cost[slots] - price[columns])
+        short[part] = lists.bound[part] <= least
+        dual[part] = np.minimum(least, lists.bound[part])
+
+
+def listed_pairs(lazy: LazyAssignment, rows: Int64) -> tuple[Int64, Int64]:
+    """Entries of the lists of `rows`: which row each belongs to, by its place in `rows`, and its slot."""
+    length = lazy.lists.length[rows]
+    of = np.repeat(np.arange(len(rows)), length)
+    return of, np.arange(len(of)) + (lazy.lists.start[rows] - np.cumsum(length) + length)[of]
 
 
 def exact_duals(lazy: LazyAssignment) -> Int64:
@@ -147,7 +171,7 @@ def exact_duals(lazy: LazyAssignment) -> Int64:
     while len(rows):
         columns = lazy.held.partner[rows]
         lazy.lengthen(rows, costs_of(lazy, rows, columns) - lazy.prices.price[columns])
-        row_duals(rows, dual, short, lazy.costs, lazy.prices, lazy.lists, lazy.held, lazy.counters)
+        row_duals(lazy, rows, dual, short)
         rows = rows[short[rows]]
     return dual[lazy.classes]
 
@@ -155,13 +179,13 @@ def exact_duals(lazy: LazyAssignment) -> Int64:
 def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     """The canonical one of all optimal assignments, and the number of rows that had a choice."""
     partner = whole_assignment(lazy)
-    empty = np.empty(0, np.int32)
-    count = tight_pairs(dual, empty, empty, lazy.prices, lazy.lists, lazy.held)
-    if count > MOST_TIES:
-        logger.warning("%d pairs are tied: the permutation is one of many optimal ones, chosen by the search", count)
+    found = tight_pairs(lazy, dual)
+    if found is None:
+        logger.warning(
+            "more than %d pairs are tied: the permutation is one of many optimal ones, chosen by the search", MOST_TIES
+        )
         return partner, len(partner)
-    rows, columns = np.empty(count, np.int32), np.empty(count, np.int32)
-    tight_pairs(dual, rows, columns, lazy.prices, lazy.lists, lazy.held)
+    rows, columns = found
     at_ceiling = lazy.prices.price == lazy.prices.price.max()
     rows = lazy.places[rows].astype(np.int32)
     if not len(lazy.alike):
@@ -172,6 +196,24 @@ def choose(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, int]:
     eligible_rows = np.concatenate([rows[out], lazy.places[lazy.held.partner >= lazy.m]])
     tight = TightPairs(rows[~out], columns[~out], at_ceiling[: lazy.m], lazy.indifferent, lazy.alike, eligible_rows)
     return canonical(partner, tight)
+
+
+def tight_pairs(lazy: LazyAssignment, dual: Int64) -> tuple[Int32, Int32] | None:
+    """Pairs outside the assignment that cost no more than their duals allow; None where they are too many.
+
+    Of rows that share a list, those of the row under which it is kept.
+    """
+    lists, rows, columns = lazy.lists, [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    for first in range(0, lazy.n, BLOCK_ROWS):
+        part = lazy.first_of_class(np.arange(first, min(lazy.n, first + BLOCK_ROWS)))
+        of, slots = listed_pairs(lazy, part)
+        i, j = part[of], lists.column[slots]
+        tight = lists.exact[slots] & (lists.cost[slots] - lazy.prices.price[j] == dual[i]) & (lazy.held.partner[i] != j)
+        rows.append(i[tight].astype(np.int32))
+        columns.append(j[tight])
+        if sum(map(len, rows)) > MOST_TIES:
+            return None
+    return np.concatenate(rows), np.concatenate(columns)
 
 
 def whole_assignment(lazy: LazyAssignment) -> Int32:
@@ -289,51 +331,6 @@ def _distances(costs: Costs, rows: Int64, columns: Int64) -> Float64:
 
 def _assign(lazy: LazyAssignment, i: int, j: int) -> None:
     lazy.held.owner[j], lazy.held.partner[i] = i, j
-
-
-@njit(cache=True, nogil=True)
-def row_duals(
-    rows: Int64, dual: Int64, short: Bool, costs: Costs, prices: Prices, lists: Lists, held: Assignment, counters: Int64
-) -> None:
-    """dual_i = min over all columns of cost - price, from the lists of `rows`, each of another class.
-
-    `short` marks a row whose own column is not provably better than everything outside its list; its dual is then
-    the bound, which is valid but may be too low.
-    """
-    for i in rows:
-        own = INFINITE
-        if held.partner[i] >= 0:
-            j = index(held.partner[i])
-            own = certain_cost(i, j, costs, lists, counters) - prices.price[j]
-        least = own
-        for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-            j = index(lists.column[t])
-            # An inexact entry is a lower bound: only one that reaches down to the row's own value matters.
-            if lists.cost[t] - prices.price[j] <= least and not lists.exact[t]:
-                lists.cost[t], lists.exact[t] = exact_cost(costs, i, j), True
-                counters[EXACT] += 1
-            least = min(least, lists.cost[t] - prices.price[j])
-        short[i] = lists.bound[i] <= least
-        dual[i] = min(least, lists.bound[i])
-
-
-@njit(cache=True, nogil=True)
-def tight_pairs(dual: Int64, rows: Int32, columns: Int32, prices: Prices, lists: Lists, held: Assignment) -> int:
-    """Pairs outside the assignment that cost no more than their duals allow; returns their number, stored or not.
-
-    Of rows that share a list, those of the row under which it is kept.
-    """
-    count = 0
-    for i in range(dual.shape[0]):
-        if lists.of[i] != i:
-            continue
-        for t in range(lists.start[i], lists.start[i] + lists.length[i]):
-            j = lists.column[t]
-            if lists.exact[t] and lists.cost[t] - prices.price[j] == dual[i] and held.partner[i] != j:
-                if count < rows.shape[0]:
-                    rows[count], columns[count] = i, j
-                count += 1
-    return count
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)

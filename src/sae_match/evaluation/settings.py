@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sae_match.evaluation.controls import Control, Matcher, MatchingControl
-from sae_match.evaluation.functional.contexts import FunctionalTests
+from sae_match.evaluation.functional.contexts import FunctionalTests, Steering
 from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.matching.similarity import Comparison
@@ -70,11 +70,15 @@ class Evaluation:
 
     functional: FunctionalTests | None = None
     """Tests of what partners do in the model, of every matcher: evaluation/functional=all; null = none."""
+    steering: Steering | None = None
+    """Interventions along flows of matched features: evaluation/steering=flows; null = none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.functional is not None and not self.full:
             raise ValueError("evaluation.functional runs the model, and needs evaluation=full")
+        if self.steering is not None and not self.full:
+            raise ValueError("evaluation.steering runs the model, and needs evaluation=full")
         if self.quantiles and not self.full:
             raise ValueError("evaluation.quantiles are splices of the residual stream, and need evaluation=full")
         # The splices are named quantile_{q:g}.

@@ -17,7 +17,7 @@ from sae_match.matching.solution import Solver
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
 from sae_match.pairs import EXACT
-from sae_match.record.contents import EXAMPLES, STABILITY
+from sae_match.record.contents import EXAMPLES, STABILITY, STEERING
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
 from sae_match.record.results import Results
@@ -35,6 +35,7 @@ from sae_match.report.curves import per_layer_rows
 from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples
 from sae_match.report.stability import plot_stability
+from sae_match.report.steering import effects_rows, plot_steering
 from sae_match.saes.folding import FoldingKind
 from sae_match.study import Study
 from sae_match.style import GREY, PURPLE, SKY, VARIANTS, Look, Style
@@ -72,6 +73,9 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
         paths.append(plot_quantiles(pairs, record.figure_path("quantiles"), labels=labels))
     if len(table := control_frame("this job", results.numbers, labels)):
         paths.append(plot_controls(table, record.figure_path("controls"), labels=labels))
+    if (record.directory / STEERING).is_file():
+        effects = effects_rows("this job", pd.read_parquet(record.directory / STEERING))
+        paths.append(plot_steering(effects, record.figure_path("steering")))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths

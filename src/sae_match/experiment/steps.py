@@ -46,6 +46,7 @@ from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.results import Results
 from sae_match.report.examples import choose_examples
+from sae_match.report.steering import RATIOS, steering_effects
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
@@ -82,6 +83,7 @@ class Steps:
         seeds = self.evaluate(self.evaluator, neighbors) if self.evaluator is not None else []
         distant = self.match_distant(neighbors)
         self.test_partners([*neighbors, *distant, *seeds])
+        self.steer(neighbors)
         self.judge([*neighbors, *distant])
         self.follow_features()
         self.write_examples()
@@ -163,6 +165,26 @@ class Steps:
             self.results.add([row.without_sums() for row in rows + differences])
             if len(effects):
                 self.results.add_effects(effects, matcher_labels(self.study))
+
+    def steer(self, neighbors: list[MatchedPair]) -> None:
+        """What it does to scale a feature at one layer, at all layers of its flow, and random ones."""
+        how = self.study.evaluation.steering
+        if how is None or self.evaluator is None:
+            return
+        from sae_match.experiment.steering import steer_flows  # few jobs need it
+
+        seed, samples = self.study.seed, self.study.evaluation.bootstrap_samples
+        effects, examples = steer_flows(self.evaluator, self.saes, neighbors, how, seed, self.progress)
+        if effects.empty:
+            self.results.warn([f"no feature of layer {min(self.widths)} begins a flow and fires in enough contexts"])
+            return
+        self.results.record.write_steering(effects, examples)
+        n, rows = effects["flow"].nunique(), list[MetricRow]()
+        for (metric, kind, scale, layer), estimate in steering_effects(effects, samples, seed).items():
+            name = f"steering/{metric}" if layer is not None or metric in RATIOS else f"steering/{metric}_all"
+            at = min(self.widths) if layer is None else layer
+            rows.append(MetricRow(at, at, f"{kind}_x{scale:g}", name, estimate.value, n, estimate))
+        self.results.add(rows)
 
     def judge(self, pairs: list[MatchedPair]) -> None:
         """Judge a sample of matched features; judgements.jsonl grows with every layer pair and variant."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,10 @@ from sae_match.language_model.forward_pass import (
     resumed_after,
 )
 from sae_match.language_model.model import LanguageModel, execution_device
+
+Change = Callable[[Float[Tensor, "B T d"]], Float[Tensor, "B T d"]]
+"""From the residual stream after a block, as it is by then, to what takes its place."""
+NOTHING: Mapping[int, Change] = MappingProxyType({})
 
 
 @torch.no_grad()
@@ -75,18 +80,82 @@ def next_token_divergence(
     model.check_layers([layer])
     kind, before = _final_states(model, layer, clean, ids, batch)
     _, after = _final_states(model, layer, changed, ids[window], batch)
-    chunk = max(1, CHUNK_ELEMENTS // model.hf.config.get_text_config().vocab_size)
-    found = torch.zeros(len(changed), dtype=torch.float64)
-    for at, states in enumerate(before):
-        rows = (window == at).nonzero().flatten().tolist()
-        for start in range(min((int(first[row]) for row in rows), default=ids.shape[1]), ids.shape[1], chunk):
-            log_p = _log_probabilities(model, kind, states[start : start + chunk])
-            p, position = log_p.exp(), torch.arange(start, start + len(log_p))
-            for row in rows:
-                log_q = _log_probabilities(model, kind, after[row, start : start + chunk])
-                divergence = (p * (log_p - log_q)).sum(dim=1, dtype=torch.float64).cpu()
-                found[row] += divergence[position >= first[row]].sum()
-    return found.clamp(min=0)
+    divergence, _ = _compared(model, kind, before, after, ids, window, first)
+    return divergence.sum(dim=1).clamp(min=0)
+
+
+class Intervention(NamedTuple):
+    """A forward pass that resumes after block `layer` with `residual`, and what it changes from that block on."""
+
+    layer: int
+    residual: Float[Tensor, "B T d"]
+    changes: Mapping[int, Change]
+
+
+@torch.no_grad()
+def prediction_changes(
+    model: LanguageModel,
+    clean: Intervention,
+    ids: Int[Tensor, "B T"],
+    interventions: Sequence[Intervention],
+    first: Int[Tensor, " B"],
+) -> tuple[Float[Tensor, "n B T"], Float[Tensor, "n B T"]]:
+    """What interventions do to the next-token predictions at every position from `first` on, 0 before; nats, float64.
+
+    Every pass holds all windows at once.
+
+    Args:
+        clean: what they are compared with.
+        first: position of each window before which nothing is changed.
+
+    Returns:
+        KL(clean || changed), and the loss on the true next token less the clean one; the last position has none, 0.
+
+    Raises:
+        UserError: a layer does not exist, or hidden states are no longer finite.
+    """
+    model.check_layers([clean.layer, *(layer for one in interventions for layer in (one.layer, *one.changes))])
+    states = []
+    for one in (clean, *interventions):
+        with changing(model, one.changes):
+            kind, found = _final_states(model, one.layer, one.residual, ids, len(ids))
+        states.append(found)
+    n = len(interventions)
+    window = torch.arange(len(ids)).repeat(n)
+    compared = _compared(model, kind, states[0], torch.cat(states[1:]), ids, window, first.repeat(n))
+    divergence, loss = (values.view(n, *ids.shape) for values in compared)
+    return divergence, loss
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: LanguageModel, ids: Int[Tensor, " T"], tokens: int, changes: Mapping[int, Change] = NOTHING
+) -> list[int]:
+    """The `tokens` token ids that follow `ids`, the most probable one each time, with residual streams changed."""
+    found = ids[None].to(model.device)
+    with changing(model, changes):
+        for _ in range(tokens):
+            output = model.decoder(input_ids=found, use_cache=False)
+            logits = logits_of(model.hf, model.decoder, type(output), output["last_hidden_state"][0, -1:])
+            found = torch.cat([found, logits.argmax(dim=1, keepdim=True).to(found.device)], dim=1)
+    return [int(token) for token in found[0, len(ids) :]]
+
+
+@contextmanager
+def changing(model: LanguageModel, changes: Mapping[int, Change]) -> Iterator[None]:
+    """Inside the block, what the changes make of the residual streams after their blocks goes on through the model."""
+    as_output = model.as_output  # found by a pass of its own, before the hooks are there
+
+    def hook_of(change: Change) -> Callable[..., Any]:
+        def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            return as_output(change(residual_of(output)))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for layer, change in changes.items():
+            hooks.callback(model.blocks[layer].register_forward_hook(hook_of(change)).remove)
+        yield
 
 
 def loss_gradients(
@@ -142,6 +211,33 @@ def _gradient(values: Tensor) -> Tensor:
     return values.grad.float()
 
 
+def _compared(
+    model: LanguageModel,
+    kind: type[ModelOutput],
+    before: Float[Tensor, "B T d"],
+    after: Float[Tensor, "N T d"],
+    ids: Int[Tensor, "B T"],
+    window: Int[Tensor, " N"],
+    first: Int[Tensor, " N"],
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
+    """KL divergence and difference in loss of two final states; logits of a few positions exist at a time."""
+    length = ids.shape[1]
+    chunk = max(1, CHUNK_ELEMENTS // model.hf.config.get_text_config().vocab_size)
+    divergence, loss = torch.zeros(2, len(after), length, dtype=torch.float64)
+    for at, states in enumerate(before):
+        rows = (window == at).nonzero().flatten().tolist()
+        for start in range(min((int(first[row]) for row in rows), default=length), length, chunk):
+            here = slice(start, start + chunk)
+            log_p = _log_probabilities(model, kind, states[here])
+            p, target = log_p.exp(), ids[at, start + 1 : start + 1 + chunk, None].to(log_p.device)
+            for row in rows:
+                less = log_p - _log_probabilities(model, kind, after[row, here])
+                divergence[row, here] = (p * less).sum(dim=1, dtype=torch.float64).cpu()
+                loss[row, start : start + len(target)] = less[: len(target)].gather(1, target)[:, 0].double().cpu()
+    counted = torch.arange(length) >= first[:, None]
+    return divergence * counted, loss * counted
+
+
 def _log_probabilities(model: LanguageModel, kind: type[ModelOutput], states: Tensor) -> Tensor:
     return logits_of(model.hf, model.decoder, kind, states).float().log_softmax(dim=1)
 
@@ -155,6 +251,7 @@ def _final_states(
         with _resumed(model, layer, part):
             output = model.decoder(input_ids=part_ids.to(model.device), use_cache=False)
         kind = type(output)
+        model.require_finite(output["last_hidden_state"], "the hidden state before the LM head")
         states.append(output["last_hidden_state"])
     return kind, torch.cat(states)
 

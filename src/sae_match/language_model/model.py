@@ -162,7 +162,7 @@ class LanguageModel:
         """
 
         def checked(layer: int, residual: Float[Tensor, "B T d"]) -> None:
-            self._require_finite(residual, f"the residual stream after block {layer}")
+            self.require_finite(residual, f"the residual stream after block {layer}")
             consume(layer, residual)
 
         self.check_layers(layers)
@@ -179,7 +179,7 @@ class LanguageModel:
         """
         ids = self._loss_ids(ids)
         output = self.decoder(input_ids=ids, use_cache=False)
-        self._require_finite(output["last_hidden_state"], "the hidden state before the LM head")
+        self.require_finite(output["last_hidden_state"], "the hidden state before the LM head")
         return next_token_losses(self.hf, self.decoder, output, ids)
 
     @torch.no_grad()
@@ -212,7 +212,8 @@ class LanguageModel:
         """Puts a residual stream into what a block of this model returns."""
         return output_maker(self.decoder, self.blocks, self.device)
 
-    def _require_finite(self, values: Tensor, what: str) -> None:
+    def require_finite(self, values: Tensor, what: str) -> None:
+        """Raises UserError where a value is NaN or infinite."""
         if bool(values.isfinite().all()):
             return
         dtype = str(values.dtype).removeprefix("torch.")

@@ -1,9 +1,9 @@
-"""The dense exact solver: scipy's shortest augmenting paths on the full cost matrix, with a dual certificate.
+"""The dense exact solver: shortest augmenting paths on the full float64 cost matrix, with the dual bound they leave.
 
 The cost matrix is rounded to a grid of 2^-40 of its scale and held as whole numbers of grid steps in float64. Every
-sum and difference that the solver and the certificate form is then exact, so the outcome depends on the rounded
-matrix alone and ties in it are true ties, broken by index. Blocking and threads can move a float64 product across a
-rounding boundary, by one grid step: only assignments that tie within `Solution.tolerance` could differ.
+sum and difference that the solver and its bound form is then exact, so the outcome depends on the rounded matrix alone,
+and of equal optima the lexicographically least one is returned. Blocking and threads can move a float64 product across
+a rounding boundary, by one grid step: only assignments that tie within `Solution.tolerance` could differ.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 
-from sae_match.assignment.grid import is_negligible
+from sae_match.assignment.arrays import Float64, Int32
+from sae_match.assignment.dense import solve_dense
+from sae_match.assignment.grid import is_negligible, row_classes
+from sae_match.assignment.ties import TightPairs, canonical
 from sae_match.matching.permutation import Permutation
-from sae_match.matching.problem import MatchingProblem, SimilarityProblem, describe_outliers
+from sae_match.matching.problem import MatchingProblem, SimilarityProblem, describe_outliers, norms
 from sae_match.matching.solution import Solution, Solver
 from sae_match.options import option
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 GRID_BITS = 40
 """Resolution of the cost matrix: 2^-40 of its largest possible entry, about 1e-12."""
-Floats = npt.NDArray[np.float64]
 
 
 @option
@@ -52,6 +52,10 @@ class DenseSolver(Solver):
         n, m = sorted((n_a, n_b))
         return 8 * (n * m + 2 * min(self.block_rows, n) * m) + (8 + 3 * 4) * (n + m) * d
 
+    def warm_up(self, problem: MatchingProblem | SimilarityProblem) -> None:
+        """Compile the kernels, or load them: the third row of these is left to the augmenting paths."""
+        solve_dense(np.tile([0.0, 0.0, 1.0, 1.0], (3, 1)))
+
     def solve(self, problem: MatchingProblem) -> Solution:
         """Optimal matching and its lower bound.
 
@@ -62,9 +66,13 @@ class DenseSolver(Solver):
         self.check_complete(problem)
         rows, columns = (problem.left, problem.right) if n_a <= n_b else (problem.right, problem.left)
         cost, step = grid_cost(rows, columns, self.block_rows)
-        _, assigned = linear_sum_assignment(cost)
-        deficit = dual_deficit(cost, assigned, self.block_rows)
-        permutation = Permutation.of_narrower(assigned, n_a, n_b)
+        assigned, price, _ = solve_dense(cost)
+        like = row_classes(rows.numpy(), norms(rows).numpy())
+        row_dual, tight = row_duals(cost, price, like, self.block_rows)
+        deficit = math.fsum([*(cost[np.arange(len(cost)), assigned] - row_dual), *-price])
+        # Columns that are left over have the price 0, and no other one is dearer.
+        least, _ = canonical(assigned.astype(np.int32), TightPairs(*tight, at_ceiling=price == 0, like=like))
+        permutation = Permutation.of_narrower(least, n_a, n_b)
         objective = problem.objective(permutation)
         bound = max(0.0, objective - deficit * step)
         solution = Solution(permutation, objective, bound, len(rows) * step)
@@ -79,59 +87,46 @@ class DenseSolver(Solver):
         return replace(solution, lower_bound=max(0.0, bound - solution.tolerance))
 
     def solve_similarity(self, problem: SimilarityProblem) -> Solution:
-        """The largest sum of given similarities, by scipy in float64; no bound of its own."""
-        rows, columns = linear_sum_assignment(problem.matrix.numpy(), maximize=True)
-        permutation = Permutation.of_pairs(rows, columns, *problem.shape)
+        """The largest sum of given similarities, in float64; no bound of its own."""
+        n_a, n_b = problem.shape
+        matrix = problem.matrix if n_a <= n_b else problem.matrix.T
+        assigned, _, _ = solve_dense(matrix.double().neg().contiguous().numpy())
+        permutation = Permutation.of_narrower(assigned, n_a, n_b)
         return Solution(permutation, problem.objective(permutation))
 
 
-def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Floats, float]:
-    """Assignment cost [n, m] in whole grid steps, n <= m, and the step in cost units.
-
-    Squared distances up to a constant per row; where n == m also up to a constant per column, which leaves minus
-    twice the inner product: the form in which scipy's solver is several times faster.
-    """
+def grid_cost(rows: torch.Tensor, columns: torch.Tensor, block_rows: int) -> tuple[Float64, float]:
+    """Squared distances [n, m] in whole grid steps, and the step in cost units."""
     right = columns.to(torch.float64)
-    column_norms = right.square().sum(dim=1)
-    largest = float(rows.to(torch.float64).square().sum(dim=1).max()) + float(column_norms.max())
+    row_norms, column_norms = (side.to(torch.float64).square().sum(dim=1) for side in (rows, right))
+    largest = float(row_norms.max() + column_norms.max())
     step = 2.0 ** (math.ceil(math.log2(largest)) - GRID_BITS) if largest > 0 else 1.0
-    offset = torch.zeros_like(column_norms) if len(rows) == len(columns) else column_norms
     cost = np.empty((len(rows), len(columns)), dtype=np.float64)
     for start in range(0, len(rows), block_rows):
-        block = torch.from_numpy(cost[start : start + block_rows])
-        left = rows[start : start + block_rows].to(torch.float64)
-        torch.addmm(offset[None, :], left, right.T, beta=1.0, alpha=-2.0, out=block)
-        block.div_(step).round_()
+        part = slice(start, start + block_rows)
+        block = torch.from_numpy(cost[part])
+        torch.addmm(column_norms[None, :], rows[part].to(torch.float64), right.T, alpha=-2.0, out=block)
+        block.add_(row_norms[part, None]).div_(step).round_()
     return cost, step
 
 
-def dual_deficit(cost: Floats, assigned: npt.NDArray[np.int64], block_rows: int) -> float:
-    """Assignment cost minus the best dual bound found, in grid steps: 0 proves `assigned` optimal.
+def row_duals(
+    cost: Float64, price: Float64, like: Int32, block_rows: int
+) -> tuple[Float64, tuple[Int32, Int32]]:  # fmt: skip
+    """[n] u_i = min_j (cost_ij - price_j), and the rows and columns of the pairs that reach it.
 
-    Column potentials v <= 0 are shortest-path distances in the residual graph (Bellman-Ford, one pass over the matrix
-    per round); with u_i = min_j(cost_ij - v_j) they are feasible by construction, whether or not the rounds
-    converged, so sum(u) + sum(v) is a valid lower bound in any case.
+    With the prices, none of them above 0 where n < m, the sum of u is a lower bound.
+
+    Args:
+        like: [n] the first row that is equal to each row; pairs are listed for that one only.
     """
-    n, m = cost.shape
-    own = cost[np.arange(n), assigned]
-    potential = np.zeros(m)
-    # A shortest path visits each row at most once, so an optimal assignment converges within n rounds.
-    for _ in range(n + 1):
-        reached = _relax(cost, potential[assigned] - own, block_rows)
-        improved = np.minimum(potential[assigned], reached[assigned])
-        if np.array_equal(improved, potential[assigned]):
-            break
-        potential[assigned] = improved
-    bound = potential.sum()
-    for start in range(0, n, block_rows):
-        bound += (cost[start : start + block_rows] - potential).min(axis=1).sum()
-    return float(own.sum() - bound)
-
-
-def _relax(cost: Floats, base: Floats, block_rows: int) -> Floats:
-    """min over rows i of base_i + cost_ij, for every column j."""
-    reached = np.full(cost.shape[1], np.inf)
+    dual, tight = np.empty(len(cost)), []
     for start in range(0, len(cost), block_rows):
-        block = cost[start : start + block_rows] + base[start : start + block_rows, None]
-        np.minimum(reached, block.min(axis=0), out=reached)
-    return reached
+        part = slice(start, start + block_rows)
+        reduced = cost[part] - price
+        dual[part] = reduced.min(axis=1)
+        first = like[part] == np.arange(start, start + len(reduced))
+        i, j = np.nonzero((reduced == dual[part, None]) & first[:, None])
+        tight.append(((start + i).astype(np.int32), j.astype(np.int32)))
+    rows, columns = (np.concatenate(side) for side in zip(*tight, strict=True))
+    return dual, (rows, columns)

@@ -95,6 +95,20 @@ REPORTED = (
                 combine="sum", figure="none"),
     Description(name="fingerprint_check", label="first-order against true effects", unit="correlation",
                 better="higher", figure="none"),
+    *(
+        Description(name=f"steering/{name}{end}", label=f"{label}, scaled at {where}", unit=unit, figure="none",
+                    tracked=True)
+        for name, label, unit in (("kl", "KL divergence", "nats/token"), ("loss", "change of loss", "nats/token"),
+                                  ("later", "change of a flow's later features", "share"),
+                                  ("others", "change of other features", "share"))
+        for end, where in (("", "one layer"), ("_all", "all layers"))
+    ),
+    Description(name="steering/all_over_first", label="KL, scaled at all layers / at the first", figure="none",
+                tracked=True),
+    Description(name="steering/all_over_sum", label="KL, removed at all layers / sum of single layers", better="lower",
+                headline=True, figure="none", reference="flow_x0", beside=("random_x0",)),
+    Description(name="steering/flow_over_random", label="KL at all layers, flows / random flows", figure="none",
+                tracked=True),
     Description(name="mean_similarity", label="mean similarity of matched features", better="higher", figure="none"),
     Description(name="fit_correlation", label="mean correlation of matched features on other text", better="higher"),
     Description(name="solver_seconds", label="solver time", unit="s", better="lower", combine="sum", tracked=True),
@@ -103,7 +117,7 @@ REPORTED = (
     Description(name="solver/marginal_error", label="relative error of the marginals", combine="max", figure="none"),
     Description(name="solver/", combine="sum", figure="none"),
 )  # fmt: skip
-"""Numbers of the solver, of composition, of the nulls, of seeds, of a control's fit and of the judge."""
+"""Numbers of the solver, of composition, nulls, seeds, a control's fit, the judge and interventions."""
 
 DESCRIPTIONS: Mapping[str, Description] = {name: metric.description for name, metric in BUILT_IN.items()} | {
     about.name: about for about in REPORTED

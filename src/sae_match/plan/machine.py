@@ -25,6 +25,7 @@ from sae_match.plan.resources import (
     functional_flops,
     sae_bytes,
     splice_flops,
+    steering_flops,
 )
 
 SAE_READS_WEIGHTS, SAE_READS_FULL = 2, 4
@@ -196,6 +197,7 @@ def durations(
         ("activations of all pairs", activation_flops(shape, text, text.windows), "float32"),
         ("splice and resume", splice_flops(model, shape, text.splice_windows, text.tokens, layers), dtype),
         ("functional tests", functional_flops(model, shape, text, text.windows), dtype),
+        ("interventions along flows", steering_flops(model, shape, text.tokens, layers), dtype),
     ):
         if flops == 0:
             continue

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from sae_match.entries import list_entries
 from sae_match.errors import UserError
 from sae_match.evaluation.controls import Matcher
+from sae_match.evaluation.functional.contexts import CONTEXT_TOKENS
 from sae_match.files import check_writable
 from sae_match.hub import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
@@ -258,7 +259,16 @@ def _job_shape(study: Study, sides: Sequence[PlannedSide], text: TextSize | None
         ceilings=tuple(max(widths[layer], seed.width) for layer, seed in seeds.items()),
         tested=_tested_shape(study, width, seeds),
         chain=chain,
+        steered=_steered_tokens(study, width(in_order[0])),
     )
+
+
+def _steered_tokens(study: Study, width: int) -> int:
+    how = study.evaluation.steering
+    if how is None:
+        return 0
+    tokens = min(CONTEXT_TOKENS, study.dataset.window_tokens)
+    return 2 * len(how.scales) * (how.flows or width) * how.contexts * tokens
 
 
 def _tested_shape(study: Study, width: Callable[[Site], int], seeds: Mapping[int, SaeShape]) -> FunctionalShape | None:

@@ -86,6 +86,7 @@ class JobShape:
         ceilings: of the layers of which there is a second seed, the width of the wider one.
         tested: the functional tests; None where there are none.
         chain: whether the second SAE of each pair is the first one of the next; otherwise `widths` holds both of each.
+        steered: tokens of all contexts of flows and random flows, once per scale; 0 without interventions.
     """
 
     d_model: int
@@ -100,6 +101,7 @@ class JobShape:
     ceilings: tuple[int, ...] = ()
     tested: FunctionalShape | None = None
     chain: bool = True
+    steered: int = 0
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -264,6 +266,13 @@ def splice_flops(model: ModelSize, shape: JobShape, windows: int, window_tokens:
     resumed = [(model.n_layers - 1 - layer) * _block_flops(model, window_tokens) + head for layer in layers[1:]]
     saes = sum(2 * shape.d_model * (a + b + shape.splices * b) for a, b in shape.pairs)
     return float(windows * window_tokens * (shape.splices * sum(resumed) + resumed[-1] + saes))
+
+
+def steering_flops(model: ModelSize, shape: JobShape, window_tokens: int, layers: list[int]) -> float:
+    """Operations of interventions along flows: what follows on each layer of the span, and on the first once more."""
+    head = 2 * model.d_model * model.vocabulary
+    after = [(model.n_layers - 1 - layer) * _block_flops(model, window_tokens) + head for layer in (*layers, layers[0])]
+    return float(shape.steered * sum(after))
 
 
 def functional_flops(model: ModelSize, shape: JobShape, text: TextSize, windows: int) -> float:

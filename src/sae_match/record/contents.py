@@ -20,11 +20,12 @@ METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
 FUNCTIONAL, MATCHERS, CHILDREN = "functional.parquet", "matchers.json", "children.parquet"
+STEERING, STEERING_EXAMPLES = "steering.parquet", "steering_examples.json"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
-    CHILDREN, JUDGEMENTS, TRACEBACK,
+    CHILDREN, STEERING, STEERING_EXAMPLES, JUDGEMENTS, TRACEBACK,
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}

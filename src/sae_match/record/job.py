@@ -38,6 +38,8 @@ from .contents import (
     PERMUTATIONS,
     RESULTS,
     STABILITY,
+    STEERING,
+    STEERING_EXAMPLES,
     TEXT,
     TOP_TOKENS,
     TRACEBACK,
@@ -310,6 +312,11 @@ class JobRecord:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
         self._write_parquet(FUNCTIONAL, effects)
         write_json(self._file(MATCHERS), matchers)
+
+    def write_steering(self, effects: pd.DataFrame, examples: Sequence[Mapping[str, object]]) -> None:
+        """Write steering.parquet, one row per flow, scale and layer, and steering_examples.json: continuations."""
+        self._write_parquet(STEERING, effects)
+        write_json(self._file(STEERING_EXAMPLES), examples)
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         with atomic_path(self._file(name)) as temporary:

@@ -122,7 +122,7 @@ def write_overlays(
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
                 "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs, between "
-                "jobs effects and, of functional tests, leaderboard, quality_curve and geometry."
+                "jobs effects; of interventions steering; of functional tests leaderboard, quality_curve and geometry."
             )
         figures += drawn
     return figures

@@ -28,6 +28,7 @@ from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
 from .pages import html_page, write_path_pages
 from .records import BAD_STATES, Record
+from .steering import steering_examples, steering_figure, steering_frame, steering_table
 from .tables import (
     Table,
     ablation_table,
@@ -51,6 +52,8 @@ HEADINGS = {
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
+    "steering": "Interventions along flows",
+    "steering_examples": "Continuations after interventions",
     "examples": "Example pairs",
     "figures": "Per layer",
     "files": "Files",
@@ -122,6 +125,9 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     if len(controls := controls_frame(records)):
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    if len(steering := steering_frame(jobs)):
+        frames["steering.csv"] = steering
+        tables |= {"steering": steering_table(steering), "steering_examples": steering_examples(jobs)}
     if len(examples := examples_frame(records[: options.most])):
         frames["example_pairs.csv"] = examples
         tables["examples"] = examples_table(examples, records, folder)
@@ -167,6 +173,8 @@ def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], 
     with also_written(options.formats):
         if (effects := report.frames.get("effects.csv")) is not None:
             more["effects"] = partial(effects_figure, effects, output, report.labels)
+        if (steering := report.frames.get("steering.csv")) is not None:
+            more["steering"] = partial(steering_figure, steering, output)
         figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
@@ -193,9 +201,9 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
             parts.append(f"## {heading}\n\n" + "\n".join(listed) + "\n")
     if report.notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in report.notes) + "\n")
-    for section in ("leaderboard", "decomposition", "quartiles", "ablation", "effects", "controls"):
-        if table := report.tables.get(section):
-            parts.append(f"## {HEADINGS[section]}\n\n{table.note}\n\n{table.markdown}")
+    for section, heading in HEADINGS.items():
+        if section not in ("jobs", "comparison", "examples") and (table := report.tables.get(section)):
+            parts.append(f"## {heading}\n\n{table.note}\n\n{table.markdown}")
     if figures:
         images = [f"![{figure.path.stem}]({figure.path.name})" for figure in figures]
         notes = [f"\n{figure.path.stem}: {figure.note}\n" for figure in figures if figure.note]

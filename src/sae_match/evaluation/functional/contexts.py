@@ -20,6 +20,8 @@ Test = Literal["deactivation", "substitution", "fingerprint"]
 Pairs = Literal["adjacent", "distant", "seeds", "sources"]
 QUARTILES = 4
 MAX_SEED = 2**32
+CONTEXT_TOKENS = 32
+"""Leading tokens of a window that interventions along flows read."""
 
 
 @option
@@ -55,6 +57,28 @@ class FunctionalTests:
         if not tests or len(set(tests)) < len(tests):
             raise ValueError("name each test once, and at least one; evaluation.functional=null runs none")
         return tests
+
+
+@option
+class Steering:
+    """Interventions along flows: a feature of the span's first layer and its partners in the layers that follow.
+
+    Each is scaled at one layer by itself and at all of them, beside a random flow of equal activity.
+    """
+
+    scales: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 2.0)
+    """Factors by which features are scaled; 0 = removed."""
+    flows: Annotated[int, Field(ge=0)] = 32
+    """Flows, a quarter from each quartile of firing rate of their first features; 0 = all."""
+    contexts: Annotated[int, Field(ge=1)] = 2
+    """Windows in which each is tested; a flow whose first feature fires in fewer is left out."""
+
+    @field_validator("scales")
+    @classmethod
+    def _each_once(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if not scales or len(set(scales)) < len(scales):
+            raise ValueError("name each scale once, and at least one; evaluation.steering=null changes nothing")
+        return scales
 
 
 @dataclass(frozen=True)
@@ -99,17 +123,19 @@ def choose_contexts(
     how: FunctionalTests,
     batch_windows: int = 8,
     sink_positions: int = 1,
+    least: int = 1,
 ) -> Contexts:
     """Draw the features of A that are tested, stratified by firing rate, and the contexts of each.
 
     Args:
         x: resid_post of A's layer; of each window the leading `context_tokens` are read.
         sink_positions: positions at each window's start that are never counted.
+        least: a feature that fires in fewer windows is not drawn, and has no quartile.
     """
     counts = _firing_tokens(sae, x[:, sink_positions : how.context_tokens], batch_windows)
     total = counts.sum(axis=0)
     hashes = parameter_hashes(sae, how.seed)
-    alive = np.flatnonzero(total)
+    alive = np.flatnonzero((counts > 0).sum(axis=0) >= least)
     ranked = alive[np.lexsort((hashes[alive], total[alive]))]
     quartile = np.zeros(sae.width, np.int64)
     quartile[ranked] = 1 + QUARTILES * np.arange(len(ranked)) // max(1, len(ranked))
