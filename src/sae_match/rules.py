@@ -148,7 +148,8 @@ def _covered(study: Study) -> Iterator[str]:
 def _saes(study: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
     try:
-        study.sae.check_layers(tuple(span_of(study.layers)))
+        if layers := tuple(span_of(study.layers)):  # an empty span is `_layers`' to refuse
+            study.sae.check_layers(layers)
     except UserError as error:
         yield str(error)
     if study.evaluation.full:
