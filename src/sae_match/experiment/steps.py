@@ -176,13 +176,13 @@ class Steps:
         seed, samples = self.study.seed, self.study.evaluation.bootstrap_samples
         effects, examples = steer_flows(self.evaluator, self.saes, neighbors, how, seed, self.progress)
         if effects.empty:
-            self.results.warn([f"no feature of layer {min(self.widths)} begins a flow and fires in enough contexts"])
+            self.results.warn([f"no feature of layer {span(self.study)[0]} begins a flow and fires in enough contexts"])
             return
         self.results.record.write_steering(effects, examples)
         n, rows = effects["flow"].nunique(), list[MetricRow]()
         for (metric, kind, scale, layer), estimate in steering_effects(effects, samples, seed).items():
             name = f"steering/{metric}" if layer is not None or metric in RATIOS else f"steering/{metric}_all"
-            at = min(self.widths) if layer is None else layer
+            at = span(self.study)[0] if layer is None else layer
             rows.append(MetricRow(at, at, f"{kind}_x{scale:g}", name, estimate.value, n, estimate))
         self.results.add(rows)
 
