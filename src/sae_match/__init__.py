@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
     from sae_match.evaluation.stability import stability
     from sae_match.evaluation.stream_map import map_sae
+    from sae_match.flows import Flow, flow
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
         match,
         match_chain,
     )
+    from sae_match.matching.published import load_permutations
     from sae_match.notebook import evaluate_on_text, load_language_model, load_text, residual_streams, top_tokens
     from sae_match.saes import Convention, SparseAutoencoder, fold, load_sae
 
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Convention",
+    "Flow",
     "Matching",
     "PairSettings",
     "Permutation",
@@ -43,8 +46,10 @@ __all__ = [
     "evaluate_on_text",
     "evaluate_pair",
     "feature_table",
+    "flow",
     "fold",
     "load_language_model",
+    "load_permutations",
     "load_sae",
     "load_text",
     "map_sae",
@@ -57,6 +62,7 @@ __all__ = [
 
 _HOMES = {
     "Convention": "sae_match.saes",
+    "Flow": "sae_match.flows",
     "Matching": "sae_match.matching",
     "PairSettings": "sae_match.evaluation",
     "Permutation": "sae_match.matching",
@@ -64,8 +70,10 @@ _HOMES = {
     "evaluate_on_text": "sae_match.notebook",
     "evaluate_pair": "sae_match.evaluation",
     "feature_table": "sae_match.evaluation",
+    "flow": "sae_match.flows",
     "fold": "sae_match.saes",
     "load_language_model": "sae_match.notebook",
+    "load_permutations": "sae_match.matching.published",
     "load_sae": "sae_match.saes",
     "load_text": "sae_match.notebook",
     "map_sae": "sae_match.evaluation.stream_map",

@@ -153,6 +153,8 @@ class Pairs(ABC):
         """What is wrong with these pairs in this job, one sentence each."""
         if study.composition.max_distance or study.composition.paths:
             yield f"composition follows neighboring layers, and pairs={self.name} has none; leave it out"
+        if study.evaluation.flow_alpha is not None:
+            yield f"evaluation.flow_alpha follows neighboring layers, and pairs={self.name} has none; leave it out"
         if study.evaluation.steering is not None:
             yield f"evaluation.steering follows neighboring layers, and pairs={self.name} has none; leave it out"
         if study.judging.enabled and study.judging.neuronpedia is not None:

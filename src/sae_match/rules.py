@@ -251,8 +251,12 @@ def _comparisons(study: Study) -> Iterator[str]:
     if missing and study.judging.enabled:
         yield f"judging compares with the controls vanilla and random: add {' and '.join(missing)} to them"
     fixed = [one.name for one in (study.matching, *study.evaluation.similarities) if one.by_layer]
-    if fixed and study.evaluation.null_alpha is not None:
-        yield f"evaluation.null_alpha turns an SAE's parameters, of which {fixed[0]} reads none; leave one of them out"
+    for key in ("null_alpha", "flow_alpha"):
+        if fixed and getattr(study.evaluation, key) is not None:
+            yield f"evaluation.{key} turns an SAE's parameters, of which {fixed[0]} reads none; leave one of them out"
+    own = study.matching
+    if study.evaluation.flow_alpha is not None and (own.rejection_cost, own.n_pairs) != (None, None):
+        yield "evaluation.flow_alpha looks for best partners: matching.rejection_cost and n_pairs do not apply to them"
 
 
 def _composition(study: Study) -> Iterator[str]:

@@ -59,6 +59,10 @@ class Evaluation:
     """Match every pair once more with the second SAE's rows turned by a random rotation, for the matching and each
     control that is a matcher: null_threshold is the confidence that at most this share of features exceeds there,
     above_null the share that exceeds it in the pair itself. null = not asked. Solves each pair twice."""
+    flow_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Find the flow graph of the span by the job's similarity (folder flow/): which feature continues which, and where
+    features split, merge, begin and end. At most this share of features would have an edge if the next layer's
+    dictionary were turned by a random rotation. null = not asked."""
     stability_seeds: list[str] | None = None
     """Compare all seeds of each layer's SAE (PW-MCC, shared fraction, features that reappear): the job's own, its
     second seed (sae.ceiling_filename), and these files or folders, absolute or below sae.root, with {layer}; [] =

@@ -34,6 +34,7 @@ from sae_match.report.controls import control_frame, plot_controls
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples
+from sae_match.report.flow import flow_rows, plot_flow
 from sae_match.report.stability import plot_stability
 from sae_match.report.steering import effects_rows, plot_steering
 from sae_match.saes.folding import FoldingKind
@@ -76,6 +77,8 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
     if (record.directory / STEERING).is_file():
         effects = effects_rows("this job", pd.read_parquet(record.directory / STEERING))
         paths.append(plot_steering(effects, record.figure_path("steering")))
+    if len(flow_rows(pairs)):
+        paths.append(plot_flow(pairs, record.figure_path("flow"), labels=labels))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths

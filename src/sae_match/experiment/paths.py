@@ -1,4 +1,4 @@
-"""Features followed through the span's matchings (method section 4), and the tokens on which they fire, as tables."""
+"""Features followed through the span's matchings (section 3.2 of the paper), and the tokens on which they fire, as tables."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from sae_match.experiment.evaluation import (
     make_evaluator,
 )
 from sae_match.experiment.examples import with_contexts
+from sae_match.experiment.flow import find_flow, flow_rows, with_deactivation
 from sae_match.experiment.headline import composition_headline, headline
 from sae_match.experiment.inputs import prepare
 from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
@@ -42,6 +43,7 @@ from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
 from sae_match.pairs import Pair, Role, Site, distant_pairs, own_pairs, seed_pair, sources, span
 from sae_match.plan.checks import check_model_facts
+from sae_match.record.contents import FUNCTIONAL
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.results import Results
@@ -83,6 +85,7 @@ class Steps:
         seeds = self.evaluate(self.evaluator, neighbors) if self.evaluator is not None else []
         distant = self.match_distant(neighbors)
         self.test_partners([*neighbors, *distant, *seeds])
+        self.find_flow()
         self.steer(neighbors)
         self.judge([*neighbors, *distant])
         self.follow_features()
@@ -165,6 +168,18 @@ class Steps:
             self.results.add([row.without_sums() for row in rows + differences])
             if len(effects):
                 self.results.add_effects(effects, matcher_labels(self.study))
+
+    def find_flow(self) -> None:
+        """Write the flow graph, its edges with the causal weights that the functional tests have measured."""
+        alpha, record = self.study.evaluation.flow_alpha, self.results.record
+        if alpha is None:
+            return
+        found = find_flow(self.study, self.saes, self.evaluator, alpha, self.progress)
+        if (record.directory / FUNCTIONAL).is_file():
+            effects = pd.read_parquet(record.directory / FUNCTIONAL)
+            found = with_deactivation(found, effects) if "drop" in effects else found
+        found.save(record.flow)
+        self.results.add(flow_rows(found.events))
 
     def steer(self, neighbors: list[MatchedPair]) -> None:
         """What it does to scale a feature at one layer, at all layers of its flow, and random ones."""

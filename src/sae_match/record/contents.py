@@ -21,14 +21,17 @@ FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.j
 TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
 FUNCTIONAL, MATCHERS, CHILDREN = "functional.parquet", "matchers.json", "children.parquet"
 STEERING, STEERING_EXAMPLES = "steering.parquet", "steering_examples.json"
+FLOW, FLOW_EVENTS = "flow", "flow/events.csv"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
     CHILDREN, STEERING, STEERING_EXAMPLES, JUDGEMENTS, TRACEBACK,
+    "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS,
+    "flow/flow.json",
 )  # fmt: skip
 """Files that a new attempt removes."""
-_WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, *RESULTS}
+_WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, FLOW, *RESULTS}
 _CONFIG_KEYS = {"matching", "folding", "solver", "sae", "layers", "paths"}
 
 

@@ -29,6 +29,7 @@ from .contents import (
     EXAMPLES,
     FEATURES,
     FIGURES,
+    FLOW,
     FUNCTIONAL,
     JUDGEMENTS,
     MATCHERS,
@@ -337,6 +338,11 @@ class JobRecord:
         return self.permutations / f"layer_{a:02d}_to_{b:02d}.safetensors"
 
     @property
+    def flow(self) -> Path:
+        """The folder of the flow graph; it exists."""
+        return self._folder(FLOW)
+
+    @property
     def permutations(self) -> Path:
         """The folder of permutations; it exists."""
         return self._folder(PERMUTATIONS)
@@ -369,7 +375,7 @@ class JobRecord:
         results += (self.directory / PERMUTATIONS).glob("layer_*_to_*.safetensors")
         results += (self.directory / FIGURES).glob("*.png")
         # What a killed attempt was writing; see `atomic_path`.
-        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES):
+        for folder in (self.directory, self.directory / PERMUTATIONS, self.directory / FIGURES, self.directory / FLOW):
             results += folder.glob(".*.tmp*")
         for path in results:
             path.unlink(missing_ok=True)

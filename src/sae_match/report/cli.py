@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     paths, output, view = given.pop("paths"), given.pop("output"), given.pop("wandb_workspace")
+    graph, publication = given.pop("graph"), given.pop("publish")
     if not paths and view is None:
         parser.error("give the directory of a job or of a sweep")
     output = output or (paths[0] / "report" if len(paths) == 1 else None)
@@ -36,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ..tracking.workspace import save_view
 
             save_view(view, comparison_keys(records))
+        if graph is not None or publication is not None:
+            from .publish import publish, write_flow_graph  # they need torch
+
+            for target, write in ((graph, write_flow_graph), (publication, publish)):
+                if target is not None:
+                    write(records, target)
+                    print(f"written to {target}", file=sys.stderr)
+            return 0
         if not paths:
             return 0
         if output is None:
@@ -76,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     path = "path to show on the page of feature paths, by its feature in the first layer; repeatable"
     path += " (default: as many as fit)"
     add("--feature", action="append", type=int, dest="features", default=[], metavar="N", help=path)
+    nodes = "write the flow graph of the one job that has one as .graphml or .json, and nothing else"
+    add("--graph", type=Path, metavar="FILE", help=nodes)
+    upload = "write a folder to upload to the hub, and nothing else: the permutations of the one job with a model card"
+    add("--publish", type=Path, metavar="DIR", help=upload)
     saved = (
         "save a view of this W&B project, with the panels of WANDB.md and the settings that vary between the jobs of "
     )

@@ -29,6 +29,7 @@ from .canvas import PALETTE, factor_styles
 from .controls import controls_frame, drawn_rows, plot_controls
 from .curves import per_layer_rows, plot_layer_curves, plot_overlay, plot_weight_mse, weight_mse_rows
 from .features import write_pair_figures
+from .flow import flow_rows, plot_flow
 from .records import Record, comparison_keys, job_labels, setting
 from .tables import write_csv
 
@@ -102,6 +103,7 @@ def write_overlays(
                 by_metric.setdefault(str(metric), {})[label] = rows
     composed = {label: table for label, table in whole.items() if has_distances(table)}
     quantiles = {label: table for label, table in whole.items() if has_quantiles(table)}
+    flows = {label: table for label, table in whole.items() if len(flow_rows(table))}
     controls = {label: frame for label, record in named.items() if len(frame := controls_frame([record]))}
     makers: dict[str, Callable[[], list[Drawn]]] = {
         metric.replace("/", "_"): partial(_overlay, by_metric[metric], metric, jobs) for metric in sorted(by_metric)
@@ -110,6 +112,7 @@ def write_overlays(
     makers |= {
         "composition": partial(_per_job, composed, "composition", plot_composition, distance_rows, jobs),
         "quantiles": partial(_per_job, quantiles, "quantiles", plot_quantiles, quantile_rows, jobs),
+        "flow": partial(_per_job, flows, "flow", plot_flow, flow_rows, jobs),
         "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
         "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
         "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
@@ -121,7 +124,7 @@ def write_overlays(
         if only and not drawn:
             raise UserError(
                 f"--figure {name}: these records give no such figure. There are {there}, and where jobs have what they "
-                "show, composition, quantiles, controls, paper (weight MSE by folding, sparsity), pairs, between "
+                "show, composition, quantiles, flow, controls, paper (weight MSE by folding, sparsity), pairs, between "
                 "jobs effects; of interventions steering; of functional tests leaderboard, quality_curve and geometry."
             )
         figures += drawn

@@ -23,6 +23,7 @@ from .effects import effects_frame, effects_note
 from .effects_figure import effects_figure
 from .examples import examples_frame, examples_table
 from .figures import MAX_CURVES, Drawn, write_overlays
+from .flow import flow_frame, flow_table
 from .leaderboard_figures import leaderboard_figures
 from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
@@ -52,6 +53,7 @@ HEADINGS = {
     "ablation": "Ablation",
     "effects": "Effect of each factor",
     "controls": "Controls",
+    "flow": "Flow of features by layer",
     "steering": "Interventions along flows",
     "steering_examples": "Continuations after interventions",
     "examples": "Example pairs",
@@ -125,6 +127,9 @@ def make_report(jobs: Sequence[Record], options: Options, folder: Path = Path())
     if len(controls := controls_frame(records)):
         frames["controls_table.csv"] = controls
         tables["controls"] = controls_table(controls, labels, CONTROLS_NOTE)
+    if len(flows := flow_frame(jobs)):
+        frames["flow_events.csv"] = flows
+        tables["flow"] = flow_table(flows)
     if len(steering := steering_frame(jobs)):
         frames["steering.csv"] = steering
         tables |= {"steering": steering_table(steering), "steering_examples": steering_examples(jobs)}
