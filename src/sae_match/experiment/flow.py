@@ -47,7 +47,8 @@ def find_flow(study: Study, saes: JobSaes, evaluator: Evaluator | None, alpha: f
     found = flow(
         loaded(), layers=layers, similarity=study.matching, alpha=alpha, folding=study.folding.name,
         second_seed=second_seed, streams=None if inputs is None else inputs.streams[0],
-        fit=None if inputs is None else inputs.fit_streams, sink_positions=study.model.sink_positions,
+        fit=None if inputs is None or inputs.fit_streams is None else inputs.fit_streams[0],
+        sink_positions=study.model.sink_positions,
         batch_windows=study.evaluation.batch_windows, seed=study.seed,
     )  # fmt: skip
     link = neuronpedia_link({"neuronpedia": study.sae.neuronpedia, "l0": getattr(study.sae, "l0", None)})
