@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
+from sae_match.pairs import captured_layers, distant_pairs, own_pairs, span
 from sae_match.record.configuration import science_hash
 from sae_match.rules import check_config, check_train_config
 from sae_match.study import Layers, span_of
@@ -35,7 +35,7 @@ def test_a_list_without_gaps_is_a_span() -> None:
     check_config(cfg)
     assert cfg.layers == Layers(12, 17, list=[12, 14, 17])
     assert composed("layers.list=[12,14,17]", "layers.first=12", "layers.last=17").config == cfg.config
-    assert [pair.layers for pair in adjacent_pairs(cfg)] == [(12, 14), (14, 17)]
+    assert [pair.layers for pair in own_pairs(cfg)] == [(12, 14), (14, 17)]
     assert span(cfg) == captured_layers(cfg) == [12, 14, 17]
     assert captured_layers(composed("layers.list=[12,14,17]", "capture.last=18")) == list(range(12, 19))
     assert science_hash(cfg.config) != science_hash(plain("layers.first=12", "layers.last=17"))
