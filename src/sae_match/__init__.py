@@ -16,6 +16,7 @@ from sae_match.errors import UserError
 if TYPE_CHECKING:
     from sae_match.evaluation import PairSettings, evaluate_pair, feature_table
     from sae_match.evaluation.stability import stability
+    from sae_match.evaluation.stream_map import map_sae
     from sae_match.flows import Flow, flow
     from sae_match.matching import Matching, Permutation
     from sae_match.matching.match import (  # from its home: mypy may take the package's for the submodule
@@ -51,6 +52,7 @@ __all__ = [
     "load_permutations",
     "load_sae",
     "load_text",
+    "map_sae",
     "match",
     "match_chain",
     "residual_streams",
@@ -74,6 +76,7 @@ _HOMES = {
     "load_permutations": "sae_match.matching.published",
     "load_sae": "sae_match.saes",
     "load_text": "sae_match.notebook",
+    "map_sae": "sae_match.evaluation.stream_map",
     "match": "sae_match.matching",
     "match_chain": "sae_match.matching",
     "residual_streams": "sae_match.notebook",

@@ -63,8 +63,11 @@ def check_train_config(cfg: TrainConfig) -> None:
 
 def job_problems(study: Study) -> Iterator[str]:
     """Every broken rule of a `sae-match` job."""
+    sides = study.pairs.sides(study)
     yield from _span(study)
-    yield from _saes(study)
+    for number, side in enumerate(sides):
+        yield from (problem if number == 0 else f"pairs={study.pairs.name}: {problem}" for problem in _saes(side))
+    yield from study.pairs.problems(study)
     yield from _seed(study)
     yield from _limits(study)
     yield from _needs_text(study)
@@ -72,7 +75,8 @@ def job_problems(study: Study) -> Iterator[str]:
     yield from _composition(study)
     if study.evaluation.full:
         yield from _capture(study)
-        yield from _depth(study.model, study.layers)
+        for side in sides:
+            yield from _depth(side.model, side.layers)
         yield from _window(study.dataset, "dataset", study.model.sink_positions)
         tested = study.evaluation.functional
         if tested is not None and tested.context_tokens <= study.model.sink_positions:
@@ -127,6 +131,7 @@ def _seed(study: Study) -> Iterator[str]:
 def _span(study: Study) -> Iterator[str]:
     # Seeds of one layer have no neighbor; with text there is no step that would do without a pair.
     alone = study.evaluation.stability_seeds is not None and study.evaluation.level == "weights_only"
+    alone = alone or study.pairs.name != "adjacent"  # each layer has a partner in the other source
     yield from _layers(study.layers, least=1 if alone else 2)
 
 
@@ -143,7 +148,8 @@ def _covered(study: Study) -> Iterator[str]:
 def _saes(study: Study) -> Iterator[str]:
     """SAEs that the span has, and that belong to the model and its residual stream."""
     try:
-        study.sae.check_layers(tuple(span_of(study.layers)))
+        if layers := tuple(span_of(study.layers)):  # an empty span is `_layers`' to refuse
+            study.sae.check_layers(layers)
     except UserError as error:
         yield str(error)
     if study.evaluation.full:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the commands import this module before they know whether th
     from sae_match.matching.similarity import Comparison
     from sae_match.matching.solution import Solver
     from sae_match.metrics.metric import Metric
+    from sae_match.pairs import Pairs
     from sae_match.saes.folding import Folding
     from sae_match.saes.formats.base import SaeFormat
     from sae_match.text.source import TextSource
@@ -93,6 +94,7 @@ class Study:
     sae: SaeFormat
     model: ModelSource
     dataset: TextSource
+    pairs: Pairs
     evaluation: Evaluation
     judging: Judging | NoJudge
     tracking: Tracking
@@ -128,6 +130,7 @@ class Study:
     def fitted(self) -> list[str]:
         """Names of what is fitted on text that is not evaluated: the matching, controls, splices."""
         own = [f"matching={self.matching.name}"] if self.matching.fitted else []
+        own += [f"pairs.map={self.pairs.stream_map}"] if self.pairs.stream_map != "none" else []
         return own + self.evaluation.fitted
 
     def at(self, output_dir: Path | str) -> Study:

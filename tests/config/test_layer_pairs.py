@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, span
+from sae_match.pairs import captured_layers, distant_pairs, own_pairs, span
 from sae_match.record.configuration import science_hash
 from sae_match.rules import check_config, check_train_config
 from sae_match.study import Layers, span_of
@@ -35,18 +35,19 @@ def test_a_list_without_gaps_is_a_span() -> None:
     check_config(cfg)
     assert cfg.layers == Layers(12, 17, list=[12, 14, 17])
     assert composed("layers.list=[12,14,17]", "layers.first=12", "layers.last=17").config == cfg.config
-    assert [pair.layers for pair in adjacent_pairs(cfg)] == [(12, 14), (14, 17)]
+    assert [pair.layers for pair in own_pairs(cfg)] == [(12, 14), (14, 17)]
     assert span(cfg) == captured_layers(cfg) == [12, 14, 17]
     assert captured_layers(composed("layers.list=[12,14,17]", "capture.last=18")) == list(range(12, 19))
     assert science_hash(cfg.config) != science_hash(plain("layers.first=12", "layers.last=17"))
 
 
 def test_saes_are_trained_for_listed_layers() -> None:
-    cfg = composed_training("layers.list=[11,13]", "layers.last=13")
+    cfg = composed_training("layers.list=[11,13]")
     check_train_config(cfg)
     assert span_of(cfg.layers) == [11, 13]
+    assert composed_training("layers.list=[11,13]", "layers.last=13").config == cfg.config
     with pytest.raises(UserError, match=r"layers.list=\[11, 13\] and layers.last=18 both choose layers"):
-        composed_training("layers.list=[11,13]")
+        composed_training("layers.list=[11,13]", "layers.last=18")
 
 
 def test_distances_of_a_list_are_those_of_its_layers() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from sae_match import UserError
-from sae_match.evaluation.top_activations import NOWHERE, top_activations
+from sae_match.evaluation.top_activations import NOWHERE, contexts, top_activations
 from tests.builders import identity_sae, random_sae
 
 
@@ -58,3 +60,27 @@ def test_wrong_widths_are_refused() -> None:
         top_activations(random_sae(), torch.zeros(2, 4, 7), 2)
     with pytest.raises(UserError, match="sink positions"):
         top_activations(random_sae(), torch.zeros(2, 1, 8), 2)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_contexts_and_histograms_equal_dense_ones(batch: int) -> None:
+    sae, around, bins, sink = random_sae(seed=3), 2, 5, 2
+    x = 2 * torch.randn(7, 9, 8, generator=torch.Generator().manual_seed(0))
+    top = top_activations(sae, x, 3, batch, sink)
+    found = contexts(sae, x, top, around, bins, batch, sink)
+    f = torch.stack([sae.encode(window[None])[0] for window in x])
+    f[:, :sink] = 0
+    for feature in range(sae.width):
+        largest = float(f[..., feature].max())
+        active = f[..., feature][f[..., feature] > 0]
+        counts = torch.zeros(bins, dtype=torch.int64)
+        for value in active.tolist():
+            counts[max(1, math.ceil(torch.tensor(value) / largest * bins)) - 1] += 1
+        assert found.histogram[feature].tolist() == counts.tolist()
+        for rank, (window, position) in enumerate(top.places(feature)):
+            for offset in range(-around, around + 1):
+                at = position + offset
+                share = float(f[window, at, feature]) / largest * 255 if 0 <= at < 9 else 0.0
+                assert abs(int(found.share[feature, rank, offset + around]) - math.ceil(share)) <= 1
+                assert (share > 0) == (found.share[feature, rank, offset + around] > 0)
+        assert not found.share[feature, len(top.places(feature)) :].any()

@@ -15,6 +15,7 @@ from huggingface_hub import metadata_load
 
 from sae_match import Flow, Permutation, UserError, flow, load_permutations
 from sae_match.experiment import run
+from sae_match.record.contexts import CONTEXTS, read_contexts
 from sae_match.report.cli import main as report
 from sae_match.rules import check_config
 from sae_match.saes import load_native
@@ -44,6 +45,11 @@ def test_a_job_writes_the_flow_graph_of_its_span(configured: Configured, random_
     )
     assert len(both) > 10
     np.testing.assert_allclose(both["coactivation"], both["matching_score"], atol=1e-6)
+    contexts = read_contexts(result.directory / "flow" / CONTEXTS)
+    for layer, of in contexts.layers.items():  # places for exactly the features that are nodes, each in its own window
+        fires = sorted(found.nodes.loc[found.nodes["layer"] == layer, "feature"])
+        assert np.flatnonzero(of.value[:, 0]).tolist() == fires and (of.histogram.sum(axis=1)[fires] > 0).all()
+        assert (of.share[fires, 0, of.share.shape[2] // 2] == 255).all()
     alone = flow(saes, alpha=0.5, second_seed={1: second}.get).events  # without text, by the library
     weights = run(configured(random_saes, *FLOW, "evaluation=weights_only", "evaluation.flow_alpha=0.5", output="w"))
     pd.testing.assert_frame_equal(Flow.load(weights.directory).events, alone)
@@ -61,6 +67,7 @@ def test_a_job_writes_the_flow_graph_of_its_span(configured: Configured, random_
     assert f"| 1 → 1 (two seeds) | 24       | {row['persist']} ({row['null_persist']})" in text
     table = pd.read_csv(tmp_path / "report" / "flow_events.csv")
     pd.testing.assert_frame_equal(table[table["job"] == "w"].drop(columns="job").reset_index(drop=True), alone)
+    assert {path.name for path in (tmp_path / "report").glob("flow*.html")} == {"flow_0.html", "flow_1.html"}
     assert {path.stem for path in (tmp_path / "report").glob("flow*.png")} == {"flow_0", "flow_1", "flow_persist"}
 
 

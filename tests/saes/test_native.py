@@ -139,9 +139,9 @@ def test_sparsities_may_lie_in_folders(saes: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_seed_is_no_ceiling_of_another_sparsity(saes: Path) -> None:
-    assert SaeSource(config(saes, "32"), (13, 14)).load_ceiling(13) is not None
-    assert SaeSource(config(saes, "64"), (13, 14)).load_ceiling(13) is None
-    assert SaeSource(config(saes, "32/64"), (13, 14)).load_ceiling(13) is not None
+    assert SaeSource(config(saes, "32"), (13, 14), second=True).has(13)
+    assert not SaeSource(config(saes, "64"), (13, 14), second=True).has(13)
+    assert SaeSource(config(saes, "32/64"), (13, 14), second=True).has(13)
 
 
 def test_a_pattern_needs_a_layer() -> None:

@@ -21,6 +21,7 @@ class Schema:
     sae: Any = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
+    pairs: Any = MISSING
     evaluation: Any = MISSING
     judging: Any = MISSING
     tracking: Any = MISSING

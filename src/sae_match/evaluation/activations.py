@@ -52,8 +52,8 @@ class ActivationRequest:
 
     a: SparseAutoencoder
     b: SparseAutoencoder
-    x_a: Float[Tensor, "windows tokens d"]
-    x_b: Float[Tensor, "windows tokens d"]
+    x_a: Float[Tensor, "windows tokens d_a"]
+    x_b: Float[Tensor, "windows tokens d_b"]
     document: Int[Tensor, " windows"]
     permutations: Mapping[str, Permutation]
     splices: Mapping[str, BoundSplice]
@@ -73,7 +73,7 @@ class ActivationRequest:
                 SAEs of another site than resid_post, or that only match.
         """
         x_a, x_b = self.x_a, self.x_b
-        if x_a.shape != x_b.shape or x_a.ndim != 3 or len(self.document) != len(x_a):
+        if x_a.shape[:2] != x_b.shape[:2] or x_a.ndim != 3 or len(self.document) != len(x_a):
             raise UserError(
                 f"residuals must be [windows, tokens, d] on the same tokens: got {tuple(x_a.shape)} and "
                 f"{tuple(x_b.shape)} with {len(self.document)} document indices"

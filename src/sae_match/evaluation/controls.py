@@ -139,8 +139,8 @@ class FiringRate(MatchingControl):
     def match(self, pair: FeaturePair, match: Match) -> ControlMatching:
         """The n-th most frequent feature of A to the n-th most frequent one of B."""
         ranked: list[torch.Tensor] = []
-        for sae, layer, kept in zip((pair.a, pair.b), pair.layers, pair.kept(), strict=True):
-            streams = pair.fit_streams
+        sides = (pair.fit_streams, pair.fit_b or pair.fit_streams)
+        for sae, streams, layer, kept in zip((pair.a, pair.b), sides, pair.layers, pair.kept(), strict=True):
             key = (sae.content_hash, streams.key, layer, pair.sink_positions)
             if key not in _COUNTS:  # of the layer before: each is the second one of a pair, then the first
                 while len(_COUNTS) > 3:

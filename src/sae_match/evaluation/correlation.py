@@ -21,8 +21,8 @@ Batches = Iterator[tuple[Float[Tensor, "tokens F_a"], Float[Tensor, "tokens F_b"
 def activation_correlations(
     a: SparseAutoencoder,
     b: SparseAutoencoder,
-    x_a: Float[Tensor, "windows tokens d"],
-    x_b: Float[Tensor, "windows tokens d"],
+    x_a: Float[Tensor, "windows tokens d_a"],
+    x_b: Float[Tensor, "windows tokens d_b"],
     batch_windows: int = 8,
     sink_positions: int = 1,
     kept_a: Int[Tensor, " K_a"] | None = None,
@@ -85,8 +85,7 @@ class ActivationCorrelation(Similarity):
 
     def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
         """Correlations of the features that are matched."""
-        streams, kept = pair.fit_streams, pair.kept()
-        x_a, x_b = (streams.layer(layer) for layer in pair.layers)
+        (x_a, x_b), kept = pair.fit_residuals(), pair.kept()
         wanted = (
             None if len(features) == sae.width else features
             for sae, features in zip((pair.a, pair.b), kept, strict=True)

@@ -1,4 +1,4 @@
-"""The best affine map from one layer's residual stream to the next one's: what a splice without features could do."""
+"""The best affine map from one residual stream to another: what a splice without features could do."""
 
 from __future__ import annotations
 
@@ -30,21 +30,31 @@ class LinearMap:
         tokens: on how many tokens it was fitted.
     """
 
-    weight: Float[Tensor, "d d"]
-    bias: Float[Tensor, " d"]
+    weight: Float[Tensor, "d_a d_b"]
+    bias: Float[Tensor, " d_b"]
     ridge: float
     tokens: int
 
-    def __call__(self, pair: PairActivations) -> Float[Tensor, "*batch d"]:
+    def __call__(self, pair: PairActivations) -> Float[Tensor, "*batch d_b"]:
         """The residual that replaces x_b."""
         x = pair.x_a
         return x @ self.weight.to(x.device, x.dtype) + self.bias.to(x.device, x.dtype)
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means and covariances of two residual streams over the same tokens, float64."""
+
+    mean_a: Float[Tensor, " d_a"]
+    mean_b: Float[Tensor, " d_b"]
+    covariance: Float[Tensor, "d_a d_a"]
+    cross: Float[Tensor, "d_a d_b"]
+    tokens: int
+
+
 def fit_linear_map(
-    x_a: Float[Tensor, "windows tokens d"],
-    x_b: Float[Tensor, "windows tokens d"],
+    x_a: Float[Tensor, "windows tokens d_a"],
+    x_b: Float[Tensor, "windows tokens d_b"],
     batch_windows: int = 8,
     sink_positions: int = 1,
     device: str | torch.device = "cpu",
@@ -58,14 +68,33 @@ def fit_linear_map(
     Raises:
         UserError: residuals of different shapes, no tokens after the sink positions, or no variance.
     """
-    if x_a.shape != x_b.shape or x_a.ndim != 3 or len(x_a) == 0 or x_a.shape[1] <= sink_positions:
+    found = moments(x_a, x_b, batch_windows, sink_positions, device)
+    weight, ridge = _solve(found.covariance, found.cross)
+    bias = found.mean_b - found.mean_a @ weight
+    return LinearMap(weight.float(), bias.float(), ridge, found.tokens)
+
+
+@torch.no_grad()
+def moments(
+    x_a: Float[Tensor, "windows tokens d_a"],
+    x_b: Float[Tensor, "windows tokens d_b"],
+    batch_windows: int = 8,
+    sink_positions: int = 1,
+    device: str | torch.device = "cpu",
+) -> Moments:
+    """Means and covariances in one pass over the counted tokens.
+
+    Raises:
+        UserError: residuals of different tokens, or no tokens after the sink positions.
+    """
+    if x_a.shape[:2] != x_b.shape[:2] or x_a.ndim != 3 or len(x_a) == 0 or x_a.shape[1] <= sink_positions:
         raise UserError(f"a linear map needs residuals of the same tokens: {tuple(x_a.shape)} and {tuple(x_b.shape)}")
-    d = x_a.shape[2]
+    d_a, d_b = x_a.shape[2], x_b.shape[2]
     n = x_a.shape[0] * (x_a.shape[1] - sink_positions)
     # Subtracted before products are formed: a mean far from zero would cost their last digits.
     origin = [x[0, sink_positions:].to(device, torch.float64).mean(dim=0) for x in (x_a, x_b)]
-    total_a, total_b = (torch.zeros(d, dtype=torch.float64, device=device) for _ in range(2))
-    squares, products = (torch.zeros(d, d, dtype=torch.float64, device=device) for _ in range(2))
+    total_a, total_b = (torch.zeros(d, dtype=torch.float64, device=device) for d in (d_a, d_b))
+    squares, products = (torch.zeros(d_a, d, dtype=torch.float64, device=device) for d in (d_a, d_b))
     for parts in zip(x_a.split(batch_windows), x_b.split(batch_windows), strict=True):
         a, b = (
             x[:, sink_positions:].to(device, torch.float64).flatten(0, 1) - start
@@ -76,13 +105,16 @@ def fit_linear_map(
         squares.addmm_(a.T, a)
         products.addmm_(a.T, b)
     mean_a, mean_b = total_a / n, total_b / n
-    covariance = squares / n - torch.outer(mean_a, mean_a)
-    weight, ridge = _solve(covariance, products / n - torch.outer(mean_a, mean_b))
-    bias = (mean_b + origin[1]) - (mean_a + origin[0]) @ weight
-    return LinearMap(weight.float(), bias.float(), ridge, n)
+    return Moments(
+        mean_a + origin[0], mean_b + origin[1],
+        squares / n - torch.outer(mean_a, mean_a), products / n - torch.outer(mean_a, mean_b), n,
+    )  # fmt: skip
 
 
-def _solve(covariance: Float[Tensor, "d d"], cross: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], float]:
+@torch.no_grad()
+def _solve(
+    covariance: Float[Tensor, "d_a d_a"], cross: Float[Tensor, "d_a d_b"]
+) -> tuple[Float[Tensor, "d_a d_b"], float]:
     values = torch.linalg.eigvalsh(covariance)
     largest = float(values[-1])
     if not largest > 0:
@@ -102,14 +134,13 @@ class LinearMapSplice(Splice):
     def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
         """Fitted when it is first called, which it may never be: what it gives may be known. Not kept beyond the pair:
         for a whole span, the maps would outgrow the SAEs."""
-        streams = pair.fit_streams
-        fitted = cache(lambda: _fitted(pair))
+        fitted = cache(lambda: self.fitted_map(pair))
 
         def mapped(activations: PairActivations) -> Tensor:
             return fitted()(activations)
 
         def reads() -> dict[str, object]:
-            return {"layers": list(pair.layers), "fit": streams.key, "sink_positions": pair.sink_positions}
+            return {"layers": list(pair.layers), "fit": pair.fit_key, "sink_positions": pair.sink_positions}
 
         return {self.name: self.bound(pair, mapped, reads=reads)}
 
@@ -117,13 +148,13 @@ class LinearMapSplice(Splice):
         """No SAE takes part."""
         return 0
 
-
-def _fitted(pair: SplicePair) -> LinearMap:
-    x_a, x_b = (pair.fit_streams.layer(layer) for layer in pair.layers)
-    fitted = fit_linear_map(x_a, x_b, pair.batch_windows, pair.sink_positions, pair.b.device)
-    if fitted.ridge > 0:
-        logger.warning(
-            "layers %d -> %d: the linear map is regularized (ridge %.2g): %d tokens do not determine it",
-            *pair.layers, fitted.ridge, fitted.tokens,
-        )  # fmt: skip
-    return fitted
+    def fitted_map(self, pair: SplicePair) -> LinearMap:
+        """The map from A's residual stream to B's."""
+        x_a, x_b = pair.fit_residuals()
+        fitted = fit_linear_map(x_a, x_b, pair.batch_windows, pair.sink_positions, pair.b.device)
+        if fitted.ridge > 0:
+            logger.warning(
+                "layers %d -> %d: the linear map is regularized (ridge %.2g): %d tokens do not determine it",
+                *pair.layers, fitted.ridge, fitted.tokens,
+            )  # fmt: skip
+        return fitted

@@ -164,7 +164,7 @@ def _read(pair: FeaturePair, firings: list[Firings], directions: int) -> Float[T
     Tokens are read in a random order, so that the first ones on which a feature fires are a sample of all; both SAEs
     see the same order, and features that fire alike get the same sample.
     """
-    x_a, x_b = (pair.fit_streams.layer(layer) for layer in pair.layers)
+    x_a, x_b = pair.fit_residuals()
     counted = x_b.shape[1] - pair.sink_positions
     generator = torch.Generator().manual_seed(pair.seed)
     order = torch.randperm(x_b.shape[0] * counted, generator=generator)

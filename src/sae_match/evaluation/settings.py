@@ -16,7 +16,9 @@ from sae_match.options import option
 
 PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
 """Variants of functional tests beside the matchers."""
-RESERVED = frozenset(("matched", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated", *PARTNERS))
+RESERVED = frozenset(
+    ("matched", "unmapped", "ceiling", "composed", "exact", "sae", "model", "seeds", "rotated", *PARTNERS)
+)
 """Variants that are neither a control nor an added splice."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -45,7 +45,7 @@ def splice_losses(
     model: ResumableModel,
     layer: int,
     saes: tuple[SparseAutoencoder, SparseAutoencoder],
-    residuals: tuple[Float[Tensor, "windows tokens d"], Float[Tensor, "windows tokens d"]],
+    residuals: tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]],
     ids: Int[Tensor, "windows tokens"],
     splices: Mapping[str, BoundSplice],
     batch_windows: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching import Permutation
-from sae_match.matching.feature_pair import Streams, require_streams, sae_facts
+from sae_match.matching.feature_pair import Streams, require_streams, residuals, sae_facts, streams_key
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
@@ -33,8 +33,8 @@ class SpliceUnits(StrEnum):
 class PairActivations:
     """Residuals and feature activations of layers t (A) and t+1 (B) on the same tokens."""
 
-    x_a: Float[Tensor, "*batch d"]
-    x_b: Float[Tensor, "*batch d"]
+    x_a: Float[Tensor, "*batch d_a"]
+    x_b: Float[Tensor, "*batch d_b"]
     f_a: Float[Tensor, "*batch F_a"]
     f_b: Float[Tensor, "*batch F_b"]
 
@@ -53,6 +53,7 @@ class SplicePair:
         units: units in which activations travel along a permutation, `theta` or `raw`.
         layers: t and t+1.
         fit: residual streams of text that is not evaluated; None where none was prepared.
+        fit_b: those of B where it reads another model's; None = as A.
         batch_windows: windows read at a time.
         sink_positions: positions at each window's start that are never replaced, counted or fitted on.
     """
@@ -65,6 +66,20 @@ class SplicePair:
     fit: Streams | None = None
     batch_windows: int = 8
     sink_positions: int = 1
+    fit_b: Streams | None = None
+
+    @property
+    def fit_key(self) -> object:
+        """What `fit_residuals` depends on beside the layers."""
+        return streams_key(self.fit, self.fit_b)
+
+    def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
+        """Residual streams of either side on the text on which a splice may be fitted.
+
+        Raises:
+            UserError: none was prepared.
+        """
+        return residuals(self.fit_streams, self.fit_b, self.layers)
 
     @property
     def fit_streams(self) -> Streams:
@@ -82,7 +97,7 @@ class SplicePair:
             "layers": list(self.layers),
             "permutations": {name: tensor_digest(found.indices) for name, found in self.permutations.items()},
             "units": self.units.value,
-            "fit": None if self.fit is None else self.fit.key,
+            "fit": self.fit_key,
             "batch_windows": self.batch_windows,
             "sink_positions": self.sink_positions,
         }

@@ -1,11 +1,11 @@
-"""The places in the text where each feature is most active, found in one pass."""
+"""The places in the text where each feature is most active, and what it does around them; a pass each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from sae_match.errors import UserError
@@ -33,6 +33,58 @@ class TopActivations:
         """(window, position) of one feature's top activations, largest first."""
         found = zip(self.window[feature].tolist(), self.position[feature].tolist(), strict=True)
         return [place for place in found if place[0] != NOWHERE]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The tokens around each feature's top activations, and how its activations are distributed; on the CPU.
+
+    Attributes:
+        top: the places that the contexts surround.
+        share: activations at the tokens of each context in 255ths of the feature's largest one, rounded up; 0 where it
+            is silent and beyond the ends of the window. The place itself is in the middle.
+        histogram: on how many tokens the activation is in each of equally wide bins from 0 to the largest one.
+    """
+
+    top: TopActivations
+    share: UInt8[Tensor, "F k context"]
+    histogram: Int[Tensor, "F bins"]
+
+
+@torch.no_grad()
+def contexts(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "windows tokens d"],
+    top: TopActivations,
+    around: int,
+    bins: int,
+    batch_windows: int = 8,
+    sink_positions: int = 1,
+) -> Contexts:
+    """What every feature does around its top activations, and everywhere; one more pass over the tokens.
+
+    Args:
+        x, batch_windows, sink_positions: those that `top` was found in.
+        around: tokens on either side.
+        bins: of the histogram.
+    """
+    share = torch.zeros(*top.window.shape, 2 * around + 1, dtype=torch.uint8)
+    histogram = torch.zeros(sae.width * bins, dtype=torch.int64)
+    scale = top.value[:, 0].clamp(min=torch.finfo(torch.float32).tiny).to(sae.device)
+    for start in range(0, len(x), batch_windows):
+        f = sae.encode(x[start : start + batch_windows].to(sae.device)).float()
+        f[:, :sink_positions] = 0
+        window, position, feature = f.nonzero(as_tuple=True)
+        level = f[window, position, feature] / scale[feature]
+        place = feature * bins + (level * bins).ceil().long().clamp(1, bins) - 1
+        histogram += torch.bincount(place, minlength=len(histogram)).cpu()
+        feature, rank = ((top.window >= start) & (top.window < start + len(f))).nonzero(as_tuple=True)
+        tokens = top.position[feature, rank, None] + torch.arange(-around, around + 1)
+        inside = (tokens >= 0) & (tokens < f.shape[1])
+        at = [index.to(f.device) for index in (top.window[feature, rank, None] - start, tokens, feature[:, None])]
+        found = f[at[0], at[1].clamp(0, f.shape[1] - 1), at[2]] / scale[at[2]]
+        share[feature, rank] = (found.cpu() * 255).ceil().clamp(0, 255).mul(inside).to(torch.uint8)
+    return Contexts(top, share, histogram.view(sae.width, bins))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -37,7 +37,7 @@ class Evaluator:
 
     Attributes:
         metrics: what is measured, by name.
-        splices: those of neighbors.
+        splices: those of the job's own pairs.
         units: units in which activations travel along a permutation, `theta` or `raw`.
         splice_rows: marks the windows on which token losses are computed.
         splice_windows: those windows.
@@ -59,16 +59,19 @@ class Evaluator:
 
     def splice_pair(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> SplicePair:
         """What the splices of a pair are made from."""
-        layers, fit = matched.pair.layers, self.inputs.fit_streams
-        return SplicePair(a, b, matched.permutations, self.units, layers, fit, self.batch_windows, self.sink_positions)
+        fit, fit_b = self.inputs.fit(matched.pair)
+        return SplicePair(
+            a, b, matched.permutations, self.units, matched.pair.blocks, fit, self.batch_windows, self.sink_positions,
+            fit_b,
+        )  # fmt: skip
 
     def bind(self, role: Role, pair: SplicePair) -> dict[str, BoundSplice]:
         """The splices of a pair, by the variant of their rows.
 
-        Of neighbors all. Of other pairs Eq. 5 along every permutation, called like the permutation, and of layers
+        Of the job's own pairs all. Of others Eq. 5 along every permutation, called like the permutation, and of layers
         further apart what the distance itself costs.
         """
-        if role is Role.adjacent:
+        if role.own:
             return bind_all(self.splices, pair)
         found = EncodePermuteDecode().by_variant(pair)
         return found if role is Role.seeds else found | bind_all((EncodeDecodePrevious(), LayerDrop()), pair)
@@ -78,22 +81,22 @@ class Evaluator:
     ) -> tuple[list[MetricRow], ActivationStatistics]:
         """One pass over the text of a pair, made once and then known, and every metric that follows from it."""
         pair, layers = self.splice_pair(matched, a, b), matched.pair.layers
-        x_a, x_b = (self.inputs.streams.layer(layer) for layer in layers)
+        x_a, x_b = (self.inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
         request = ActivationRequest(
             a, b, x_a, x_b, self.inputs.windows.document, pair.permutations, self.bind(matched.pair.role, pair),
             self.batch_windows, self.sink_positions,
         )  # fmt: skip
-        found = activations(self.store, request, {"streams": self.inputs.streams.key, "layers": layers})
+        found = activations(self.store, request, self.inputs.reads(matched.pair))
         return activation_rows(self.metrics, found, self.bootstrap, layers, self.min_count), found
 
-    def layer_rows(self, layer: int, sae: SparseAutoencoder, active: Tensor, tokens: Tensor) -> list[MetricRow]:
-        """Every metric of one layer.
+    def layer_rows(self, site: Site, sae: SparseAutoencoder, active: Tensor, tokens: Tensor) -> list[MetricRow]:
+        """Every metric of one dictionary and its residual stream.
 
         Args:
             active: [documents, F] tokens on which each feature fires.
             tokens: [documents] counted tokens.
         """
-        norms = self.inputs.streams.layer(layer)[:, self.sink_positions :].norm(dim=-1)
+        norms = self.inputs.residual(site)[:, self.sink_positions :].norm(dim=-1)
         unfolded = sae.scale is not None and bool((sae.scale == 1).all())
         activity = LayerActivity(
             active=active.cpu().numpy(),
@@ -102,7 +105,8 @@ class Evaluator:
             decoder_norm=(sae.theta * sae.W_dec.norm(dim=1)).cpu().numpy(),
             residual_norm=norms.cpu().numpy(),
         )
-        return metric_rows(self.metrics, activity, self.bootstrap, (layer, layer))
+        rows = metric_rows(self.metrics, activity, self.bootstrap, (site.layer, site.layer))
+        return [replace(row, variant=row.variant + site.suffix) for row in rows]
 
     def check(self, site: Site, sae: SparseAutoencoder, layers: Collection[int]) -> list[str]:
         """Warnings of an SAE that does not fit its layer (`check_encoding`).
@@ -110,20 +114,20 @@ class Evaluator:
         Args:
             layers: those whose residual streams there are.
         """
-        return check_encoding(sae, self.inputs.streams.layer, site.layer, layers, self.sink_positions)
+        return check_encoding(sae, self.inputs.stream(site).layer, site.at, layers, self.sink_positions)
 
     def dead(self, site: Site, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
         """Which features of a dictionary fire on no counted token of the evaluation text."""
-        streams = self.inputs.streams
-        facts = {"what": "dead", "streams": streams.key, "layer": site.layer, "sinks": self.sink_positions}
+        key = self.inputs.stream(site).key
+        facts = {"what": "dead", "streams": key, "layer": site.at, "sinks": self.sink_positions}
         return per_feature(
             self.store, sae, facts,
-            lambda: never_active(sae, streams.layer(site.layer), self.batch_windows, self.sink_positions),
+            lambda: never_active(sae, self.inputs.residual(site), self.batch_windows, self.sink_positions),
         )  # fmt: skip
 
-    def splice_residual(self, layer: int) -> Tensor:
-        """resid_post of one layer on the splice windows; the memory-mapped whole where those are all windows."""
-        residual = self.inputs.streams.layer(layer)
+    def splice_residual(self, site: Site) -> Tensor:
+        """resid_post that a dictionary reads on the splice windows; the memory-mapped whole where those are all."""
+        residual = self.inputs.residual(site)
         return residual if bool(self.splice_rows.all()) else residual[self.splice_rows]
 
 
@@ -138,7 +142,7 @@ def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[
         store=store,
         inputs=inputs,
         metrics=metrics,
-        splices=evaluation.all_splices,
+        splices=study.pairs.splices(study),
         units=resolve_units(evaluation.splice_units, study.folding.name),
         splice_rows=rows,
         splice_windows=spliced,
@@ -146,17 +150,17 @@ def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[
         splice_bootstrap=Bootstrap(spliced.n_documents, samples, seed),
         min_count=evaluation.min_count,
         batch_windows=evaluation.batch_windows,
-        sink_positions=study.model.sink_positions,
+        sink_positions=max(side.model.sink_positions for side in study.pairs.sides(study)),
     )
 
 
-def excluded_rows(excluded: Mapping[int, Bool[Tensor, " F"]]) -> list[MetricRow]:
-    """How many features of each layer are left unmatched because they are dead."""
-    for layer, mask in excluded.items():
-        logger.info("layer %d: %d of %d features are dead and excluded", layer, int(mask.sum()), len(mask))
+def excluded_rows(excluded: Mapping[Site, Bool[Tensor, " F"]]) -> list[MetricRow]:
+    """How many features of each dictionary are left unmatched because they are dead."""
+    for site, mask in excluded.items():
+        logger.info("layer %d: %d of %d features are dead and excluded", site.layer, int(mask.sum()), len(mask))
     return [
-        MetricRow(layer, layer, "sae", "features_aside", float(mask.sum()), len(mask))
-        for layer, mask in excluded.items()
+        MetricRow(site.layer, site.layer, f"sae{site.suffix}", "features_aside", float(mask.sum()), len(mask))
+        for site, mask in excluded.items()
     ]
 
 

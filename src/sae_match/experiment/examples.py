@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -12,7 +12,7 @@ from sae_match.evaluation.top_activations import top_activations
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.saes import JobSaes
 from sae_match.judging.descriptions import context, visible
-from sae_match.pairs import Site
+from sae_match.pairs import Pair, Site
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.activation import ActivationKind
 from sae_match.text.tokenization import decode_tokens
@@ -21,34 +21,36 @@ CONTEXTS, AROUND = 3, 5
 """Contexts per feature, and tokens on either side of the one on which it fires."""
 
 
-def with_contexts(evaluator: Evaluator, saes: JobSaes, examples: pd.DataFrame, progress: bool) -> pd.DataFrame:
-    """Examples as from `choose_examples` with the contexts of both features, each token between « and »."""
-    sides = {"contexts": ("layer", "feature"), "partner_contexts": ("layer_to", "partner")}
-    wanted: dict[int, set[int]] = {}
-    for layer, feature in sides.values():
-        for place in examples[[layer, feature]].itertuples(index=False):
-            wanted.setdefault(int(place[0]), set()).add(int(place[1]))
-    texts: dict[tuple[int, int], str] = {}
-    for layer in tqdm(sorted(wanted), desc="contexts of example pairs", disable=not progress):
-        chosen = sorted(wanted[layer])
-        texts |= {(layer, f): text for f, text in zip(chosen, _contexts(evaluator, saes, layer, chosen), strict=True)}
-    columns = {
-        name: [texts[int(a), int(b)] for a, b in examples[[layer, feature]].itertuples(index=False)]
-        for name, (layer, feature) in sides.items()
-    }
-    return examples.assign(**columns)
+def with_contexts(
+    evaluator: Evaluator, saes: JobSaes, pairs: Iterable[Pair], examples: pd.DataFrame, progress: bool
+) -> pd.DataFrame:
+    """Examples as from `choose_examples` with the contexts of both features, each token between « and ».
+
+    Args:
+        pairs: those that the examples are of.
+    """
+    of = {pair.layers: (pair.a, pair.b) for pair in pairs}
+    rows = examples[["layer", "layer_to", "feature", "partner"]].astype(int).itertuples(index=False)
+    places = [tuple(zip(of[layer, layer_to], features, strict=True)) for layer, layer_to, *features in rows]
+    wanted: dict[Site, set[int]] = {}
+    for site, feature in (place for both in places for place in both):
+        wanted.setdefault(site, set()).add(feature)
+    texts: dict[tuple[Site, int], str] = {}
+    for site in tqdm(sorted(wanted), desc="contexts of example pairs", disable=not progress):
+        chosen = sorted(wanted[site])
+        texts |= {(site, f): text for f, text in zip(chosen, _contexts(evaluator, saes, site, chosen), strict=True)}
+    columns = ("contexts", "partner_contexts")
+    return examples.assign(**{name: [texts[both[i]] for both in places] for i, name in enumerate(columns)})
 
 
-def _contexts(evaluator: Evaluator, saes: JobSaes, layer: int, features: Sequence[int]) -> list[str]:
-    """The contexts of some features of a layer, one text each."""
-    inputs, sae = evaluator.inputs, saes.load(Site(layer))
+def _contexts(evaluator: Evaluator, saes: JobSaes, site: Site, features: Sequence[int]) -> list[str]:
+    """The contexts of some features of a dictionary, one text each."""
+    inputs, sae = evaluator.inputs, saes.load(site)
     alone = only_features(sae, features)
-    top = top_activations(
-        alone, inputs.streams.layer(layer), CONTEXTS, evaluator.batch_windows, evaluator.sink_positions
-    )
+    top = top_activations(alone, inputs.residual(site), CONTEXTS, evaluator.batch_windows, evaluator.sink_positions)
 
     def decode(tokens: Sequence[int]) -> str:
-        return decode_tokens(inputs.model.tokenizer, tokens)
+        return decode_tokens(inputs.tokenizer, tokens)
 
     def text(window: int, position: int) -> str:
         left, token, right = context(inputs.windows.ids[window].tolist(), position, decode, AROUND)

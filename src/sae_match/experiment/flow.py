@@ -36,7 +36,7 @@ def find_flow(study: Study, saes: JobSaes, evaluator: Evaluator | None, alpha: f
     layers = span(study)
 
     def second_seed(layer: int) -> SparseAutoencoder | None:
-        site = Site(layer, second=True)
+        site = Site(layer, source=1)
         return saes.load(site) if saes.has(site) else None
 
     def loaded() -> Iterator[SparseAutoencoder]:
@@ -46,8 +46,9 @@ def find_flow(study: Study, saes: JobSaes, evaluator: Evaluator | None, alpha: f
     inputs = None if evaluator is None else evaluator.inputs
     found = flow(
         loaded(), layers=layers, similarity=study.matching, alpha=alpha, folding=study.folding.name,
-        second_seed=second_seed, streams=None if inputs is None else inputs.streams,
-        fit=None if inputs is None else inputs.fit_streams, sink_positions=study.model.sink_positions,
+        second_seed=second_seed, streams=None if inputs is None else inputs.streams[0],
+        fit=None if inputs is None or inputs.fit_streams is None else inputs.fit_streams[0],
+        sink_positions=study.model.sink_positions,
         batch_windows=study.evaluation.batch_windows, seed=study.seed,
     )  # fmt: skip
     link = neuronpedia_link({"neuronpedia": study.sae.neuronpedia, "l0": getattr(study.sae, "l0", None)})

@@ -30,7 +30,7 @@ from sae_match.matching.feature_pair import sae_facts
 from sae_match.matching.problem import unit_rows
 from sae_match.metrics.functional import NONE, PartnerEffects
 from sae_match.metrics.metric import MetricRow, metric_rows
-from sae_match.pairs import EXACT
+from sae_match.pairs import EXACT, Site
 from sae_match.saes import SparseAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -58,13 +58,13 @@ class FunctionalTester:
     evaluator: Evaluator
     how: FunctionalTests
     progress: bool = False
-    _contexts: dict[tuple[str, int], Contexts] = field(default_factory=dict)
+    _contexts: dict[tuple[str, Site], Contexts] = field(default_factory=dict)
 
     def test(
         self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder
     ) -> tuple[list[MetricRow], pd.DataFrame]:
         """Every metric of every matcher of a pair, and a row per matcher and tested feature (functional.parquet)."""
-        contexts = self._chosen(a, matched.pair.layers[0])
+        contexts = self._chosen(a, matched.pair.a)
         if len(contexts.features) == 0:
             logger.warning("%s: no feature fires in any context, and none is tested", matched.pair)
             return [], pd.DataFrame()
@@ -76,19 +76,19 @@ class FunctionalTester:
         )  # fmt: skip
         return rows, tables
 
-    def _chosen(self, a: SparseAutoencoder, layer: int) -> Contexts:
-        key = (a.content_hash, layer)
+    def _chosen(self, a: SparseAutoencoder, site: Site) -> Contexts:
+        key = (a.content_hash, site)
         if key not in self._contexts:
             e = self.evaluator
-            x = e.inputs.streams.layer(layer)
+            x = e.inputs.residual(site)
             self._contexts = {key: choose_contexts(a, x, self.how, e.batch_windows, e.sink_positions)}
         return self._contexts[key]
 
     def _tested(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> FunctionalPair:
-        e, layers = self.evaluator, matched.pair.layers
-        x_a, x_b = (e.inputs.streams.layer(layer) for layer in layers)
+        e, layers = self.evaluator, matched.pair.blocks
+        x_a, x_b = (e.inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
         return FunctionalPair(
-            e.inputs.model, a, b, layers, x_a, x_b, e.inputs.windows.ids,
+            e.inputs.models.of(matched.pair.b.source), a, b, layers, x_a, x_b, e.inputs.windows.ids,
             self.how.context_tokens, e.sink_positions, e.units, e.batch_windows,
         )  # fmt: skip
 
@@ -120,7 +120,8 @@ class _PairEffects:
         batch = None if dtype == "float32" else tested.batch_windows
         return {
             "version": VERSION, "code": _CODE, "what": what, "model": tested.model.key, "dtype": dtype, "batch": batch,
-            "device": tested.a.device.type, "streams": e.inputs.streams.key, "layers": list(tested.layers),
+            "device": tested.a.device.type, "streams": e.inputs.stream(self.matched.pair.b).key,
+            "layers": list(tested.layers),
             "saes": [sae_facts(tested.a), sae_facts(tested.b)], "sinks": tested.sink_positions, **facts,
         }  # fmt: skip
 

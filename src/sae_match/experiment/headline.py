@@ -157,7 +157,7 @@ def _curves(rows: Sequence[MetricRow]) -> Curves:
     """Rows by metric, variant and distance, of metrics measured beyond neighbors; the smallest distance from the
     adjacent pairs of the starts."""
     following = next_layers((row.layer, row.layer_to, row.variant) for row in rows)
-    far = {row.metric for row in rows if row.layer_to > following.get(row.layer, row.layer_to)}
+    far = {row.metric for row in rows if row.layer_to > max(row.layer, following.get(row.layer, row.layer_to))}
     rows = [row for row in rows if row.metric in far]
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for position, variant, distance in by_distance((row.layer, row.layer_to, row.variant) for row in rows):

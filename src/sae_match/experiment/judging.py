@@ -22,10 +22,10 @@ from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
-Descriptions = Mapping[int, Mapping[int, Description]]
-"""By layer and feature; a feature without a description is missing."""
-Describe = Callable[[int, set[int]], dict[int, Description]]
-"""From a layer and some of its features to their descriptions."""
+Descriptions = Mapping[Site, Mapping[int, Description]]
+"""By dictionary and feature; a feature without a description is missing."""
+Describe = Callable[[Site, set[int]], dict[int, Description]]
+"""From a dictionary and some of its features to their descriptions."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ def judge_pairs(
     _log_outcomes(rows)
 
 
-def by_explanations(judging: Judging, folder: str, widths: Mapping[int, int]) -> Describe:
+def by_explanations(judging: Judging, folder: str, widths: Mapping[Site, int]) -> Describe:
     """Descriptions from Neuronpedia's explanation files.
 
     Args:
-        widths: number of features by layer.
+        widths: number of features by dictionary.
     """
 
-    def describe(layer: int, wanted: set[int]) -> dict[int, Description]:
-        texts = read_explanations(folder, layer, widths[layer])
+    def describe(site: Site, wanted: set[int]) -> dict[int, Description]:
+        texts = read_explanations(folder, site.at, widths[site])
         return {f: explained(texts[f], judging.description_chars) for f in sorted(wanted) if f in texts}
 
     return describe
@@ -100,11 +100,11 @@ def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Descri
     inputs = evaluator.inputs
 
     def decode(tokens: Any) -> str:
-        return decode_tokens(inputs.model.tokenizer, tokens)
+        return decode_tokens(inputs.tokenizer, tokens)
 
-    def describe(layer: int, wanted: set[int]) -> dict[int, Description]:
+    def describe(site: Site, wanted: set[int]) -> dict[int, Description]:
         top = top_activations(
-            saes.load(Site(layer)), inputs.streams.layer(layer), judging.contexts,
+            saes.load(site), inputs.residual(site), judging.contexts,
             evaluator.batch_windows, evaluator.sink_positions,
         )  # fmt: skip
         ids = inputs.windows.ids.tolist()
@@ -128,20 +128,20 @@ def _samples(judging: Judging, pairs: Sequence[MatchedPair]) -> Iterator[JudgedS
 
 def _describe_all(describe: Describe, samples: Sequence[JudgedSample], progress: bool) -> Descriptions:
     """Descriptions of the features that occur in a sample."""
-    wanted: dict[int, set[int]] = {}
+    wanted: dict[Site, set[int]] = {}
     for sample in samples:
-        for side, layer in enumerate(sample.pair.layers):
-            wanted.setdefault(layer, set()).update(pair[side] for pair in sample.features)
-    described: dict[int, dict[int, Description]] = {}
-    for layer in tqdm(sorted(wanted), desc="describing features", disable=not progress):
-        described[layer] = describe(layer, wanted[layer])
-        silent = len(wanted[layer]) - len(described[layer])
-        logger.info("layer %d: %d features described, %d without", layer, len(described[layer]), silent)
+        for side, site in enumerate((sample.pair.a, sample.pair.b)):
+            wanted.setdefault(site, set()).update(pair[side] for pair in sample.features)
+    described: dict[Site, dict[int, Description]] = {}
+    for site in tqdm(sorted(wanted), desc="describing features", disable=not progress):
+        described[site] = describe(site, wanted[site])
+        silent = len(wanted[site]) - len(described[site])
+        logger.info("layer %d: %d features described, %d without", site.layer, len(described[site]), silent)
     return described
 
 
 def _described(sample: JudgedSample, descriptions: Descriptions) -> list[tuple[Description | None, Description | None]]:
-    first, second = (descriptions.get(layer, {}) for layer in sample.pair.layers)
+    first, second = (descriptions.get(site, {}) for site in (sample.pair.a, sample.pair.b))
     return [(first.get(feature), second.get(partner)) for feature, partner in sample.features]
 
 

@@ -16,6 +16,7 @@ from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.saes import JobSaes
 from sae_match.metrics.metric import MetricRow, SplicedLosses, metric_rows
+from sae_match.pairs import Site
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +31,26 @@ def loss_rows(evaluator: Evaluator, saes: JobSaes, pairs: Sequence[MatchedPair],
     windows = len(evaluator.splice_windows.ids)
     rows: list[MetricRow] = []
     with tqdm(total=(len(pairs) * splices + 1) * windows, desc="splicing", unit="window", disable=not progress) as bar:
-        original = _original(evaluator, pairs[-1].pair.b.layer, bar)
+        last = {evaluator.inputs.stream(pair.pair.b).key: pair.pair.b for pair in pairs}  # of every model
+        originals: dict[str, Tensor] = {}
         for pair in pairs:
-            rows += _pair_rows(evaluator, saes, pair, original, bar)
+            model = evaluator.inputs.stream(pair.pair.b).key
+            if model not in originals:
+                originals[model] = _original(evaluator, last[model], bar)
+            rows += _pair_rows(evaluator, saes, pair, originals[model], bar)
     return rows
 
 
-def _original(evaluator: Evaluator, layer: int, bar: tqdm) -> Tensor:
-    """Losses of the unchanged model, resumed after the span's last layer."""
+def _original(evaluator: Evaluator, site: Site, bar: tqdm) -> Tensor:
+    """Losses of the unchanged model, resumed after the last layer."""
     ids = evaluator.splice_windows.ids
-    key = _loss_key(evaluator, layer, None)
+    key = _loss_key(evaluator, site, None)
     losses = _known(evaluator, key)
     if losses is not None:
         bar.update(len(ids))
         return losses
-    residual = evaluator.splice_residual(layer)
-    losses = original_losses(evaluator.inputs.model, layer, residual, ids, evaluator.batch_windows, bar.update)
+    residual, model = evaluator.splice_residual(site), evaluator.inputs.models.of(site.source)
+    losses = original_losses(model, site.at, residual, ids, evaluator.batch_windows, bar.update)
     evaluator.store.put(KIND, key, {"losses": losses})
     return losses
 
@@ -53,10 +58,10 @@ def _original(evaluator: Evaluator, layer: int, bar: tqdm) -> Tensor:
 def _pair_rows(
     evaluator: Evaluator, saes: JobSaes, matched: MatchedPair, original: Tensor, bar: tqdm
 ) -> list[MetricRow]:
-    layers, windows = matched.pair.layers, evaluator.splice_windows
+    sites, windows = (matched.pair.a, matched.pair.b), evaluator.splice_windows
     pair = evaluator.splice_pair(matched, *saes.pair(matched.pair))
     splices = evaluator.bind(matched.pair.role, pair)
-    facts = {name: _loss_key(evaluator, layers[1], splice) for name, splice in splices.items()}
+    facts = {name: _loss_key(evaluator, sites[1], splice) for name, splice in splices.items()}
     keys = {name: content_key(key) for name, key in facts.items()}
     losses: dict[str, Tensor] = {}
     todo: dict[str, BoundSplice] = {}
@@ -70,9 +75,9 @@ def _pair_rows(
         else:
             todo[key] = splices[name]
     if todo:
-        residuals = evaluator.splice_residual(layers[0]), evaluator.splice_residual(layers[1])
+        residuals = evaluator.splice_residual(sites[0]), evaluator.splice_residual(sites[1])
         computed = splice_losses(
-            evaluator.inputs.model, layers[1], (pair.a, pair.b), residuals, windows.ids, todo,
+            evaluator.inputs.models.of(sites[1].source), sites[1].at, (pair.a, pair.b), residuals, windows.ids, todo,
             pair.batch_windows, pair.sink_positions, bar.update,
         )  # fmt: skip
         stored = {keys[name]: facts[name] for name in facts}
@@ -83,18 +88,18 @@ def _pair_rows(
     rows: list[MetricRow] = []
     for name, key in keys.items():
         spliced = SplicedLosses(losses[key].numpy(), original.numpy(), windows.document.numpy(), pair.sink_positions)
-        rows += metric_rows(evaluator.metrics, spliced, evaluator.splice_bootstrap, layers, name)
+        rows += metric_rows(evaluator.metrics, spliced, evaluator.splice_bootstrap, matched.pair.layers, name)
     return rows
 
 
-def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> dict[str, object]:
+def _loss_key(evaluator: Evaluator, site: Site, splice: BoundSplice | None) -> dict[str, object]:
     """Key of token losses.
 
     Args:
-        layer: the block whose output is replaced.
+        site: whose layer's output is replaced.
         splice: None = by its own residual stream.
     """
-    model = evaluator.inputs.model
+    model = evaluator.inputs.models.of(site.source)
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
     dtype = str(model.hf.dtype).removeprefix("torch.")
     batch = None if dtype == "float32" else evaluator.batch_windows
@@ -103,7 +108,7 @@ def _loss_key(evaluator: Evaluator, layer: int, splice: BoundSplice | None) -> d
         "splice": None if splice is None else splice.key(),
         "device": model.device.type,
         "batch_windows": batch,
-        "layer": layer,
+        "layer": site.at,
         "model": model.key,
         "dtype": dtype,
         "sink_positions": evaluator.sink_positions,

@@ -33,6 +33,7 @@ from sae_match.store import Store
 
 logger = logging.getLogger(__name__)
 
+UNMAPPED = "unmapped"
 IDENTITY, ANY_RANDOM = "/identity", "/random"
 """Compared beside the variants of neighbors; no variant has such a name."""
 Excluded = Callable[[Site, SparseAutoencoder], Bool[Tensor, " F"] | None]
@@ -46,7 +47,8 @@ class PairMatcher:
     Attributes:
         similarity, solver: the job's own; controls bring theirs.
         excluded: features to leave unmatched.
-        fit: residual streams of text on which similarities are fitted; None where none needs any.
+        fit: residual streams of text on which the similarities of a pair are fitted, of B where they are others, too.
+        mapped: A carried into B's residual stream, where that is another model's.
         provenance: written into the headers of permutations.
         keep: called with each permutation as soon as it is found, but for those of two seeds.
         null_alpha: share of features that may exceed the rotated null's threshold; None = no null is matched.
@@ -57,7 +59,8 @@ class PairMatcher:
     solver: Solver
     folding: FoldingKind
     excluded: Excluded = lambda site, sae: None
-    fit: Streams | None = None
+    fit: Callable[[Pair], tuple[Streams | None, Streams | None]] = lambda pair: (None, None)
+    mapped: Callable[[Pair, SparseAutoencoder], SparseAutoencoder | None] = lambda pair, a: None
     batch_windows: int = 8
     sink_positions: int = 1
     seed: int = 0
@@ -68,14 +71,16 @@ class PairMatcher:
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
         excluded = self.excluded(pair.a, a), self.excluded(pair.b, b)
+        fit, fit_b = self.fit(pair)
         return FeaturePair(
-            a, b, self.folding, excluded, pair.layers, self.fit, self.batch_windows, self.sink_positions, self.seed
-        )
+            a, b, self.folding, excluded, pair.blocks, fit, self.batch_windows, self.sink_positions, self.seed,
+            fit_b, self.mapped(pair, a),
+        )  # fmt: skip
 
     def match(self, pair: Pair, features: FeaturePair) -> Matching:
         """The job's own matching of a pair, from the store where it is known."""
         found = cached_matching(self.store, self.similarity, self.solver, features)
-        a, b = features.layers
+        a, b = pair.layers
         provenance = {**found.permutation.provenance, "layer_a": a, "layer_b": b, **self.provenance}
         permutation = replace(found.permutation, provenance=provenance)
         if pair.role is not Role.seeds:
@@ -92,8 +97,8 @@ class MatchedPair:
             excluded.
         confidence: [F_a] by variant, of those that order their pairs; as in `Matching`.
         rows: weight metrics of every variant, the solver's certificate and what is known of the controls' solvers.
-        features: of neighbors, one row per matched feature with its distances; empty otherwise.
-        random_mse: decoder MSE of each pair of a random matching of neighbors, to draw beside the matched ones.
+        features: of the job's own pairs, one row per matched feature with its distances; empty otherwise.
+        random_mse: decoder MSE of each pair of a random matching of such a pair, to draw beside the matched ones.
         warnings: what a reader of the result must know.
     """
 
@@ -114,15 +119,24 @@ def match_neighbors(
     controls: Collection[MatchingControl],
     metrics: Mapping[str, Metric],
 ) -> MatchedPair:
-    """Match layers t and t+1, and find the permutations of the controls."""
+    """Match a pair that the job is about, and find the permutations of the controls.
+
+    Of two models whose residual streams are mapped, variant `unmapped` is the job's own matching without the map.
+    """
     features = matcher.features(pair, a, b)
     matching = matcher.match(pair, features)
     found = {MATCHED: _own(matching)} | match_controls(matcher, features, controls)
     permutations = {variant: one.permutation for variant, one in found.items()}
     # Compared whether or not they are among the controls: the figure of decoder distances shows a random matching.
     # In one call, which folds both SAEs once.
-    compared = weight_distances_of(a, b, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)})
+    compared = weight_distances_of(
+        *features.weights, {**permutations, IDENTITY: identity(features), ANY_RANDOM: random(features)}
+    )
     distances = {name: compared[name] for name in permutations}
+    if features.mapped is not None and a.d_model == b.d_model:
+        raw = cached_matching(matcher.store, matcher.similarity, matcher.solver, replace(features, mapped=None))
+        found[UNMAPPED], permutations[UNMAPPED] = _own(raw), raw.permutation
+        distances |= weight_distances_of(a, b, {UNMAPPED: raw.permutation})
     logger.info(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
@@ -132,7 +146,7 @@ def match_neighbors(
         pair,
         permutations,
         value_rows(found, pair)
-        + null_rows_of(matcher, features, found, controls)
+        + null_rows_of(matcher, pair, features, found, controls)
         + weight_rows(metrics, distances, pair.layers),
         confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
@@ -180,7 +194,7 @@ def match_seeds(
     values = solver_values(own) if others else {}  # beside those of the controls
     found = {CEILING: ControlMatching(own.permutation, values, own.confidence)} | others
     permutations = {variant: one.permutation for variant, one in found.items()}
-    rows = value_rows(found, pair) + null_rows_of(matcher, features, found, controls)
+    rows = value_rows(found, pair) + null_rows_of(matcher, pair, features, found, controls)
     rows += weight_rows(metrics, weight_distances_of(a, b, permutations), pair.layers)
     return MatchedPair(pair, permutations, rows, confidences(found))
 
@@ -200,6 +214,7 @@ def match_controls(
 
 def null_rows_of(
     matcher: PairMatcher,
+    pair: Pair,
     features: FeaturePair,
     found: Mapping[str, ControlMatching],
     controls: Collection[MatchingControl],
@@ -215,7 +230,7 @@ def null_rows_of(
     own = cached_matching(matcher.store, matcher.similarity, matcher.solver, turned)
     ordered = [control for control in controls if found[control.name].confidence is not None]
     nulls = {next(iter(found)): own.confidence} | confidences(match_controls(matcher, turned, ordered))
-    return null_rows(confidences(found), nulls, features.layers, matcher.null_alpha)
+    return null_rows(confidences(found), nulls, pair.layers, matcher.null_alpha)
 
 
 def value_rows(found: Mapping[str, ControlMatching], pair: Pair) -> list[MetricRow]:

@@ -1,4 +1,4 @@
-"""Features followed through the span's matchings (method section 4), and the tokens on which they fire, as tables."""
+"""Features followed through the matchings of the span (section 3.2 of the paper), and the tokens that they fire on."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def top_tokens_table(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int],
     def text(window: int, position: int) -> str:
         token = int(inputs.windows.ids[window, position])
         if token not in texts:
-            texts[token] = visible(decode_tokens(inputs.model.tokenizer, [token]))
+            texts[token] = visible(decode_tokens(inputs.tokenizer, [token]))
         return texts[token]
 
     parts: list[pd.DataFrame] = []
     for layer in tqdm(layers, desc="top tokens", disable=not progress):
-        x, how = inputs.streams.layer(layer), (evaluator.batch_windows, evaluator.sink_positions)
+        x, how = inputs.residual(Site(layer)), (evaluator.batch_windows, evaluator.sink_positions)
         top = top_activations(saes.load(Site(layer)), x, WINDOWS, *how)
         rows = pd.DataFrame(_tokens(top, text), columns=["feature", "token"]).assign(layer=layer)
         # Layer by layer: millions of rows as Python tuples would take gigabytes at the width of Gemma Scope.

@@ -15,12 +15,11 @@ from sae_match.experiment.stability import seed_files
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.keys import Keyed
-from sae_match.pairs import span
+from sae_match.pairs import seed_pair, sources, span
 from sae_match.record.configuration import LOCATIONS, science_hash, science_of
 from sae_match.record.contents import FEATURES, METRICS, PAIRS
 from sae_match.record.state import Status, read_status, records_in
 from sae_match.rules import check_config
-from sae_match.saes import SaeSource
 from sae_match.study import Rerun, Study
 
 logger = logging.getLogger(__name__)
@@ -170,13 +169,14 @@ def input_hashes(study: Study) -> dict[str, Any]:
         UserError: an input is wrong, or not on this machine.
         OSError: it cannot be read.
     """
-    layers = span(study)
-    saes = SaeSource(study.sae, tuple(layers))
-    inputs: dict[str, Any] = {"saes": {str(layer): saes.identity(layer) for layer in layers}}
+    layers, saes, sides = span(study), sources(study), study.pairs.sides(study)
+    sites = study.pairs.sites(study)
+    sites += [seed_pair(site.layer).b for site in sites if saes[-1].second and saes[-1].has(site.layer)]
+    inputs: dict[str, Any] = {"saes": [[site.source, site.at, saes[site.source].identity(site.at)] for site in sites]}
     if study.evaluation.stability_seeds is not None:
         inputs["seeds"] = [[content_hash(path) for path in seed_files(study, layer)] for layer in layers]
     if study.evaluation.full:
-        inputs["model"] = study.model.identity()
+        inputs["model"] = [side.model.identity() for side in sides]
         inputs["text"] = study.dataset.key()
     if study.judging.neuronpedia is not None:
         folder = study.judging.neuronpedia

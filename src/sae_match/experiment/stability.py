@@ -79,9 +79,8 @@ def compare_seeds(study: Study, store: Store, saes: JobSaes, layer: int) -> Comp
 
 
 def _load(study: Study, saes: JobSaes, layer: int) -> list[SparseAutoencoder]:
-    source = saes.source
-    second = source.load_ceiling(layer)
-    seeds = [source.load(layer), *([] if second is None else [second])]
+    source, second = saes.sources[0], replace(saes.sources[0], second=True)
+    seeds = [one.load(layer) for one in (source, second) if one.has(layer)]
     paths = source.seed_paths(layer, study.evaluation.stability_seeds or [])
     seeds += [source.format.read(path, layer) for path in paths if path.exists()]
     known: dict[str, str] = {}

@@ -98,7 +98,7 @@ def draw_flows(
     evaluator: Evaluator, saes: JobSaes, neighbors: Sequence[MatchedPair], how: Steering, seed: int
 ) -> Sample:
     """Draw flows by their first features, and a random one for each; one SAE at a time is in memory as a whole."""
-    streams, sinks = evaluator.inputs.streams, evaluator.sink_positions
+    streams, sinks = evaluator.inputs.streams[0], evaluator.sink_positions
     layers = [neighbors[0].pair.layers[0], *(matched.pair.layers[1] for matched in neighbors)]
     first, seed = saes.load(Site(layers[0])), seed % MAX_SEED
     tests = FunctionalTests(features=how.flows, contexts=how.contexts, context_tokens=CONTEXT_TOKENS, seed=seed)
@@ -128,7 +128,7 @@ def draw_flows(
             kept = range(sae.width) if narrow[layer] is sae else sorted(wanted)
             place[layer] = {feature: at for at, feature in enumerate(kept)}
     subject = Steered(
-        evaluator.inputs.model, narrow, streams.layer, evaluator.inputs.windows.ids, CONTEXT_TOKENS, sinks
+        evaluator.inputs.models.of(0), narrow, streams.layer, evaluator.inputs.windows.ids, CONTEXT_TOKENS, sinks
     )
     sampled = [Sampled(flow, random[i], contexts.windows[i], int(contexts.quartile[i])) for i, flow in flows.items()]
     return Sample(sampled, subject, place)
@@ -144,7 +144,7 @@ def _examples(evaluator: Evaluator, sample: Sample, table: pd.DataFrame, progres
     whole = table[table["layer"].isna() & (table["kind"] == FLOW)]
     largest = whole.sort_values(["scale", "kl"], ascending=[True, False], kind="stable").groupby("scale").head(EXAMPLES)
     flows = {one.flow[0][1][0]: one for one in sample.flows}
-    model, subject = evaluator.inputs.model, sample.subject
+    model, subject = evaluator.inputs.models.of(0), sample.subject
 
     def text(ids: Sequence[int]) -> str:
         return decode_tokens(model.tokenizer, ids)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from sae_match.evaluation.children import ALPHA, find_children
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
 from sae_match.evaluation.sanity import check_activity
+from sae_match.experiment.contexts import text_contexts
 from sae_match.experiment.evaluation import (
     Evaluator,
     document_sums,
@@ -27,23 +29,29 @@ from sae_match.experiment.inputs import prepare
 from sae_match.experiment.judging import by_contexts, by_explanations, judge_pairs
 from sae_match.experiment.losses import loss_rows
 from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distant, match_neighbors, match_seeds
+from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
 from sae_match.experiment.stability import compare_seeds
 from sae_match.language_model import resolve_device
-from sae_match.matching.similarity import DeadFeatures
+from sae_match.matching import Matching
+from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.similarity import Comparison, DeadFeatures
+from sae_match.matching.solution import Solver
+from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
-from sae_match.pairs import Pair, Site, adjacent_pairs, distant_pairs, seed_pair, span
+from sae_match.pairs import Pair, Role, Site, distant_pairs, own_pairs, seed_pair, sources, span
 from sae_match.plan.checks import check_model_facts
 from sae_match.record.contents import FUNCTIONAL
+from sae_match.record.contexts import CONTEXTS, write_contexts
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.results import Results
 from sae_match.report.examples import choose_examples
 from sae_match.report.steering import RATIOS, steering_effects
-from sae_match.saes import SaeSource
+from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.terminal import wants_bars
@@ -54,7 +62,7 @@ class Steps:
     """What the steps of one job share.
 
     Attributes:
-        widths: number of features by layer.
+        widths: number of features of the job's own dictionaries.
         evaluator: None for weights_only.
         metrics: what is measured, by name.
         progress: whether progress bars are shown.
@@ -63,7 +71,7 @@ class Steps:
     study: Study
     store: Store
     saes: JobSaes
-    widths: Mapping[int, int]
+    widths: Mapping[Site, int]
     matcher: PairMatcher
     evaluator: Evaluator | None
     metrics: Mapping[str, Metric]
@@ -72,6 +80,7 @@ class Steps:
 
     def run(self) -> Results:
         """All steps."""
+        self.results.warn(list(self.study.pairs.notes(self.study)))
         if self.study.evaluation.stability_seeds is not None:
             self.compare_seeds()
         neighbors = self.match_neighbors()
@@ -90,7 +99,7 @@ class Steps:
     def compare_seeds(self) -> None:
         """Compare the seeds of every layer that has several."""
         tables: list[pd.DataFrame] = []
-        for layer in tqdm(self.widths, desc="comparing seeds", disable=not self.progress):
+        for layer in tqdm(span(self.study), desc="comparing seeds", disable=not self.progress):
             if (compared := compare_seeds(self.study, self.store, self.saes, layer)) is not None:
                 self.results.add(compared.rows)
                 self.results.warn(compared.warnings)
@@ -98,14 +107,14 @@ class Steps:
         self.results.record.write_stability(pd.concat(tables, ignore_index=True))
 
     def match_neighbors(self) -> list[MatchedPair]:
-        """Match layers t and t+1 with their controls; each permutation is on disk as soon as it is found."""
+        """Match the job's own pairs with their controls; each permutation is on disk as soon as it is found."""
         evaluator, found = self.evaluator, list[MatchedPair]()
         if evaluator is not None and self.study.matching.dead_features is DeadFeatures.exclude:
             bar = tqdm(self.widths, desc="finding dead features", disable=not self.progress)
-            rows = excluded_rows({layer: evaluator.dead(Site(layer), self.saes.load(Site(layer))) for layer in bar})
+            rows = excluded_rows({site: evaluator.dead(site, self.saes.load(site)) for site in bar})
         else:
             rows = []
-        for pair in tqdm(adjacent_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
+        for pair in tqdm(own_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
             found.append(self._match_neighbors(pair))
         self.results.add(rows)
         if found:
@@ -122,7 +131,7 @@ class Steps:
         """
         seeds: list[MatchedPair] = []
         for matched in tqdm(neighbors, desc="activations of layer pairs", disable=not self.progress):
-            seeds += self._evaluate_neighbors(evaluator, matched, last=matched is neighbors[-1])
+            seeds += self._evaluate_neighbors(evaluator, matched)
         self.results.add(loss_rows(evaluator, self.saes, neighbors, self.progress))
         rows = self.results.rows
         self.results.add(difference_rows(rows, self.metrics) + ceiling_gap_rows(rows, self.metrics))
@@ -146,7 +155,7 @@ class Steps:
             return
         from sae_match.experiment.functional import FunctionalTester  # few jobs need it
 
-        dtype = str(self.evaluator.inputs.model.hf.dtype).removeprefix("torch.")
+        dtype = self.study.model.dtype
         if dtype != "float32" and {"substitution", "fingerprint"} & set(how.tests):
             self.results.warn(
                 [
@@ -163,7 +172,8 @@ class Steps:
                 self.results.add_effects(effects, matcher_labels(self.study))
 
     def find_flow(self) -> None:
-        """Write the flow graph, its edges with the causal weights that the functional tests have measured."""
+        """Write the flow graph, its edges with the causal weights that the functional tests have measured, and the text
+        on which its features fire."""
         alpha, record = self.study.evaluation.flow_alpha, self.results.record
         if alpha is None:
             return
@@ -172,6 +182,9 @@ class Steps:
             effects = pd.read_parquet(record.directory / FUNCTIONAL)
             found = with_deactivation(found, effects) if "drop" in effects else found
         found.save(record.flow)
+        if self.evaluator is not None:
+            contexts = text_contexts(self.evaluator, self.saes, self.widths, self.progress)
+            write_contexts(record.flow / CONTEXTS, contexts)
         self.results.add(flow_rows(found.events))
 
     def steer(self, neighbors: list[MatchedPair]) -> None:
@@ -184,13 +197,13 @@ class Steps:
         seed, samples = self.study.seed, self.study.evaluation.bootstrap_samples
         effects, examples = steer_flows(self.evaluator, self.saes, neighbors, how, seed, self.progress)
         if effects.empty:
-            self.results.warn([f"no feature of layer {min(self.widths)} begins a flow and fires in enough contexts"])
+            self.results.warn([f"no feature of layer {span(self.study)[0]} begins a flow and fires in enough contexts"])
             return
         self.results.record.write_steering(effects, examples)
         n, rows = effects["flow"].nunique(), list[MetricRow]()
         for (metric, kind, scale, layer), estimate in steering_effects(effects, samples, seed).items():
             name = f"steering/{metric}" if layer is not None or metric in RATIOS else f"steering/{metric}_all"
-            at = min(self.widths) if layer is None else layer
+            at = span(self.study)[0] if layer is None else layer
             rows.append(MetricRow(at, at, f"{kind}_x{scale:g}", name, estimate.value, n, estimate))
         self.results.add(rows)
 
@@ -213,8 +226,8 @@ class Steps:
     def follow_features(self) -> None:
         """Write the paths of the first layer's features, and the tokens on which features fire."""
         if self.study.composition.paths:
-            layers, record = list(self.widths), self.results.record
-            record.write_paths(path_table(self.results.features, layers, self.widths[layers[0]]))
+            layers, record = span(self.study), self.results.record
+            record.write_paths(path_table(self.results.features, layers, self.widths[Site(layers[0])]))
             if self.evaluator is not None:
                 record.write_top_tokens(top_tokens_table(self.evaluator, self.saes, layers, self.progress))
 
@@ -222,7 +235,7 @@ class Steps:
         """Write pairs to look at, with the contexts on which their features fire most."""
         examples = choose_examples(self.results.features, self.study.evaluation.min_count)
         if self.evaluator is not None:
-            examples = with_contexts(self.evaluator, self.saes, examples, self.progress)
+            examples = with_contexts(self.evaluator, self.saes, own_pairs(self.study), examples, self.progress)
         if len(examples):
             self.results.record.write_examples(examples)
 
@@ -232,22 +245,47 @@ class Steps:
     def _match_neighbors(self, pair: Pair) -> MatchedPair:
         a, b = self.saes.pair(pair)
         if self.evaluator is not None:  # before the matching, which may take hours
-            self.results.warn(self.evaluator.check(pair.a, a, self.widths))
-            self.results.warn(self.evaluator.check(pair.b, b, self.widths) if pair.b.layer == max(self.widths) else [])
+            for site, sae in self._new_in(pair, a, b):
+                layers = [other.at for other in self.widths if other.source == site.source]
+                where = f"{self.study.pairs.name}, " if site.suffix else ""
+                self.results.warn([where + told for told in self.evaluator.check(site, sae, layers)])
         matched = match_neighbors(self.matcher, pair, a, b, self.study.evaluation.matchers, self.metrics)
+        if self.study.pairs.one_to_few:
+            matched = self._with_children(matched, a, b)
         self.results.add(matched.rows, pair.layers, matched.features)
         self.results.warn(matched.warnings)
         return matched
 
-    def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair, last: bool) -> list[MatchedPair]:
+    def _with_children(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> MatchedPair:
+        """A matched pair with what is known of each feature's children, which are on disk."""
+
+        def match(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
+            return cached_matching(self.store, similarity, solver, pair)
+
+        features = self.matcher.features(matched.pair, a, b)
+        found = find_children(*features.weights, self.study.evaluation.null_alpha or ALPHA, self.study.seed, match)
+        layers, n = matched.pair.layers, found.width
+        self.results.add_children(layers, found.to_frame())
+        rows = [MetricRow(*layers, MATCHED, name, value, n) for name, value in found.numbers().items()]
+        counts = found.counts.numpy()[matched.features["feature"].to_numpy()]
+        return replace(matched, rows=matched.rows + rows, features=matched.features.assign(children=counts))
+
+    def _new_in(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> list[tuple[Site, SparseAutoencoder]]:
+        """The sides of a pair that come up in it: A, and B where it is no A and was no B."""
+        pairs = own_pairs(self.study)
+        elsewhere = {other.a for other in pairs} | {other.b for other in pairs[: pairs.index(pair)]}
+        return [(pair.a, a), *([] if pair.b in elsewhere else [(pair.b, b)])]
+
+    def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair) -> list[MatchedPair]:
         a, b = self.saes.pair(matched.pair)
         seeds: list[MatchedPair] = []
         rows, counts = evaluator.evaluate(matched, a, b)
         self.results.add(rows, matched.pair.layers, add_activations(matched.features, counts))
-        for site, sae, active in ((matched.pair.a, a, counts.a), (matched.pair.b, b, counts.b))[: 1 + last]:
-            self.results.add(evaluator.layer_rows(site.layer, sae, active.active, active.tokens))
+        for (site, sae), active in zip(self._new_in(matched.pair, a, b), (counts.a, counts.b), strict=False):
+            self.results.add(evaluator.layer_rows(site, sae, active.active, active.tokens))
             self.results.warn(check_activity(site.layer, active.active, active.tokens))
-            seeds += self._match_seeds(evaluator, seed_pair(site.layer))
+            if matched.pair.role is Role.adjacent:
+                seeds += self._match_seeds(evaluator, seed_pair(site.layer))
         return seeds
 
     def _match_distant(self, pair: Pair, neighbors: list[MatchedPair]) -> MatchedPair:
@@ -282,25 +320,29 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
     progress = wants_bars(study.progress)
     device = resolve_device(study.device).type
     torch.manual_seed(study.seed)
-    solver, layers, source = study.solver.on(device, progress), span(study), SaeSource(study.sae, tuple(span(study)))
+    solver, saes, sides = study.solver.on(device, progress), sources(study), study.pairs.sides(study)
     full = study.evaluation.full
     # Some kilobytes of the model first: they show a wrong, gated or unreachable one before gigabytes of SAEs come.
-    d_model = check_model_facts(store, study) if full else None
-    headers = check_saes(study, source, solver, progress, d_model)
+    headers = check_saes(
+        study, saes, solver, progress, [check_model_facts(store, side) if full else None for side in sides]
+    )
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    inputs = prepare(store, study, headers[layers[0]].d_model, device, progress) if full else None
+    d_saes = [next(one.d_model for site, one in headers.items() if site.source == at) for at in range(len(sides))]
+    inputs = prepare(store, study, d_saes, device, progress) if full else None
     evaluator = None if inputs is None else make_evaluator(store, study, inputs, metrics)
     record.clear_results()
     if inputs is not None:
         record.write_text(inputs.facts())
     measured = inputs is not None and study.folding.measured
-    scale = measured_scale(study, store, inputs.streams) if inputs is not None and measured else stored_scale(study)
+    scale = measured_scale(study, store, inputs) if inputs is not None and measured else stored_scale(study)
     exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
+    how = study.evaluation.batch_windows, max(side.model.sink_positions for side in sides)
     matcher = PairMatcher(
         store, study.matching, solver, study.folding.name,
         excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
-        fit=None if inputs is None else inputs.fit_streams,
-        batch_windows=study.evaluation.batch_windows, sink_positions=study.model.sink_positions, seed=study.seed,
+        fit=(lambda pair: (None, None)) if inputs is None else inputs.fit,
+        mapped=lambda pair, a: None if inputs is None else inputs.mapped(pair, a, *how),
+        batch_windows=how[0], sink_positions=how[1], seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
         null_alpha=study.evaluation.null_alpha,
@@ -308,8 +350,8 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
     return Steps(
         study=study,
         store=store,
-        saes=JobSaes(source, device, scale),
-        widths={layer: headers[layer].width for layer in layers},
+        saes=JobSaes(saes, device, scale),
+        widths={site: header.width for site, header in headers.items()},
         matcher=matcher,
         evaluator=evaluator,
         metrics=metrics,

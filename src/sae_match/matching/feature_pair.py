@@ -36,6 +36,8 @@ class FeaturePair:
         excluded: features of either side that stay unmatched; None = none.
         layers: t and t+1.
         fit: residual streams of text that is not evaluated; None where none was prepared.
+        fit_b: those of B where it reads another model's; None = as A.
+        mapped: A carried into B's residual stream, where that is another model's: what weights are compared of.
         batch_windows: windows read at a time.
         sink_positions: positions at each window's start that are never counted.
         seed: seed of what is drawn.
@@ -50,6 +52,21 @@ class FeaturePair:
     batch_windows: int = 8
     sink_positions: int = 1
     seed: int = 0
+    fit_b: Streams | None = None
+    mapped: SparseAutoencoder | None = None
+
+    @property
+    def weights(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
+        """The SAEs whose weights are compared, in one residual stream."""
+        return (self.a if self.mapped is None else self.mapped), self.b
+
+    def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
+        """Residual streams of either side on the text on which a similarity may be fitted.
+
+        Raises:
+            UserError: none was prepared.
+        """
+        return residuals(self.fit_streams, self.fit_b, self.layers)
 
     @property
     def fit_streams(self) -> Streams:
@@ -71,8 +88,8 @@ class FeaturePair:
         return kept_a, kept_b
 
     def to_fold(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
-        """Both SAEs with threshold 1 for excluded features, which need none to be folded by."""
-        a, b = (_excluded_of_one(s, mask) for s, mask in zip((self.a, self.b), self.excluded, strict=True))
+        """Both SAEs of `weights` with threshold 1 for excluded features, which need none to be folded by."""
+        a, b = (_excluded_of_one(s, mask) for s, mask in zip(self.weights, self.excluded, strict=True))
         return a, b
 
     def facts(self) -> dict[str, object]:
@@ -81,10 +98,10 @@ class FeaturePair:
             "layers": list(self.layers),
             "saes": [sae_facts(sae) for sae in (self.a, self.b)],
             "folding": self.folding.value,
-            "streams": None if self.fit is None else self.fit.key,
+            "streams": streams_key(self.fit, self.fit_b),
             "sink_positions": self.sink_positions,
             "seed": self.seed,
-        }
+        } | ({} if self.mapped is None else {"mapped": self.mapped.content_hash})
 
     def excluded_facts(self) -> list[str | None]:
         """Digests of the masks of excluded features."""
@@ -94,6 +111,20 @@ class FeaturePair:
 def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
     """Content of an SAE, and its folding scale where that is not its threshold."""
     return {"content": sae.content_hash, "scale": None if sae.scale is None else tensor_digest(sae.scale)}
+
+
+def residuals(fit: Streams, fit_b: Streams | None, layers: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Residual streams of either side of a pair, [windows, tokens, d] each.
+
+    Args:
+        fit_b: those of B where it reads another model's.
+    """
+    return fit.layer(layers[0]), (fit if fit_b is None else fit_b).layer(layers[1])
+
+
+def streams_key(fit: Streams | None, fit_b: Streams | None) -> object:
+    """Which residual streams something may be fitted on, as plain data."""
+    return None if fit is None else fit.key if fit_b is None else [fit.key, fit_b.key]
 
 
 def require_streams(fit: Streams | None, what: str) -> Streams:

@@ -105,7 +105,7 @@ class Permutation:
         return cls.of_pairs(rows, columns, n_a, n_b)
 
     def compose(self, after: Permutation) -> Permutation:
-        """This A -> B followed by `after`: B -> C, as one A -> C (method section 4). Unmatched stays unmatched.
+        """This A -> B followed by `after`: B -> C, as one A -> C (section 3.2 of the paper). Unmatched stays unmatched.
 
         Raises:
             UserError: if `after` does not start at as many features as this one ends at.

@@ -195,7 +195,7 @@ def matching_problem(
     """The problem of matching `a`'s features to `b`'s.
 
     Args:
-        metric: `both`, `decoder` or `encoder` (method section 3).
+        metric: `both`, `decoder` or `encoder` (Eq. 3 of the paper).
         folding: `theta` folds both SAEs first (Eq. 4); `none` compares the parameters as stored.
         include_bias: whether b_enc enters where the metric covers the encoder.
         weights: weights of the groups' squared distances; all 1 if None, as in the paper.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.keys import Keyed
-from sae_match.matching.feature_pair import FeaturePair
+from sae_match.matching.feature_pair import FeaturePair, sae_facts
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
 from sae_match.matching.solution import Solver, refuse_above
 from sae_match.options import option
@@ -190,7 +190,7 @@ class WeightDistance(RowDistance):
 def weights_read(pair: FeaturePair) -> dict[str, object]:
     """What a comparison of weights depends on: the SAEs, and their folding scales where they are folded."""
     folded = pair.folding is FoldingKind.theta
-    saes = pair.facts()["saes"] if folded else [{"content": sae.content_hash} for sae in (pair.a, pair.b)]
+    saes = [sae_facts(sae) if folded else {"content": sae.content_hash} for sae in pair.weights]
     return {"saes": saes, "folding": pair.folding.value}
 
 

@@ -27,13 +27,13 @@ class DecoderCosine(RowDistance):
 
     def problem(self, pair: FeaturePair) -> MatchingProblem:
         """Decoder rows of unit norm."""
-        check_same_stream(pair.a, pair.b)
-        left, right = (unit_rows(sae.W_dec.cpu()) for sae in (pair.a, pair.b))
+        check_same_stream(*pair.weights)
+        left, right = (unit_rows(sae.W_dec.cpu()) for sae in pair.weights)
         return kept_part(MatchingProblem(left, right, self.rejection_cost, self.n_pairs), pair.kept())
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """The SAEs."""
-        return {"saes": [sae.content_hash for sae in (pair.a, pair.b)]}
+        return {"saes": [sae.content_hash for sae in pair.weights]}
 
     def numbers_per_feature(self, d_model: int) -> int:
         """One decoder row."""
@@ -52,7 +52,7 @@ class VirtualWeights(Similarity):
 
     def matrix(self, pair: FeaturePair) -> Float[Tensor, "K_a K_b"]:
         """Products of the features that are matched."""
-        check_same_stream(pair.a, pair.b)
+        check_same_stream(*pair.weights)
         a, b = pair.to_fold()
         if pair.folding is FoldingKind.theta:
             a, b = fold(a), fold(b)

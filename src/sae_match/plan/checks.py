@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from sae_match.errors import UserError
@@ -15,7 +16,7 @@ from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.loading import ModelFacts
 from sae_match.matching import by_similarity
 from sae_match.matching.solution import Solver, refuse_above
-from sae_match.pairs import adjacent_pairs, distant_pairs, span
+from sae_match.pairs import distant_pairs, own_pairs, sources, span
 from sae_match.plan.resources import sae_bytes
 from sae_match.record.configuration import science_hash
 from sae_match.record.contents import refuse_foreign_files
@@ -131,6 +132,16 @@ def check_pair(study: Study, solver: Solver, width_a: int, width_b: int, d_model
     study.matching.check_memory(solver, width_a, width_b, d_model)
 
 
+def check_widths(study: Study, solver: Solver, a: SaeHeader | SaeShape, b: SaeHeader | SaeShape) -> None:
+    """As `check_pair`, and refuse SAEs of residual streams of different widths that nothing maps."""
+    if a.d_model != b.d_model and study.pairs.stream_map == "none":
+        raise UserError(
+            f"pairs={study.pairs.name}: SAEs over d_model={a.d_model} and {b.d_model} have no weights in common; set "
+            "pairs.map=orthogonal or affine, which carries the first to the residual stream of the second"
+        )
+    check_pair(study, solver, a.width, b.width, b.d_model)
+
+
 def needs_no_scale(study: Study) -> bool:
     """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
     full = study.evaluation.full
@@ -177,8 +188,9 @@ def check_seeds(study: Study, shapes: Mapping[int, SaeShape]) -> None:
         missing = [str(path) for path in paths if not path.exists()]
         if missing and (len(missing) < len(paths) or len(layers) == 1):
             raise UserError(f"{key}: no SAE of layer {layer} at {', '.join(missing)}")
-        second = source.ceiling_path(layer)
-        seeds = ([] if missing else paths) + ([] if second is None else [second])
+        seeds = [] if missing else paths
+        if (second := replace(source, second=True)).has(layer):
+            seeds = [*seeds, second.locate([layer])[layer]]
         several = several or bool(seeds)
         if layer not in shapes or not seeds:
             continue
@@ -208,11 +220,16 @@ def check_similarities(study: Study) -> None:
     own = [study.matching] if study.evaluation.full else []
     compared = (*own, *(study.evaluation.similarities if how is not None and "seeds" in how.pairs else ()))
     names = {similarity.name for similarity in compared if similarity.by_layer}
-    source = SaeSource(study.sae, tuple(layers))
-    if names and any(source.ceiling_path(layer) is not None for layer in layers):
+    second = sources(study)[-1]
+    if names and second.second and any(second.has(layer) for layer in layers):
         raise UserError(
             f"{', '.join(sorted(names))} cannot compare two seeds of a layer: set sae.ceiling_filename=null, or "
             "(of a control) leave seeds out of evaluation.functional.pairs"
+        )
+    by_layer = [one.name for one in (study.matching, *study.evaluation.similarities) if one.by_layer]
+    if by_layer and not second.second:
+        raise UserError(
+            f"{', '.join(by_layer)} knows the features of one source: leave it out with pairs={study.pairs.name}"
         )
 
 
@@ -224,5 +241,5 @@ def check_judging(study: Study) -> None:
     if judging.neuronpedia is not None:
         for layer in span(study):
             explanation_files(judging.neuronpedia, layer)
-    judged = sum(len(pair.role.judged) for pair in (*adjacent_pairs(study), *distant_pairs(study)))
+    judged = sum(len(pair.role.judged) for pair in (*own_pairs(study), *distant_pairs(study)))
     judging.check(judged * judging.pairs)

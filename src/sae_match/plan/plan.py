@@ -6,7 +6,7 @@ content of files can show (damaged SAEs, too few documents) comes after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from sae_match.hub import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
-from sae_match.pairs import adjacent_pairs, captured_layers, distant_pairs, seed_pair, span
+from sae_match.pairs import Adjacent, Pair, Role, Site, captured_layers, distant_pairs, own_pairs, span
 from sae_match.plan import checks
 from sae_match.plan.allocation import Allocation, current_allocation
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, effects_bytes, passes_bytes, phases
-from sae_match.plan.saes import PlannedSaes, check_shapes, plan_saes
+from sae_match.plan.saes import PlannedSaes, check_shapes, check_stream, plan_saes
 from sae_match.rules import check_config
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
@@ -45,13 +45,23 @@ RECORD_BYTES = 20 * 2**20
 
 
 @dataclass(frozen=True)
+class PlannedSide:
+    """One side of the job: its SAEs, and its model where that is found and needed."""
+
+    study: Study
+    saes: PlannedSaes
+    model: PlannedModel | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a job would do.
 
     Attributes:
         device: where SAEs and model go.
         machine: None where the configuration breaks its own rules; it is then not followed any further.
-        model, text: None for weights_only, and where they cannot be found.
+        sides: every source of SAEs (`pairs`), the job's own first.
+        text: None for weights_only.
         shape: None where the SAEs' shapes are not known before they are downloaded; then there are no estimates.
         phases: memory of each step.
         disk: what is written, and where.
@@ -62,8 +72,7 @@ class Plan:
     study: Study
     device: torch.device
     machine: Machine | None = None
-    saes: PlannedSaes | None = None
-    model: PlannedModel | None = None
+    sides: tuple[PlannedSide, ...] = ()
     text: TextSize | None = None
     shape: JobShape | None = None
     phases: list[Phase] = field(default_factory=list)
@@ -72,9 +81,20 @@ class Plan:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def saes(self) -> PlannedSaes | None:
+        """The job's own SAEs; None where the configuration breaks its own rules."""
+        return self.sides[0].saes if self.sides else None
+
+    @property
+    def model(self) -> PlannedModel | None:
+        """The job's own model; None for weights_only, and where it cannot be found."""
+        return self.sides[0].model if self.sides else None
+
+    @property
     def layers(self) -> list[int]:
-        """Layers of the span."""
-        return span(self.study)
+        """The first layer of the job's own pairs, then the second one of each."""
+        pairs = own_pairs(self.study)
+        return [pairs[0].a.at, *(pair.b.at for pair in pairs)] if pairs else span(self.study)
 
     @property
     def downloads(self) -> int | None:
@@ -112,16 +132,21 @@ def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Pl
         check_writable(store.root, "paths.cache_dir", create=False)
     allocation = asked or current_allocation()
     lookup, machine = Lookup(), probe_machine(device, allocation)
-    model = text = None
+    sides: list[PlannedSide] = []
+    for side in study.pairs.sides(study):
+        model = _plan_model(side, store, lookup, problems) if study.evaluation.full else None
+        d_model = side.model.d_model if model is None or model.facts is None else model.facts.d_model
+        saes = plan_saes(side, lookup, d_model, problems)
+        if saes.shapes:
+            check_stream(side, saes, d_model, problems)
+        sides.append(PlannedSide(side, saes, model))
+    text = None
     if study.evaluation.full:
-        model = _plan_model(study, store, lookup, problems)
-        text = _plan_text(study, store, lookup, None if model is None else model.directory, problems)
-    d_model = study.model.d_model if model is None or model.facts is None else model.facts.d_model
-    saes = plan_saes(study, lookup, d_model, problems)
-    if saes.shapes:
-        check_shapes(study, saes, d_model, problems)
+        tokenizer = None if sides[0].model is None else sides[0].model.directory
+        text = _plan_text(study, store, lookup, tokenizer, problems)
+    check_shapes(study, [side.saes for side in sides], problems)
     with collect_errors(problems):
-        checks.check_seeds(study, saes.shapes)
+        checks.check_seeds(study, sides[0].saes.shapes)
     with collect_errors(problems):
         checks.check_similarities(study)
     with collect_errors(problems):
@@ -129,14 +154,14 @@ def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Pl
     with collect_errors(problems):
         for one in (*study.evaluation.all_splices, *study.evaluation.controls.values()):
             one.facts()  # what has no content key is refused before long work
-    shape = _job_shape(study, saes, model, text) if saes.shapes else None
+    shape = _job_shape(study, sides, text) if all(side.saes.shapes for side in sides) else None
     steps = [] if shape is None else phases(shape, device.type == "cuda", study.model.device_map is not None)
     with collect_errors(problems):
         check_memory(steps, machine, study.solver.memory_limit_gib, allocation)
-    disk = list(_disk_needs(study, store, saes, model, shape))
+    disk = list(_disk_needs(study, store, sides, shape))
     with collect_errors(problems):
         check_disk(disk)
-    return Plan(study, device, machine, saes, model, text, shape, steps, disk, asked, problems)
+    return Plan(study, device, machine, tuple(sides), text, shape, steps, disk, asked, problems)
 
 
 def total_size(files: Iterable[HubFile]) -> int | None:
@@ -205,27 +230,36 @@ def _known_windows(study: Study, store: Store, tokenizer: Path | None) -> TokenW
 # -- resources -------------------------------------------------------------------------------------------
 
 
-def _job_shape(study: Study, saes: PlannedSaes, model: PlannedModel | None, text: TextSize | None) -> JobShape:
-    """The job's sizes; layers of unknown width count as the widest that is known."""
-    shapes = saes.shapes
-    layers, d_model = span(study), shapes[min(shapes)].d_model
-    widest = max(shape.width for shape in (*shapes.values(), *saes.seeds.values()))
-    widths = {layer: shapes[layer].width if layer in shapes else widest for layer in layers}
+def _job_shape(study: Study, sides: Sequence[PlannedSide], text: TextSize | None) -> JobShape:
+    """The job's sizes; layers of unknown width count as the widest that is known, and all models as the largest."""
+    seeds = sides[0].saes.seeds
+    known = [shape for side in sides for shape in side.saes.shapes.values()] + list(seeds.values())
+    d_model, widest = max(shape.d_model for shape in known), max(shape.width for shape in known)
+
+    def width(site: Site) -> int:
+        shapes = sides[site.source].saes.shapes
+        return shapes[site.at].width if site.at in shapes else widest
+
+    widths = {layer: width(Site(layer)) for layer in span(study)}
+    pairs, chain = own_pairs(study), isinstance(study.pairs, Adjacent)
+    in_order = study.pairs.sites(study) if chain else [site for pair in pairs for site in (pair.a, pair.b)]
+    sizes = [side.model.size for side in sides if side.model is not None and side.model.size is not None]
     controls = study.evaluation.matchers
     permutations = 1 + len(controls)
     return JobShape(
         d_model=d_model,
-        widths=tuple(widths.values()),
+        widths=tuple(map(width, in_order)),
         solver_bytes=study.matching.required_bytes(study.solver, widest, widest, d_model),
-        model=None if model is None else model.size,
+        model=max(sizes, key=lambda size: size.bytes) if sizes and len(sizes) == len(sides) else None,
         text=text,
         permutations=permutations,
-        splices=sum(splice.count(permutations) for splice in study.evaluation.all_splices),
+        splices=sum(splice.count(permutations) for splice in study.pairs.splices(study)),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
         far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
-        ceilings=tuple(max(widths[layer], seed.width) for layer, seed in saes.seeds.items()),
-        tested=_tested_shape(study, widths, saes.seeds),
-        steered=_steered_tokens(study, widths[layers[0]]),
+        ceilings=tuple(max(widths[layer], seed.width) for layer, seed in seeds.items()),
+        tested=_tested_shape(study, width, seeds),
+        chain=chain,
+        steered=_steered_tokens(study, width(in_order[0])),
     )
 
 
@@ -237,18 +271,16 @@ def _steered_tokens(study: Study, width: int) -> int:
     return 2 * len(how.scales) * (how.flows or width) * how.contexts * tokens
 
 
-def _tested_shape(study: Study, widths: Mapping[int, int], seeds: Mapping[int, SaeShape]) -> FunctionalShape | None:
+def _tested_shape(study: Study, width: Callable[[Site], int], seeds: Mapping[int, SaeShape]) -> FunctionalShape | None:
     how = study.evaluation.functional
     if how is None:
         return None
-    pairs = {"adjacent": adjacent_pairs(study), "distant": distant_pairs(study)}
-    pairs["seeds"] = [seed_pair(layer) for layer in seeds]
-    layers = [pair.layers for role in how.pairs for pair in pairs[role]]
+    found = [*own_pairs(study), *distant_pairs(study), *(Pair(Site(at), Site(at), Role.seeds) for at in seeds)]
     # Matchers agree on many partners: 36 of them gave nine to a feature, four controls included. Each is removed and
     # substituted; one that is silent where the feature fires costs nothing to remove.
     partners = 5 + len(study.evaluation.matchers) / 6
     return FunctionalShape(
-        pairs=tuple((a, b, widths[a], widths[b]) for a, b in layers),
+        pairs=tuple((*pair.blocks, width(pair.a), width(pair.b)) for pair in found if pair.role.value in how.pairs),
         features=how.features,
         contexts=how.contexts,
         tokens=min(how.context_tokens, study.dataset.window_tokens),
@@ -257,20 +289,23 @@ def _tested_shape(study: Study, widths: Mapping[int, int], seeds: Mapping[int, S
     )
 
 
-def _disk_needs(
-    study: Study, store: Store, saes: PlannedSaes, model: PlannedModel | None, shape: JobShape | None
-) -> Iterator[DiskNeed]:
+def _disk_needs(study: Study, store: Store, sides: Sequence[PlannedSide], shape: JobShape | None) -> Iterator[DiskNeed]:
     """What is written: downloads that the hub's cache lacks, residual streams that ours lacks, counts, the record."""
-    missing = [file for file in [*saes.files, *(model.files if model is not None else [])] if file.cached is None]
-    known = saes.found and (model is not None or not study.evaluation.full)
+    files = [file for side in sides for file in (*side.saes.files, *([] if side.model is None else side.model.files))]
+    missing = list({str(file): file for file in files if file.cached is None}.values())
+    known = all(side.saes.found and (side.model is not None or not study.evaluation.full) for side in sides)
     yield DiskNeed("downloads", Path(constants.HF_HUB_CACHE), total_size(missing) if known else None, "HF_HOME")
     if study.evaluation.full:
         streams = counts = fitted = None
         if shape is not None and (text := shape.text) is not None:
             counts = passes_bytes(shape)
-            fitted = len(span(study)) * layer_bytes(text.fit_windows, text.tokens, shape.d_model)
+            layers = sum(len(span(side.study)) for side in sides)
+            fitted = layers * layer_bytes(text.fit_windows, text.tokens, shape.d_model)
             if text.windows is not None:
-                new = len(captured_layers(study)) - _captured(study, store, shape.d_model, text.windows)
+                new = sum(
+                    len(captured_layers(side.study)) - _captured(side.study, store, shape.d_model, text.windows)
+                    for side in sides
+                )
                 streams = new * layer_bytes(text.windows, text.tokens, shape.d_model)
         if study.fitted:
             yield DiskNeed("streams to fit controls on", store.directory, fitted, "paths.cache_dir")
@@ -278,7 +313,7 @@ def _disk_needs(
         yield DiskNeed("activation counts until it is done", store.directory, counts, "paths.cache_dir")
         if shape is not None and shape.tested is not None:
             yield DiskNeed("effects of features", store.directory, effects_bytes(shape.tested), "paths.cache_dir")
-    record = None if shape is None else sum(shape.widths[:-1]) * FEATURE_ROW_BYTES + RECORD_BYTES
+    record = None if shape is None else sum(a for a, _ in shape.pairs) * FEATURE_ROW_BYTES + RECORD_BYTES
     yield DiskNeed("record", Path(study.paths.output_dir), record, "paths.output_dir")
 
 

@@ -76,7 +76,7 @@ class JobShape:
 
     Attributes:
         d_model: dimensions of the residual stream.
-        widths: number of features per layer of the span, in order.
+        widths: number of features of the SAEs of the job's own pairs, in order.
         solver_bytes: peak memory of the solver on the widest pair.
         model, text: None for weights_only, and where the model's size is not known.
         permutations: matchings of each pair that are evaluated, controls included.
@@ -85,6 +85,7 @@ class JobShape:
         far_pairs: widths of the pairs further apart than neighbors that are matched and compared as well.
         ceilings: of the layers of which there is a second seed, the width of the wider one.
         tested: the functional tests; None where there are none.
+        chain: whether the second SAE of each pair is the first one of the next; otherwise `widths` holds both of each.
         steered: tokens of all contexts of flows and random flows, once per scale; 0 without interventions.
     """
 
@@ -99,12 +100,13 @@ class JobShape:
     far_pairs: tuple[tuple[int, int], ...] = ()
     ceilings: tuple[int, ...] = ()
     tested: FunctionalShape | None = None
+    chain: bool = True
     steered: int = 0
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Widths of each adjacent pair."""
-        return list(pairwise(self.widths))
+        """Widths of each of the job's own pairs."""
+        return list(pairwise(self.widths))[:: 1 if self.chain else 2]
 
 
 @dataclass(frozen=True)

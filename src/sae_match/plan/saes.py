@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sae_match.errors import UserError
 from sae_match.hub import HubFile, HubRefusalError, Lookup
-from sae_match.pairs import adjacent_pairs, distant_pairs, span
+from sae_match.pairs import distant_pairs, own_pairs, span
 from sae_match.plan import checks
 from sae_match.plan.checks import collect_errors
 from sae_match.saes import SaeHeader, SaeSource
@@ -41,7 +41,8 @@ def plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list[
     """
     source = SaeSource(study.sae, tuple(span(study)))
     if study.sae.root is not None:
-        return PlannedSaes([], _read_shapes(study, source.header, problems), seeds=_second_seeds(source, problems))
+        seeds = {} if len(study.pairs.sides(study)) > 1 else _second_seeds(replace(source, second=True), problems)
+        return PlannedSaes([], _read_shapes(study, source.header, problems), seeds=seeds)
     files = _hub_files(source, lookup, problems)
     shapes = _read_shapes(study, lambda layer: _cached_header(source, layer, files.get(layer, [])), problems)
     by_size: dict[int, SaeShape | None] = {}  # files of one size are of one shape, so each size is asked once
@@ -91,8 +92,8 @@ def _second_seeds(source: SaeSource, problems: list[str]) -> dict[int, SaeShape]
     shapes: dict[int, SaeShape] = {}
     for layer in source.span:
         with collect_errors(problems):
-            if (path := source.ceiling_path(layer)) is not None:
-                header = source.format.header(path, layer)
+            if source.has(layer):
+                header = source.header(layer)
                 shapes[layer] = SaeShape(header.d_model, header.width, "the file's header")
     return shapes
 
@@ -115,20 +116,34 @@ def _hub_files(source: SaeSource, lookup: Lookup, problems: list[str]) -> dict[i
     return files
 
 
-def check_shapes(study: Study, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
-    """SAEs over one residual stream, the model's, and pairs that fit into memory."""
+def check_stream(side: Study, saes: PlannedSaes, d_model: int | None, problems: list[str]) -> None:
+    """SAEs of one side over one residual stream, that of its model."""
     shapes = saes.shapes
     with collect_errors(problems):
         checks.check_one_stream({layer: shape.d_model for layer, shape in shapes.items()})
-    if study.evaluation.full and d_model is not None:
+    if side.evaluation.full and d_model is not None:
         with collect_errors(problems):
-            checks.check_same_stream(study.sae.name, shapes[min(shapes)].d_model, study.model.name, d_model)
-    # Each pair of widths once: a span of equal SAEs has one answer.
-    pairs = {
-        (shapes[a].width, shapes[b].width, shapes[a].d_model)
-        for a, b in (pair.layers for pair in (*adjacent_pairs(study), *distant_pairs(study)))
-        if a in shapes and b in shapes
+            checks.check_same_stream(side.sae.name, shapes[min(shapes)].d_model, side.model.name, d_model)
+
+
+def check_shapes(study: Study, sides: Sequence[PlannedSaes], problems: list[str]) -> None:
+    """Pairs that can be compared and fit into memory.
+
+    Args:
+        sides: by `Site.source`.
+    """
+    saes, shapes = sides[0], sides[0].shapes
+    # Each pair of shapes once: a span of equal SAEs has one answer.
+    found = {
+        (sides[pair.a.source].shapes.get(pair.a.at), sides[pair.b.source].shapes.get(pair.b.at))
+        for pair in (*own_pairs(study), *distant_pairs(study))
     }
+    pairs: set[tuple[int, int, int]] = set()
+    for a, b in found:
+        if a is not None and b is not None:
+            pairs.add((a.width, b.width, b.d_model))
+            with collect_errors(problems):
+                checks.check_widths(study, study.solver, a, b)
     for layer, seed in saes.seeds.items():
         with collect_errors(problems):
             if layer in shapes and seed.d_model != shapes[layer].d_model:

@@ -8,9 +8,11 @@ import yaml
 
 from sae_match.files import format_duration, format_size
 from sae_match.hub import HubFile
+from sae_match.language_model.sources import ModelSource
+from sae_match.pairs import own_pairs
 from sae_match.plan.allocation import Allocation, advice
 from sae_match.plan.machine import Duration, durations
-from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, total_size
+from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, PlannedSide, total_size
 
 
 def render(plan: Plan) -> str:
@@ -19,7 +21,7 @@ def render(plan: Plan) -> str:
     if plan.machine is not None:
         steps = _steps(plan)
         for title, part in (
-            (f"Jobs: {len(plan.layers) - 1} layer pairs", _jobs(plan)),
+            (f"Jobs: {len(own_pairs(plan.study))} layer pairs", _jobs(plan)),
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", (f"{need.what}: {_size(need.bytes)} in {need.path} ({need.key})" for need in plan.disk)),
@@ -40,39 +42,47 @@ def _jobs(plan: Plan) -> Iterator[str]:
     yield f"{how}, evaluation {study.evaluation.level.value}, on {plan.device}"
     if study.evaluation.stability_seeds is not None:
         yield f"seeds of each layer compared (layers {plan.layers[0]}..{plan.layers[-1]})"
-    yield ", ".join(f"{a}->{b}" for a, b in zip(plan.layers[:-1], plan.layers[1:], strict=True))
+    yield ", ".join(f"{pair.a.layer}->{pair.b.layer}" for pair in own_pairs(study))
 
 
 def _reads(plan: Plan) -> Iterator[str]:
-    study, saes, model, text = plan.study, plan.saes, plan.model, plan.text
-    if saes is not None and study.sae.root is not None:
-        yield f"SAEs {study.sae.name}: {len(saes.shapes)} found in {study.sae.root}"
-    elif saes is not None:
-        yield f"SAEs {study.sae.repo_id}, revision {study.sae.revision or 'main'}: {_files(saes.files, saes.found)}"
-        yield from map(_file, saes.files)
-    shapes = {(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()} if saes is not None else ()
-    yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in sorted(shapes))
+    study, text = plan.study, plan.text
+    for side in plan.sides:
+        sae, saes = side.study.sae, side.saes
+        if sae.root is not None:
+            yield f"SAEs {sae.name}: {len(saes.shapes)} found in {sae.root}"
+        else:
+            yield f"SAEs {sae.repo_id}, revision {sae.revision or 'main'}: {_files(saes.files, saes.found)}"
+            yield from map(_file, saes.files)
+        shapes = {(shape.d_model, shape.width, shape.source) for shape in saes.shapes.values()}
+        yield from (f"  d_model {d}, {width} features (from {source})" for d, width, source in sorted(shapes))
     if not study.evaluation.full:
         yield f"model and text: not read. {NO_MODEL_NEEDED}"
         return
-    if model is None:
-        yield f"model {study.model.name} ({study.model.origin}): unknown (see the problems)"
-    else:
-        yield f"model {study.model.name} ({study.model.origin}): {_files(model.files)}"
-        yield from map(_file, model.files)
-        if model.facts is not None and model.size is not None:
-            facts, weights = model.facts, f"{model.size.parameters:,} weights in {study.model.dtype}"
-            shape = f"{facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}"
-            yield f"  {shape}, {weights}{_placement(plan)}"
-        if model.note:
-            yield f"  {model.note}"
+    for number, side in enumerate(plan.sides):
+        if side.study.model not in [other.study.model for other in plan.sides[:number]]:
+            yield from _model(side)
     if text is not None:
         windows = "unknown number of" if text.windows is None else f"at most {text.windows}"
         yield f"text {study.dataset.name}: {windows} windows of {text.tokens} tokens. {text.note}"
 
 
-def _placement(plan: Plan) -> str:
-    model = plan.study.model
+def _model(side: PlannedSide) -> Iterator[str]:
+    source, model = side.study.model, side.model
+    if model is None:
+        yield f"model {source.name} ({source.origin}): unknown (see the problems)"
+        return
+    yield f"model {source.name} ({source.origin}): {_files(model.files)}"
+    yield from map(_file, model.files)
+    if model.facts is not None and model.size is not None:
+        facts, weights = model.facts, f"{model.size.parameters:,} weights in {source.dtype}"
+        shape = f"{facts.architecture}: {facts.n_layers} blocks, d_model {facts.d_model}"
+        yield f"  {shape}, {weights}{_placement(source)}"
+    if model.note:
+        yield f"  {model.note}"
+
+
+def _placement(model: ModelSource) -> str:
     if model.device_map is None:
         return ""
     most = ", ".join(f"{place} {most}" for place, most in model.max_memory.items())

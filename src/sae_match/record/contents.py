@@ -19,15 +19,17 @@ CONFIG, TEXT = "config.yaml", "text.json"
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
-FUNCTIONAL, MATCHERS = "functional.parquet", "matchers.json"
+FUNCTIONAL, MATCHERS, CHILDREN = "functional.parquet", "matchers.json", "children.parquet"
 STEERING, STEERING_EXAMPLES = "steering.parquet", "steering_examples.json"
 FLOW, FLOW_EVENTS = "flow", "flow/events.csv"
 TRACEBACK = "error.log"
 PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
-    STEERING, STEERING_EXAMPLES, JUDGEMENTS, TRACEBACK, "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS,
+    CHILDREN, STEERING, STEERING_EXAMPLES, JUDGEMENTS, TRACEBACK,
+    "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS,
     "flow/flow.json",
+    "flow/contexts.safetensors",
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, FLOW, *RESULTS}

@@ -24,6 +24,7 @@ from ..metrics.bootstrap import DocumentSums
 from .claim import STALE_S, Claim, RecordTakenError, claim, heartbeat, newest_claim, owns, release, this_process
 from .configuration import science_hash, science_of
 from .contents import (
+    CHILDREN,
     CONFIG,
     EXAMPLES,
     FEATURES,
@@ -305,6 +306,10 @@ class JobRecord:
     def write_stability(self, features: pd.DataFrame) -> None:
         """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
         self._write_parquet(STABILITY, features)
+
+    def write_children(self, children: pd.DataFrame) -> None:
+        """Write children.parquet: one row per layer pair and feature of the wider SAE that has a parent."""
+        self._write_parquet(CHILDREN, children)
 
     def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""

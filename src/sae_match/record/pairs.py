@@ -10,11 +10,14 @@ from typing import Any
 import pandas as pd
 
 from sae_match.files import atomic_path
+from sae_match.metrics.description import CEILING
 
 PAIR_COLUMNS = ("layer", "layer_to", "variant", "metric", "value", "low", "high", "n")
 """Tidy and long: one row per layer pair, variant and metric. `variant` is matched, vanilla, random,
 ceiling, or a splice's name; `low` and `high` bound the 95 % interval; `n` is the number of documents
-(or features) averaged over. `low`, `high` and `n` may be missing. Of two seeds (`ceiling`) layer_to = layer."""
+(or features) averaged over. `low`, `high` and `n` may be missing. Of two seeds (`ceiling`), and of SAEs of two sources,
+layer_to may equal layer; along a training run both are steps. What is measured of the second source's SAEs alone has a
+variant that ends with `_b`."""
 
 _KEY_COLUMNS = ["layer", "layer_to", "variant", "metric"]
 _NUMBER_COLUMNS = ["value", "low", "high"]
@@ -109,17 +112,19 @@ def near_rows(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def near(keys: Sequence[tuple[int, int, str]]) -> list[bool]:
-    """Which rows are those of adjacent pairs or single layers.
+    """Which rows are those of the job's own pairs or of single layers.
 
-    A matcher's row of two seeds of a layer is neither: it would stand for that matcher's row of the adjacent pair.
+    A matcher's row of two seeds of a layer, which stands beside `ceiling`, is neither: it would stand for that
+    matcher's row of the adjacent pair.
 
     Args:
         keys: layer, layer_to and variant of every row.
     """
-    matchers = {variant for layer, layer_to, variant in keys if layer_to > layer}
+    matchers = {variant for layer, layer_to, variant in keys if layer_to != layer}
+    seeds = {layer for layer, _, variant in keys if variant == CEILING}
     following = next_layers(keys)
     return [
-        layer_to == following.get(layer) or (layer == layer_to and variant not in matchers)
+        layer_to == following.get(layer) or (layer == layer_to and not (layer in seeds and variant in matchers))
         for layer, layer_to, variant in keys
     ]
 
@@ -132,8 +137,8 @@ def next_layers(keys: Iterable[tuple[int, int, str]]) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for layer, layer_to, _ in keys:
-        if layer_to > layer:
-            found[layer] = min(layer_to, found.get(layer, layer_to))
+        if layer_to != layer:
+            found[layer] = min(layer_to, found.get(layer, layer_to), key=lambda other: abs(other - layer))
     return found
 
 
@@ -147,7 +152,7 @@ def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str
     """
     rows = list(keys)
     following = next_layers(rows)
-    starts = {layer for layer, layer_to, _ in rows if layer_to > following.get(layer, layer_to)}
+    starts = {layer for layer, layer_to, _ in rows if layer_to > max(layer, following.get(layer, layer_to))}
     for position, (layer, layer_to, variant) in enumerate(rows):
         if layer in starts and layer_to > layer:
             for name in _AS_DISTANT.get(variant, ()) if layer_to == following[layer] else (variant,):
@@ -157,8 +162,8 @@ def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str
 def is_far(pairs: pd.DataFrame) -> pd.Series[bool]:
     """Which rows are those of layers further apart than neighbors."""
     keys = zip(pairs["layer"].tolist(), pairs["layer_to"].tolist(), pairs["variant"].tolist(), strict=True)
-    following = pairs["layer"].map(next_layers(keys))
-    return pairs["layer_to"] > following.fillna(pairs["layer_to"])
+    following = pairs["layer"].map(next_layers(keys)).fillna(pairs["layer_to"])
+    return (pairs["layer_to"] > following) & (pairs["layer_to"] > pairs["layer"])
 
 
 def distance_rows(pairs: pd.DataFrame) -> pd.DataFrame:

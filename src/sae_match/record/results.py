@@ -42,6 +42,7 @@ class Results:
         self.warnings: list[str] = []
         self._features: dict[tuple[int, int], pd.DataFrame] = {}
         self._effects: list[pd.DataFrame] = []
+        self._children: list[pd.DataFrame] = []
         self._lines: list[dict[str, int | str | float | None]] = []
 
     def add(
@@ -67,6 +68,11 @@ class Results:
             self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
             self.__dict__.pop("features", None)
             self.record.write_features(self.features)
+
+    def add_children(self, layers: tuple[int, int], children: pd.DataFrame) -> None:
+        """Add the children of the features of a pair's first SAE, as in children.parquet."""
+        self._children.append(pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **children}))
+        self.record.write_children(pd.concat(self._children, ignore_index=True))
 
     def add_effects(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Add what the partners of a pair do, and give the features of the job's own matching their numbers.

@@ -18,7 +18,12 @@ from .records import Record, find_records
 from .resampling import SAMPLES, Interval
 from .tables import ABSENT, Cell, Table, format_row, format_value
 
-ROLES = {"adjacent": "adjacent layers", "distant": "layers further apart", "seeds": "two seeds of one layer"}
+ROLES = {
+    "adjacent": "adjacent layers",
+    "distant": "layers further apart",
+    "seeds": "two seeds of one layer",
+    "sources": "SAEs of two sources",
+}
 COLUMNS = {
     "coverage": "coverage",
     "deactivation": "drop",

@@ -38,17 +38,22 @@ OTHER_THAN_CANONICAL = {"paper": (4, 13, 14)}
 
 Link = Callable[[int, int], str | None]
 """From layer and feature to the address of a page about the feature, if there is one."""
-_dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+dumps = partial(json.dumps, allow_nan=False, separators=(",", ":"))
 
 
-def html_page(name: str, title: str, *, images: bool = False, **content: Any) -> str:
-    """A whole page as HTML text, from the files `name`.html, .css and .js in `web`.
+def html_page(
+    name: str, title: str, library: str = "", *, parts: Sequence[str] = (), images: bool = False, **content: Any
+) -> str:
+    """A whole page as HTML text, from the files `name`.html, .css and .js in `web`; before its script stand a `library`
+    and those of its `parts`, `name`_part.js.
 
     Everything in `content` is escaped, but for `Markup`. The content security policy admits the page's own script and
     style by their hashes, with `images` also images inside the file, and nothing else.
     """
     folder = files("sae_match.report").joinpath(WEB)
-    script, style = (folder.joinpath(f"{name}.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    names = [*(f"{name}_{part}.js" for part in parts), f"{name}.js", f"{name}.css"]
+    *scripts, style = (folder.joinpath(file).read_text("utf-8") for file in names)
+    script = "\n".join([library, *scripts] if library else scripts)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     policy = f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
     policy += f"{'img-src data:; ' if images else ''}base-uri 'none'; form-action 'none'"
@@ -136,7 +141,7 @@ def path_page(
     whole = {int(path["path"].iloc[0]): _entry(path, tokens or {}, link) for path in groups}
     chosen = _chosen(whole, features, data_bytes)
     layers = sorted(int(layer) for layer in paths["layer"].unique())
-    data = htmlsafe_json_dumps({"layers": layers, "paths": [whole[number] for number in chosen]}, _dumps)
+    data = htmlsafe_json_dumps({"layers": layers, "paths": [whole[number] for number in chosen]}, dumps)
     return html_page("paths", title, shown=len(chosen), all=len(whole), layers=layers, data=data)
 
 
@@ -153,7 +158,7 @@ def _chosen(entries: Mapping[int, dict[str, list[Any]]], features: Sequence[int]
     """The paths asked for, or as many as fit; ascending."""
     if unknown := set(features) - entries.keys():
         raise UserError(f"no path begins at feature {min(unknown)}: features are {min(entries)}..{max(entries)}")
-    sizes = [len(htmlsafe_json_dumps(entry, _dumps)) + 1 for entry in entries.values()]
+    sizes = [len(htmlsafe_json_dumps(entry, dumps)) + 1 for entry in entries.values()]
     if features or sum(sizes) <= room:
         return sorted(set(features) or entries)
     known = {number: [value for value in entry["mse"] if value is not None] for number, entry in entries.items()}

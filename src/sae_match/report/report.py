@@ -28,6 +28,7 @@ from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
 from .examples import examples_frame, examples_table
+from .explorer import has_flow, write_explorers
 from .figures import MAX_CURVES, Drawn, effects_figure, write_overlays
 from .flow import flow_frame, flow_table
 from .leaderboard_figures import leaderboard_figures
@@ -187,11 +188,12 @@ def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], 
             more["steering"] = partial(steering_figure, steering, output)
         figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
     with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
+    with_flow = [job for job in report.jobs if has_flow(job)]
     pages = write_path_pages(with_paths[: options.most], output, options.features)
-    if len(with_paths) > options.most:
-        report.notes.append(
-            f"Pages of feature paths: the first {options.most} of {len(with_paths)} jobs that have one."
-        )
+    pages += write_explorers(with_flow[: options.most], output)
+    for what, jobs in (("feature paths", with_paths), ("flow graphs", with_flow)):
+        if len(jobs) > options.most:
+            report.notes.append(f"Pages of {what}: the first {options.most} of {len(jobs)} jobs that have one.")
     return figures, [path.name for path in pages]
 
 
@@ -219,7 +221,7 @@ def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[s
         notes = [f"\n{figure.path.stem}: {figure.note}\n" for figure in figures if figure.note]
         parts.append(f"## {HEADINGS['figures']}\n\n" + "\n".join(images) + "\n" + "".join(notes))
     if pages:
-        parts.append("## Feature paths\n\n" + "\n".join(f"- [{name}]({name})" for name in pages) + "\n")
+        parts.append("## Pages\n\n" + "\n".join(f"- [{name}]({name})" for name in pages) + "\n")
     return "\n".join(parts)
 
 

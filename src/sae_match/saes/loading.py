@@ -142,10 +142,16 @@ class SaeSource:
     Attributes:
         format: the `sae` group: the dialect with its options.
         span: all layers of the job, for choices across them (sae.l0=similar).
+        second: the second seeds of these SAEs in place of them, as far as there are any (`has`).
     """
 
     format: SaeFormat
     span: tuple[int, ...] = ()
+    second: bool = False
+
+    def has(self, layer: int) -> bool:
+        """Whether there is such an SAE: of second seeds where the file exists; others are refused where they do not."""
+        return not self.second or self._second_path(layer) is not None
 
     def files(self, layer: int) -> tuple[str, ...]:
         """The layer's files inside `sae.repo_id` (or `sae.root`); nothing is downloaded."""
@@ -153,6 +159,8 @@ class SaeSource:
 
     def locate(self, layers: list[int]) -> dict[int, Path]:
         """Files (or folders) of all `layers`, located (and downloaded) before anything is read."""
+        if self.second:
+            return {layer: self._required_second(layer) for layer in layers}
         saes = self.format
         outside = [layer for layer in layers if not saes.first_layer <= layer <= saes.last_layer]
         if outside:
@@ -170,12 +178,13 @@ class SaeSource:
         """The SAE of one layer."""
         return self.format.read(self.locate([layer])[layer], layer)
 
-    def load_ceiling(self, layer: int) -> SparseAutoencoder | None:
-        """A second seed of one layer's SAE, or None where there is none."""
-        path = self.ceiling_path(layer)
-        return None if path is None else self.format.read(path, layer)
+    def _required_second(self, layer: int) -> Path:
+        path = self._second_path(layer)
+        if path is None:
+            raise UserError(f"layer {layer} has no second seed")
+        return path
 
-    def ceiling_path(self, layer: int) -> Path | None:
+    def _second_path(self, layer: int) -> Path | None:
         """File of the second seed, or None where there is none."""
         name = self.format.second_seed(layer, self.span)
         if name is None or self.format.root is None:
@@ -193,7 +202,7 @@ class SaeSource:
         return [root / local_root(fill(name, layer, "evaluation.stability_seeds")) for name in names]
 
     def identity(self, layer: int) -> list[str]:
-        """Content hashes of a layer's files, then of its second seed where there is one. Nothing is downloaded.
+        """Content hashes of a layer's files. Nothing is downloaded.
 
         Raises:
             UserError: a file of the hub is not on this machine.
@@ -201,7 +210,9 @@ class SaeSource:
         """
         from sae_match.hub import cached_path, content_hash  # the hub's client is not loaded for local files
 
-        saes, hashes = self.format, []
+        saes, hashes = self.format, list[str]()
+        if self.second:
+            return [content_hash(self._required_second(layer))]
         for name in self.files(layer):
             if saes.root is not None:
                 path: Path | None = local_root(saes.root) / inside_only(name)
@@ -210,5 +221,4 @@ class SaeSource:
             if path is None:
                 raise UserError(f"{name} of {saes.repo_id} is not on this machine")
             hashes.append(content_hash(path))
-        second = self.ceiling_path(layer)
-        return hashes if second is None else [*hashes, content_hash(second)]
+        return hashes

@@ -28,9 +28,9 @@ class TrainingConfig:
     """Mean number of active features per token that the controller steers to."""
     tokens: int = 19_000_000
     """Training tokens in all (epochs over the captured tokens)."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Tokens per step."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Adam learning rate of the weights."""
     beta1: float = 0.9
     """Adam's decay of the gradient mean."""
@@ -40,7 +40,7 @@ class TrainingConfig:
     """Adam learning rate of log theta."""
     bandwidth: float = 0.1
     """Kernel bandwidth of the straight-through estimator, in scaled activation units."""
-    topk_steps: int = 150
+    topk_steps: int = 200
     """BatchTopK steps that find the first threshold."""
     warmup_steps: int = 200
     """Linear learning-rate warm-up."""

@@ -17,7 +17,7 @@ from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
 
 Test = Literal["deactivation", "substitution", "fingerprint"]
-Pairs = Literal["adjacent", "distant", "seeds"]
+Pairs = Literal["adjacent", "distant", "seeds", "sources"]
 QUARTILES = 4
 MAX_SEED = 2**32
 CONTEXT_TOKENS = 32
@@ -37,7 +37,8 @@ class FunctionalTests:
     what the feature carries in the partner's place, and measure the model's predictions. fingerprint: correlate the
     first-order effects of both on the loss."""
     pairs: tuple[Pairs, ...] = get_args(Pairs)
-    """Which pairs of the job are tested: neighbors, layers further apart (`composition`), two seeds of a layer."""
+    """Which pairs of the job are tested: neighbors, layers further apart (`composition`), two seeds of a layer,
+    those of two sources (`pairs`)."""
     features: Annotated[int, Field(ge=0)] = 200
     """Features of the earlier layer that are tested, a quarter from each quartile of firing rate; 0 = all that fire."""
     contexts: Annotated[int, Field(ge=1)] = 4
