@@ -182,8 +182,8 @@ def test_every_problem_at_once(
     problems = refused(cfg)
     assert len(problems) == 5
     for words, problem in zip(
-        (f"license at https://huggingface.co/{MODEL}", f"https://huggingface.co/datasets/{TEXT}",
-         "layer_2/width_16k/average_l0_141/params.npz: no such file", "solver=certified needs", "the disk needs"),
+        (f"license at https://huggingface.co/{MODEL}", "layer_2/width_16k/average_l0_141/params.npz: no such file",
+         f"https://huggingface.co/datasets/{TEXT}", "solver=certified needs", "the disk needs"),
         problems, strict=True,
     ):  # fmt: skip
         assert words in problem
@@ -233,10 +233,10 @@ def test_a_hub_that_is_down(published: Hub, tmp_path: Path) -> None:
     problems = refused(config(tmp_path))
     assert time.monotonic() - started < 20
     assert [problem.split(":")[0] for problem in problems] == [
-        f"model {MODEL}", f"dataset {TEXT}", f"sae {SAES}",
+        f"model {MODEL}", f"sae {SAES}", f"dataset {TEXT}",
     ]  # fmt: skip
     assert all("cannot be reached" in problem for problem in problems)
-    assert "layers without a cached copy: 0, 1, 2, 3" in problems[2]
+    assert "layers without a cached copy: 0, 1, 2, 3" in problems[1]
     plan = planned(config(tmp_path))
     text = render(plan)
     assert plan.downloads is None and "downloads: size unknown" in text and "nothing to download" not in text
