@@ -27,10 +27,10 @@ def text_contexts(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int], pr
     """Two passes over the residual streams of each layer; 230 bytes per feature are kept."""
     inputs = evaluator.inputs
     rows = max(1, TEXT_TOKENS // inputs.windows.ids.shape[1])
-    ids, texts = token_texts(inputs.windows.ids[:rows], lambda ids: decode_tokens(inputs.model.tokenizer, ids))
+    ids, texts = token_texts(inputs.windows.ids[:rows], lambda ids: decode_tokens(inputs.tokenizer, ids))
     found: dict[int, LayerContexts] = {}
     for layer in tqdm(layers, desc="contexts of features", disable=not progress):
-        sae, x = saes.load(Site(layer)), inputs.streams.layer(layer)[:rows]
+        sae, x = saes.load(Site(layer)), inputs.residual(Site(layer))[:rows]
         how = (evaluator.batch_windows, evaluator.sink_positions)
         around = contexts(sae, x, top := top_activations(sae, x, PLACES, *how), AROUND, BINS, *how)
         window, position, histogram = (t.numpy().astype(np.int32) for t in (top.window, top.position, around.histogram))

@@ -183,7 +183,7 @@ class Steps:
             found = with_deactivation(found, effects) if "drop" in effects else found
         found.save(record.flow)
         if self.evaluator is not None:
-            contexts = text_contexts(self.evaluator, self.saes, self.widths, self.progress)
+            contexts = text_contexts(self.evaluator, self.saes, span(self.study), self.progress)
             write_contexts(record.flow / CONTEXTS, contexts)
         self.results.add(flow_rows(found.events))
 
