@@ -102,7 +102,7 @@ def test_a_job_reads_a_users_own_format(
     assert len(matched) == LAYERS - 1
     (saes / "block_2.safetensors").write_bytes((saes / "block_1.safetensors").read_bytes())
     after = input_hashes(cfg)["saes"]
-    assert [layer for layer in before if before[layer] != after[layer]] == ["2"]
+    assert [old[1] for old, new in zip(before, after, strict=True) if old != new] == [2]
 
 
 def test_its_options_are_its_own(own: tuple[str, ...], saes: Path, configured: Callable[..., Study]) -> None:

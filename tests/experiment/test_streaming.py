@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_match import SparseAutoencoder
-from sae_match.experiment import run, steps
+from sae_match import SparseAutoencoder, pairs
+from sae_match.experiment import run
 from sae_match.saes import SaeSource
 from sae_match.study import Study
 
@@ -31,7 +31,7 @@ def test_at_most_two_saes_are_in_memory(
             most.append(before + 1)
             return sae
 
-    monkeypatch.setattr(steps, "SaeSource", Counting)
+    monkeypatch.setattr(pairs, "SaeSource", Counting)
     run(configured(perfect_saes, f"evaluation={level}"))
     assert len(most) >= 8
     assert max(most) == 2

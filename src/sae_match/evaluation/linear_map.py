@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair
+from sae_match.matching.feature_pair import streams_key
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -134,13 +135,13 @@ class LinearMapSplice(Splice):
     def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
         """Fitted when it is first called, which it may never be: what it gives may be known. Not kept beyond the pair:
         for a whole span, the maps would outgrow the SAEs."""
-        fitted = cache(lambda: self.fitted_map(pair))
+        fitted, fit = cache(lambda: self.fitted_map(pair)), streams_key(pair.fit_streams, pair.fit_b)
 
         def mapped(activations: PairActivations) -> Tensor:
             return fitted()(activations)
 
         def reads() -> dict[str, object]:
-            return {"layers": list(pair.layers), "fit": pair.fit_key, "sink_positions": pair.sink_positions}
+            return {"layers": list(pair.layers), "fit": fit, "sink_positions": pair.sink_positions}
 
         return {self.name: self.bound(pair, mapped, reads=reads)}
 
