@@ -100,7 +100,7 @@ def test_jobs_are_compared_in_pairs(configured: Configured, random_saes: Path) -
     baseline = paired_difference(one.directory, other.directory, "delta_loss", "layer_drop")
     assert baseline == (0.0, 0.0, 0.0)
     run(configured(random_saes, "evaluation=weights_only", output="bare"))
-    with pytest.raises(UserError, match="only full evaluations"):
+    with pytest.raises(UserError, match="evaluation=full writes one"):
         paired_difference(one.directory, one.directory.parent / "bare", "matching_score")
 
 
