@@ -179,6 +179,8 @@ def test_what_is_where() -> None:
     assert not any("model" in step.gpu or "model" in step.ram for step in spread)
     weights_only = phases(replace(PAPER, model=None), on_gpu=False)
     assert [step.name for step in weights_only] == ["check SAEs", "match a pair", "compare weights"]
+    *_, flow = phases(replace(PAPER, model=None, flow=True), on_gpu=False)
+    assert flow.name == "find the flow graph" and flow.ram["similarities"] == 10 * 4096 * 16_384
     subset = phases(replace(PAPER, text=TextSize(100, 10, 100, tokens=1024, batch=2)), on_gpu=False)[-1]
     assert subset.ram["chosen windows"] == 2 * 10 * 1024 * 2304 * 4
 

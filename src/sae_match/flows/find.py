@@ -18,7 +18,7 @@ from sae_match.evaluation.activations import firing_counts
 from sae_match.evaluation.nulls import exceeded_by, rotated
 from sae_match.flows.events import EVENTS, Step, step
 from sae_match.flows.graph import EDGE_TYPES, EVENT_COLUMNS, NODE_TYPES, Flow
-from sae_match.flows.partners import best_partners, measured_in
+from sae_match.flows.partners import BLOCK_ROWS, best_partners, measured_in
 from sae_match.matching.feature_pair import FeaturePair, Streams
 from sae_match.matching.problem import parse
 from sae_match.matching.similarity import Comparison
@@ -64,7 +64,7 @@ def flow(
     sink_positions: int = 1,
     batch_windows: int = 8,
     seed: int = 0,
-    block_rows: int = 4096,
+    block_rows: int = BLOCK_ROWS,
 ) -> Flow:
     """Follow every feature from layer to layer: its children, its parents, and where it splits, merges, begins or ends.
 

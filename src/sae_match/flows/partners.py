@@ -55,6 +55,16 @@ def measured_in(similarity: Comparison) -> dict[str, str]:
     return {"name": similarity.name, "label": label, "unit": unit}
 
 
+BLOCK_ROWS = 4096
+"""Features of A that are compared with all of B at a time."""
+
+
+def required_bytes(width: int, block_rows: int = BLOCK_ROWS) -> int:
+    """Peak of `best_partners` beside the dictionaries and the rows that are compared: of every similarity of a block,
+    itself, a copy and two masks."""
+    return 10 * min(block_rows, width) * width
+
+
 def best_partners(similarity: Comparison, pair: FeaturePair, block_rows: int) -> BestPartners:
     """The best partners in both directions, from one pass over the matrix of similarities.
 

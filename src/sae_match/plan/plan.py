@@ -259,6 +259,7 @@ def _job_shape(study: Study, sides: Sequence[PlannedSide], text: TextSize | None
         ceilings=tuple(max(widths[layer], seed.width) for layer, seed in seeds.items()),
         tested=_tested_shape(study, width, seeds),
         chain=chain,
+        flow=study.evaluation.flow_alpha is not None,
         steered=_steered_tokens(study, width(in_order[0])),
     )
 

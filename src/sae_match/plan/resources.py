@@ -86,6 +86,7 @@ class JobShape:
         ceilings: of the layers of which there is a second seed, the width of the wider one.
         tested: the functional tests; None where there are none.
         chain: whether the second SAE of each pair is the first one of the next; otherwise `widths` holds both of each.
+        flow: whether the flow graph is found.
         steered: tokens of all contexts of flows and random flows, once per scale; 0 without interventions.
     """
 
@@ -101,6 +102,7 @@ class JobShape:
     ceilings: tuple[int, ...] = ()
     tested: FunctionalShape | None = None
     chain: bool = True
+    flow: bool = False
     steered: int = 0
 
     @property
@@ -174,6 +176,11 @@ def phases(shape: JobShape, on_gpu: bool, spread: bool = False) -> list[Phase]:
         placed("match a pair", solving, model | (folded if on_gpu else {})),
         placed("compare weights", {}, model | folded | rows),
     ]
+    if shape.flow:
+        from sae_match.flows.partners import required_bytes as flow_bytes  # few jobs need it
+
+        dictionaries = {"SAEs, a second seed and a rotated one": 4 * one}
+        matching.append(placed("find the flow graph", {"similarities": flow_bytes(width)}, model | dictionaries | rows))
     text = shape.text
     if shape.model is None or text is None:
         return [checking, *matching]
