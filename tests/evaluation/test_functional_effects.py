@@ -23,7 +23,7 @@ from sae_match.evaluation.functional.effects import (
 from sae_match.evaluation.splices import SpliceUnits
 from sae_match.language_model import LanguageModel
 from tests.builders import permuted, random_sae
-from tests.language_model.conftest import VOCAB, WIDTH, build
+from tests.language_model.conftest import VOCAB, WIDTH, build, build_pass_through
 from tests.language_model.test_interventions import full_pass
 
 N = 40
@@ -37,12 +37,7 @@ def model() -> LanguageModel:
 @pytest.fixture(scope="module")
 def pass_through() -> LanguageModel:
     """A model whose block 1 adds nothing to the residual stream."""
-    made = build("llama", seed=1)
-    with torch.no_grad():
-        for name, parameter in made.blocks[1].named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
-    return made
+    return build_pass_through(1)
 
 
 def make_pair(

@@ -21,7 +21,7 @@ from sae_match.evaluation.functional.steering import (
 from sae_match.language_model import LanguageModel
 from sae_match.language_model.interventions import continue_greedily
 from tests.builders import identity_sae, random_sae
-from tests.language_model.conftest import LAYERS, VOCAB, WIDTH, build
+from tests.language_model.conftest import LAYERS, VOCAB, WIDTH, build, build_pass_through
 from tests.language_model.test_resume_forward import assert_untouched
 
 WINDOWS = np.array([0, 3])
@@ -38,13 +38,7 @@ def model() -> LanguageModel:
 @pytest.fixture(scope="module")
 def pass_through() -> LanguageModel:
     """A model whose blocks beyond the first add nothing to the residual stream."""
-    made = build("llama", seed=1)
-    with torch.no_grad():
-        for block in made.blocks[1:]:
-            for name, parameter in block.named_parameters():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()
-    return made
+    return build_pass_through(*range(1, LAYERS))
 
 
 def subject(model: LanguageModel, saes: dict[int, SparseAutoencoder]) -> Steered:

@@ -127,6 +127,17 @@ def build(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return LanguageModel(hf.to(dtype), tokenizer=None, name=f"tiny-{architecture}")
 
 
+def build_pass_through(*silent: int) -> LanguageModel:
+    """A model whose blocks of these numbers add nothing to the residual stream."""
+    made = build("llama", seed=1)
+    with torch.no_grad():
+        for number in silent:
+            for name, parameter in made.blocks[number].named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.zero_()
+    return made
+
+
 @dataclass
 class Windows:
     """Stands in for `TokenWindows`."""

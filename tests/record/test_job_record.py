@@ -19,6 +19,7 @@ import yaml
 from sae_match.errors import UserError
 from sae_match.files import atomic_path, write_text
 from sae_match.record import JobRecord
+from sae_match.record.contents import FEATURES
 
 
 def status(directory: Path) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def test_a_metric_must_be_a_scalar(tmp_path: Path) -> None:
 
 def test_features_round_trip(tmp_path: Path) -> None:
     features = pd.DataFrame({"layer": [1, 1], "feature": [0, 1], "partner": [1, -1], "mse": np.float32([0.1, np.nan])})
-    JobRecord(tmp_path).write_features(features)
+    JobRecord(tmp_path).write_table(FEATURES, features)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "features.parquet"), features)
 
 

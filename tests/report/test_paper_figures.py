@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_match.record import JobRecord
+from sae_match.record.contents import FEATURES, TOP_TOKENS
 from sae_match.report import find_records
 from sae_match.report.axes import draw_sparsity, sparsity_rows
 from sae_match.report.bars import draw_bars, draw_dots, of_one_pair
@@ -136,9 +137,9 @@ def pair_record(root: Path, layers: tuple[int, ...] = (12,), text: str = "Most a
         )
         for a in layers
     ]  # fmt: skip
-    record.write_features(pd.concat(parts, ignore_index=True))
+    record.write_table(FEATURES, pd.concat(parts, ignore_index=True))
     tokens = [(layer, i, f"${layer}_{i}") for layer in (12, 13) for i in n if i != 20]
-    record.write_top_tokens(pd.DataFrame(tokens, columns=["layer", "feature", "token"]))
+    record.write_table(TOP_TOKENS, pd.DataFrame(tokens, columns=["layer", "feature", "token"]))
     lines = [
         {"layer": 12, "layer_to": to, "variant": variant, "feature": int(i), "partner": int(39 - i), "level": level,
          "text_a": text.format(i), "text_b": text.format(39 - i)}

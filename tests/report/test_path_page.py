@@ -16,6 +16,7 @@ import yaml
 
 from sae_match.errors import UserError
 from sae_match.record import JobRecord
+from sae_match.record.contents import PATHS
 from sae_match.report.cli import main
 from sae_match.report.features import top_tokens
 from sae_match.report.pages import neuronpedia_link, path_page
@@ -154,7 +155,7 @@ def test_the_report_writes_a_page_per_record_with_paths(tmp_path: Path, capsys: 
         record.write_config(yaml.safe_dump({"sae": {"name": f"sae_{name}"}, "seed": 0}))
         with record.guard():
             if has_paths:
-                record.write_paths(paths_of())
+                record.write_table(PATHS, paths_of())
                 pd.DataFrame({"layer": [10], "feature": [0], "token": ["word"]}).to_parquet(
                     record.directory / "top_tokens.parquet"
                 )

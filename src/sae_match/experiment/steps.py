@@ -44,7 +44,7 @@ from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
 from sae_match.pairs import Pair, Role, Site, distant_pairs, own_pairs, seed_pair, sources, span
 from sae_match.plan.checks import check_model_facts
-from sae_match.record.contents import FUNCTIONAL
+from sae_match.record.contents import FEATURES, FUNCTIONAL, PATHS, STABILITY, TOP_TOKENS
 from sae_match.record.contexts import CONTEXTS, write_contexts
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
@@ -104,7 +104,7 @@ class Steps:
                 self.results.add(compared.rows)
                 self.results.warn(compared.warnings)
                 tables.append(compared.features)
-        self.results.record.write_stability(pd.concat(tables, ignore_index=True))
+        self.results.record.write_table(STABILITY, pd.concat(tables, ignore_index=True))
 
     def match_neighbors(self) -> list[MatchedPair]:
         """Match the job's own pairs with their controls; each permutation is on disk as soon as it is found."""
@@ -120,7 +120,7 @@ class Steps:
         if found:
             self.results.random_mse = np.concatenate([matched.random_mse for matched in found])
         else:  # a single layer: a record has this table all the same
-            self.results.record.write_features(self.results.features)
+            self.results.record.write_table(FEATURES, self.results.features)
         return found
 
     def evaluate(self, evaluator: Evaluator, neighbors: list[MatchedPair]) -> list[MatchedPair]:
@@ -227,9 +227,9 @@ class Steps:
         """Write the paths of the first layer's features, and the tokens on which features fire."""
         if self.study.composition.paths:
             layers, record = span(self.study), self.results.record
-            record.write_paths(path_table(self.results.features, layers, self.widths[Site(layers[0])]))
+            record.write_table(PATHS, path_table(self.results.features, layers, self.widths[Site(layers[0])]))
             if self.evaluator is not None:
-                record.write_top_tokens(top_tokens_table(self.evaluator, self.saes, layers, self.progress))
+                record.write_table(TOP_TOKENS, top_tokens_table(self.evaluator, self.saes, layers, self.progress))
 
     def write_examples(self) -> None:
         """Write pairs to look at, with the contexts on which their features fire most."""

@@ -16,6 +16,9 @@ from .labels import LABELS
 from .state import STATUS
 
 CONFIG, TEXT = "config.yaml", "text.json"
+# Rows of the tables: features, matched features of every pair; paths, layers of each feature's path; top_tokens,
+# tokens of each layer's features, the strongest first; stability, features and other seeds; functional, tested features
+# by pair and matcher; children, features of the wider SAE that have a parent; steering, flows by scale and layer.
 METRICS, PAIRS = "metrics.json", "pairs.csv"
 FEATURES, PATHS, JUDGEMENTS = "features.parquet", "paths.parquet", "judgements.jsonl"
 TOP_TOKENS, EXAMPLES, STABILITY = "top_tokens.parquet", "example_pairs.csv", "stability.parquet"
@@ -27,9 +30,7 @@ PERMUTATIONS, FIGURES = "permutations", "figures"
 RESULTS = (
     TEXT, METRICS, PAIRS, LABELS, FEATURES, DOCUMENTS, PATHS, TOP_TOKENS, EXAMPLES, STABILITY, FUNCTIONAL, MATCHERS,
     CHILDREN, STEERING, STEERING_EXAMPLES, JUDGEMENTS, TRACEBACK,
-    "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS,
-    "flow/flow.json",
-    "flow/contexts.safetensors",
+    "flow/nodes.parquet", "flow/edges.parquet", FLOW_EVENTS, "flow/flow.json", "flow/contexts.safetensors",
 )  # fmt: skip
 """Files that a new attempt removes."""
 _WRITTEN = {CONFIG, STATUS, TEXT, PERMUTATIONS, FIGURES, FLOW, *RESULTS}

@@ -24,10 +24,8 @@ from ..metrics.bootstrap import DocumentSums
 from .claim import STALE_S, Claim, RecordTakenError, claim, heartbeat, newest_claim, owns, release, this_process
 from .configuration import science_hash, science_of
 from .contents import (
-    CHILDREN,
     CONFIG,
     EXAMPLES,
-    FEATURES,
     FIGURES,
     FLOW,
     FUNCTIONAL,
@@ -35,14 +33,11 @@ from .contents import (
     MATCHERS,
     METRICS,
     PAIRS,
-    PATHS,
     PERMUTATIONS,
     RESULTS,
-    STABILITY,
     STEERING,
     STEERING_EXAMPLES,
     TEXT,
-    TOP_TOKENS,
     TRACEBACK,
     plain_metrics,
     refuse_foreign_files,
@@ -272,10 +267,6 @@ class JobRecord:
         """Write text.json: which documents and windows were evaluated."""
         write_json(self._file(TEXT), facts)
 
-    def write_features(self, features: pd.DataFrame) -> None:
-        """Write features.parquet, one row per matched feature."""
-        self._write_parquet(FEATURES, features)
-
     def write_documents(self, sums: Mapping[SumsKey, DocumentSums]) -> None:
         """Write documents.parquet: the sums behind each averaged metric, per document."""
         write_documents(self._file(DOCUMENTS), sums)
@@ -290,38 +281,23 @@ class JobRecord:
         with self._file(JUDGEMENTS).open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
 
-    def write_paths(self, paths: pd.DataFrame) -> None:
-        """Write paths.parquet, one row per layer of each feature's path."""
-        self._write_parquet(PATHS, paths)
-
-    def write_top_tokens(self, tokens: pd.DataFrame) -> None:
-        """Write top_tokens.parquet: one row per layer, feature and token, a feature's strongest token first."""
-        self._write_parquet(TOP_TOKENS, tokens)
-
     def write_examples(self, examples: pd.DataFrame) -> None:
         """Write example_pairs.csv: the best, worst and most surprising pairs, with the contexts of their features."""
         with atomic_path(self._file(EXAMPLES)) as temporary:
             examples.to_csv(temporary, index=False, lineterminator="\n")
 
-    def write_stability(self, features: pd.DataFrame) -> None:
-        """Write stability.parquet: one row per layer, feature of the job's own SAE and other seed."""
-        self._write_parquet(STABILITY, features)
-
-    def write_children(self, children: pd.DataFrame) -> None:
-        """Write children.parquet: one row per layer pair and feature of the wider SAE that has a parent."""
-        self._write_parquet(CHILDREN, children)
-
     def write_functional(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Write functional.parquet, one row per pair, matcher and tested feature, and matchers.json: what each is."""
-        self._write_parquet(FUNCTIONAL, effects)
+        self.write_table(FUNCTIONAL, effects)
         write_json(self._file(MATCHERS), matchers)
 
     def write_steering(self, effects: pd.DataFrame, examples: Sequence[Mapping[str, object]]) -> None:
         """Write steering.parquet, one row per flow, scale and layer, and steering_examples.json: continuations."""
-        self._write_parquet(STEERING, effects)
+        self.write_table(STEERING, effects)
         write_json(self._file(STEERING_EXAMPLES), examples)
 
-    def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write a Parquet file of the record, one of those that `contents` names."""
         with atomic_path(self._file(name)) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd")
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import MetricRow
+from sae_match.record.contents import CHILDREN, FEATURES
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.record.pairs import near
@@ -67,12 +68,12 @@ class Results:
         if layers is not None and features is not None:
             self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
             self.__dict__.pop("features", None)
-            self.record.write_features(self.features)
+            self.record.write_table(FEATURES, self.features)
 
     def add_children(self, layers: tuple[int, int], children: pd.DataFrame) -> None:
         """Add the children of the features of a pair's first SAE, as in children.parquet."""
         self._children.append(pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **children}))
-        self.record.write_children(pd.concat(self._children, ignore_index=True))
+        self.record.write_table(CHILDREN, pd.concat(self._children, ignore_index=True))
 
     def add_effects(self, effects: pd.DataFrame, matchers: Mapping[str, Mapping[str, str]]) -> None:
         """Add what the partners of a pair do, and give the features of the job's own matching their numbers.
@@ -90,7 +91,7 @@ class Results:
             table = self._features[layers].drop(columns=columns, errors="ignore")
             self._features[layers] = table.merge(own[["feature", *columns]], on="feature", how="left")
             self.__dict__.pop("features", None)
-            self.record.write_features(self.features)
+            self.record.write_table(FEATURES, self.features)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Log what a reader of the results must know; it is in status.json, the report and the W&B run's notes, too."""
