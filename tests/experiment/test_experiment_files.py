@@ -31,6 +31,7 @@ ELSEWHERE = {"gemma_2_2b": "experiment/gemma.py", "baselines": "cli/test_command
 ELSEWHERE["stability"] = "experiment/test_stability_job.py"
 ELSEWHERE |= {name: "experiment/test_common_questions.py" for name in ("each_pair", "my_saes", "wide")}
 ELSEWHERE |= {name: "experiment/test_other_pairs.py" for name in EXPERIMENTS if name.startswith("pairs_")}
+ELSEWHERE["pairs_smollm2_gemma"] = "experiment/test_other_tokenizers.py"
 """Experiments that tests of their own run (the first one needs a hub), and the file that names them."""
 ALIKE = {"fig10_pruning_by_dataset": "datasets", "fig7_matching_score": "fig11_baselines"}
 """Experiments that have the same content as another one, which runs."""

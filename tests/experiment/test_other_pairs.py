@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -230,26 +229,6 @@ def test_another_width_needs_a_map(
     assert "no weights in common" in render(planned(study))
     with pytest.raises(UserError, match="no weights in common"):
         run(study)
-
-
-def swapped(model: dict[str, Any]) -> dict[str, Any]:
-    """A word-level model with the ids of two words exchanged."""
-    words = model["vocab"]
-    return model | {"vocab": words | {"w1": words["w2"], "w2": words["w1"]}}
-
-
-def test_other_tokenizers_are_refused(
-    configured: Configured, random_saes: Path, twins: Path, model_directory: Path, tmp_path: Path
-) -> None:
-    for path in model_directory.iterdir():
-        (tmp_path / "other").mkdir(exist_ok=True)
-        text = path.read_bytes()
-        if path.name == "tokenizer.json":  # two words change places
-            text = json.dumps(json.loads(text) | {"model": swapped(json.loads(text)["model"])}).encode()
-        (tmp_path / "other" / path.name).write_bytes(text)
-    other = ("pairs=base_tuned", f"pairs.sae.root={twins}", "pairs.sae.filename='twin_{layer}.safetensors'")
-    with pytest.raises(UserError, match="cut this text into different tokens"):
-        run(configured(random_saes, *SPAN, *other, f"pairs.model.path={tmp_path / 'other'}"))
 
 
 def test_layers_of_the_other_source_are_chosen(configured: Configured, random_saes: Path, tmp_path: Path) -> None:

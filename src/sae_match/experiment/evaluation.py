@@ -136,7 +136,7 @@ def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[
     evaluation, windows = study.evaluation, inputs.windows
     rows = windows.leading(evaluation.splice_documents, evaluation.splice_windows_per_document)
     spliced = windows.subset(rows)
-    log_text(windows, spliced)
+    log_text(inputs.text, spliced)
     samples, seed = evaluation.bootstrap_samples, study.seed
     return Evaluator(
         store=store,
@@ -149,8 +149,8 @@ def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(spliced.n_documents, samples, seed),
         min_count=evaluation.min_count,
-        batch_windows=evaluation.batch_windows,
-        sink_positions=max(side.model.sink_positions for side in study.pairs.sides(study)),
+        batch_windows=inputs.batch_windows,
+        sink_positions=inputs.sink_positions,
     )
 
 

@@ -53,7 +53,8 @@ def _contexts(evaluator: Evaluator, saes: JobSaes, site: Site, features: Sequenc
         return decode_tokens(inputs.tokenizer, tokens)
 
     def text(window: int, position: int) -> str:
-        left, token, right = context(inputs.windows.ids[window].tolist(), position, decode, AROUND)
+        window, position = inputs.text.place(window, position)
+        left, token, right = context(inputs.text.side(0).ids[window].tolist(), position, decode, AROUND)
         before, after = (" " * end.isspace() for end in (token[:1], token[-1:]))
         return " ".join(f"{left}{before}«{visible(token)}»{after}{right}".split())
 

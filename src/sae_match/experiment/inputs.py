@@ -12,16 +12,18 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.evaluation.stream_map import MapKind, fit_stream_map
+from sae_match.experiment.text import JobText, read_text
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
+from sae_match.language_model.loading import load_tokenizer
 from sae_match.language_model.sources import ModelSource
-from sae_match.matching.feature_pair import residuals
+from sae_match.matching.feature_pair import Streams, residuals
 from sae_match.metrics.bootstrap import MIN_DOCUMENTS
 from sae_match.pairs import Pair, Site, captured_layers, span
 from sae_match.plan.checks import check_same_stream
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
-from sae_match.text import TokenWindows, load_fit_windows, load_windows
+from sae_match.text import TokenWindows
 
 logger = logging.getLogger(__name__)
 
@@ -55,23 +57,32 @@ class Inputs:
     """Models, text and residual streams.
 
     Attributes:
-        tokenizer: that of the first side, whose tokens all sides read.
-        windows: all evaluated windows; residual streams and activation metrics cover these.
-        streams: resid_post of the captured layers on them, by side.
-        fit_windows, fit_streams: the same of text that is not evaluated, on which controls are fitted; None where
-            nothing is fitted.
+        tokenizer: that of the first side.
+        text: the evaluated text.
+        streams: resid_post of the captured layers on its counted windows, by side.
+        fit_text, fit_streams: the same of text that is not evaluated, on which controls are fitted; None where nothing
+            is fitted.
+        batch_windows, sink_positions: how many counted windows are read at a time, and positions at the start of each
+            that are left out.
         map: how the first side's residual stream is carried to the second's before weights are compared.
     """
 
     models: JobModels
     tokenizer: Any
-    windows: TokenWindows
-    streams: tuple[ResidualStreams, ...]
-    fit_windows: TokenWindows | None = None
-    fit_streams: tuple[ResidualStreams, ...] | None = None
+    text: JobText
+    streams: tuple[Streams, ...]
+    fit_text: JobText | None
+    fit_streams: tuple[Streams, ...] | None
+    batch_windows: int
+    sink_positions: int
     map: MapKind = MapKind.none
 
-    def stream(self, site: Site) -> ResidualStreams:
+    @property
+    def windows(self) -> TokenWindows:
+        """What activation metrics cover."""
+        return self.text.counted
+
+    def stream(self, site: Site) -> Streams:
         """Residual streams of the model that a dictionary reads."""
         return self.streams[min(site.source, len(self.streams) - 1)]
 
@@ -79,7 +90,7 @@ class Inputs:
         """resid_post that a dictionary reads."""
         return self.stream(site).layer(site.at)
 
-    def fit(self, pair: Pair) -> tuple[ResidualStreams | None, ResidualStreams | None]:
+    def fit(self, pair: Pair) -> tuple[Streams | None, Streams | None]:
         """What the similarities and splices of a pair are fitted on: A's streams, and B's where they are others."""
         if self.fit_streams is None:
             return None, None
@@ -91,22 +102,36 @@ class Inputs:
         a, b = self.stream(pair.a).key, self.stream(pair.b).key
         return {"streams": a if a == b else [a, b], "layers": pair.blocks}
 
-    def mapped(self, pair: Pair, a: SparseAutoencoder, batch_windows: int, sinks: int) -> SparseAutoencoder | None:
+    def mapped(self, pair: Pair, a: SparseAutoencoder) -> SparseAutoencoder | None:
         """A carried into B's residual stream; None where both read one."""
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
         both = residuals(fit_a, fit_b, pair.blocks)
-        return fit_stream_map(*both, self.map, batch_windows, sinks, a.device).carry(a)
+        return fit_stream_map(*both, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:
         """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""
         facts = {"key": self.windows.key, **self.windows.info}
-        fit = self.fit_windows
-        if fit is not None:
+        if self.fit_text is not None:
+            fit = self.fit_text.counted
             counts = {"documents": fit.n_documents, "windows": fit.n_windows, "tokens": fit.ids.numel()}
             facts["fit"] = {**fit.info, "key": fit.key, **counts, "titles": fit.titles}
         return facts
+
+    def notes(self) -> list[str]:
+        """What a reader of the record must know of the text."""
+        if self.text.rows is None:
+            return []
+        shares = (
+            f"{share:.1%} of the tokens of {side.model.name}"
+            for share, side in zip(self.text.shares, self.models.sides, strict=True)
+        )
+        return [
+            f"the models read different tokens: compared at {self.windows.n_windows} positions where all have read the "
+            f"same text, {' and '.join(shares)}. Token losses are left out: a splice needs the first model's residual "
+            "stream at every token of the second"
+        ]
 
 
 def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, progress: bool) -> Inputs:
@@ -118,9 +143,11 @@ def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, prog
     Raises:
         UserError: a model or text that cannot be read, or does not fit SAEs and configuration.
     """
-    sides, pairs = study.pairs.sides(study), study.pairs
-    models, batch = JobModels(sides, device, store), study.evaluation.batch_windows
-    windows = fit_windows = tokenizer = None
+    sides, batch = study.pairs.sides(study), study.evaluation.batch_windows
+    models = JobModels(sides, device, store)
+    tokenizer = models.of(0).tokenizer
+    tokenizers = [tokenizer if side.model == study.model else load_tokenizer(side.model, store) for side in sides]
+    text = fit_text = None
     streams: list[ResidualStreams] = []
     fit_streams: list[ResidualStreams] = []
     for source, (side, d_sae) in enumerate(zip(sides, d_saes, strict=True)):
@@ -131,33 +158,25 @@ def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, prog
             raise UserError(
                 f"dataset.window_tokens={study.dataset.window_tokens}: the context of {model.name} is {context} tokens"
             )
-        own = load_windows(study.dataset, model.tokenizer, store, study.model.bos)
-        if windows is None:
-            windows, tokenizer = own, model.tokenizer
-            if study.fitted:
-                fit_windows = load_fit_windows(
-                    study.dataset, windows, study.evaluation.fit_documents, tokenizer, store, study.model.bos
-                )
-        elif own.key != windows.key:
-            raise UserError(
-                f"pairs={pairs.name}: the tokenizers of {sides[0].model.name} and {model.name} cut this text into "
-                "different tokens, and activations are compared token by token; choose models of one tokenizer"
-            )
-        streams.append(capture(model, windows, captured_layers(side), store, batch, progress))
-        if fit_windows is not None:
-            fit_streams.append(capture(model, fit_windows, span(side), store, batch, progress))
-    assert windows is not None  # there is at least one side
-    fitted = tuple(fit_streams) if fit_windows is not None else None
-    return Inputs(models, tokenizer, windows, tuple(streams), fit_windows, fitted, pairs.stream_map)
-
-
-def log_text(windows: TokenWindows, spliced: TokenWindows) -> None:
-    """Log how much is evaluated, and that there are no intervals where documents are too few."""
-    logger.info(
-        "%d windows of %d documents; token losses on %d of them",
-        windows.n_windows, windows.n_documents, spliced.n_windows,
+        if text is None:
+            text, fit_text = read_text(study, sides, tokenizers, store)
+        streams.append(capture(model, text.side(source), captured_layers(side), store, batch, progress))
+        if fit_text is not None:
+            fit_streams.append(capture(model, fit_text.side(source), span(side), store, batch, progress))
+    assert text is not None  # there is at least one side
+    sinks = max(side.model.sink_positions for side in sides)
+    return Inputs(
+        models, tokenizer, text, text.select(streams), fit_text,
+        None if fit_text is None else fit_text.select(fit_streams), *text.how(batch, sinks), study.pairs.stream_map,
     )  # fmt: skip
-    for what, count in (("metrics", windows.n_documents), ("delta losses", spliced.n_documents)):
+
+
+def log_text(text: JobText, spliced: TokenWindows) -> None:
+    """Log how much is evaluated, and that there are no intervals where documents are too few."""
+    windows, losses = text.counted, text.rows is None
+    told = f"; token losses on {spliced.n_windows} of them" if losses else ", one per position that is compared"
+    logger.info("%d windows of %d documents%s", windows.n_windows, windows.n_documents, told)
+    for what, count in (("metrics", windows.n_documents), ("delta losses", spliced.n_documents))[: 1 + losses]:
         if count < MIN_DOCUMENTS:
             logger.warning(
                 "%s have no intervals: %d documents, and intervals over documents need at least %d",

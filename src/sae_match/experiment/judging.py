@@ -107,9 +107,9 @@ def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Descri
             saes.load(site), inputs.residual(site), judging.contexts,
             evaluator.batch_windows, evaluator.sink_positions,
         )  # fmt: skip
-        ids = inputs.windows.ids.tolist()
+        ids, how = inputs.text.side(0).ids.tolist(), (judging.context_tokens, judging.description_chars)
         found = {
-            feature: from_contexts(ids, top.places(feature), decode, judging.context_tokens, judging.description_chars)
+            feature: from_contexts(ids, [inputs.text.place(*at) for at in top.places(feature)], decode, *how)
             for feature in sorted(wanted)
         }
         return {feature: description for feature, description in found.items() if description is not None}

@@ -152,7 +152,8 @@ def stored_scale(study: Study) -> Scale:
 
 def measured_scale(study: Study, store: Store, inputs: Inputs) -> Scale:
     """Folding scales measured on residual streams, once per SAE."""
-    how = {"batch_windows": study.evaluation.batch_windows, "sink_positions": study.model.sink_positions}
+    batch, sinks = inputs.text.how(study.evaluation.batch_windows, study.model.sink_positions)
+    how = {"batch_windows": batch, "sink_positions": sinks}
     choice, k = study.folding.scale, study.folding.k
 
     def scale(site: Site, sae: SparseAutoencoder) -> SparseAutoencoder:

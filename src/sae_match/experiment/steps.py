@@ -81,6 +81,7 @@ class Steps:
     def run(self) -> Results:
         """All steps."""
         self.results.warn(list(self.study.pairs.notes(self.study)))
+        self.results.warn([] if self.evaluator is None else self.evaluator.inputs.notes())
         if self.study.evaluation.stability_seeds is not None:
             self.compare_seeds()
         neighbors = self.match_neighbors()
@@ -132,7 +133,8 @@ class Steps:
         seeds: list[MatchedPair] = []
         for matched in tqdm(neighbors, desc="activations of layer pairs", disable=not self.progress):
             seeds += self._evaluate_neighbors(evaluator, matched)
-        self.results.add(loss_rows(evaluator, self.saes, neighbors, self.progress))
+        if evaluator.inputs.text.rows is None:
+            self.results.add(loss_rows(evaluator, self.saes, neighbors, self.progress))
         rows = self.results.rows
         self.results.add(difference_rows(rows, self.metrics) + ceiling_gap_rows(rows, self.metrics))
         log_ceiling_gaps(self.results.rows, self.metrics)
@@ -337,11 +339,13 @@ def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mappin
     scale = measured_scale(study, store, inputs) if inputs is not None and measured else stored_scale(study)
     exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
     how = study.evaluation.batch_windows, max(side.model.sink_positions for side in sides)
+    if inputs is not None:
+        how = inputs.batch_windows, inputs.sink_positions
     matcher = PairMatcher(
         store, study.matching, solver, study.folding.name,
         excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
         fit=(lambda pair: (None, None)) if inputs is None else inputs.fit,
-        mapped=lambda pair, a: None if inputs is None else inputs.mapped(pair, a, *how),
+        mapped=lambda pair, a: None if inputs is None else inputs.mapped(pair, a),
         batch_windows=how[0], sink_positions=how[1], seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),

@@ -165,6 +165,19 @@ def load_language_model(source: ModelSource, device: str, store: Store) -> Langu
     return model
 
 
+def load_tokenizer(source: ModelSource, store: Store) -> Any:
+    """A model's tokenizer alone.
+
+    Raises:
+        UserError: the source is missing, gated, unreachable or incomplete.
+    """
+    directory = source.small_files(store)
+    try:
+        return AutoTokenizer.from_pretrained(directory, **_LOCAL)
+    except _LOAD_ERRORS as error:
+        raise _unloadable(source, directory, error) from error
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device for auto (cuda where there is one) | cpu | cuda (or cuda:N).
 
@@ -209,9 +222,7 @@ def _load(source: ModelSource, directory: Path, store: Store) -> tuple[Any, Any]
             loaded: Any = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **options, **_LOCAL)
             tokenizer = AutoTokenizer.from_pretrained(directory, **_LOCAL)
     except _LOAD_ERRORS as error:
-        raise UserError(
-            f"model {source.name}: cannot load {source.origin} ({directory}).\n{error}\n{source.advice}"
-        ) from error
+        raise _unloadable(source, directory, error) from error
     hf, info = loaded
     # transformers fills absent weights with random numbers and only logs it.
     if info["missing_keys"]:
@@ -221,3 +232,7 @@ def _load(source: ModelSource, directory: Path, store: Store) -> tuple[Any, Any]
             f"such as {absent[0]}; the checkpoint is incomplete or of another architecture"
         )
     return hf, tokenizer
+
+
+def _unloadable(source: ModelSource, directory: Path, error: Exception) -> UserError:
+    return UserError(f"model {source.name}: cannot load {source.origin} ({directory}).\n{error}\n{source.advice}")

@@ -50,6 +50,16 @@ def cut_windows(
 def token_ids(tokenizer: Any, text: str | Iterable[str]) -> Iterator[list[int]]:
     """Token ids of a text, in parts: no special tokens are added, and none is recognized inside the text.
 
+    Raises:
+        UserError: as from `text_parts`.
+    """
+    for context, part in text_parts(tokenizer, text):
+        yield _encode_after(tokenizer, context, part)
+
+
+def text_parts(tokenizer: Any, text: str | Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Parts of a text, each after the 512 characters before it, which decide about its tokens.
+
     A text of more than PIECE characters is cut where its tokens stay what they are in the whole text, provided that no
     token depends on what is more than 512 characters away.
 
@@ -62,9 +72,9 @@ def token_ids(tokenizer: Any, text: str | Iterable[str]) -> Iterator[list[int]]:
         rest += piece
         while len(rest) > PIECE + _CONTEXT:
             place = _cut_place(tokenizer, rest)
-            yield _encode_after(tokenizer, context, rest[:place])
+            yield context, rest[:place]
             context, rest = rest[place - _CONTEXT : place], rest[place:]
-    yield _encode_after(tokenizer, context, rest)
+    yield context, rest
 
 
 def _cut_place(tokenizer: Any, text: str) -> int:

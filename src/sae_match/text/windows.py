@@ -17,8 +17,9 @@ from sae_match.content import content_key
 from sae_match.entries import Payload
 from sae_match.errors import UserError
 from sae_match.store import Store
-from sae_match.text.source import Part, TextSource
-from sae_match.text.tokenization import Bos, bos_token, cut_windows, tokenizer_identity
+from sae_match.text.source import Document, Part, TextSource
+from sae_match.text.stretches import STRETCH_VERSION, Reader, cut_stretches
+from sae_match.text.tokenization import Bos, bos_token, cut_windows
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class TokenWindows:
         titles: one per document.
         key: SHA-256 of ids and document, so equal windows have equal keys wherever they came from.
         info: the recipe and the counts, JSON-compatible.
+        ends: of windows over the characters of another tokenizer's how many of those are read after each token, as in
+            `text.stretches.Rows`.
     """
 
     ids: Int[Tensor, "windows tokens"]
@@ -40,6 +43,7 @@ class TokenWindows:
     titles: list[str]
     key: str
     info: dict[str, Any] = field(default_factory=dict)
+    ends: Int[Tensor, "windows tokens"] | None = None
 
     @classmethod
     def build(
@@ -48,6 +52,7 @@ class TokenWindows:
         document: Int[Tensor, "windows"],
         titles: Sequence[str],
         info: dict[str, Any],
+        ends: Int[Tensor, "windows tokens"] | None = None,
     ) -> TokenWindows:
         """Check the invariants, compute the key and return the windows.
 
@@ -62,7 +67,7 @@ class TokenWindows:
         digest = hashlib.sha256(f"{tuple(ids.shape)}".encode())
         for tensor in (ids, document):
             digest.update(tensor.contiguous().numpy().astype("<i8", copy=False).data)
-        return cls(ids, document, list(titles), digest.hexdigest(), info)
+        return cls(ids, document, list(titles), digest.hexdigest(), info, ends)
 
     @property
     def n_windows(self) -> int:
@@ -93,7 +98,8 @@ class TokenWindows:
         """The marked windows, their documents numbered anew."""
         kept, document = torch.unique_consecutive(self.document[keep], return_inverse=True)
         titles = [self.titles[i] for i in kept.tolist()]
-        return TokenWindows.build(self.ids[keep], document, titles, self.info | {"subset_of": self.key})
+        ends = None if self.ends is None else self.ends[keep]
+        return TokenWindows.build(self.ids[keep], document, titles, self.info | {"subset_of": self.key}, ends)
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenWindows]) -> TokenWindows:
@@ -112,7 +118,9 @@ class TokenWindows:
         return cls.build(torch.cat([part.ids for part in parts]), document, titles, info)
 
 
-def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto") -> TokenWindows:
+def load_windows(
+    source: TextSource, tokenizer: Any, store: Store, bos: Bos = "auto", over: Reader | None = None
+) -> TokenWindows:
     """Return the token windows of a text, building and storing them on first use.
 
     The documents of `source.part` are drawn in a fixed pseudo-random order; those shorter than one window are passed
@@ -121,15 +129,21 @@ def load_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "a
     tokens. Every window begins with BOS where `bos` calls for one, and a document's tokens follow on from window
     to window without overlap. One document at a time is in memory.
 
+    Args:
+        over: another tokenizer, which cuts the documents into windows; `tokenizer` then reads the characters of each
+            (`text.stretches`).
+
     Raises:
-        UserError: the source cannot be read or holds too few documents.
+        UserError: the source cannot be read or holds too few documents, or a tokenizer does not say which characters
+            its tokens stand for, where `over` is given.
     """
-    first = bos_token(tokenizer, bos)
-    recipe = _recipe(source, tokenizer, first)
+    reader = Reader(tokenizer, bos_token(tokenizer, bos))
+    recipe = _recipe(source, reader, over)
 
     def build() -> Payload:
-        windows = _build(source, tokenizer, first, recipe)
-        values = {name: getattr(windows, name) for name in ("ids", "document", "titles", "info")}
+        windows = _build(source, reader, over, recipe)
+        names = ("ids", "document", "titles", "info", *(() if over is None else ("ends",)))
+        values = {name: getattr(windows, name) for name in names}
         return values | {"windows_key": windows.key}
 
     windows = store.get_or("tokens", recipe, build, _from_payload)
@@ -143,12 +157,18 @@ def find_windows(source: TextSource, tokenizer: Any, store: Store, bos: Bos = "a
     Raises:
         UserError: the source is not as configured.
     """
-    payload = store.get("tokens", _recipe(source, tokenizer, bos_token(tokenizer, bos)))
+    payload = store.get("tokens", _recipe(source, Reader(tokenizer, bos_token(tokenizer, bos)), None))
     return None if payload is None else _from_payload(payload)
 
 
 def load_fit_windows(
-    source: TextSource, evaluated: TokenWindows, documents: int | None, tokenizer: Any, store: Store, bos: Bos = "auto"
+    source: TextSource,
+    evaluated: TokenWindows,
+    documents: int | None,
+    tokenizer: Any,
+    store: Store,
+    bos: Bos = "auto",
+    over: Reader | None = None,
 ) -> TokenWindows:
     """Windows of documents of the same source, none of which is evaluated: what data-driven controls are fitted on.
 
@@ -159,6 +179,7 @@ def load_fit_windows(
         source: the evaluated text.
         evaluated: its windows.
         documents: how many; None = as many as are evaluated.
+        over: as in `load_windows`.
 
     Raises:
         UserError: there are not so many, or the text has changed since `evaluated` was cut.
@@ -167,8 +188,8 @@ def load_fit_windows(
     try:
         if source.part != "all":
             other: Part = "train" if source.part == "evaluation" else "evaluation"
-            return load_windows(source.resized(wanted, other), tokenizer, store, bos)
-        more = load_windows(source.resized(source.documents + wanted), tokenizer, store, bos)
+            return load_windows(source.resized(wanted, other), tokenizer, store, bos, over)
+        more = load_windows(source.resized(source.documents + wanted), tokenizer, store, bos, over)
     except UserError as error:
         raise UserError(
             f"{error}\nThe controls correlation and linear_map are fitted on {wanted} documents that are not evaluated "
@@ -183,23 +204,31 @@ def load_fit_windows(
     return more.subset(more.document >= evaluated.n_documents)
 
 
-def _recipe(source: TextSource, tokenizer: Any, bos: int | None) -> dict[str, Any]:
+def _recipe(source: TextSource, reader: Reader, over: Reader | None) -> dict[str, Any]:
     """Everything that the windows depend on, JSON-compatible; the text's short name is only a label."""
-    return {**source.key(), "tokenizer": tokenizer_identity(tokenizer), "bos": bos}
+    found = {**source.key(), **reader.facts}
+    return found if over is None else found | {"over": over.facts | {"version": STRETCH_VERSION}}
 
 
 def _from_payload(payload: Payload) -> TokenWindows:
     ids, document = (torch.from_numpy(payload[name]) for name in ("ids", "document"))
-    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"])
+    ends = torch.from_numpy(payload["ends"]) if "ends" in payload else None
+    windows = TokenWindows.build(ids, document, payload["titles"], payload["info"], ends)
     if windows.key != payload["windows_key"]:
         raise ValueError("the windows are not those that were stored")
     return windows
 
 
-def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str, Any]) -> TokenWindows:
+def _build(source: TextSource, reader: Reader, over: Reader | None, recipe: dict[str, Any]) -> TokenWindows:
+    def cut(document: Document) -> tuple[Tensor, ...]:
+        text, how = document.text, (source.window_tokens, source.windows_per_document)
+        if over is not None:
+            return cut_stretches(over, reader, text, *how)
+        return (cut_windows(reader.tokenizer, text, *how, reader.bos),)
+
     facts: dict[str, str] = {}
     pool, short = 0, list[tuple[int, int]]()
-    sample: list[tuple[int, int, str, Tensor]] = []  # a heap: at its top the document that is drawn last
+    sample: list[tuple[int, int, str, tuple[Tensor, ...]]] = []  # a heap: at its top the document that is drawn last
     for document in source.read(facts):
         if not source.holds(document):
             continue
@@ -208,8 +237,8 @@ def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str
         full = source.documents and len(sample) == source.documents
         if full and place < sample[0][:2]:
             continue
-        rows = cut_windows(tokenizer, document.text, source.window_tokens, source.windows_per_document, bos)
-        if not len(rows):
+        rows = cut(document)
+        if not len(rows[0]):
             short.append(place)
         elif full:
             heapq.heapreplace(sample, (*place, document.title, rows))
@@ -220,8 +249,8 @@ def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str
         raise UserError(_too_few(source, pool, found))
     last = sample[0][:2]
     sample.sort(reverse=True)
-    ids = torch.cat([rows for *_, rows in sample])
-    document_of = torch.repeat_interleave(torch.tensor([len(rows) for *_, rows in sample]))
+    ids, *ends = (torch.cat(rows) for rows in zip(*(rows for *_, rows in sample), strict=True))
+    document_of = torch.repeat_interleave(torch.tensor([len(rows[0]) for *_, rows in sample]))
     info = {
         "recipe": recipe,
         "recipe_key": content_key(recipe),
@@ -233,7 +262,7 @@ def _build(source: TextSource, tokenizer: Any, bos: int | None, recipe: dict[str
         "windows": len(ids),
         "tokens": ids.numel(),
     }
-    return TokenWindows.build(ids, document_of, [title for _, _, title, _ in sample], info)
+    return TokenWindows.build(ids, document_of, [title for _, _, title, _ in sample], info, *ends)
 
 
 def _too_few(source: TextSource, pool: int, found: int) -> str:
