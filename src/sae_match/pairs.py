@@ -191,7 +191,8 @@ class OtherSource(Pairs):
     """The other SAEs: an option file of group `sae`, chosen with sae@pairs.sae=NAME."""
     model: ModelSource | None = None
     """The model that they belong to: an option file of group `model`, chosen with model@pairs.model=NAME; null = the
-    job's own. It reads the same tokens."""
+    job's own. It reads the same text; of different tokenizers those positions are compared at which both have read the
+    same characters, and token losses are left out."""
     layers: dict[int, int] | None = None
     """From a layer of the job to the layer of the other SAEs that it is compared with; null = the same number."""
     map: MapKind = MapKind.none

@@ -110,13 +110,15 @@ def cut_stretches(first: Reader, own: Reader, text: str | Iterable[str], window_
     if own.facts == first.facts:
         own_ids = np.array(ids[: count * body], dtype=np.int64).reshape(count, body)
         return _rows(own_ids, np.where(whole, places - starts[:, None], NOWHERE), own.bos)
-    usable, body = whole.any(axis=1), window_tokens - (own.bos is not None)
+    body = window_tokens - (own.bos is not None)
     own_ids, own_ends = np.zeros((count, body), dtype=np.int64), np.full((count, body), PADDING)
     for row, (start, stop) in enumerate(zip(starts, places[:, -1], strict=True)):
         stretch_ids, stretch_ends = own.read(read[start:stop])
         n = min(body, len(stretch_ids))
         own_ids[row, :n] = stretch_ids[:n]
-        own_ends[row, :n] = np.where(_whole(stretch_ends) & usable[row], stretch_ends, NOWHERE)[:n]
+        own_ends[row, :n] = np.where(_whole(stretch_ends), stretch_ends, NOWHERE)[:n]
+    unread = ~whole.any(axis=1)
+    own_ends[unread] = np.minimum(own_ends[unread], NOWHERE)
     return _rows(own_ids, own_ends, own.bos)
 
 
