@@ -109,16 +109,18 @@ class Inputs:
         return facts
 
 
-def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, progress: bool) -> Inputs:
+def prepare(
+    store: Store, study: Study, sides: Sequence[Study], d_saes: Sequence[int], device: str, progress: bool
+) -> Inputs:
     """Load models and text, and capture the residual streams, or find them in the store.
 
     Args:
+        sides: by `Site.source`.
         d_saes: width of the residual stream that the SAEs of each side read.
 
     Raises:
         UserError: a model or text that cannot be read, or does not fit SAEs and configuration.
     """
-    sides, pairs = study.pairs.sides(study), study.pairs
     models, batch = JobModels(sides, device, store), study.evaluation.batch_windows
     windows = fit_windows = tokenizer = None
     streams: list[ResidualStreams] = []
@@ -140,15 +142,15 @@ def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, prog
                 )
         elif own.key != windows.key:
             raise UserError(
-                f"pairs={pairs.name}: the tokenizers of {sides[0].model.name} and {model.name} cut this text into "
-                "different tokens, and activations are compared token by token; choose models of one tokenizer"
+                f"pairs={study.pairs.name}: the tokenizers of {sides[0].model.name} and {model.name} cut this text "
+                "into different tokens, and activations are compared token by token; choose models of one tokenizer"
             )
         streams.append(capture(model, windows, captured_layers(side), store, batch, progress))
         if fit_windows is not None:
             fit_streams.append(capture(model, fit_windows, span(side), store, batch, progress))
     assert windows is not None  # there is at least one side
     fitted = tuple(fit_streams) if fit_windows is not None else None
-    return Inputs(models, tokenizer, windows, tuple(streams), fit_windows, fitted, pairs.stream_map)
+    return Inputs(models, tokenizer, windows, tuple(streams), fit_windows, fitted, study.pairs.stream_map)
 
 
 def log_text(windows: TokenWindows, spliced: TokenWindows) -> None:
