@@ -58,7 +58,7 @@ def job_mirror(study: Study, store: Store, group: str | None) -> AbstractContext
     names = "-".join(str(one.name) for one in (study.matching, study.folding, study.solver, study.sae, study.dataset))
     return open_mirror(
         directory,
-        mode=tracking.mode.value,
+        mode="online" if tracking.mode is TrackingMode.online else "offline",
         config=study.config if tracking.full else science_of(study.config),
         run_id=run_id(study.config, directory if group is None else directory.parent),
         cache_dir=store.scratch("wandb"),
