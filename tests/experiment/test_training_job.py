@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sae_match.app.build import build, register_schemas
 from sae_match.files import config_directory
 from sae_match.rules import check_train_config
 from sae_match.training import run as run_module
+from sae_match.training.data import TokenBatches
 from sae_match.training.options import TrainConfig
 from sae_match.training.run import run_training
 from tests.wandb_reader import inspect
@@ -49,7 +51,7 @@ def training(model_directory: Path, text_directory: Path, tmp_path: Path) -> Tra
     return make
 
 
-def test_every_layer_gets_a_file_and_an_entry(training: TrainConfigured) -> None:
+def test_every_layer_gets_a_file_and_an_entry(training: TrainConfigured, tmp_path: Path) -> None:
     cfg = training()
     entries = run_training(cfg)
     output = Path(cfg.paths.output_dir)
@@ -58,6 +60,13 @@ def test_every_layer_gets_a_file_and_an_entry(training: TrainConfigured) -> None
     saes = [load_sae(output / "layer_{layer:02d}.safetensors", layer) for layer in (1, 2)]
     assert {(sae.d_model, sae.width) for sae in saes} == {(8, 12)}
     assert load_file(output / "layer_01.safetensors")["W_dec"].dtype == torch.bfloat16
+    assert entries == run_training(training("training.storage=int8"))  # of a finished layer the format does not matter
+    small = run_training(training("training.storage=int8", "layers.last=1", output="small"))
+    assert small[0]["recipe"] == entries[0]["recipe"]
+    assert load_file(tmp_path / "small" / "layer_01.safetensors")["W_dec"].dtype == torch.int8
+    torch.testing.assert_close(
+        load_sae(tmp_path / "small" / "layer_01.safetensors").W_dec, saes[0].W_dec, rtol=0, atol=0.01
+    )
     # Independent initialization: no feature of one layer starts from the other's.
     assert float((saes[0].W_dec * saes[1].W_dec).sum(dim=1).mean()) < 0.7
 
@@ -74,6 +83,26 @@ def test_finished_layers_are_not_trained_again(training: TrainConfigured, monkey
     monkeypatch.setattr(run_module, "train_sae", counting)
     assert [entry["layer"] for entry in run_training(training())] == [1, 2]
     assert trained == [2]
+
+
+def test_the_tokens_of_one_layer_are_gone_before_the_next(
+    training: TrainConfigured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    inner = run_module.train_sae
+
+    def counting(*arguments: object) -> object:
+        held.append(sum(type(thing) is TokenBatches for thing in gc.get_objects()))
+        return inner(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "train_sae", counting)
+    gc.collect()
+    gc.disable()  # it might collect them by chance, which it did not with gigabytes of tokens
+    try:
+        run_training(training())
+    finally:
+        gc.enable()
+    assert held == [0, 0]
 
 
 def test_same_seed_same_sae_other_seed_another(training: TrainConfigured) -> None:

@@ -33,6 +33,20 @@ def test_native_bfloat16_reads_back_as_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(back.W_dec, random_sae().W_dec, rtol=2**-8, atol=0)
 
 
+def test_native_int8_keeps_the_norm_of_every_row(tmp_path: Path) -> None:
+    sae = random_sae()
+    sae = sae.replace(W_dec=torch.cat([sae.W_dec[:-1], torch.zeros(1, sae.d_model)]))  # a feature that writes nothing
+    save_native(sae, tmp_path / "sae.safetensors", dtype=torch.int8)
+    back = load_sae(tmp_path / "sae.safetensors")
+    assert (tmp_path / "sae.safetensors").stat().st_size < 2 * sae.W_enc.numel() + 4 * 5 * sae.width + 1_000
+    for name in ("b_enc", "b_dec", "threshold"):
+        assert torch.equal(getattr(back, name), getattr(sae, name))
+    for got, given in ((back.W_enc.T, sae.W_enc.T), (back.W_dec, sae.W_dec)):
+        torch.testing.assert_close(got.norm(dim=1), given.norm(dim=1))
+        # half a step of the largest entry, and as much again for the scale that keeps the norm
+        assert bool(((got - given).abs() <= given.abs().amax(1, keepdim=True) / 127).all())
+
+
 def test_native_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not found"):
         load_sae(tmp_path / "absent.safetensors")
@@ -42,6 +56,10 @@ def test_native_errors(tmp_path: Path) -> None:
     save_file({"W_enc": torch.zeros(2, 2), "extra": torch.zeros(1)}, tmp_path / "keys.safetensors")
     with pytest.raises(UserError, match=r"missing \['W_dec', 'b_dec', 'b_enc', 'threshold'\], unknown \['extra'\]"):
         load_sae(tmp_path / "keys.safetensors")
+    integers = torch.zeros(8, 24, dtype=torch.int8)  # without their scales
+    save_file({**random_sae().parameters(), "W_enc": integers}, tmp_path / "int8.safetensors")
+    with pytest.raises(UserError, match=r"W_enc must be a floating-point tensor, got dtype torch\.int8"):
+        load_sae(tmp_path / "int8.safetensors")
     (tmp_path / "sae.dat").touch()
     with pytest.raises(UserError, match="unknown SAE file type"):
         load_sae(tmp_path / "sae.dat")

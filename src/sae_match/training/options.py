@@ -26,11 +26,11 @@ class TrainingConfig:
     """Number of features F."""
     target_l0: float = 32.0
     """Mean number of active features per token that the controller steers to."""
-    tokens: int = 19_000_000
+    tokens: int = 10_000_000
     """Training tokens in all (epochs over the captured tokens)."""
-    batch_tokens: int = 1024
+    batch_tokens: int = 2048
     """Tokens per step."""
-    lr: float = 3e-3
+    lr: float = 6e-3
     """Adam learning rate of the weights."""
     beta1: float = 0.9
     """Adam's decay of the gradient mean."""
@@ -40,7 +40,7 @@ class TrainingConfig:
     """Adam learning rate of log theta."""
     bandwidth: float = 0.1
     """Kernel bandwidth of the straight-through estimator, in scaled activation units."""
-    topk_steps: int = 200
+    topk_steps: int = 150
     """BatchTopK steps that find the first threshold."""
     warmup_steps: int = 200
     """Linear learning-rate warm-up."""
@@ -57,6 +57,8 @@ class TrainingConfig:
     fast_matmul: bool = True
     """Let oneDNN choose the kernels of float32 products: exact float32 and twice MKL's speed on AMD processors;
     processors with AMX multiply in bfloat16."""
+    storage: str = "bfloat16"
+    """bfloat16 | int8: number format of the weights in the file; int8 has one scale a feature and is half as large."""
     checkpoint_seconds: int = 120
     """Seconds between checkpoints."""
     log_every_steps: int = 100
@@ -70,13 +72,14 @@ class TrainingConfig:
             rules.append((name, getattr(self, name) > 0, "above 0"))
         rules.append(("target_l0", self.target_l0 <= self.width, "at most the width"))
         rules.append(("decay_fraction", self.decay_fraction <= 1, "at most 1"))
+        rules.append(("storage", self.storage in ("bfloat16", "int8"), "bfloat16 or int8"))
         broken = [f"training.{name}={getattr(self, name)}: must be {rule}" for name, ok, rule in rules if not ok]
         if broken:
             raise UserError("; ".join(broken))
 
     def recipe(self) -> dict[str, Any]:
         """The fields that the trained SAE depends on; the others may change when a training is continued."""
-        free = ("checkpoint_seconds", "log_every_steps", "fast_matmul")
+        free = ("checkpoint_seconds", "log_every_steps", "fast_matmul", "storage")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

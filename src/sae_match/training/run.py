@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from contextlib import AbstractContextManager
@@ -38,7 +39,7 @@ Entries = dict[int, dict[str, Any]]
 def run_training(cfg: TrainConfig) -> list[dict[str, Any]]:
     """Train one SAE per layer of `cfg.layers` and write them to `cfg.paths.output_dir`.
 
-    Writes `layer_{L:02d}.safetensors` (bfloat16) and `training_report.json`, one entry per layer, replaced after
+    Writes `layer_{L:02d}.safetensors` and `training_report.json`, one entry per layer, replaced after
     every layer. Layers whose file and entry are there already are skipped, an interrupted one continues from
     its checkpoint. Returns the entries of the span. Raises UserError for a bad text, folder or report before any long
     work begins; the configuration has passed `rules.check_train_config`.
@@ -87,10 +88,11 @@ def _train(cfg: TrainConfig, layers: list[int], output: Path, store: Store, entr
             facts = {"width": cfg.training.width, "model": cfg.model.name, "recipe": recipe_key(cfg)}
             entries[layer] = {**report, **facts}
             metadata = {name: str(value) for name, value in entries[layer].items()}
-            save_native(sae, _sae_path(output, layer), metadata, torch.bfloat16)
+            save_native(sae, _sae_path(output, layer), metadata, getattr(torch, cfg.training.storage))
             if mirror is not None:
                 mirror.summary({**report, "width": cfg.training.width})
         write_json(output / REPORT_NAME, [entries[known] for known in sorted(entries)])
+        gc.collect()  # the trainer and its batches, gigabytes of tokens, refer to each other
 
 
 def recipe_key(cfg: TrainConfig) -> str:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from pydantic import model_validator
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.files import atomic_path
@@ -23,6 +24,9 @@ FORMAT = "sae_match.jumprelu.v1"
 """JumpReLU SAEs of the residual stream: the five tensors determine everything."""
 FORMAT_2 = "sae_match.sae.v2"
 """Any other SAE: metadata say which activation, site and so on; an optional tensor `scale` is folded by."""
+
+ROW_SCALES = {"W_enc": "W_enc_scale", "W_dec": "W_dec_scale"}
+"""Matrices that may be stored as int8, and the tensor [features] that then holds one scale a feature."""
 
 
 @option
@@ -101,14 +105,19 @@ class Native(SaeFormat):
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one safetensors file."""
         names = set(safetensors_shapes(path))
-        if names - {"scale"} != set(PARAMETERS):
+        known = {*PARAMETERS, "scale", *ROW_SCALES.values()}
+        if names - known or set(PARAMETERS) - names:
             raise UserError(
                 f"{path}: expected the tensors {', '.join(PARAMETERS)}; "
-                f"missing {sorted(set(PARAMETERS) - names)}, unknown {sorted(names - {*PARAMETERS, 'scale'})}"
+                f"missing {sorted(set(PARAMETERS) - names)}, unknown {sorted(names - known)}"
             )
         header, activation = self.header(path, layer), _facts(path)[0]
         plain = activation == JUMPRELU and header.obstacle is None
-        return build_sae(path, layer, header, read_safetensors(path, names), activation, unit_norm=plain)
+        scaled = {name: scale for name, scale in ROW_SCALES.items() if scale in names}
+        tensors = read_safetensors(path, names, int8=scaled)
+        for name, scale in scaled.items():
+            tensors[name] *= _by_feature(name, tensors.pop(scale))
+        return build_sae(path, layer, header, tensors, activation, unit_norm=plain)
 
     def l0s(self, layer: int) -> list[int]:
         """L0s of one layer for which there are files below `root`, ascending; `default_l0` among them."""
@@ -136,12 +145,32 @@ def save_native(
 
     Args:
         metadata: extra string pairs kept in the header (recipe, license and the like).
-        dtype: storage dtype; bfloat16 halves the file and reads back as float32.
+        dtype: storage dtype; all read back as float32. bfloat16 halves the file; int8 is for the two weight matrices,
+            one float32 scale a feature, which keeps the norm of its row (biases and thresholds stay float32).
     """
-    named = sae.parameters() if sae.scale is None else {**sae.parameters(), "scale": sae.scale}
-    tensors = {name: t.to("cpu", dtype).contiguous() for name, t in named.items()}
+    tensors = sae.parameters() if sae.scale is None else {**sae.parameters(), "scale": sae.scale}
+    if dtype is torch.int8:
+        tensors = {name: t.to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
+        for name, scale in ROW_SCALES.items():
+            tensors[name], tensors[scale] = _eight_bits(name, tensors[name])
+    else:
+        tensors = {name: t.to("cpu", dtype).contiguous() for name, t in tensors.items()}
     with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata={**(metadata or {}), **_metadata(sae)})
+
+
+def _by_feature(name: str, values: Tensor) -> Tensor:
+    """One value a feature, shaped to multiply the matrix of that name."""
+    return values[:, None] if name == "W_dec" else values
+
+
+def _eight_bits(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over their largest entries as integers -127..127, and the scales [features] that keep the rows' norms."""
+    over = 0 if name == "W_enc" else 1
+    largest = matrix.abs().amax(over).clamp_min(torch.finfo(torch.float32).tiny)
+    rounded = (matrix / _by_feature(name, largest) * 127).round()
+    norms = torch.linalg.vector_norm(rounded, dim=over).clamp_min(1.0)
+    return rounded.to(torch.int8), torch.linalg.vector_norm(matrix, dim=over) / norms
 
 
 def load_native(path: Path | str, layer: int | None = None) -> SparseAutoencoder:

@@ -157,11 +157,16 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read_safetensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Those tensors as float32; others are not read."""
+def read_safetensors(path: Path, names: Collection[str], int8: Collection[str] = ()) -> dict[str, Tensor]:
+    """Those tensors as float32; others are not read. Only the tensors named in `int8` may be of that type."""
     with _safetensors(path) as file:
         need_names(path, file.keys(), names)
-        return {name: as_float32(path, name, file.get_tensor(name)) for name in names}
+        tensors = {}
+        for name in names:
+            tensor = file.get_tensor(name)
+            whole = name in int8 and tensor.dtype is torch.int8
+            tensors[name] = tensor.float() if whole else as_float32(path, name, tensor)
+        return tensors
 
 
 def read_summed(path: Path, name: str) -> Tensor:
