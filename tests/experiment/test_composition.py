@@ -245,7 +245,7 @@ def test_rules(configured: Configured, random_saes: Path, overrides: list[str], 
         check_config(configured(random_saes, *overrides))
 
 
-@pytest.mark.drawn
+@pytest.mark.figures
 def test_listed_layers_are_matched_as_layers_at_that_distance_are(configured: Configured, random_saes: Path) -> None:
     """Layers 0, 2 and 3: what a span finds at a distance, a list finds for consecutive members."""
     spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
