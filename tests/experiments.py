@@ -6,16 +6,13 @@ import re
 import shlex
 from functools import cache
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sae_match.app.build import register_schemas
 from sae_match.files import config_directory
 
 EXPERIMENTS = sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
-PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
 
 
 def commands(experiment: str) -> list[list[str]]:
@@ -34,13 +31,12 @@ def jobs(arguments: list[str]) -> list[list[str]]:
 
 @cache
 def _jobs(arguments: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    register_schemas()
-    parser = OverridesParser.create()
-    single = [argument for argument in arguments if argument.startswith("experiment=")]
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        cfg = compose("config", [*PATHS, *single], return_hydra_config=True)
-    params = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create({}))
+    params: object = {}
+    for name in (argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")):
+        # No file of an experiment includes another's: what it sweeps over stands in it.
+        file = OmegaConf.load(config_directory() / "experiment" / f"{name}.yaml")
+        params = OmegaConf.to_container(OmegaConf.select(file, "hydra.sweeper.params", default=OmegaConf.create({})))
     assert isinstance(params, dict)
     swept = [f"{key}={value}" for key, value in params.items()]
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *arguments]), None)
+    (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*swept, *arguments]), None)
     return tuple(tuple(job) for job in batch)

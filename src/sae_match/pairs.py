@@ -294,19 +294,49 @@ def at_step(chosen: T, step: int) -> T:
     return replace(given, **filled) if filled else chosen
 
 
-def own_pairs(study: Study) -> list[Pair]:
-    """The pairs that the job is about."""
-    return study.pairs.pairs(study)
+@dataclass(frozen=True)
+class JobPairs:
+    """What a job compares, as its study resolves to it.
+
+    Attributes:
+        sides: the study as each source of SAEs sees it (`Pairs.sides`).
+        sources: where the SAEs of every `Site.source` come from; of neighbors the second ones are the second seeds.
+        sites: every dictionary of the job's own pairs, once.
+        own: the pairs that the job is about, in the order in which they are matched.
+        distant: pairs further apart than neighbors that `composition` compares, by start, then distance; usually none.
+        seeds: the SAE of a layer and its second seed, where neighbors are compared and there is one.
+    """
+
+    sides: tuple[Study, ...] = ()
+    sources: tuple[SaeSource, ...] = ()
+    sites: tuple[Site, ...] = ()
+    own: tuple[Pair, ...] = ()
+    distant: tuple[Pair, ...] = ()
+    seeds: tuple[Pair, ...] = ()
+
+    @property
+    def sink_positions(self) -> int:
+        """Positions at each window's start that are counted for none of the models."""
+        return max(side.model.sink_positions for side in self.sides)
 
 
-def sources(study: Study) -> tuple[SaeSource, ...]:
-    """Where the SAEs of every `Site.source` come from; of neighbors the second ones are the second seeds."""
-    found = tuple(SaeSource(side.sae, tuple(span(side))) for side in study.pairs.sides(study))
-    return found if len(found) > 1 else (*found, replace(found[0], second=True))
+def job_pairs(study: Study) -> JobPairs:
+    """What a study that keeps the rules (`rules.check_config`) compares.
+
+    Raises:
+        UserError: a file name of second seeds that leads out of `sae.root`.
+    """
+    sides, own, sites = study.pairs.sides(study), tuple(study.pairs.pairs(study)), tuple(study.pairs.sites(study))
+    sources = tuple(SaeSource(side.sae, tuple(span(side))) for side in sides)
+    seeds: tuple[Pair, ...] = ()
+    if len(sources) == 1:
+        second = replace(sources[0], second=True)
+        found = [site for site in sites if second.has(site.at)]
+        sources, seeds = (*sources, second), tuple(Pair(a, replace(a, source=1), Role.seeds) for a in found)
+    return JobPairs(sides, sources, sites, own, tuple(_distant_pairs(study)), seeds)
 
 
-def distant_pairs(study: Study) -> list[Pair]:
-    """Pairs further apart than neighbors that `composition` compares, by start, then distance; usually none."""
+def _distant_pairs(study: Study) -> list[Pair]:
     layers, reach = span(study), study.composition.max_distance
     return [
         Pair(Site(start), Site(layer), Role.distant)
@@ -314,11 +344,6 @@ def distant_pairs(study: Study) -> list[Pair]:
         for layer in layers[layers.index(start) + 2 :]
         if layer - start <= reach
     ]
-
-
-def seed_pair(layer: int) -> Pair:
-    """The SAE of a layer and its second seed."""
-    return Pair(Site(layer), Site(layer, source=1), Role.seeds)
 
 
 def captured_layers(study: Study) -> list[int]:

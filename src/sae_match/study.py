@@ -133,6 +133,12 @@ class Study:
         own += [f"pairs.map={self.pairs.stream_map}"] if self.pairs.stream_map != "none" else []
         return own + self.evaluation.fitted
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
+        asked = (self.folding.name, self.folding.scale, self.evaluation.units(self.folding.name))
+        return asked == ("none", "auto", "raw")
+
     def at(self, output_dir: Path | str) -> Study:
         """The same job with its record elsewhere."""
         config = self.config | {"paths": self.config["paths"] | {"output_dir": str(output_dir)}}

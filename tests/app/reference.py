@@ -22,7 +22,7 @@ from hydra.utils import get_class
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from sae_match.app.schema import Schema, TrainSchema
+from sae_match.app.build import Schema, TrainSchema
 from sae_match.files import config_directory
 from sae_match.study import Study
 from sae_match.training.options import TrainConfig

@@ -13,7 +13,6 @@ import pytest
 from sae_match.terminal import EXIT_UNREAD, quiet_when_unread
 
 COMMANDS = [
-    ("sae_match", ["--help"]),
     ("sae_match", ["dry_run=true", "sae.root=absent"]),
     ("sae_match.cache_cli", ["list"]),
 ]

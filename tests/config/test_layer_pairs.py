@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sae_match import UserError
-from sae_match.pairs import captured_layers, distant_pairs, own_pairs, span
+from sae_match.pairs import captured_layers, job_pairs, span
 from sae_match.record.configuration import science_hash
 from sae_match.rules import check_config, check_train_config
 from sae_match.study import Layers, span_of
@@ -35,7 +35,7 @@ def test_a_list_without_gaps_is_a_span() -> None:
     check_config(cfg)
     assert cfg.layers == Layers(12, 17, list=[12, 14, 17])
     assert composed("layers.list=[12,14,17]", "layers.first=12", "layers.last=17").config == cfg.config
-    assert [pair.layers for pair in own_pairs(cfg)] == [(12, 14), (14, 17)]
+    assert [pair.layers for pair in job_pairs(cfg).own] == [(12, 14), (14, 17)]
     assert span(cfg) == captured_layers(cfg) == [12, 14, 17]
     assert captured_layers(composed("layers.list=[12,14,17]", "capture.last=18")) == list(range(12, 19))
     assert science_hash(cfg.config) != science_hash(plain("layers.first=12", "layers.last=17"))
@@ -53,7 +53,7 @@ def test_saes_are_trained_for_listed_layers() -> None:
 def test_distances_of_a_list_are_those_of_its_layers() -> None:
     cfg = composed("layers.list=[11,13,14,18]", "composition.max_distance=4")
     check_config(cfg)
-    assert [pair.layers for pair in distant_pairs(cfg)] == [(11, 14)]
+    assert [pair.layers for pair in job_pairs(cfg).distant] == [(11, 14)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import torch
 
 from sae_match import Permutation, UserError, match
 from sae_match.evaluation import PairEvaluation, PairSettings, evaluate_pair, feature_table
+from sae_match.evaluation.settings import Evaluation, EvaluationLevel
 from sae_match.evaluation.splice_losses import original_losses, splice_losses
-from sae_match.evaluation.splices import PairActivations, SpliceUnits, resolve_units
+from sae_match.evaluation.splices import PairActivations, SpliceUnits
 from sae_match.matching import UNMATCHED
 from sae_match.saes.folding import FoldingKind
 from tests.builders import identity_sae, permuted, random_sae, splices_of_pair
@@ -128,7 +129,7 @@ def test_unmatched_features_are_dropped_from_the_splice() -> None:
     ],
 )
 def test_units(units: SpliceUnits, folding: FoldingKind, resolved: SpliceUnits) -> None:
-    assert resolve_units(units, folding) is resolved
+    assert Evaluation(level=EvaluationLevel.full, splice_units=units).units(folding) is resolved
 
 
 class RecordingModel:

@@ -22,7 +22,7 @@ from sae_match.experiment.matching import agreement_rows
 from sae_match.experiment.paths import path_table
 from sae_match.language_model import load_language_model
 from sae_match.matching import Chain, match_chain
-from sae_match.pairs import Pair, Role, Site, distant_pairs
+from sae_match.pairs import Pair, Role, Site, job_pairs
 from sae_match.record.pairs import distance_rows
 from sae_match.rules import check_config
 from sae_match.saes import save_native
@@ -219,7 +219,7 @@ def test_the_headline_of_nothing_is_empty() -> None:
 
 
 def distant(study: Study) -> list[tuple[int, int]]:
-    return [pair.layers for pair in distant_pairs(study)]
+    return [pair.layers for pair in job_pairs(study).distant]
 
 
 def test_distant_pairs_follow_starts_and_span(configured: Configured, random_saes: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sae_match import load_sae
 from sae_match.experiment import inputs, run
-from sae_match.experiment.examples import only_features
+from sae_match.experiment.contexts import only_features
 from sae_match.language_model import load_language_model
 from sae_match.report.examples import BEST, WORST, read_examples
 from sae_match.saes.activation import Activation, ActivationKind

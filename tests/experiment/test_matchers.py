@@ -21,7 +21,7 @@ from sae_match.matching.problem import Metric
 from sae_match.matching.similarity import WeightDistance
 from sae_match.matching.weight_similarities import DecoderCosine, VirtualWeights
 from sae_match.metrics.registry import BUILT_IN
-from sae_match.pairs import Pair, Role, Site, seed_pair
+from sae_match.pairs import Pair, Role, Site
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.saes.folding import FoldingKind
 from sae_match.store import Store
@@ -79,7 +79,7 @@ def test_neighbors_have_the_rows_and_confidence_of_every_matcher(matcher: PairMa
 
 
 def test_two_seeds_are_matched_by_every_matcher(matcher: PairMatcher) -> None:
-    pair = seed_pair(1)
+    pair = Pair(Site(1), Site(1, source=1), Role.seeds)
     found = match_seeds(matcher, pair, A, B, BUILT_IN, CONTROLS)
     check(found, "ceiling")
     assert rows_of(found)["ceiling", "gap"] == 0 < rows_of(found)["ceiling", "objective"]

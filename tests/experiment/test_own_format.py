@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from sae_match import UserError, load_sae
 from sae_match.experiment import run
 from sae_match.experiment.rerun import input_hashes
+from sae_match.pairs import job_pairs
 from sae_match.rules import check_config
 from sae_match.study import Study
 from tests.builders import identity_sae, permuted
@@ -95,13 +96,13 @@ def test_a_job_reads_a_users_own_format(
         "d_model": None, "n_layers": None, "neuronpedia": None, "first_layer": 0, "last_layer": 3, "prefix": "block_",
     }  # fmt: skip
     assert planned(cfg).problems == []
-    before = input_hashes(cfg)["saes"]
+    before = input_hashes(cfg, job_pairs(cfg))["saes"]
     run(cfg)
     pairs = pd.read_csv(tmp_path / "out" / "pairs.csv")
     matched = pairs[(pairs["metric"] == "explained_variance") & (pairs["variant"] == "encode_permute_decode")]
     assert len(matched) == LAYERS - 1
     (saes / "block_2.safetensors").write_bytes((saes / "block_1.safetensors").read_bytes())
-    after = input_hashes(cfg)["saes"]
+    after = input_hashes(cfg, job_pairs(cfg))["saes"]
     assert [old[1] for old, new in zip(before, after, strict=True) if old != new] == [2]
 
 

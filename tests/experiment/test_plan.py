@@ -18,6 +18,8 @@ from sae_match import UserError
 from sae_match.experiment import run
 from sae_match.plan.machine import durations
 from sae_match.plan.show import render
+from sae_match.record.configuration import science_hash
+from sae_match.record.job import check_place
 from sae_match.saes import save_native
 from sae_match.study import Study
 from tests.builders import random_sae
@@ -126,9 +128,11 @@ def test_saes_without_thresholds_and_of_unknown_sites_are_refused_together(
 def test_a_finished_record_of_another_job_is_refused(configured: Configured, random_saes: Path) -> None:
     cfg = configured(random_saes, "evaluation=weights_only")
     run(cfg)
-    assert planned(cfg).problems == []
-    (problem,) = planned(configured(random_saes, "evaluation=weights_only", "matching=decoder")).problems
-    assert "holds the finished record of a job with another configuration" in problem
+    place = Path(cfg.paths.output_dir)
+    check_place(place, science_hash(cfg.config))
+    other = configured(random_saes, "evaluation=weights_only", "matching=decoder")
+    with pytest.raises(UserError, match="holds the finished record of a job with another configuration"):
+        check_place(place, science_hash(other.config))
 
 
 def test_shapes_of_safetensors_come_from_their_headers(

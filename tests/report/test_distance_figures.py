@@ -11,9 +11,9 @@ from PIL import Image
 
 from sae_match.errors import UserError
 from sae_match.record import JobRecord
-from sae_match.record.pairs import distance_rows
+from sae_match.record.pairs import distance_rows, near_rows
 from sae_match.report import find_records, plot_composition, plot_quantiles
-from sae_match.report.axes import draw_distances, draw_quantiles, has_distances, has_quantiles, quantile_rows
+from sae_match.report.axes import draw_distances, draw_quantiles, quantile_rows
 from sae_match.report.canvas import new_figure
 from sae_match.report.curves import per_layer_rows
 from sae_match.report.figures import write_overlays
@@ -63,13 +63,12 @@ def test_quantiles_are_numbers_on_the_axis(composed: pd.DataFrame) -> None:
 
 @pytest.mark.figures
 def test_figures_appear_and_need_rows(tmp_path: Path, table: pd.DataFrame, composed: pd.DataFrame) -> None:
-    for draw, has in ((plot_composition, has_distances), (plot_quantiles, has_quantiles)):
-        path = draw(composed, tmp_path / "figure.png")
+    for draw, rows in ((plot_composition, distance_rows), (plot_quantiles, near_rows)):
+        path = draw(rows(composed), tmp_path / "figure.png")
         with Image.open(path) as image:
             assert image.size[0] > 700
-        assert has(composed) and not has(table)
         with pytest.raises(ValueError, match="no "):
-            draw(table, tmp_path / "none.png")
+            draw(rows(table), tmp_path / "none.png")
 
 
 def test_per_layer_figures_see_only_neighbors(composed: pd.DataFrame, table: pd.DataFrame) -> None:

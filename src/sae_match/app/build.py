@@ -11,18 +11,64 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from sae_match.app.errors import did_you_mean, dotted_keys, not_by_name
-from sae_match.app.schema import Schema, TrainSchema
 from sae_match.errors import UserError
-from sae_match.study import Layers, Study
-from sae_match.training.options import TrainConfig
+from sae_match.study import Capture, Composition, Layers, Paths, Rerun, Study
+from sae_match.training.options import TrainConfig, TrainingConfig
 
 T = TypeVar("T", Study, TrainConfig)
+
+
+@dataclasses.dataclass
+class Schema:
+    """The composed form of `Study`; what is `Any` is built from its `_target_`."""
+
+    matching: Any = MISSING
+    folding: Any = MISSING
+    solver: Any = MISSING
+    sae: Any = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    pairs: Any = MISSING
+    evaluation: Any = MISSING
+    judging: Any = MISSING
+    tracking: Any = MISSING
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layers: Layers = MISSING
+    capture: Capture = dataclasses.field(default_factory=Capture)
+    composition: Composition = dataclasses.field(default_factory=Composition)
+    paths: Paths = MISSING
+    device: str = "auto"
+    seed: int = 0
+    progress: bool | None = None
+    dry_run: bool = False
+    rerun: Rerun = Rerun.failed
+    objective: str | None = None
+    trusted_packages: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class TrainSchema:
+    """The composed form of `TrainConfig`; what is `Any` is built from its `_target_`."""
+
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    model: Any = MISSING
+    tracking: Any = MISSING
+    datasets: Any = MISSING
+    held_out: Any = MISSING
+    layers: Layers = MISSING
+    paths: Paths = MISSING
+    seed: int = 0
+    device: str = "auto"
+    progress: bool | None = None
+    trusted_packages: list[str] = dataclasses.field(default_factory=list)
+
+
 SCHEMAS: dict[type, type] = {Study: Schema, TrainConfig: TrainSchema}
 
 

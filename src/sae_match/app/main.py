@@ -81,7 +81,7 @@ def job(cfg: DictConfig) -> float | None:
         if decision.action is not Action.run:
             return returned(decision.metrics, config.objective) if decision.action is Action.skip else None
         try:
-            result = run(decision.study, group=None if place.sweep is None else place.sweep.name)
+            result = run(decision.study, key=decision.key, group=None if place.sweep is None else place.sweep.name)
         except RecordTakenError as error:
             if place.sweep is None:
                 raise
@@ -116,7 +116,10 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     from sae_match.experiment.rerun import decide
     from sae_match.plan import make_plan
     from sae_match.plan.allocation import Allocation
+    from sae_match.plan.checks import collect_errors
     from sae_match.plan.show import render
+    from sae_match.record.configuration import science_hash
+    from sae_match.record.job import check_place
     from sae_match.store import Store
 
     config = in_a_new_record(config, sys.argv[1:])
@@ -127,6 +130,8 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     plan = make_plan(
         config, Store(config.paths.cache_dir), None if limits is None else Allocation(**limits, asked=True)
     )
+    with collect_errors(plan.problems):
+        check_place(Path(config.paths.output_dir), science_hash(config.config))
     try:
         print(render(plan), flush=True)
     except BrokenPipeError:

@@ -13,6 +13,7 @@ from sae_match.evaluation.splices import Splice, SpliceUnits
 from sae_match.evaluation.standard_splices import STANDARD, Quantiles
 from sae_match.matching.similarity import Comparison
 from sae_match.options import option
+from sae_match.saes.folding import FoldingKind
 
 PARTNERS = ("random_partner", "coactive_partner", "hard_negative", "most_affected")
 """Variants of functional tests beside the matchers."""
@@ -102,6 +103,13 @@ class Evaluation:
     def full(self) -> bool:
         """Whether text is read."""
         return self.level is EvaluationLevel.full
+
+    def units(self, folding: FoldingKind) -> SpliceUnits:
+        """Units of activations that splices carry: `as_folding` is theta for a folded matching and raw for an unfolded
+        one (the paper's comparison). Without text nothing is carried, and they are raw."""
+        if self.full and self.splice_units is not SpliceUnits.as_folding:
+            return self.splice_units
+        return SpliceUnits.theta if self.full and folding is FoldingKind.theta else SpliceUnits.raw
 
     @property
     def matchers(self) -> tuple[MatchingControl, ...]:

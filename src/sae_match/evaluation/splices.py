@@ -17,7 +17,6 @@ from sae_match.matching import Permutation
 from sae_match.matching.feature_pair import Streams, require_streams, residuals, sae_facts, streams_key
 from sae_match.options import option
 from sae_match.saes import SparseAutoencoder
-from sae_match.saes.folding import FoldingKind
 from sae_match.style import Style
 
 
@@ -206,18 +205,11 @@ def first_equals(splices: Mapping[str, BoundSplice]) -> dict[str, str]:
     return {name: next(first for first in keys if keys[first] == key) for name, key in keys.items()}
 
 
-def resolve_units(units: SpliceUnits, folding: FoldingKind) -> SpliceUnits:
-    """`as_folding` is theta units for a folded matching and raw units for an unfolded one (the paper's comparison)."""
-    if units is not SpliceUnits.as_folding:
-        return units
-    return SpliceUnits.theta if folding is FoldingKind.theta else SpliceUnits.raw
-
-
 def parse_units(units: SpliceUnits | str) -> SpliceUnits:
     """`theta` or `raw` as the enumeration.
 
     Raises:
-        UserError: anything else; `as_folding` must be resolved first (`resolve_units`).
+        UserError: anything else; `as_folding` must be resolved first (`Evaluation.units`).
     """
     if units not in (SpliceUnits.theta, SpliceUnits.raw):
         raise UserError(f"units={units}: must be theta or raw")

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows
 from sae_match.evaluation.sanity import check_encoding
-from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all, resolve_units
+from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all
 from sae_match.evaluation.standard_splices import EncodeDecodePrevious, EncodePermuteDecode, LayerDrop
 from sae_match.experiment.inputs import Inputs, log_text
 from sae_match.experiment.matching import MatchedPair
@@ -21,7 +21,7 @@ from sae_match.experiment.passes import activations, per_feature
 from sae_match.metrics.bootstrap import Bootstrap, DocumentSums
 from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LossMetric, Metric, MetricRow, metric_rows
-from sae_match.pairs import Role, Site
+from sae_match.pairs import JobPairs, Role, Site
 from sae_match.record.documents import SumsKey
 from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
@@ -131,7 +131,9 @@ class Evaluator:
         return residual if bool(self.splice_rows.all()) else residual[self.splice_rows]
 
 
-def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[str, Metric]) -> Evaluator:
+def make_evaluator(
+    store: Store, study: Study, pairs: JobPairs, inputs: Inputs, metrics: Mapping[str, Metric]
+) -> Evaluator:
     """The evaluation that a study asks for."""
     evaluation, windows = study.evaluation, inputs.windows
     rows = windows.leading(evaluation.splice_documents, evaluation.splice_windows_per_document)
@@ -143,7 +145,7 @@ def make_evaluator(store: Store, study: Study, inputs: Inputs, metrics: Mapping[
         inputs=inputs,
         metrics=metrics,
         splices=study.pairs.splices(study),
-        units=resolve_units(evaluation.splice_units, study.folding.name),
+        units=evaluation.units(study.folding.name),
         splice_rows=rows,
         splice_windows=spliced,
         bootstrap=Bootstrap(windows.n_documents, samples, seed),

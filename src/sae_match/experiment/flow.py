@@ -15,7 +15,7 @@ from sae_match.flows.find import ADJACENT, flow
 from sae_match.flows.graph import EDGE_TYPES, Flow
 from sae_match.metrics.description import CEILING, MATCHED
 from sae_match.metrics.metric import MetricRow
-from sae_match.pairs import Site, span
+from sae_match.pairs import JobPairs, Site, span
 from sae_match.record.provenance import versions
 from sae_match.report.pages import NEURONPEDIA, neuronpedia_link
 from sae_match.saes import SparseAutoencoder
@@ -27,17 +27,18 @@ OF_CHILDREN = ("merge", "birth")
 """Events that are shares of the later layer's features; the others are of the earlier one's."""
 
 
-def find_flow(study: Study, saes: JobSaes, evaluator: Evaluator | None, alpha: float, progress: bool) -> Flow:
+def find_flow(
+    study: Study, pairs: JobPairs, saes: JobSaes, evaluator: Evaluator | None, alpha: float, progress: bool
+) -> Flow:
     """The flow graph of the span's layers, and what it was made from.
 
     Raises:
         UserError: from `flow`.
     """
-    layers = span(study)
+    layers, seeds = span(study), {pair.a.layer: pair.b for pair in pairs.seeds}
 
     def second_seed(layer: int) -> SparseAutoencoder | None:
-        site = Site(layer, source=1)
-        return saes.load(site) if saes.has(site) else None
+        return saes.load(seeds[layer]) if layer in seeds else None
 
     def loaded() -> Iterator[SparseAutoencoder]:
         for layer in tqdm(layers, desc="flow graph", disable=not progress):

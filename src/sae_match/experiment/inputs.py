@@ -102,13 +102,13 @@ class Inputs:
         a, b = self.stream(pair.a).key, self.stream(pair.b).key
         return {"streams": a if a == b else [a, b], "layers": pair.blocks}
 
-    def mapped(self, pair: Pair, a: SparseAutoencoder) -> SparseAutoencoder | None:
+    def mapped(self, pair: Pair, a: SparseAutoencoder, batch_windows: int, sinks: int) -> SparseAutoencoder | None:
         """A carried into B's residual stream; None where both read one."""
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
         both = residuals(fit_a, fit_b, pair.blocks)
-        return fit_stream_map(*both, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
+        return fit_stream_map(*both, self.map, batch_windows, sinks, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:
         """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""
@@ -134,17 +134,19 @@ class Inputs:
         ]
 
 
-def prepare(store: Store, study: Study, d_saes: Sequence[int], device: str, progress: bool) -> Inputs:
+def prepare(
+    store: Store, study: Study, sides: Sequence[Study], d_saes: Sequence[int], device: str, progress: bool
+) -> Inputs:
     """Load models and text, and capture the residual streams, or find them in the store.
 
     Args:
+        sides: by `Site.source`.
         d_saes: width of the residual stream that the SAEs of each side read.
 
     Raises:
         UserError: a model or text that cannot be read, or does not fit SAEs and configuration.
     """
-    sides, batch = study.pairs.sides(study), study.evaluation.batch_windows
-    models = JobModels(sides, device, store)
+    models, batch = JobModels(sides, device, store), study.evaluation.batch_windows
     tokenizer = models.of(0).tokenizer
     tokenizers = [tokenizer if side.model == study.model else load_tokenizer(side.model, store) for side in sides]
     text = fit_text = None

@@ -10,17 +10,15 @@ import yaml
 
 from sae_match.experiment import passes
 from sae_match.experiment.outputs import draw_figures, mirror_results
-from sae_match.experiment.rerun import job_key
+from sae_match.experiment.rerun import known_key
 from sae_match.experiment.steps import prepare_steps
 from sae_match.files import check_writable
-from sae_match.metrics.registry import with_built_in
 from sae_match.plan.plan import make_plan
-from sae_match.record.configuration import run_id, science_hash, science_of
 from sae_match.record.job import JobRecord
 from sae_match.record.labels import Labels
 from sae_match.store import Store
 from sae_match.study import Rerun, Study
-from sae_match.tracking.wandb_mirror import open_mirror
+from sae_match.tracking.wandb_mirror import job_mirror
 
 
 @dataclass(frozen=True)
@@ -42,52 +40,35 @@ class Result:
     labels: Labels
 
 
-def run(study: Study, *, group: str | None = None) -> Result:
+def run(study: Study, *, key: str | None = None, group: str | None = None) -> Result:
     """Match the span's adjacent pairs, evaluate them, and write the record into `study.paths.output_dir`.
 
     It always runs: `study.rerun` is for `experiment.rerun.decide`, which the command asks first.
 
     Args:
         study: a complete configuration (see `sae_match.app.build.build`).
+        key: the job's content key; None = it is found when all that the job reads is here.
         group: W&B group where the configuration names none; a sweep passes its directory's name.
 
     Raises:
         UserError: a configuration or input that cannot work; raised before long work wherever that can be known,
             and recorded in the job's status.
     """
-    metrics = with_built_in(study.metrics)
     record = JobRecord(Path(study.paths.output_dir))
-    record.key = job_key(study)
+    record.key = key
     record.write_config(yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True))
     with record.guard():
         # rerun=all is asked for after a change of code or libraries, of which stored results know nothing.
-        store = Store(study.paths.cache_dir, read=study.rerun is not Rerun.all, owner=science_hash(study.config))
-        make_plan(study, store).require()
+        store = Store(study.paths.cache_dir, read=study.rerun is not Rerun.all, owner=record.science)
+        plan = make_plan(study, store)
+        plan.require()
         check_writable(store.root, "paths.cache_dir")
-        options = _mirror_options(study, store, group)
-        with open_mirror(record.directory, mode=study.tracking.mode.value, **options) as mirror:
-            results = prepare_steps(study, store, record, metrics).run()
+        with job_mirror(study, store, group) as mirror:
+            steps = prepare_steps(plan, store, record)
+            record.key = key or known_key(study, plan.pairs)  # what had to be downloaded is here now
+            results = steps.run()
             draw_figures(results, study.evaluation.controls.values())
             if mirror is not None:
                 mirror_results(mirror, results, study.evaluation.min_count, study.tracking.full)
-        record.key = record.key or job_key(study)  # what had to be downloaded is here now
     store.forget(passes.KIND)
     return Result(record.directory, results.numbers, results.pairs, results.features, results.labels)
-
-
-def _mirror_options(study: Study, store: Store, group: str | None) -> dict[str, object]:
-    if study.tracking.mode.value == "none":
-        return {}
-    directory = Path(study.paths.output_dir)
-    return {
-        "config": study.config if study.tracking.full else science_of(study.config),
-        "run_id": run_id(study.config, directory if group is None else directory.parent),
-        "cache_dir": store.scratch("wandb"),
-        "project": study.tracking.project,
-        "entity": study.tracking.entity,
-        "group": study.tracking.group,
-        "default_group": group,
-        "tags": study.tracking.tags,
-        "name": f"{study.layers.first}-{study.layers.last}-"
-        + "-".join(str(getattr(study, group).name) for group in ("matching", "folding", "solver", "sae", "dataset")),
-    }

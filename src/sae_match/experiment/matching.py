@@ -16,9 +16,10 @@ from torch import Tensor
 from sae_match.evaluation.controls import ControlMatching, MatchingControl, identity, random, solver_values
 from sae_match.evaluation.nulls import null_rows, rotated
 from sae_match.evaluation.pair import feature_table, weight_rows
+from sae_match.experiment.inputs import Inputs
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.matching import UNMATCHED, Matching, Permutation
-from sae_match.matching.feature_pair import FeaturePair, Streams
+from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.match import Problems
 from sae_match.matching.planted import planted_identity
 from sae_match.matching.similarity import Comparison
@@ -47,8 +48,7 @@ class PairMatcher:
     Attributes:
         similarity, solver: the job's own; controls bring theirs.
         excluded: features to leave unmatched.
-        fit: residual streams of text on which the similarities of a pair are fitted, of B where they are others, too.
-        mapped: A carried into B's residual stream, where that is another model's.
+        inputs: models, text and residual streams; None for weights_only.
         provenance: written into the headers of permutations.
         keep: called with each permutation as soon as it is found, but for those of two seeds.
         null_alpha: share of features that may exceed the rotated null's threshold; None = no null is matched.
@@ -59,8 +59,7 @@ class PairMatcher:
     solver: Solver
     folding: FoldingKind
     excluded: Excluded = lambda site, sae: None
-    fit: Callable[[Pair], tuple[Streams | None, Streams | None]] = lambda pair: (None, None)
-    mapped: Callable[[Pair, SparseAutoencoder], SparseAutoencoder | None] = lambda pair, a: None
+    inputs: Inputs | None = None
     batch_windows: int = 8
     sink_positions: int = 1
     seed: int = 0
@@ -71,11 +70,14 @@ class PairMatcher:
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
         excluded = self.excluded(pair.a, a), self.excluded(pair.b, b)
-        fit, fit_b = self.fit(pair)
-        return FeaturePair(
-            a, b, self.folding, excluded, pair.blocks, fit, self.batch_windows, self.sink_positions, self.seed,
-            fit_b, self.mapped(pair, a),
-        )  # fmt: skip
+        features = FeaturePair(
+            a, b, self.folding, excluded, pair.blocks, None, self.batch_windows, self.sink_positions, self.seed
+        )
+        if self.inputs is None:
+            return features
+        fit, fit_b = self.inputs.fit(pair)
+        mapped = self.inputs.mapped(pair, a, self.batch_windows, self.sink_positions)
+        return replace(features, fit=fit, fit_b=fit_b, mapped=mapped)
 
     def match(self, pair: Pair, features: FeaturePair) -> Matching:
         """The job's own matching of a pair, from the store where it is known."""

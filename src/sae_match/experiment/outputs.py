@@ -17,9 +17,20 @@ from sae_match.matching.solution import Solver
 from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
 from sae_match.pairs import EXACT
-from sae_match.record.contents import EXAMPLES, STABILITY, STEERING
+from sae_match.record.contents import EXAMPLES, PAIRS, STABILITY, STEERING
 from sae_match.record.labels import Labels
-from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, distance_curves, layer_curves, quantile_curves, read_pairs
+from sae_match.record.pairs import (
+    DISTANCE,
+    LAYER,
+    QUANTILE,
+    distance_curves,
+    distance_rows,
+    is_quantile,
+    layer_curves,
+    near_rows,
+    quantile_curves,
+    read_pairs,
+)
 from sae_match.record.results import Results
 from sae_match.report import (
     plot_composition,
@@ -29,10 +40,8 @@ from sae_match.report import (
     plot_quantiles,
     plot_theta,
 )
-from sae_match.report.axes import has_distances, has_quantiles
 from sae_match.report.bars import plot_controls
 from sae_match.report.controls import control_frame
-from sae_match.report.curves import per_layer_rows
 from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples, plot_stability
 from sae_match.report.flow import flow_rows, plot_flow
@@ -51,7 +60,9 @@ FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, 
 
 def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[Path]:
     """The record's figures: overview, per-layer curves, decoder MSE histogram, theta against the residual norm; scores
-    over distance and over quantiles, controls and seeds, where they were asked for; example pairs of a single pair."""
+    over distance and over quantiles, controls and seeds, where they were asked for; example pairs of a single pair.
+
+    Curves leave out the controls beyond vanilla and random: a dozen tell nothing apart (pairs.csv has them all)."""
     pairs, features, labels, record = results.pairs, results.features, results.labels, results.record
     measured = set(pairs["metric"])
     paths: list[Path] = []
@@ -59,35 +70,32 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
         paths.append(plot_stability(pd.read_parquet(record.directory / STABILITY), record.figure_path("stability")))
     if features.empty:  # of a single layer
         return paths
-    near = few_variants(per_layer_rows(pairs), controls)
-    paths.append(plot_overview(near, record.figure_path("overview"), labels=labels))
+    near, distances = near_rows(pairs), distance_rows(pairs)
+    layers = near[~is_quantile(near)]
+    more = [control.name for control in controls if not control.in_curves]
+    curves = layers[~layers["variant"].isin(more + [f"{SPLICED}_{name}" for name in more])]
+    paths.append(plot_overview(curves, record.figure_path("overview"), labels=labels))
     for metric, about in labels.metrics.items():
         if about.figure == "record" and metric in measured:
-            paths.append(plot_layer_curves(near, metric, record.figure_path(metric.replace("/", "_")), labels=labels))
+            paths.append(plot_layer_curves(curves, metric, record.figure_path(metric.replace("/", "_")), labels=labels))
     mse = {"matched": features["mse_W_dec"].to_numpy(), "random": results.random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
         paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM, labels=labels))
-    if has_distances(pairs):
-        paths.append(plot_composition(pairs, record.figure_path("composition"), labels=labels))
-    if has_quantiles(pairs):
-        paths.append(plot_quantiles(pairs, record.figure_path("quantiles"), labels=labels))
+    if len(distances):
+        paths.append(plot_composition(distances, record.figure_path("composition"), labels=labels))
+    if len(layers) < len(near):
+        paths.append(plot_quantiles(near, record.figure_path("quantiles"), labels=labels))
     if len(table := control_frame("this job", results.numbers, labels)):
         paths.append(plot_controls(table, record.figure_path("controls"), labels=labels))
     if (record.directory / STEERING).is_file():
         effects = effects_rows("this job", pd.read_parquet(record.directory / STEERING))
         paths.append(plot_steering(effects, record.figure_path("steering")))
-    if len(flow_rows(pairs)):
-        paths.append(plot_flow(pairs, record.figure_path("flow"), labels=labels))
+    if len(flow := flow_rows(layers)):
+        paths.append(plot_flow(flow, record.figure_path("flow"), labels=labels))
     if (shown := pair_examples_of(record.directory)) is not None:
         paths.append(plot_pair_examples(*shown, record.figure_path("pairs")))
     return paths
-
-
-def few_variants(pairs: pd.DataFrame, controls: Collection[Control]) -> pd.DataFrame:
-    """Without the controls beyond vanilla and random: a dozen curves tell nothing apart (pairs.csv has them all)."""
-    more = [control.name for control in controls if not control.in_curves]
-    return pairs[~pairs["variant"].isin(more + [f"{SPLICED}_{name}" for name in more])]
 
 
 def looks(evaluation: Evaluation) -> dict[str, Look]:
@@ -141,7 +149,8 @@ def mirror_results(mirror: WandbMirror, results: Results, min_count: int, full: 
 
 def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -> None:
     record, features, numbers, labels = results.record, results.features, results.numbers, results.known_labels
-    stored = read_pairs(record.directory / "pairs.csv")
+    examples = read_examples(record.directory / EXAMPLES) if (record.directory / EXAMPLES).is_file() else None
+    stored = read_pairs(record.directory / PAIRS)
     for axis, curves in ((LAYER, layer_curves), (DISTANCE, distance_curves), (QUANTILE, quantile_curves)):
         rows = curves(stored)
         if not full:  # of curves over distance and quantiles the mean over starts
@@ -153,8 +162,8 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
         mirror.log_curves(axis, rows)
     mirror.log_pair_table(stored)
     mirror.log_comparison(numbers)
-    if (record.directory / EXAMPLES).is_file():
-        mirror.log_examples(read_examples(record.directory / EXAMPLES))
+    if examples is not None:
+        mirror.log_examples(examples)
     mirror.log_labels(labels)
     histograms: Mapping[str, pd.Series[float]] = {
         name: features[name] for name in ("mse_W_dec", "decoder_cosine") if name in features
@@ -165,11 +174,11 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
         histograms = {**histograms, "matching_score": counted}
     mirror.log_histograms({name: values.to_numpy() for name, values in histograms.items() if len(values)})
     mirror.log_figures(sorted((record.directory / "figures").glob("*.png")))
-    mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
     if len(features):
         mirror.log_permutations(record.permutations)
     if results.warnings:
         mirror.note("\n".join(results.warnings))
+    mirror.summary({name: value for name, value in numbers.items() if full or labels.is_main(name)})
 
 
 def _is_main(labels: Labels, curve: str, end: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import Any
 
 from sae_match.content import content_key
 from sae_match.errors import UserError
-from sae_match.experiment.stability import seed_files
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.keys import Keyed
-from sae_match.pairs import seed_pair, sources, span
+from sae_match.pairs import JobPairs, job_pairs, span
 from sae_match.record.configuration import LOCATIONS, science_hash, science_of
 from sae_match.record.contents import FEATURES, METRICS, PAIRS
 from sae_match.record.state import Status, read_status, records_in
@@ -46,12 +46,14 @@ class Decision:
         study: the configuration to run; its paths.output_dir is `directory`.
         directory: the job's record.
         metrics: headline numbers of a finished record that is not run again.
+        key: content key of the job, where it is known before it runs.
     """
 
     action: Action
     study: Study
     directory: Path
     metrics: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
 
 
 def decide(study: Study, sweep: Path | None = None) -> Decision:
@@ -82,7 +84,7 @@ def decide(study: Study, sweep: Path | None = None) -> Decision:
         state = "not there" if status is None else status.state
         logger.info("rerun=none: %s is %s, and left as it is", directory, state)
         return Decision(Action.report, study, directory)
-    return Decision(Action.run, study.at(directory), directory)
+    return Decision(Action.run, study.at(directory), directory, key=key)
 
 
 def _records(own: Path, sweep: Path | None) -> list[tuple[Path, Status]]:
@@ -149,18 +151,26 @@ def job_key(study: Study) -> str | None:
     """
     try:
         check_config(study)
-        inputs = input_hashes(study)
+        return known_key(study, job_pairs(study))
+    except UserError:
+        return None
+
+
+def known_key(study: Study, pairs: JobPairs) -> str | None:
+    """`job_key` of a configuration that keeps the rules."""
+    try:
+        facts: dict[str, object] = {"version": KEY_VERSION, "inputs": input_hashes(study, pairs)}
     except (UserError, OSError):
         return None
-    facts = {"version": KEY_VERSION, "science": science_of(study.config, LOCATIONS), "inputs": inputs}
     if own := _own_classes(study):
         facts["own"] = own
     if study.metrics:
         facts["metrics"] = {metric.name: metric.key() for metric in study.metrics.values()}
+    facts["science"] = science_of(study.config, LOCATIONS)
     return content_key(facts)
 
 
-def input_hashes(study: Study) -> dict[str, Any]:
+def input_hashes(study: Study, pairs: JobPairs) -> dict[str, Any]:
     """What identifies each input: a local file's sha256, a hub file's blob, a hub model's commit, a text's identity.
 
     A hub text is identified by its repository and revision: its tokens, once made, stay what they were.
@@ -169,23 +179,21 @@ def input_hashes(study: Study) -> dict[str, Any]:
         UserError: an input is wrong, or not on this machine.
         OSError: it cannot be read.
     """
-    layers, saes, sides = span(study), sources(study), study.pairs.sides(study)
-    sites = study.pairs.sites(study)
-    sites += [seed_pair(site.layer).b for site in sites if saes[-1].second and saes[-1].has(site.layer)]
-    inputs: dict[str, Any] = {"saes": [[site.source, site.at, saes[site.source].identity(site.at)] for site in sites]}
-    if study.evaluation.stability_seeds is not None:
-        inputs["seeds"] = [[content_hash(path) for path in seed_files(study, layer)] for layer in layers]
-    if study.evaluation.full:
-        inputs["model"] = [side.model.identity() for side in sides]
-        inputs["text"] = study.dataset.key()
-    if study.judging.neuronpedia is not None:
-        folder = study.judging.neuronpedia
-        inputs["explanations"] = [[content_hash(path) for path in explanation_files(folder, layer)] for layer in layers]
+    layers, folder, names = span(study), study.judging.neuronpedia, study.evaluation.stability_seeds
+    files: dict[str, Sequence[Sequence[Path]]] = {}
+    if names is not None:
+        files["seeds"] = [pairs.sources[0].seed_files(layer, names) for layer in layers]
+    if folder is not None:
+        files["explanations"] = [explanation_files(folder, layer) for layer in layers]
     similarities = (study.matching, *study.evaluation.similarities)
-    read = [[content_hash(path) for path in one.files(layer)] for one in similarities for layer in layers]
-    if any(read):
-        inputs["similarities"] = read
-    return inputs
+    if any(read := [one.files(layer) for one in similarities for layer in layers]):
+        files["similarities"] = read
+    inputs: dict[str, Any] = {}
+    if study.evaluation.full:
+        inputs |= {"model": [side.model.identity() for side in pairs.sides], "text": study.dataset.key()}
+    sites = (*pairs.sites, *(pair.b for pair in pairs.seeds))
+    inputs["saes"] = [[site.source, site.at, pairs.sources[site.source].identity(site.at)] for site in sites]
+    return inputs | {name: [[content_hash(path) for path in one] for one in each] for name, each in files.items()}
 
 
 def _own_classes(study: Study) -> list[object]:

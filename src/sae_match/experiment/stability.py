@@ -1,4 +1,4 @@
-"""The seeds of one layer in a job: which files they are, and how much of their features they share."""
+"""The seeds of one layer in a job, and how much of their features they share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -19,8 +18,7 @@ from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import MetricRow
-from sae_match.pairs import span
-from sae_match.saes import FolderFormat, SaeSource, SparseAutoencoder
+from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
 
@@ -44,15 +42,6 @@ class ComparedSeeds:
     rows: list[MetricRow]
     features: pd.DataFrame
     warnings: tuple[str, ...]
-
-
-def seed_files(study: Study, layer: int) -> list[Path]:
-    """Every file of a layer's further seeds, as far as they exist."""
-    source = SaeSource(study.sae, tuple(span(study)))
-    paths = [path for path in source.seed_paths(layer, study.evaluation.stability_seeds or []) if path.exists()]
-    return [
-        file for path in paths for file in (study.sae.paths(path) if isinstance(study.sae, FolderFormat) else (path,))
-    ]
 
 
 def compare_seeds(study: Study, store: Store, saes: JobSaes, layer: int) -> ComparedSeeds | None:
@@ -81,8 +70,8 @@ def compare_seeds(study: Study, store: Store, saes: JobSaes, layer: int) -> Comp
 def _load(study: Study, saes: JobSaes, layer: int) -> list[SparseAutoencoder]:
     source, second = saes.sources[0], replace(saes.sources[0], second=True)
     seeds = [one.load(layer) for one in (source, second) if one.has(layer)]
-    paths = source.seed_paths(layer, study.evaluation.stability_seeds or [])
-    seeds += [source.format.read(path, layer) for path in paths if path.exists()]
+    paths = source.existing_seeds(layer, study.evaluation.stability_seeds or [])
+    seeds += [source.format.read(path, layer) for path in paths]
     known: dict[str, str] = {}
     for sae in seeds:
         if sae.content_hash in known:

@@ -27,8 +27,8 @@ from sae_match.evaluation.functional.steering import (
     equally_active,
     steer,
 )
+from sae_match.experiment.contexts import only_features
 from sae_match.experiment.evaluation import Evaluator
-from sae_match.experiment.examples import only_features
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.saes import JobSaes
 from sae_match.language_model.interventions import Change, continue_greedily

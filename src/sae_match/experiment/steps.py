@@ -14,7 +14,7 @@ from sae_match.evaluation.children import ALPHA, find_children
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
 from sae_match.evaluation.sanity import check_activity
-from sae_match.experiment.contexts import text_contexts
+from sae_match.experiment.contexts import text_contexts, with_contexts
 from sae_match.experiment.evaluation import (
     Evaluator,
     document_sums,
@@ -22,7 +22,6 @@ from sae_match.experiment.evaluation import (
     log_ceiling_gaps,
     make_evaluator,
 )
-from sae_match.experiment.examples import with_contexts
 from sae_match.experiment.flow import find_flow, flow_rows, with_deactivation
 from sae_match.experiment.headline import composition_headline, headline
 from sae_match.experiment.inputs import prepare
@@ -32,9 +31,8 @@ from sae_match.experiment.matching import MatchedPair, PairMatcher, match_distan
 from sae_match.experiment.matching_cache import cached_matching
 from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
-from sae_match.experiment.saes import JobSaes, check_saes, measured_scale, stored_scale
+from sae_match.experiment.saes import JobSaes, check_saes, folding_scale
 from sae_match.experiment.stability import compare_seeds
-from sae_match.language_model import resolve_device
 from sae_match.matching import Matching
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.similarity import Comparison, DeadFeatures
@@ -42,7 +40,8 @@ from sae_match.matching.solution import Solver
 from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
-from sae_match.pairs import Pair, Role, Site, distant_pairs, own_pairs, seed_pair, sources, span
+from sae_match.pairs import JobPairs, Pair, Site, span
+from sae_match.plan import Plan
 from sae_match.plan.checks import check_model_facts
 from sae_match.record.contents import FEATURES, FUNCTIONAL, PATHS, STABILITY, TOP_TOKENS
 from sae_match.record.contexts import CONTEXTS, write_contexts
@@ -69,6 +68,7 @@ class Steps:
     """
 
     study: Study
+    pairs: JobPairs
     store: Store
     saes: JobSaes
     widths: Mapping[Site, int]
@@ -115,7 +115,7 @@ class Steps:
             rows = excluded_rows({site: evaluator.dead(site, self.saes.load(site)) for site in bar})
         else:
             rows = []
-        for pair in tqdm(own_pairs(self.study), desc="matching layer pairs", disable=not self.progress):
+        for pair in tqdm(self.pairs.own, desc="matching layer pairs", disable=not self.progress):
             found.append(self._match_neighbors(pair))
         self.results.add(rows)
         if found:
@@ -145,7 +145,7 @@ class Steps:
     def match_distant(self, neighbors: list[MatchedPair]) -> list[MatchedPair]:
         """Match layers further apart exactly, and compare with the composed permutations of the neighbors."""
         found: list[MatchedPair] = []
-        for pair in tqdm(distant_pairs(self.study), desc="composing over distance", disable=not self.progress):
+        for pair in tqdm(self.pairs.distant, desc="composing over distance", disable=not self.progress):
             matched = self._match_distant(pair, neighbors)
             found.append(matched)
         return found
@@ -179,7 +179,7 @@ class Steps:
         alpha, record = self.study.evaluation.flow_alpha, self.results.record
         if alpha is None:
             return
-        found = find_flow(self.study, self.saes, self.evaluator, alpha, self.progress)
+        found = find_flow(self.study, self.pairs, self.saes, self.evaluator, alpha, self.progress)
         if (record.directory / FUNCTIONAL).is_file():
             effects = pd.read_parquet(record.directory / FUNCTIONAL)
             found = with_deactivation(found, effects) if "drop" in effects else found
@@ -237,7 +237,7 @@ class Steps:
         """Write pairs to look at, with the contexts on which their features fire most."""
         examples = choose_examples(self.results.features, self.study.evaluation.min_count)
         if self.evaluator is not None:
-            examples = with_contexts(self.evaluator, self.saes, own_pairs(self.study), examples, self.progress)
+            examples = with_contexts(self.evaluator, self.saes, self.pairs.own, examples, self.progress)
         if len(examples):
             self.results.record.write_examples(examples)
 
@@ -274,8 +274,8 @@ class Steps:
 
     def _new_in(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> list[tuple[Site, SparseAutoencoder]]:
         """The sides of a pair that come up in it: A, and B where it is no A and was no B."""
-        pairs = own_pairs(self.study)
-        elsewhere = {other.a for other in pairs} | {other.b for other in pairs[: pairs.index(pair)]}
+        own = self.pairs.own
+        elsewhere = {other.a for other in own} | {other.b for other in own[: own.index(pair)]}
         return [(pair.a, a), *([] if pair.b in elsewhere else [(pair.b, b)])]
 
     def _evaluate_neighbors(self, evaluator: Evaluator, matched: MatchedPair) -> list[MatchedPair]:
@@ -286,8 +286,9 @@ class Steps:
         for (site, sae), active in zip(self._new_in(matched.pair, a, b), (counts.a, counts.b), strict=False):
             self.results.add(evaluator.layer_rows(site, sae, active.active, active.tokens))
             self.results.warn(check_activity(site.layer, active.active, active.tokens))
-            if matched.pair.role is Role.adjacent:
-                seeds += self._match_seeds(evaluator, seed_pair(site.layer))
+            for pair in self.pairs.seeds:
+                if pair.a == site:
+                    seeds.append(self._match_seeds(evaluator, pair))
         return seeds
 
     def _match_distant(self, pair: Pair, neighbors: list[MatchedPair]) -> MatchedPair:
@@ -299,66 +300,60 @@ class Steps:
             self.results.add(row.without_sums() for row in self.evaluator.evaluate(matched, a, b)[0])
         return matched
 
-    def _match_seeds(self, evaluator: Evaluator, pair: Pair) -> list[MatchedPair]:
-        """Two seeds of a layer where there are two; by every matcher where partners are tested."""
-        if not self.saes.has(pair.b):
-            return []
+    def _match_seeds(self, evaluator: Evaluator, pair: Pair) -> MatchedPair:
+        """Two seeds of a layer; by every matcher where partners are tested."""
         a, b = self.saes.pair(pair)
         how = self.study.evaluation.functional
         controls = self.study.evaluation.matchers if how is not None and "seeds" in how.pairs else ()
         matched = match_seeds(self.matcher, pair, a, b, self.metrics, controls)
         self.results.add(matched.rows + evaluator.evaluate(matched, a, b)[0])
-        return [matched]
+        return matched
 
 
-def prepare_steps(study: Study, store: Store, record: JobRecord, metrics: Mapping[str, Metric]) -> Steps:
-    """Read and check everything that a job needs, before its long work.
+def prepare_steps(plan: Plan, store: Store, record: JobRecord) -> Steps:
+    """Read and check everything that a planned job needs, before its long work.
 
     Results of an earlier attempt in the same record are removed once that is done.
 
     Raises:
         UserError: an input that cannot work.
     """
-    progress = wants_bars(study.progress)
-    device = resolve_device(study.device).type
+    study, pairs, device = plan.study, plan.pairs, plan.device.type
+    progress, full = wants_bars(study.progress), study.evaluation.full
     torch.manual_seed(study.seed)
-    solver, saes, sides = study.solver.on(device, progress), sources(study), study.pairs.sides(study)
-    full = study.evaluation.full
     # Some kilobytes of the model first: they show a wrong, gated or unreachable one before gigabytes of SAEs come.
     headers = check_saes(
-        study, saes, solver, progress, [check_model_facts(store, side) if full else None for side in sides]
+        study, pairs, progress, [check_model_facts(store, side) if full else None for side in pairs.sides]
     )
     # The model and the text come before the matching: what can fail on bad input fails before long work.
-    d_saes = [next(one.d_model for site, one in headers.items() if site.source == at) for at in range(len(sides))]
-    inputs = prepare(store, study, d_saes, device, progress) if full else None
-    evaluator = None if inputs is None else make_evaluator(store, study, inputs, metrics)
-    record.clear_results()
-    if inputs is not None:
-        record.write_text(inputs.facts())
-    measured = inputs is not None and study.folding.measured
-    scale = measured_scale(study, store, inputs) if inputs is not None and measured else stored_scale(study)
+    d_saes = [next(one.d_model for site, one in headers.items() if site.source == at) for at in range(len(pairs.sides))]
+    inputs = prepare(store, study, pairs.sides, d_saes, device, progress) if full else None
+    evaluator = None if inputs is None else make_evaluator(store, study, pairs, inputs, plan.metrics)
     exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
-    how = study.evaluation.batch_windows, max(side.model.sink_positions for side in sides)
+    how = study.evaluation.batch_windows, pairs.sink_positions
     if inputs is not None:
         how = inputs.batch_windows, inputs.sink_positions
     matcher = PairMatcher(
-        store, study.matching, solver, study.folding.name,
+        store, study.matching, study.solver.on(device, progress), study.folding.name,
         excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
-        fit=(lambda pair: (None, None)) if inputs is None else inputs.fit,
-        mapped=lambda pair, a: None if inputs is None else inputs.mapped(pair, a),
-        batch_windows=how[0], sink_positions=how[1], seed=study.seed,
+        inputs=inputs, batch_windows=how[0], sink_positions=how[1], seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
         null_alpha=study.evaluation.null_alpha,
     )  # fmt: skip
+    saes = JobSaes(pairs.sources, device, folding_scale(study, store, inputs))
+    record.clear_results()
+    if inputs is not None:
+        record.write_text(inputs.facts())
     return Steps(
         study=study,
+        pairs=pairs,
         store=store,
-        saes=JobSaes(saes, device, scale),
+        saes=saes,
         widths={site: header.width for site, header in headers.items()},
         matcher=matcher,
         evaluator=evaluator,
-        metrics=metrics,
-        results=Results(record, Labels(metrics=described(metrics.values()), variants=looks(study.evaluation))),
+        metrics=plan.metrics,
+        results=Results(record, Labels(metrics=described(plan.metrics.values()), variants=looks(study.evaluation))),
         progress=progress,
     )

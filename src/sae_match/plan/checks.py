@@ -7,22 +7,16 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from sae_match.errors import UserError
-from sae_match.evaluation.splices import SpliceUnits, resolve_units
-from sae_match.files import check_writable
 from sae_match.judging.descriptions import explanation_files
 from sae_match.language_model.loading import ModelFacts
 from sae_match.matching import by_similarity
-from sae_match.matching.solution import Solver, refuse_above
-from sae_match.pairs import distant_pairs, own_pairs, sources, span
+from sae_match.matching.solution import refuse_above
+from sae_match.pairs import JobPairs, span
 from sae_match.plan.resources import sae_bytes
-from sae_match.record.configuration import science_hash
-from sae_match.record.contents import refuse_foreign_files
-from sae_match.record.state import read_status
 from sae_match.saes import SaeHeader, SaeSource
-from sae_match.saes.folding import FoldingKind, FoldingScale
+from sae_match.saes.folding import FoldingScale
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.saes.site import refuse_encoding
 from sae_match.store import Store
@@ -39,24 +33,6 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))
-
-
-def check_output(study: Study) -> None:
-    """Refuse an output directory that cannot be written, or is another job's or the user's own; nothing is written."""
-    directory = Path(study.paths.output_dir)
-    check_writable(directory, "paths.output_dir", create=False)
-    refuse_foreign_files(directory)
-    status = read_status(directory)
-    if status is not None and status.alive and not status.own:
-        raise UserError(
-            f"{directory}: process {status.pid} on {status.host} is running a job there. Wait for it, or choose "
-            "another paths.output_dir."
-        )
-    if status is not None and status.state == "done" and status.science != science_hash(study.config):
-        raise UserError(
-            f"{directory} holds the finished record of a job with another configuration. "
-            "Choose another paths.output_dir, or remove that directory first."
-        )
 
 
 def check_model_facts(store: Store, study: Study) -> int | None:
@@ -122,32 +98,24 @@ def check_same_stream(sae: str, d_sae: int, model: str, d_model: int) -> None:
         )
 
 
-def check_pair(study: Study, solver: Solver, width_a: int, width_b: int, d_model: int) -> None:
+def check_pair(study: Study, width_a: int, width_b: int, d_model: int) -> None:
     """Refuse a pair with fewer features than pairs are asked for, or one that the solver has no memory for."""
     n_pairs = study.matching.n_pairs
     if n_pairs is not None and n_pairs > min(width_a, width_b):
         raise UserError(
             f"matching.n_pairs={n_pairs}: SAEs of {width_a} and {width_b} features have at most {min(width_a, width_b)}"
         )
-    study.matching.check_memory(solver, width_a, width_b, d_model)
+    study.matching.check_memory(study.solver, width_a, width_b, d_model)
 
 
-def check_widths(study: Study, solver: Solver, a: SaeHeader | SaeShape, b: SaeHeader | SaeShape) -> None:
+def check_widths(study: Study, a: SaeHeader | SaeShape, b: SaeHeader | SaeShape) -> None:
     """As `check_pair`, and refuse SAEs of residual streams of different widths that nothing maps."""
     if a.d_model != b.d_model and study.pairs.stream_map == "none":
         raise UserError(
             f"pairs={study.pairs.name}: SAEs over d_model={a.d_model} and {b.d_model} have no weights in common; set "
             "pairs.map=orthogonal or affine, which carries the first to the residual stream of the second"
         )
-    check_pair(study, solver, a.width, b.width, b.d_model)
-
-
-def needs_no_scale(study: Study) -> bool:
-    """Whether nothing is folded and no scale is asked for, so that an SAE without thresholds needs none."""
-    full = study.evaluation.full
-    units = resolve_units(study.evaluation.splice_units, study.folding.name) if full else SpliceUnits.raw
-    asked = (study.folding.name, study.folding.scale, units)
-    return asked == (FoldingKind.none, FoldingScale.auto, SpliceUnits.raw)
+    check_pair(study, a.width, b.width, b.d_model)
 
 
 def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) -> None:
@@ -161,7 +129,7 @@ def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) 
     if study.evaluation.full:
         refuse_encoding(where, header.site, header.obstacle)
     by_threshold = study.folding.scale in (FoldingScale.auto, FoldingScale.threshold)
-    if header.foldable is False and by_threshold and not needs_no_scale(study):
+    if header.foldable is False and by_threshold and not study.unscaled:
         raise UserError(
             f"{where}: has no thresholds to fold by. Choose folding.scale=stored (the scalar threshold beside a TopK), "
             "estimated, mean_activation, max_activation (measured on text) or decoder_norm (needs no data), or "
@@ -169,17 +137,17 @@ def check_header(study: Study, layer: int, header: SaeHeader, first: SaeHeader) 
         )
 
 
-def check_seeds(study: Study, shapes: Mapping[int, SaeShape]) -> None:
+def check_seeds(study: Study, source: SaeSource, shapes: Mapping[int, SaeShape]) -> None:
     """Refuse `evaluation.stability_seeds` that are missing, read something else or do not fit into memory, and a span
     without a layer that has two SAEs.
 
     Args:
-        shapes: the job's own SAEs by layer, as far as they are known.
+        source: the job's own SAEs.
+        shapes: theirs by layer, as far as they are known.
     """
-    names, layers = study.evaluation.stability_seeds, span(study)
+    names, layers, key = study.evaluation.stability_seeds, source.span, "evaluation.stability_seeds"
     if names is None:
         return
-    source, key = SaeSource(study.sae, tuple(layers)), "evaluation.stability_seeds"
     if len(layers) > 1 and (same := [name for name in names if "{" not in name]):
         raise UserError(f"{key}: {', '.join(same)} would be the seed of every layer: write {{layer}} into the name")
     several = False
@@ -211,29 +179,28 @@ def check_seeds(study: Study, shapes: Mapping[int, SaeShape]) -> None:
         )
 
 
-def check_similarities(study: Study) -> None:
+def check_similarities(study: Study, pairs: JobPairs) -> None:
     """Refuse missing files of similarities, and second seeds for those that cannot compare two SAEs of one layer."""
-    layers, how = span(study), study.evaluation.functional
-    for similarity in (study.matching, *study.evaluation.similarities):
-        for layer in layers:
+    how, every = study.evaluation.functional, (study.matching, *study.evaluation.similarities)
+    for similarity in every:
+        for layer in span(study):
             similarity.files(layer)
     own = [study.matching] if study.evaluation.full else []
     compared = (*own, *(study.evaluation.similarities if how is not None and "seeds" in how.pairs else ()))
     names = {similarity.name for similarity in compared if similarity.by_layer}
-    second = sources(study)[-1]
-    if names and second.second and any(second.has(layer) for layer in layers):
+    if names and pairs.seeds:
         raise UserError(
             f"{', '.join(sorted(names))} cannot compare two seeds of a layer: set sae.ceiling_filename=null, or "
             "(of a control) leave seeds out of evaluation.functional.pairs"
         )
-    by_layer = [one.name for one in (study.matching, *study.evaluation.similarities) if one.by_layer]
-    if by_layer and not second.second:
+    by_layer = [one.name for one in every if one.by_layer]
+    if by_layer and len(pairs.sides) > 1:
         raise UserError(
             f"{', '.join(by_layer)} knows the features of one source: leave it out with pairs={study.pairs.name}"
         )
 
 
-def check_judging(study: Study) -> None:
+def check_judging(study: Study, pairs: JobPairs) -> None:
     """Refuse missing explanation files, and what the judge itself cannot begin with."""
     judging = study.judging
     if not judging.enabled:
@@ -241,5 +208,5 @@ def check_judging(study: Study) -> None:
     if judging.neuronpedia is not None:
         for layer in span(study):
             explanation_files(judging.neuronpedia, layer)
-    judged = sum(len(pair.role.judged) for pair in (*own_pairs(study), *distant_pairs(study)))
+    judged = sum(len(pair.role.judged) for pair in (*pairs.own, *pairs.distant))
     judging.check(judged * judging.pairs)

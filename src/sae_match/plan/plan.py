@@ -1,4 +1,5 @@
 """The plan of a job: what it reads, needs and takes, and everything that would stop it, found before it begins.
+Whether it may write its record is the record's to say (`record.job.check_place`).
 
 A dry run prints the plan. A real run makes the same plan and refuses to start on the same problems; what only the
 content of files can show (damaged SAEs, too few documents) comes after it.
@@ -23,13 +24,15 @@ from sae_match.hub import HubFile, HubRefusalError, Lookup
 from sae_match.language_model import resolve_device
 from sae_match.language_model.residual_streams import KIND, layer_bytes, layer_path
 from sae_match.language_model.sources import PlannedModel
-from sae_match.pairs import Adjacent, Pair, Role, Site, captured_layers, distant_pairs, own_pairs, span
+from sae_match.metrics.metric import Metric
+from sae_match.metrics.registry import with_built_in
+from sae_match.pairs import Adjacent, JobPairs, Site, captured_layers, job_pairs, span
 from sae_match.plan import checks
 from sae_match.plan.allocation import Allocation, current_allocation
 from sae_match.plan.checks import collect_errors
 from sae_match.plan.machine import DiskNeed, Machine, check_disk, check_memory, probe_machine
 from sae_match.plan.resources import FunctionalShape, JobShape, Phase, TextSize, effects_bytes, passes_bytes, phases
-from sae_match.plan.saes import PlannedSaes, check_shapes, check_stream, plan_saes
+from sae_match.plan.saes import PlannedSaes, check_shapes, check_stream, plan_saes, plan_seeds
 from sae_match.rules import check_config
 from sae_match.saes.formats.reading import SaeShape
 from sae_match.store import Store
@@ -59,6 +62,8 @@ class Plan:
 
     Attributes:
         device: where SAEs and model go.
+        pairs: what is compared; nothing where the configuration breaks its own rules.
+        metrics: what is measured, by name.
         machine: None where the configuration breaks its own rules; it is then not followed any further.
         sides: every source of SAEs (`pairs`), the job's own first.
         text: None for weights_only.
@@ -71,6 +76,8 @@ class Plan:
 
     study: Study
     device: torch.device
+    pairs: JobPairs = field(default_factory=JobPairs)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     machine: Machine | None = None
     sides: tuple[PlannedSide, ...] = ()
     text: TextSize | None = None
@@ -93,8 +100,8 @@ class Plan:
     @property
     def layers(self) -> list[int]:
         """The first layer of the job's own pairs, then the second one of each."""
-        pairs = own_pairs(self.study)
-        return [pairs[0].a.at, *(pair.b.at for pair in pairs)] if pairs else span(self.study)
+        own = self.pairs.own
+        return [own[0].a.at, *(pair.b.at for pair in own)] if own else span(self.study)
 
     @property
     def downloads(self) -> int | None:
@@ -119,24 +126,23 @@ def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Pl
         asked: what the job's launcher would ask Slurm for; None = the job runs here.
     """
     problems: list[str] = []
-    device = torch.device("cpu")
+    device, pairs, metrics = torch.device("cpu"), JobPairs(), dict[str, Metric]()
     with collect_errors(problems):
         check_config(study)
+        pairs, metrics = job_pairs(study), with_built_in(study.metrics)
     if problems:
         return Plan(study, device, problems=problems)
     with collect_errors(problems):
         device = resolve_device(study.device) if asked is None else asked.device(study.device)
     with collect_errors(problems):
-        checks.check_output(study)
-    with collect_errors(problems):
         check_writable(store.root, "paths.cache_dir", create=False)
     allocation = asked or current_allocation()
     lookup, machine = Lookup(), probe_machine(device, allocation)
     sides: list[PlannedSide] = []
-    for side in study.pairs.sides(study):
+    for side, source in zip(pairs.sides, pairs.sources, strict=False):  # the last source may be the second seeds
         model = _plan_model(side, store, lookup, problems) if study.evaluation.full else None
         d_model = side.model.d_model if model is None or model.facts is None else model.facts.d_model
-        saes = plan_saes(side, lookup, d_model, problems)
+        saes = plan_saes(side, source, lookup, d_model, problems)
         if saes.shapes:
             check_stream(side, saes, d_model, problems)
         sides.append(PlannedSide(side, saes, model))
@@ -144,24 +150,25 @@ def make_plan(study: Study, store: Store, asked: Allocation | None = None) -> Pl
     if study.evaluation.full:
         tokenizer = None if sides[0].model is None else sides[0].model.directory
         text = _plan_text(study, store, lookup, tokenizer, problems)
-    check_shapes(study, [side.saes for side in sides], problems)
+    seeds = plan_seeds(pairs, problems)
+    check_shapes(study, pairs, [side.saes for side in sides], seeds, problems)
     with collect_errors(problems):
-        checks.check_seeds(study, sides[0].saes.shapes)
+        checks.check_seeds(study, pairs.sources[0], sides[0].saes.shapes)
     with collect_errors(problems):
-        checks.check_similarities(study)
+        checks.check_similarities(study, pairs)
     with collect_errors(problems):
-        checks.check_judging(study)
+        checks.check_judging(study, pairs)
     with collect_errors(problems):
         for one in (*study.evaluation.all_splices, *study.evaluation.controls.values()):
             one.facts()  # what has no content key is refused before long work
-    shape = _job_shape(study, sides, text) if all(side.saes.shapes for side in sides) else None
+    shape = _job_shape(study, pairs, sides, seeds, text) if all(side.saes.shapes for side in sides) else None
     steps = [] if shape is None else phases(shape, device.type == "cuda", study.model.device_map is not None)
     with collect_errors(problems):
         check_memory(steps, machine, study.solver.memory_limit_gib, allocation)
     disk = list(_disk_needs(study, store, sides, shape))
     with collect_errors(problems):
         check_disk(disk)
-    return Plan(study, device, machine, tuple(sides), text, shape, steps, disk, asked, problems)
+    return Plan(study, device, pairs, metrics, machine, tuple(sides), text, shape, steps, disk, asked, problems)
 
 
 def total_size(files: Iterable[HubFile]) -> int | None:
@@ -230,19 +237,19 @@ def _known_windows(study: Study, store: Store, tokenizer: Path | None) -> TokenW
 # -- resources -------------------------------------------------------------------------------------------
 
 
-def _job_shape(study: Study, sides: Sequence[PlannedSide], text: TextSize | None) -> JobShape:
+def _job_shape(
+    study: Study, pairs: JobPairs, sides: Sequence[PlannedSide], seeds: Mapping[int, SaeShape], text: TextSize | None
+) -> JobShape:
     """The job's sizes; layers of unknown width count as the widest that is known, and all models as the largest."""
-    seeds = sides[0].saes.seeds
     known = [shape for side in sides for shape in side.saes.shapes.values()] + list(seeds.values())
     d_model, widest = max(shape.d_model for shape in known), max(shape.width for shape in known)
 
     def width(site: Site) -> int:
-        shapes = sides[site.source].saes.shapes
+        shapes = sides[site.source].saes.shapes if site.source < len(sides) else seeds
         return shapes[site.at].width if site.at in shapes else widest
 
-    widths = {layer: width(Site(layer)) for layer in span(study)}
-    pairs, chain = own_pairs(study), isinstance(study.pairs, Adjacent)
-    in_order = study.pairs.sites(study) if chain else [site for pair in pairs for site in (pair.a, pair.b)]
+    chain = isinstance(study.pairs, Adjacent)
+    in_order = pairs.sites if chain else [site for pair in pairs.own for site in (pair.a, pair.b)]
     sizes = [side.model.size for side in sides if side.model is not None and side.model.size is not None]
     controls = study.evaluation.matchers
     permutations = 1 + len(controls)
@@ -255,9 +262,9 @@ def _job_shape(study: Study, sides: Sequence[PlannedSide], text: TextSize | None
         permutations=permutations,
         splices=sum(splice.count(permutations) for splice in study.pairs.splices(study)),
         similarities=sum(isinstance(control, Matcher) and control.all_pairs for control in controls),
-        far_pairs=tuple((widths[a], widths[b]) for a, b in (pair.layers for pair in distant_pairs(study))),
-        ceilings=tuple(max(widths[layer], seed.width) for layer, seed in seeds.items()),
-        tested=_tested_shape(study, width, seeds),
+        far_pairs=tuple((width(pair.a), width(pair.b)) for pair in pairs.distant),
+        ceilings=tuple(max(width(Site(layer)), seed.width) for layer, seed in seeds.items()),
+        tested=_tested_shape(study, pairs, width),
         chain=chain,
         flow=study.evaluation.flow_alpha is not None,
         steered=_steered_tokens(study, width(in_order[0])),
@@ -272,16 +279,16 @@ def _steered_tokens(study: Study, width: int) -> int:
     return 2 * len(how.scales) * (how.flows or width) * how.contexts * tokens
 
 
-def _tested_shape(study: Study, width: Callable[[Site], int], seeds: Mapping[int, SaeShape]) -> FunctionalShape | None:
+def _tested_shape(study: Study, pairs: JobPairs, width: Callable[[Site], int]) -> FunctionalShape | None:
     how = study.evaluation.functional
     if how is None:
         return None
-    found = [*own_pairs(study), *distant_pairs(study), *(Pair(Site(at), Site(at), Role.seeds) for at in seeds)]
+    every = (*pairs.own, *pairs.distant, *pairs.seeds)
     # Matchers agree on many partners: 36 of them gave nine to a feature, four controls included. Each is removed and
     # substituted; one that is silent where the feature fires costs nothing to remove.
     partners = 5 + len(study.evaluation.matchers) / 6
     return FunctionalShape(
-        pairs=tuple((*pair.blocks, width(pair.a), width(pair.b)) for pair in found if pair.role.value in how.pairs),
+        pairs=tuple((*pair.blocks, width(pair.a), width(pair.b)) for pair in every if pair.role.value in how.pairs),
         features=how.features,
         contexts=how.contexts,
         tokens=min(how.context_tokens, study.dataset.window_tokens),

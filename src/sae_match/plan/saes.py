@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sae_match.errors import UserError
 from sae_match.hub import HubFile, HubRefusalError, Lookup
-from sae_match.pairs import distant_pairs, own_pairs, span
+from sae_match.pairs import JobPairs, span
 from sae_match.plan import checks
 from sae_match.plan.checks import collect_errors
 from sae_match.saes import SaeHeader, SaeSource
@@ -24,25 +24,24 @@ class PlannedSaes:
         files: those on the hub, as far as it answers; empty where `sae.root` is set.
         shapes: by layer; layers whose files show nothing before they are read are absent.
         found: whether the files of every layer are known, so that it is clear what is to be downloaded.
-        seeds: of second seeds, by layer; they are local files.
     """
 
     files: list[HubFile]
     shapes: dict[int, SaeShape]
     found: bool = True
-    seeds: dict[int, SaeShape] = field(default_factory=dict)
 
 
-def plan_saes(study: Study, lookup: Lookup, d_model: int | None, problems: list[str]) -> PlannedSaes:
+def plan_saes(
+    study: Study, source: SaeSource, lookup: Lookup, d_model: int | None, problems: list[str]
+) -> PlannedSaes:  # fmt: skip
     """Every SAE of the span, before any is downloaded or read.
 
     Args:
+        study: one side of the job.
         d_model: width of the model's residual stream where it is known, for files that state no shape.
     """
-    source = SaeSource(study.sae, tuple(span(study)))
     if study.sae.root is not None:
-        seeds = {} if len(study.pairs.sides(study)) > 1 else _second_seeds(replace(source, second=True), problems)
-        return PlannedSaes([], _read_shapes(study, source.header, problems), seeds=seeds)
+        return PlannedSaes([], _read_shapes(study, source.header, problems))
     files = _hub_files(source, lookup, problems)
     shapes = _read_shapes(study, lambda layer: _cached_header(source, layer, files.get(layer, [])), problems)
     by_size: dict[int, SaeShape | None] = {}  # files of one size are of one shape, so each size is asked once
@@ -88,13 +87,13 @@ def _read_shapes(
     return shapes
 
 
-def _second_seeds(source: SaeSource, problems: list[str]) -> dict[int, SaeShape]:
+def plan_seeds(pairs: JobPairs, problems: list[str]) -> dict[int, SaeShape]:
+    """Shapes of second seeds by layer; they are local files."""
     shapes: dict[int, SaeShape] = {}
-    for layer in source.span:
+    for pair in pairs.seeds:
         with collect_errors(problems):
-            if source.has(layer):
-                header = source.header(layer)
-                shapes[layer] = SaeShape(header.d_model, header.width, "the file's header")
+            header = pairs.sources[pair.b.source].header(pair.b.at)
+            shapes[pair.b.at] = SaeShape(header.d_model, header.width, "the file's header")
     return shapes
 
 
@@ -126,33 +125,36 @@ def check_stream(side: Study, saes: PlannedSaes, d_model: int | None, problems: 
             checks.check_same_stream(side.sae.name, shapes[min(shapes)].d_model, side.model.name, d_model)
 
 
-def check_shapes(study: Study, sides: Sequence[PlannedSaes], problems: list[str]) -> None:
+def check_shapes(
+    study: Study, compared: JobPairs, sides: Sequence[PlannedSaes], seeds: Mapping[int, SaeShape], problems: list[str]
+) -> None:
     """Pairs that can be compared and fit into memory.
 
     Args:
         sides: by `Site.source`.
+        seeds: of second seeds, by layer.
     """
-    saes, shapes = sides[0], sides[0].shapes
+    shapes = sides[0].shapes
     # Each pair of shapes once: a span of equal SAEs has one answer.
     found = {
         (sides[pair.a.source].shapes.get(pair.a.at), sides[pair.b.source].shapes.get(pair.b.at))
-        for pair in (*own_pairs(study), *distant_pairs(study))
+        for pair in (*compared.own, *compared.distant)
     }
     pairs: set[tuple[int, int, int]] = set()
     for a, b in found:
         if a is not None and b is not None:
             pairs.add((a.width, b.width, b.d_model))
             with collect_errors(problems):
-                checks.check_widths(study, study.solver, a, b)
-    for layer, seed in saes.seeds.items():
+                checks.check_widths(study, a, b)
+    for layer, seed in seeds.items():
         with collect_errors(problems):
             if layer in shapes and seed.d_model != shapes[layer].d_model:
                 raise UserError(
                     f"layer {layer}: the second seed reads d_model={seed.d_model}, the first {shapes[layer].d_model}"
                 )
-    pairs |= {(shapes[at].width, seed.width, seed.d_model) for at, seed in saes.seeds.items() if at in shapes}
+    pairs |= {(shapes[at].width, seed.width, seed.d_model) for at, seed in seeds.items() if at in shapes}
     for pair in sorted(pairs):
         with collect_errors(problems):
-            checks.check_pair(study, study.solver, *pair)
+            checks.check_pair(study, *pair)
             for control in study.evaluation.matchers:
                 control.check_memory(*pair)

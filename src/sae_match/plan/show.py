@@ -9,7 +9,6 @@ import yaml
 from sae_match.files import format_duration, format_size
 from sae_match.hub import HubFile
 from sae_match.language_model.sources import ModelSource
-from sae_match.pairs import own_pairs
 from sae_match.plan.allocation import Allocation, advice
 from sae_match.plan.machine import Duration, durations
 from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, PlannedSide, total_size
@@ -21,7 +20,7 @@ def render(plan: Plan) -> str:
     if plan.machine is not None:
         steps = _steps(plan)
         for title, part in (
-            (f"Jobs: {len(own_pairs(plan.study))} layer pairs", _jobs(plan)),
+            (f"Jobs: {len(plan.pairs.own)} layer pairs", _jobs(plan)),
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", (f"{need.what}: {_size(need.bytes)} in {need.path} ({need.key})" for need in plan.disk)),
@@ -42,7 +41,7 @@ def _jobs(plan: Plan) -> Iterator[str]:
     yield f"{how}, evaluation {study.evaluation.level.value}, on {plan.device}"
     if study.evaluation.stability_seeds is not None:
         yield f"seeds of each layer compared (layers {plan.layers[0]}..{plan.layers[-1]})"
-    yield ", ".join(f"{pair.a.layer}->{pair.b.layer}" for pair in own_pairs(study))
+    yield ", ".join(f"{pair.a.layer}->{pair.b.layer}" for pair in plan.pairs.own)
 
 
 def _reads(plan: Plan) -> Iterator[str]:

@@ -22,7 +22,7 @@ from sae_match.files import atomic_path, check_writable, write_json, write_text
 from ..errors import UserError
 from ..metrics.bootstrap import DocumentSums
 from .claim import STALE_S, Claim, RecordTakenError, claim, heartbeat, newest_claim, owns, release, this_process
-from .configuration import science_hash, science_of
+from .configuration import science_hash
 from .contents import (
     CONFIG,
     EXAMPLES,
@@ -47,7 +47,7 @@ from .documents import DOCUMENTS, SumsKey, write_documents
 from .labels import LABELS, Labels
 from .pairs import undefined_rows, write_pairs
 from .provenance import git_state, versions
-from .state import STATUS, read_status
+from .state import STATUS, refuse_other_job
 from .termination import signals_raise
 
 LOG = "sae_match.log"
@@ -61,7 +61,6 @@ State = Literal["running", "done", "failed", "killed"]
 class JobRecord:
     """The directory of one job.
 
-    Creating it makes the directory and proves that it can be written to, before any long work.
     Typical use:
 
         record = JobRecord(directory)
@@ -71,25 +70,20 @@ class JobRecord:
             record.write_metrics({...})
 
     Args:
-        directory: where the job writes; created with its parents.
-        overwrite: allow replacing the finished record of a job with a different configuration.
+        directory: where the job writes; `write_config` and `guard` create it.
 
     Attributes:
         key: content key of configuration and inputs, stored in status.json; None where it is not known (yet).
-
-    Raises:
-        UserError: the directory cannot be created or written to.
+        science: hash of the scientific configuration, which `write_config` finds.
     """
 
-    def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         self.key: str | None = None
-        self._science_hash: str | None = None
-        self._overwrite = overwrite
+        self.science = ""
         self._status: dict[str, Any] = {}
         self._claimed = False
         self._clock = time.monotonic()
-        check_writable(self.directory, "paths.output_dir")
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -97,29 +91,29 @@ class JobRecord:
         """Store the resolved configuration as config.yaml.
 
         Raises:
-            UserError: the directory holds files but no record, or the finished record of another configuration (and
-                `overwrite` is false). Where results go and how they are tracked does not count.
+            UserError: the directory holds files but no record, or the finished record of another configuration.
             RecordTakenError: another process is writing there.
         """
+        self.science = science_hash(yaml.safe_load(yaml_text))
         self._claim()
         try:
-            self._check_free(yaml_text)
+            refuse_other_job(self.directory, self.science)
             write_text(self.directory / CONFIG, yaml_text)
         except BaseException:
             self._claimed = False
             release(self.directory)
             raise
-        self._science_hash = science_hash(yaml.safe_load(yaml_text))
 
     def _claim(self) -> None:
         """Take the directory, so that no other process writes into it until `guard` ends.
 
         Raises:
             RecordTakenError: another one has it.
-            UserError: it cannot be written to, or holds files that no record vouches for.
+            UserError: it cannot be created or written to, or holds files that no record vouches for.
         """
-        refuse_foreign_files(self.directory)
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            refuse_foreign_files(self.directory)
             held = claim(self.directory)
         except OSError as error:
             raise UserError(
@@ -147,32 +141,26 @@ class JobRecord:
             raise self._taken(newest_claim(self.directory), "It took this process for dead, which now ends.")
         return self.directory / name
 
-    def _check_free(self, yaml_text: str) -> None:
-        if not self._overwrite and self._finished() and self._old_science() != _science(yaml_text):
-            raise UserError(
-                f"{self.directory} holds the finished record of a job with another configuration. "
-                "Choose another paths.output_dir, or remove that directory first."
-            )
-
     def running(self) -> None:
         """Mark the job as started; results of an earlier attempt stay until `clear_results`."""
         self._clock = time.monotonic()
         git = git_state()
-        self._status = {
-            "state": "running",
-            "error": None,
-            "warnings": [],
-            "started": _now(),
-            "ended": None,
-            "seconds": None,
-            "key": self.key,
-            "science": self._science_hash,
-            "process": this_process(),
-            "versions": versions(),
-            "git_sha": git.sha,
-            "git_dirty": git.dirty,
-        }
-        write_json(self._file(STATUS), self._status)
+        self._write_status(
+            {
+                "state": "running",
+                "error": None,
+                "warnings": [],
+                "started": _now(),
+                "ended": None,
+                "seconds": None,
+                "key": self.key,
+                "science": self.science,
+                "process": this_process(),
+                "versions": versions(),
+                "git_sha": git.sha,
+                "git_dirty": git.dirty,
+            }
+        )
 
     def finish(self, state: State, error: BaseException | None = None) -> None:
         """Write the job's final state, its duration, and the error's type and message if there is one.
@@ -184,8 +172,8 @@ class JobRecord:
             raise RuntimeError("JobRecord.finish called before running()")
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
-        self._status |= {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
-        write_json(self._file(STATUS), self._status)
+        ended = {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
+        self._write_status(self._status | ended)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Add what a reader of the results must know to status.json.
@@ -195,8 +183,12 @@ class JobRecord:
         """
         if not self._status:
             raise RuntimeError("JobRecord.warn called before running()")
-        self._status["warnings"] += warnings
-        write_json(self._file(STATUS), self._status)
+        self._write_status(self._status | {"warnings": [*self._status["warnings"], *warnings]})
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        path = self._file(STATUS)
+        self._status = status
+        write_json(path, status)
 
     @contextmanager
     def guard(self) -> Iterator[JobRecord]:
@@ -330,18 +322,6 @@ class JobRecord:
         folder.mkdir(exist_ok=True)
         return folder
 
-    # -- an earlier record in the same place -------------------------------------------------------------
-
-    def _finished(self) -> bool:
-        status = read_status(self.directory)
-        return status is not None and status.state == "done"
-
-    def _old_science(self) -> Any:
-        try:
-            return _science((self.directory / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            return None
-
     def clear_results(self) -> None:
         """Remove what an earlier attempt left in this directory, so that a record never mixes two attempts.
 
@@ -359,8 +339,19 @@ class JobRecord:
             path.unlink(missing_ok=True)
 
 
-def _science(yaml_text: str) -> Any:
-    return science_of(yaml.safe_load(yaml_text))
+def check_place(directory: Path, science: str) -> None:
+    """What `JobRecord` refuses, before there is one: a directory that cannot be written to, or is another job's or the
+    user's own. Nothing is written.
+
+    Args:
+        science: as `JobRecord.science`.
+
+    Raises:
+        UserError: naming the directory.
+    """
+    check_writable(directory, "paths.output_dir", create=False)
+    refuse_foreign_files(directory)
+    refuse_other_job(directory, science)
 
 
 def _now() -> str:

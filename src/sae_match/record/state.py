@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from . import slurm
 from .claim import newest_claim, owns
 
@@ -53,6 +54,26 @@ def read_status(directory: Path) -> Status | None:
         return interpret(content, directory) if isinstance(content, dict) else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def refuse_other_job(directory: Path, science: str) -> None:
+    """Refuse a directory where another process runs a job, or that holds the finished record of one with another
+    scientific configuration: where results go and how they are tracked does not count.
+
+    Raises:
+        UserError: it is another job's.
+    """
+    status = read_status(directory)
+    if status is not None and status.alive and not status.own:
+        raise UserError(
+            f"{directory}: process {status.pid} on {status.host} is running a job there. Wait for it, or choose "
+            "another paths.output_dir."
+        )
+    if status is not None and status.state == "done" and status.science != science:
+        raise UserError(
+            f"{directory} holds the finished record of a job with another configuration. "
+            "Choose another paths.output_dir, or remove that directory first."
+        )
 
 
 def records_in(sweep: Path) -> Iterator[tuple[Path, Status]]:

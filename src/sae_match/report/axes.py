@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFo
 
 from ..metrics.description import CEILING, MATCHED, Description
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..record.pairs import QUANTILE_SPLICE, distance_rows, is_far, is_quantile, near_rows
+from ..record.pairs import QUANTILE_SPLICE, is_quantile
 from ..style import BLUE, GREEN, ORANGE, Look
 from .canvas import axis_label, is_beyond, plot_panels, references, styles
 from .curves import draw_line
@@ -30,18 +30,12 @@ EVEN = 1.3
 """Largest ratio of the L0s of a pair's layers that still counts as one sparsity."""
 
 
-def has_distances(pairs: pd.DataFrame) -> bool:
-    """Whether the table compares layers further apart than neighbors."""
-    return bool(is_far(pairs).any())
-
-
 def plot_composition(
-    pairs: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS
-) -> Path:
+    rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS
+) -> Path:  # fmt: skip
     """The main metrics, agreement and judge score over distance, as far as they were measured: the composed
-    permutations of every start thin, means over starts thick, with the exact ones and the random control. ValueError
-    where the table compares neighbors only."""
-    rows = distance_rows(pairs.dropna(subset="value"))
+    permutations of every start thin, means over starts thick, with the exact ones and the random control. `rows` as
+    from `distance_rows`; ValueError where there are none."""
     shown = [name for name, about in labels.metrics.items() if about.against_controls or about.distance]
     metrics = [name for name in shown if name in set(rows["metric"])]
     if not metrics:
@@ -86,11 +80,6 @@ def _leave_out_far(ax: Axes, rows: pd.DataFrame) -> None:
         ax.set_title(f"random: off the axis, mean {control.mean():.3g}", fontsize=7, color=ORANGE)
 
 
-def has_quantiles(pairs: pd.DataFrame) -> bool:
-    """Whether the table holds quantile splices."""
-    return bool(is_quantile(pairs).any())
-
-
 def quantile_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     """Rows of quantile splices with a column `q`, ascending."""
     rows = pairs[is_quantile(pairs) & pairs["value"].notna()]
@@ -98,11 +87,11 @@ def quantile_rows(pairs: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(q=q).sort_values(["metric", "layer", "q"], kind="stable", ignore_index=True)
 
 
-def plot_quantiles(pairs: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
+def plot_quantiles(near: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of splices (explained variance, delta loss) against the share q of pairs that are carried to the
     next layer: every layer pair thin, the mean thick, and the mean of two splices without a quantile as levels.
-    ValueError where the table has no quantile splices."""
-    rows, near = quantile_rows(pairs), near_rows(pairs)
+    `near`: rows of neighbors; ValueError where these have no quantile splices."""
+    rows = quantile_rows(near)
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
     if not metrics:
         raise ValueError("no quantile splices in the table")

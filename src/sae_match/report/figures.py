@@ -14,16 +14,8 @@ import pandas as pd
 from ..errors import UserError
 from ..metrics.description import CEILING, MATCHED
 from ..record.labels import BUILT_IN_LABELS, Labels
-from ..record.pairs import distance_rows
-from .axes import (
-    has_distances,
-    has_quantiles,
-    plot_composition,
-    plot_quantiles,
-    plot_sparsity,
-    quantile_rows,
-    sparsity_rows,
-)
+from ..record.pairs import distance_rows, is_quantile, near_rows
+from .axes import plot_composition, plot_quantiles, plot_sparsity, quantile_rows, sparsity_rows
 from .bars import (
     MOST_ROWS,
     Tables,
@@ -102,28 +94,27 @@ def write_overlays(
     named = dict(zip(map("".join, zip(job_labels(records), marks, strict=True)), records, strict=True))
     jobs = _Jobs(named, directory, most, labels)
     whole = {label: record.pairs.dropna(subset="value") for label, record in named.items() if record.pairs is not None}
+    near = {label: near_rows(table) for label, table in whole.items()}
     by_metric: dict[str, dict[str, pd.DataFrame]] = {}
-    for label, table in whole.items():
-        near = per_layer_rows(table)
-        near = near[
-            (near["metric"] != "objective") | (near["variant"] == MATCHED)
-        ]  # other matchers add up other things
-        for metric, rows in near.groupby("metric", sort=True):
+    for label, table in near.items():
+        # Other matchers' objectives add up other things.
+        kept = ~is_quantile(table) & ((table["metric"] != "objective") | (table["variant"] == MATCHED))
+        for metric, rows in table[kept].groupby("metric", sort=True):
             if labels.metric(str(metric)).figure != "none":
                 by_metric.setdefault(str(metric), {})[label] = rows
-    composed = {label: table for label, table in whole.items() if has_distances(table)}
-    quantiles = {label: table for label, table in whole.items() if has_quantiles(table)}
-    flows = {label: table for label, table in whole.items() if len(flow_rows(table))}
+    composed = {label: rows for label, table in whole.items() if len(rows := distance_rows(table))}
+    quantiles = {label: table for label, table in near.items() if is_quantile(table).any()}
+    flows = {label: rows for label, table in near.items() if len(rows := flow_rows(table))}
     controls = {label: frame for label, record in named.items() if len(frame := controls_frame([record]))}
     makers: dict[str, Callable[[], list[Drawn]]] = {
         metric.replace("/", "_"): partial(_overlay, by_metric[metric], metric, jobs) for metric in sorted(by_metric)
     }
     there = ", ".join(makers)
     makers |= {
-        "composition": partial(_per_job, composed, "composition", plot_composition, distance_rows, jobs),
-        "quantiles": partial(_per_job, quantiles, "quantiles", plot_quantiles, quantile_rows, jobs),
-        "flow": partial(_per_job, flows, "flow", plot_flow, flow_rows, jobs),
-        "controls": partial(_per_job, controls, "controls", plot_controls, partial(drawn_rows, labels=labels), jobs),
+        "composition": partial(_per_job, composed, "composition", plot_composition, jobs),
+        "quantiles": partial(_per_job, quantiles, "quantiles", plot_quantiles, jobs, quantile_rows),
+        "flow": partial(_per_job, flows, "flow", plot_flow, jobs),
+        "controls": partial(_per_job, controls, "controls", plot_controls, jobs, partial(drawn_rows, labels=labels)),
         "paper": lambda: [_titled(path) for path in write_paper_figures(records, directory, labels)],
         "pairs": lambda: [_titled(path) for path in write_pair_figures(records, directory)],
         **more,
@@ -201,16 +192,24 @@ def _own_curves(tables: Tables, metric: str, variant: str, stem: str, common: pd
 
 
 def _per_job(
-    tables: Tables, stem: str, plot: Plot, rows: Callable[[pd.DataFrame], pd.DataFrame], jobs: _Jobs
+    tables: Tables,
+    stem: str,
+    plot: Plot,
+    jobs: _Jobs,
+    drawn: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows,
 ) -> list[Drawn]:
-    """One figure for each of the first jobs that have what it shows."""
+    """One figure for each of the first jobs that have what it shows.
+
+    Args:
+        drawn: the rows of a table that the figure draws.
+    """
     figures = []
     note = f"The first {jobs.most} of {len(tables)} jobs have this figure." if len(tables) > jobs.most else ""
     for number, (label, table) in enumerate(list(tables.items())[: jobs.most]):
         path = jobs.directory / (f"{stem}.png" if len(tables) == 1 else f"{stem}_{number}.png")
         alone = len(jobs.named) == 1
         plot(table, path, None if alone else label, jobs.labels)
-        _with_data(path, [(jobs.named[label].name, rows(table))])
+        _with_data(path, [(jobs.named[label].name, drawn(table))])
         figures.append(Drawn(path, stem if alone else f"{stem}: {label}", note))
     return figures
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from ..record.contents import FLOW_EVENTS
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .canvas import plot_panels
-from .curves import draw_layer_curves, per_layer_rows
+from .curves import draw_layer_curves
 from .records import Record
 from .tables import Cell, Table, format_value
 
@@ -25,17 +25,16 @@ NOTE = (
 )
 
 
-def flow_rows(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of pairs.csv that the figure draws; none of a job without a flow graph."""
-    near = per_layer_rows(pairs)
+def flow_rows(near: pd.DataFrame) -> pd.DataFrame:
+    """The rows of neighbors that the figure draws; none of a job without a flow graph."""
     return near[near["metric"].isin(METRICS)]
 
 
 def plot_flow(
-    pairs: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS
+    rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS
 ) -> Path:  # fmt: skip
-    """Share of features of every event over layer pairs, with that of two seeds and that under the null."""
-    rows = flow_rows(pairs)
+    """Share of features of every event over layer pairs, with that of two seeds and that under the null.
+    `rows` as from `flow_rows`."""
 
     def draw(ax: Axes, metric: str) -> None:
         draw_layer_curves(ax, rows, metric, labels=labels)

@@ -100,11 +100,13 @@ def fold(sae: SparseAutoencoder) -> SparseAutoencoder:
     )
 
 
-def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAutoencoder:
+def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str, *, optional: bool = False) -> SparseAutoencoder:
     """The same SAE with the chosen `scale` in the place of theta, for scales that need no data.
 
     Args:
         choice: a `FoldingScale`; `auto` keeps the scale that the SAE has. Measured ones come from `measure_scale`.
+        optional: an SAE without thresholds gets scale 1, so that its weight distances are in units of the stored
+            weights.
 
     Raises:
         UserError: unknown or measured choice, or nothing there to be the scale.
@@ -115,6 +117,8 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str) -> SparseAuto
         raise UserError(f"folding.scale={choice}: must be one of {', '.join(FoldingScale)}") from None
     if choice in MEASURED_SCALES:
         raise UserError(f"folding.scale={choice.value}: is measured on activations; use measure_scale")
+    if optional and not sae.foldable:
+        return sae.replace(scale=torch.ones_like(sae.threshold))
     if choice is FoldingScale.decoder_norm:
         return sae.replace(scale=1 / _decoder_norms(sae))
     if choice is FoldingScale.stored:

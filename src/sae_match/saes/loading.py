@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sae_match.errors import UserError
 from sae_match.options import what_is_wrong
-from sae_match.saes.formats.base import SaeFormat, SaeHeader, fill, inside_only, local_root
+from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
@@ -200,6 +200,15 @@ class SaeSource:
         """
         root = local_root(self.format.root or "")
         return [root / local_root(fill(name, layer, "evaluation.stability_seeds")) for name in names]
+
+    def existing_seeds(self, layer: int, names: Iterable[str]) -> list[Path]:
+        """Those of `seed_paths` that exist."""
+        return [path for path in self.seed_paths(layer, names) if path.exists()]
+
+    def seed_files(self, layer: int, names: Iterable[str]) -> list[Path]:
+        """Their files, also those of a folder that count."""
+        found, form = self.existing_seeds(layer, names), self.format
+        return [file for path in found for file in (form.paths(path) if isinstance(form, FolderFormat) else (path,))]
 
     def identity(self, layer: int) -> list[str]:
         """Content hashes of a layer's files. Nothing is downloaded.

@@ -15,10 +15,13 @@ import pandas as pd
 import wandb
 
 from sae_match.errors import UserError
-from sae_match.record.configuration import columns_of, flat_config
+from sae_match.record.configuration import columns_of, flat_config, run_id, science_of
 from sae_match.record.contents import Scalar, plain_metrics, undefined
 from sae_match.record.labels import Labels
-from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE, tidy_pairs, undefined_rows
+from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE
+from sae_match.store import Store
+from sae_match.study import Study
+from sae_match.tracking import TrackingMode
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,31 @@ def open_mirror(
     return WandbMirror(directory, mode=mode, **options)
 
 
+def job_mirror(study: Study, store: Store, group: str | None) -> AbstractContextManager[WandbMirror | None]:
+    """The W&B run of a job, beside its record.
+
+    Args:
+        group: the group where the configuration names none; a sweep passes its directory's name.
+    """
+    directory, tracking, layers = Path(study.paths.output_dir), study.tracking, study.layers
+    if tracking.mode is TrackingMode.none:
+        return nullcontext()
+    names = "-".join(str(one.name) for one in (study.matching, study.folding, study.solver, study.sae, study.dataset))
+    return open_mirror(
+        directory,
+        mode="online" if tracking.mode is TrackingMode.online else "offline",
+        config=study.config if tracking.full else science_of(study.config),
+        run_id=run_id(study.config, directory if group is None else directory.parent),
+        cache_dir=store.scratch("wandb"),
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        default_group=group,
+        tags=tracking.tags,
+        name=f"{layers.first}-{layers.last}-{names}",
+    )
+
+
 def is_disabled() -> bool:
     """Whether W&B's own variable switches it off, whatever the configuration holds."""
     return os.environ.get("WANDB_MODE") == "disabled"
@@ -51,7 +79,8 @@ def is_disabled() -> bool:
 class WandbMirror:
     """Context manager around one W&B run. What goes in comes from the record, which stays the truth.
 
-    No method accepts a NaN or an infinite number: ValueError names it. None means "not measured" and is dropped.
+    No method that takes numbers by name accepts a NaN or an infinite one: ValueError names it. None means "not
+    measured" and is dropped.
 
     Args:
         directory: the job's directory; the run goes to its `wandb/` folder.
@@ -92,7 +121,7 @@ class WandbMirror:
         def variable(own: str) -> str | None:  # W&B itself reads its variables once per process
             return os.environ.get(own) or None
 
-        self._directory, self._mode, self._config = Path(directory), mode, dict(config)
+        self._directory, self._mode, self._columns = Path(directory), mode, columns_of(config)
         self._environment = wandb_directories(self._directory, Path(cache_dir), mode)
         self._arguments: dict[str, Any] = {
             "project": project or variable("WANDB_PROJECT") or PROJECT,
@@ -187,16 +216,13 @@ class WandbMirror:
             self.run.log(step)
 
     def log_pair_table(self, pairs: pd.DataFrame) -> None:
-        """The whole pairs.csv as a table; empty cells allowed for low, high and n only."""
-        table = tidy_pairs(pairs)
-        if wrong := undefined_rows(table):
-            raise ValueError(f"pair values that are not a number: {', '.join(wrong)}")
-        self._log_table("pairs", table)
+        """The whole pairs.csv, as `read_pairs` gives it, as a table."""
+        self._log_table("pairs", pairs)
 
     def log_comparison(self, numbers: Mapping[str, Any]) -> None:
         """The headline numbers as a table with the job's settings in every row: laid under those of other jobs it
         compares them."""
-        self._log_table("comparison", comparison_table(columns_of(self._config), _measured(numbers)))
+        self._log_table("comparison", comparison_table(self._columns, _measured(numbers)))
 
     def log_examples(self, examples: pd.DataFrame) -> None:
         """Pairs of features to look at, as in example_pairs.csv."""
@@ -230,7 +256,7 @@ class WandbMirror:
         files = sorted(directory.glob("*.safetensors"))
         if not files:
             raise ValueError(f"no permutations in {directory}")
-        artifact = wandb.Artifact(f"permutations-{self.run.id}", type="permutations", metadata=columns_of(self._config))
+        artifact = wandb.Artifact(f"permutations-{self.run.id}", type="permutations", metadata=self._columns)
         for path in files:
             artifact.add_file(str(path), name=path.name)
         self.run.log_artifact(artifact)
