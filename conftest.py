@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -30,6 +31,15 @@ from tests.hub_server import hub  # noqa: E402, F401 - a fixture, from what impo
 
 hypothesis.settings.register_profile("sae_match", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("sae_match")
+
+
+gc.disable()  # until the tests are collected, a third of whose time it would take
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

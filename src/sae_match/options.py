@@ -18,9 +18,7 @@ def option(cls: type[T]) -> type[T]:
     A number where text is wanted (a revision or a column called 2024) becomes text, as YAML users expect.
     A field's docstring is its description in the generated reference of the configuration.
     """
-    config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
-    )
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, coerce_numbers_to_str=True)
     return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
