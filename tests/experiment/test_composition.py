@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sae_match import Permutation, UserError, load_sae, match
 from sae_match.evaluation import evaluate_pair
-from sae_match.experiment import Result, inputs, run
+from sae_match.experiment import Result, run
 from sae_match.experiment.headline import composition_headline, reach
 from sae_match.experiment.matching import agreement_rows
 from sae_match.experiment.paths import path_table
@@ -28,6 +28,7 @@ from sae_match.rules import check_config
 from sae_match.saes import save_native
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.text import load_windows
 from tests.builders import permuted, random_sae
 
 Configured = Callable[..., Study]
@@ -89,7 +90,7 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     assert same < 24
     assert value(result, (1, 3), "composed", "agreement") == same / 24
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [1, 3])
     for variant, permutation in (("composed", composed), ("exact", exact)):
         expected = evaluate_pair(a, b, permutation, x[1], x[3], windows.document).rows

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from sae_match import load_sae
-from sae_match.experiment import inputs, run
+from sae_match.experiment import run
 from sae_match.experiment.contexts import only_features
 from sae_match.language_model import load_language_model
 from sae_match.report.examples import BEST, WORST, read_examples
 from sae_match.saes.activation import Activation, ActivationKind
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.text import load_windows
 from tests.builders import random_sae
 
 Configured = Callable[..., Study]
@@ -29,7 +30,7 @@ def test_contexts_are_where_the_features_are_most_active(configured: Configured,
     assert {BEST, WORST} < set(examples["kind"]) and len(examples) <= 24
     features = pd.read_parquet(directory / "features.parquet").set_index("feature")
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     streams = model.resid_post(windows.ids, [1, 2])
     for row in examples.itertuples():
         assert features.loc[row.feature, "partner"] == row.partner

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from sae_match import Permutation, UserError, load_sae, match
-from sae_match.experiment import Result, inputs, run
+from sae_match.experiment import Result, run
 from sae_match.language_model import load_language_model
 from sae_match.saes import measure_scale, save_native
 from sae_match.saes.formats.native import load_native
 from sae_match.saes.site import Site
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.text import load_windows
 from tests.builders import scientific
 from tests.experiment.conftest import LAYERS
 from tests.saes.layouts import K, write_dictionary, write_saelens, write_sparsify
@@ -62,7 +63,7 @@ def test_topk_saes_through_the_full_evaluation(configured: Configured, topk_saes
     # The same by hand: scale measured on the job's own residual streams, folded, matched.
     if scale != "decoder_norm":
         model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-        windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+        windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
         x = model.resid_post(windows.ids, [1, 2])
         a, b = (measure_scale(load_sae(topk_saes / f"layers.{i}", i), scale, x[i]) for i in (1, 2))
         assert value(result, 1, "sae", "mean_theta") == pytest.approx(float(a.theta.mean()), rel=1e-5)

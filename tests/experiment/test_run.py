@@ -16,11 +16,12 @@ import torch
 import sae_match.evaluation.splice_losses as splice_losses_module
 from sae_match import Permutation, UserError, load_sae
 from sae_match.evaluation import evaluate_pair
-from sae_match.experiment import Result, inputs, losses, run
+from sae_match.experiment import Result, losses, run
 from sae_match.language_model import LanguageModel, load_language_model
 from sae_match.record.pairs import read_pairs
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.text import load_windows
 
 Configured = Callable[..., Study]
 
@@ -69,7 +70,7 @@ def test_delta_loss_equals_a_plain_hook(configured: Configured, random_saes: Pat
     cfg = configured(random_saes, "dataset.windows_per_document=1")
     result = run(cfg)
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     residual = model.resid_post(windows.ids, [1, 2])
     sae = load_sae(random_saes / "layer_02.safetensors")
     for name, stand_in in (("layer_drop", residual[1]), ("encode_decode_current", sae(residual[2]))):
@@ -230,7 +231,7 @@ def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_
     cfg = configured(random_saes)
     result = run(cfg)
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [0, 1])
     a, b = (load_sae(random_saes / f"layer_{i:02d}.safetensors") for i in (0, 1))
     permutation = Permutation.load(result.directory / "permutations" / "layer_00_to_01.safetensors")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from sae_match import load_sae
-from sae_match.experiment import inputs, run
+from sae_match.experiment import run
 from sae_match.language_model import load_language_model
 from sae_match.report.cli import main
 from sae_match.store import Store
 from sae_match.study import Study
+from sae_match.text import load_windows
 
 Configured = Callable[..., Study]
 
@@ -25,7 +26,7 @@ def test_the_first_token_is_where_the_feature_is_most_active(configured: Configu
     assert not table.duplicated().any()
     assert table.groupby(["layer", "feature"]).size().max() == 8
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
-    windows = inputs.load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
+    windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [2])[2][:, 1:]
     f = load_sae(random_saes / "layer_02.safetensors").encode(x).flatten(0, 1)
     ids = windows.ids[:, 1:].flatten()
