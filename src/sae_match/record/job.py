@@ -118,7 +118,7 @@ class JobRecord:
         except OSError as error:
             raise UserError(
                 f"cannot write to the output directory {self.directory}: {error.strerror or error}. "
-                "Choose another one with paths.output_dir=DIR."
+                "Choose another directory with paths.output_dir=DIR."
             ) from error
         if held is not None:
             raise self._taken(held, "Wait for it, or choose another paths.output_dir.")
