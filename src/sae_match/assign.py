@@ -358,7 +358,7 @@ def _float32_points(left: Float32, right: Float32, limits: _Limits) -> Assignmen
     """The optimum of points that float32 holds, n <= m."""
     import psutil
 
-    from sae_match.assignment.points import Limits, pair_costs, solve_points  # it compiles many more kernels
+    from sae_match.assignment.points import Limits, solve_points  # it compiles many more kernels
     from sae_match.assignment.workspace import lists_bytes, most_slots
 
     n, m = len(left), len(right)
@@ -370,8 +370,7 @@ def _float32_points(left: Float32, right: Float32, limits: _Limits) -> Assignmen
     )  # fmt: skip
     rejection = limits.finite_rejection
     found = solve_points(left, right, search, rejection_cost=rejection, n_pairs=limits.n_pairs)
-    paid = pair_costs(left, right, found.partner)
-    objective = math.fsum([*paid.tolist(), (rejection or 0.0) * (n - len(paid))])
+    objective = math.fsum([*found.costs.tolist(), (rejection or 0.0) * (n - len(found.costs))])
     # No squared distance is below 0.
     bound = 0.0 if found.deficit is None else max(0.0, objective - found.deficit - found.tolerance)
     u, v = (None, None) if found.duals is None else found.duals

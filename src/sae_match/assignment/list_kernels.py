@@ -105,6 +105,17 @@ def squared_norms(rows: Float32, out: Float64) -> None:
         out[i] = dot(rows[i], rows[i])
 
 
+@njit(cache=True, nogil=True, fastmath=FAST)
+def squared_distances(left: Float32, right: Float32, partner: Int64, out: Float64) -> None:
+    """Squared Euclidean distance of every row and its partner, without the cancellation of inner products."""
+    for i in range(partner.shape[0]):
+        a, b, total = left[i], right[partner[i]], 0.0
+        for k in range(a.shape[0]):
+            difference = np.float64(a[k]) - np.float64(b[k])
+            total += difference * difference
+        out[i] = total
+
+
 @njit(cache=True, nogil=True)
 def quantize(similarity: Float32, out: Int16, scale: Float32) -> None:
     """Rows of inner products as int16 multiples of a step per row; the error is at most half a step."""

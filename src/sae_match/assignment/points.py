@@ -15,11 +15,11 @@ from sae_match.assignment.compiled import prepare_kernels
 from sae_match.assignment.fixed_pairs import exactly
 from sae_match.assignment.grid import grid_problem, is_negligible, is_wide, row_classes, row_norms
 from sae_match.assignment.lazy import LazyAssignment
-from sae_match.assignment.list_kernels import BIDS, EXACT, REMADE
+from sae_match.assignment.list_kernels import BIDS, EXACT, REMADE, squared_distances
 from sae_match.assignment.products import MakeProduct, NumpyProduct
 from sae_match.assignment.proof import Attempt, row_costs, search
 from sae_match.assignment.refine import exact_factors, solve_exactly
-from sae_match.assignment.rows import FactorRows
+from sae_match.assignment.rows import FactorRows, split
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Optimum:
 
     Attributes:
         partner: [n] column of every row, `OUT` where it stays out.
+        costs: squared distances of the rows that are not out and their columns, in float64.
         deficit: no assignment costs less by more than this, up to `tolerance`; None = no bound is known.
         tolerance: uncertainty of the deficit from rounding; 0 = nothing was rounded.
         stopped: why the search ended early, or None.
@@ -67,6 +68,7 @@ class Optimum:
     """
 
     partner: Int64
+    costs: Float64
     deficit: float | None
     tolerance: float
     stopped: str | None
@@ -74,16 +76,15 @@ class Optimum:
     statistics: dict[str, float]
 
 
-def pair_costs(left: Float32, right: Float32, partner: Int64) -> Float64:
+def pair_costs(left: Float32, right: Float32, partner: Int64, threads: int) -> Float64:
     """Squared distance of every row that is not out and its partner, in float64."""
     rows = np.flatnonzero(partner != OUT)
-    out = np.empty(len(rows))
-    step = max(1, 2**20 // left.shape[1])
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        out[start : start + step] = (
-            (left[part].astype(np.float64) - right[partner[part]].astype(np.float64)) ** 2
-        ).sum(axis=1)
+    if len(rows) < len(left):
+        left = left[rows]
+    chosen, out = partner[rows], np.empty(len(rows))
+    split(
+        threads, len(rows), lambda low, high: squared_distances(left[low:high], right, chosen[low:high], out[low:high])
+    )
     return out
 
 
@@ -112,10 +113,9 @@ def solve_points(
         return _exactly(left, right, limits, rejection_cost, n_pairs)
     found = _on_grid(left, right, limits, make_product, rejection_cost, n_pairs)
     if found.stopped is None:
-        costs = pair_costs(left, right, found.partner)
-        out = (len(left) - len(costs)) * (rejection_cost or 0.0)
+        out = (len(left) - len(found.costs)) * (rejection_cost or 0.0)
         # An objective of 0 is optimal, whatever was rounded.
-        if (costs.any() or out) and not is_negligible(found.tolerance, costs, out):
+        if (found.costs.any() or out) and not is_negligible(found.tolerance, found.costs, out):
             logger.info("rounding may have decided between assignments that cost almost the same: solving exactly")
             return _exactly(left, right, limits, rejection_cost, n_pairs)
     return found
@@ -154,7 +154,7 @@ def _on_grid(
         step = np.float64(grid.step)
         duals = (found.proof.dual + grid.row_cost + highest) * step, (price - highest) * step
     deficit_here = None if deficit is None else deficit * grid.step
-    return _optimum(found, deficit_here, grid.tolerance, duals, grid.product.half)
+    return _optimum(found, (left, right), limits, deficit_here, grid.tolerance, duals, grid.product.half)
 
 
 def _exactly(
@@ -175,11 +175,12 @@ def _exactly(
     else:
         found = attempt(None if rejection_cost is None else exact.units(rejection_cost))
     deficit = None if found.proof.deficit is None else math.ldexp(float(found.proof.deficit), exact.lowest)
-    return _optimum(found, deficit, 0.0, None, False)
+    return _optimum(found, (left, right), limits, deficit, 0.0, None, False)
 
 
 def _optimum(
-    found: Attempt, deficit: float | None, tolerance: float, duals: tuple[Float64, Float64] | None, half: bool
+    found: Attempt, points: tuple[Float32, Float32], limits: Limits, deficit: float | None, tolerance: float,
+    duals: tuple[Float64, Float64] | None, half: bool,
 ) -> Optimum:  # fmt: skip
     proof, lazy = found.proof, found.lazy
     statistics = {f"seconds/{phase}": seconds for phase, seconds in lazy.seconds.items()}
@@ -195,4 +196,5 @@ def _optimum(
         "stopped_early": float(proof.stopped is not None),
     }
     partner = np.where(proof.partner < lazy.m, proof.partner, OUT).astype(np.int64)
-    return Optimum(partner, deficit, tolerance, proof.stopped, duals, statistics)
+    costs = pair_costs(*points, partner, limits.threads)
+    return Optimum(partner, costs, deficit, tolerance, proof.stopped, duals, statistics)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_match.assignment.arrays import MAX_SPREAD
+from sae_match.assignment.grid import row_norms
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.options import option
@@ -236,8 +237,8 @@ def parse(kind: type[E], value: E | str, name: str) -> E:
 
 
 def norms(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
-    """Euclidean norms in float64."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    """Euclidean norms of float32 rows, in float64."""
+    return torch.from_numpy(row_norms(rows.contiguous().numpy(), torch.get_num_threads()))
 
 
 def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
