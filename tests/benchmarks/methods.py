@@ -93,12 +93,13 @@ class Method:
 
 def methods() -> dict[str, Method]:
     """All methods in the order of tables and figures."""
-    from tests.benchmarks import dense_methods, graph_methods, solver_methods
+    from tests.benchmarks import dense_methods, graph_methods, solver_methods, transport_methods
 
     return {
         "product": Method("similarity product", Promise.control, solver_methods.product),
         **solver_methods.CERTIFIED,
         **dense_methods.METHODS,
         **graph_methods.METHODS,
+        **transport_methods.METHODS,
         **solver_methods.BASELINES,
     }
