@@ -75,6 +75,6 @@ def test_what_plain_values_show_is_refused_before_torch_is_imported(tmp_path: Pa
         [sys.executable, "-c", code, *arguments], check=False, cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (2, "False\n")
-    for words in ("layers.first=40, layers.last=41: the SAEs smollm2_135m cover layers 11..18", "device=tpu: must be",
+    for words in ("layers.first=40, layers.last=41: the SAEs smollm2_135m cover layers 0..29", "device=tpu: must be",
                   "seed=-1: must be 0 or more", "sae.site=mlp_out: activations"):  # fmt: skip
         assert words in done.stderr, words

@@ -158,7 +158,7 @@ def test_bad_values_are_refused(override: str) -> None:
     ("overrides", "message"),
     [
         (["layers.last=30"], "smollm2_135m has blocks 0..29"),
-        (["layers.first=10"], r"cover layers 11\.\.18"),
+        (["sae.first_layer=11", "layers.first=10"], r"cover layers 11\.\.29"),
         (["layers.first=13", "layers.last=13"], "at least two layers"),
         (["layers.first=-1"], "must be 0 or more"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu, cuda"),

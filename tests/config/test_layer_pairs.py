@@ -64,7 +64,7 @@ def test_distances_of_a_list_are_those_of_its_layers() -> None:
         (["layers.list=[14,12]"], r"layers.list=\[14, 12\]: must be ascending"),
         (["layers.list=[12,12,14]"], "must be ascending, each layer once"),
         (["layers.list=[12]"], "a span needs at least two layers"),
-        (["layers.list=[12,19]"], "the SAEs smollm2_135m cover layers 11..18"),
+        (["layers.list=[12,30]"], "the SAEs smollm2_135m cover layers 0..29"),
         (["layers.list=[12,14]", "composition.max_distance=2"], "leaves nothing to compose"),
     ],
 )
@@ -74,8 +74,8 @@ def test_lists_that_are_refused(given: list[str], message: str) -> None:
 
 
 def test_a_pair_outside_the_saes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"layers.first=18, layers.last=19: the SAEs smollm2_135m cover layers 11..18"):
-        check_config(composed("layers.pair=18"))
+    with pytest.raises(UserError, match=r"layers.first=29, layers.last=30: the SAEs smollm2_135m cover layers 0..29"):
+        check_config(composed("layers.pair=29"))
 
 
 def test_library_callers_name_both_layers() -> None:

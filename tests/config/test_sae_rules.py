@@ -30,7 +30,7 @@ LOCAL = ("sae.root=/data", "layers.last=1", WEIGHTS_ONLY)
         (["sae.l0_filename=x"], "must contain {l0}"),
         (
             ["sae.last_layer=17", "layers.last=18"],
-            "layers.first=11, layers.last=18: the SAEs smollm2_135m cover layers 11..17",
+            "layers.first=11, layers.last=18: the SAEs smollm2_135m cover layers 0..17",
         ),
         (["sae=gemma_scope_2b", "sae.l0=71/70", WEIGHTS_ONLY], "names 2 L0s, but"),
         (["sae=gemma_scope_2b", "sae.l0=71/x", WEIGHTS_ONLY], "must be whole numbers, joined by /"),

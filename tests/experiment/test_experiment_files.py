@@ -45,6 +45,7 @@ EXTRA = {
     "fig5_pairs": ["judging=offline"],
     "fig4_llm_judge": ["judging.pairs=4", "judging.api_key_variable=null"],
     "controls": ["evaluation.fit_documents=4"],
+    "depth": ["sae.first_layer=12", "sae.last_layer=15"],
 } | {
     name: ["evaluation.fit_documents=4", "evaluation.functional.features=4", "evaluation.functional.checked=2"]
     for name in ("referee", "referee_seeds", "referee_depth")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import sae_match
 from sae_match import UserError, load_sae
 from sae_match.saes import Activation, ActivationKind, SaeSource, save_native
 from sae_match.saes.activation import GATED, RELU
@@ -16,6 +19,19 @@ from sae_match.saes.formats.native import FORMAT, Native
 from sae_match.saes.formats.reading import read_metadata
 from sae_match.saes.site import Site
 from tests.builders import random_sae
+
+EMBEDDED = Path(sae_match.__file__).parent / "assets" / "smollm2_135m"
+
+
+def test_the_embedded_saes_are_those_of_their_report() -> None:
+    report = json.loads((EMBEDDED / "training_report.json").read_text(encoding="utf-8"))
+    assert {entry["layer"] for entry in report if entry["seed"] == 0} == set(range(30))
+    for entry in report:
+        assert hashlib.sha256((EMBEDDED / entry["file"]).read_bytes()).hexdigest() == entry["sha256"], entry["file"]
+        sae = load_sae(f"embedded/smollm2_135m/{entry['file']}")
+        assert (sae.width, sae.d_model) == (1152, 576)
+        assert float(sae.threshold.min()) == pytest.approx(entry["theta_min"], rel=0.01)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(1152), rtol=0, atol=1e-2)
 
 
 def test_native_round_trip(tmp_path: Path) -> None:

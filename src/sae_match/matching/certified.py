@@ -139,8 +139,7 @@ class CertifiedSolver(Solver):
                 "the solver stopped early (%s): the permutation is complete but not proved optimal", found.stopped
             )
         permutation = Permutation.of_narrower(found.partner, n_a, n_b)
-        unmatched = len(narrower) - len(found.costs)
-        objective = float(found.costs.sum()) + unmatched * (problem.rejection_cost or 0.0)
+        objective = problem.total(found.costs.tolist())
         bound = 0.0 if found.deficit is None else max(0.0, objective - found.deficit)
         statistics = {"seconds/total": time.monotonic() - started, "peak_memory_gib": peak_memory_gib()}
         # Where nothing was rounded, the rounding of the objective itself is left.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sae_match.assignment.arrays import MAX_SPREAD
 from sae_match.assignment.grid import row_norms
+from sae_match.assignment.points import pair_costs
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
 from sae_match.options import option
@@ -113,15 +115,16 @@ class MatchingProblem:
 
     def pair_costs(self, permutation: Permutation) -> Float[Tensor, " M"]:
         """Squared distance of every matched pair, float64."""
-        a, b = permutation.matched, permutation.indices[permutation.matched]
-        # A few megabytes at a time: in float64 the rows of a wide SAE would outweigh everything else.
-        parts = zip(*(rows.split(max(1, 2**20 // self.left.shape[1])) for rows in (a, b)), strict=True)
-        return torch.cat([(self.left[i].double() - self.right[j].double()).square().sum(dim=1) for i, j in parts])
+        left, right = (side.contiguous().numpy() for side in (self.left, self.right))
+        return torch.from_numpy(pair_costs(left, right, permutation.indices.numpy(), torch.get_num_threads()))
 
     def objective(self, permutation: Permutation) -> float:
         """Sum over matched pairs of the squared distance, accumulated in float64, plus the rejections' cost."""
-        costs = self.pair_costs(permutation)
-        return float(costs.sum()) + (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)
+        return self.total(self.pair_costs(permutation).tolist())
+
+    def total(self, costs: Sequence[float]) -> float:
+        """The objective of pairs of these costs, the same in whatever order."""
+        return math.fsum([*costs, (min(self.shape) - len(costs)) * (self.rejection_cost or 0.0)])
 
     def confidence(self, permutation: Permutation) -> Float[Tensor, " M"]:
         """Minus the squared distance of every matched pair."""

@@ -43,6 +43,8 @@ class Native(SaeFormat):
     """File name at l0=N, with {layer} and {l0}; a folder may stand in front."""
     default_l0: int | None = None
     """The L0 that `filename` was trained for; l0 of null or of this number reads it."""
+    default_layers: tuple[int, int] | None = None
+    """First and last layer of a job that names none; null = all that there are."""
     ceiling_filename: str | None = None
     """File name of a second seed; where it exists the two are matched, as a reference."""
 
