@@ -40,14 +40,9 @@ def hierarchical(problem: MatchingProblem, options: Options) -> Answer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says so whenever it ends at its number of iterations
             first, second, _ = ot.lowrank_sinkhorn(
-                left[rows],
-                right[columns],
-                rank=2,
-                init="random",
-                seed_init=options.seed,
-                numItermax=ITERATIONS,
+                left[rows], right[columns], rank=2, init="random", seed_init=options.seed, numItermax=ITERATIONS,
                 stopThr=STOP,
-            )
+            )  # fmt: skip
         couplings += 1
         parts += zip(_halves(rows, first), _halves(columns, second), strict=True)
     return Answer(partner, time.perf_counter() - started, None, statistics={"couplings": float(couplings)})
