@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from ..metrics.bootstrap import Bootstrap, DocumentSums, Estimate
-from ..metrics.description import MATCHED, Description, headline_name
+from ..metrics.description import MATCHED, headline_name
 from ..record.documents import DOCUMENTS, SumsKey, read_documents
 from ..record.labels import BUILT_IN_LABELS, Labels, joined
 from ..record.pairs import near
@@ -19,8 +19,6 @@ from .records import Record, read_record
 
 SAMPLES, SEED = 1000, 0
 """The resamples of every paired difference, whatever the jobs' own; those of a job with default settings."""
-
-Sums = Mapping[SumsKey, DocumentSums]
 
 
 class Interval(NamedTuple):
@@ -101,29 +99,20 @@ def means(
     except (OSError, ValueError):
         return found
     kept = near([(key.layer, key.layer_to, key.variant) for key in sums])
-    known = {key: own for (key, own), is_near in zip(sums.items(), kept, strict=True) if is_near}
+    known = {key: sums[key] for key, is_near in zip(sums, kept, strict=True) if is_near}
     for name in names:
-        every = _estimates(known, *labels.split(name), samples, seed)
-        defined = any(math.isfinite(estimate.value) for estimate in every.values())
-        if defined and len({known[key].n_documents for key in every}) == 1:
-            found[name] = Mean(_mean(every.values()), tuple((key.layer, key.layer_to, key.text) for key in every))
+        about, variant = labels.split(name)
+        if about.statistic is None:
+            continue
+        own = about.sums_of or about.name, variant
+        keys = [key for key in sorted(known) if (key.metric, key.variant) == own]
+        parts = [known[key] for key in keys]
+        every = [_bootstrap(part.n_documents, samples, seed).from_sums(part, about.statistic) for part in parts]
+        # Undefined ones are left out, as in metrics.json.
+        defined = [estimate for estimate in every if math.isfinite(estimate.value)]
+        if defined and len({part.n_documents for part in parts}) == 1:
+            found[name] = Mean(Estimate.mean(defined), tuple((key.layer, key.layer_to, key.text) for key in keys))
     return found
-
-
-def _estimates(sums: Sums, about: Description, variant: str, samples: int, seed: int) -> dict[SumsKey, Estimate]:
-    """The estimates of a metric and variant by layer pair, in order."""
-    kept = (about.sums_of or about.name, variant)
-    return {
-        key: _bootstrap(sums[key].n_documents, samples, seed).from_sums(sums[key], about.statistic)
-        for key in sorted(sums)
-        if about.statistic is not None and (key.metric, key.variant) == kept
-    }
-
-
-def _mean(every: Iterable[Estimate]) -> Estimate:
-    """The average over layer pairs; undefined ones are left out, as in metrics.json."""
-    found = list(every)
-    return Estimate.mean([estimate for estimate in found if math.isfinite(estimate.value)] or found)
 
 
 @lru_cache(maxsize=16)
