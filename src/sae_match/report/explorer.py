@@ -15,10 +15,8 @@ import pandas as pd
 from jaxtyping import Int, Shaped
 from jinja2.utils import htmlsafe_json_dumps
 
-from sae_match.files import write_text
 from sae_match.flows import Flow
 from sae_match.flows.events import EVENTS
-from sae_match.flows.graph import ABOUT
 
 from ..errors import UserError
 from ..record.contents import FLOW
@@ -37,24 +35,9 @@ without an edge none."""
 LIBRARY = "assets", "d3", "d3.min.js"
 
 
-def write_explorers(records: Sequence[Record], directory: Path) -> list[Path]:
-    """flow.html of the record that holds a flow graph, flow_N.html where several do.
-
-    Raises:
-        UserError: a file of the graph is damaged.
-    """
-    chosen = [record for record in records if has_flow(record)]
-    written = []
-    for number, record in enumerate(chosen):
-        written.append(directory / ("flow.html" if len(chosen) == 1 else f"flow_{number}.html"))
-        title = f"Feature flow: {record.factors.get('sae', record.name)} ({record.name})"
-        write_text(written[-1], explorer_page(title, record.path / FLOW))
-    return written
-
-
-def has_flow(record: Record) -> bool:
-    """Whether the record holds a flow graph."""
-    return (record.path / FLOW / ABOUT).is_file()
+def flow_of(record: Record) -> str:
+    """`explorer_page` of a record that holds a flow graph."""
+    return explorer_page(f"Feature flow: {record.factors.get('sae', record.name)} ({record.name})", record.path / FLOW)
 
 
 def explorer_page(title: str, folder: Path) -> str:

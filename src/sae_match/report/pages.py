@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
-
-from sae_match.files import write_text
 
 from ..errors import UserError
 from ..record.contents import PATHS, TOP_TOKENS
@@ -84,22 +81,15 @@ def breakable(title: str) -> Markup:
     return Markup(str(escape(visible(title))).replace("/", "/<wbr>").replace(" ↓", "&nbsp;↓"))
 
 
-def write_path_pages(records: Sequence[Record], directory: Path, features: Sequence[int] = ()) -> list[Path]:
-    """One page per record that holds paths: paths.html, or paths_N.html where there are several. `features` and errors
-    are those of `path_page`; a table that cannot be read is a UserError, too."""
-    chosen = [record for record in records if (record.path / PATHS).is_file()]
-    written = []
-    for number, record in enumerate(chosen):
-        written.append(directory / ("paths.html" if len(chosen) == 1 else f"paths_{number}.html"))
-        page = path_page(
-            f"Feature paths: {record.factors.get('sae', record.name)} ({record.name})",
-            read_table(record.path / PATHS, ["path", "layer", "feature", *STEPS.values()]),
-            tokens=top_tokens(record.path / TOP_TOKENS),
-            link=neuronpedia_link(record.config.get("sae", {})),
-            features=features,
-        )
-        write_text(written[-1], page)
-    return written
+def paths_of(record: Record, features: Sequence[int] = ()) -> str:
+    """`path_page` of a record that holds paths; a table that cannot be read is a UserError, too."""
+    return path_page(
+        f"Feature paths: {record.factors.get('sae', record.name)} ({record.name})",
+        read_table(record.path / PATHS, ["path", "layer", "feature", *STEPS.values()]),
+        tokens=top_tokens(record.path / TOP_TOKENS),
+        link=neuronpedia_link(record.config.get("sae", {})),
+        features=features,
+    )
 
 
 def neuronpedia_link(sae: Mapping[str, Any]) -> Link:

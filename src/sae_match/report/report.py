@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from sae_match.files import write_text
+from sae_match.flows.graph import ABOUT
 
 from ..errors import UserError
-from ..record.contents import PATHS
+from ..record.contents import FLOW, PATHS
 from ..record.labels import Labels, joined
 from .ablation import (
     ablation_frame,
@@ -28,13 +29,13 @@ from .canvas import also_written
 from .controls import NOTE as CONTROLS_NOTE
 from .controls import controls_frame
 from .examples import examples_frame, examples_table
-from .explorer import has_flow, write_explorers
+from .explorer import flow_of
 from .figures import MAX_CURVES, Drawn, effects_figure, write_overlays
 from .flow import flow_frame, flow_table
 from .leaderboard_figures import leaderboard_figures
 from .leaderboard_tables import Leaderboard, make_leaderboard
 from .merge import merge_spans
-from .pages import html_page, write_path_pages
+from .pages import html_page, paths_of
 from .records import BAD_STATES, Record
 from .steering import steering_examples, steering_figure, steering_frame, steering_table
 from .tables import (
@@ -187,14 +188,25 @@ def _draw(report: Report, output: Path, options: Options) -> tuple[list[Drawn], 
         if (steering := report.frames.get("steering.csv")) is not None:
             more["steering"] = partial(steering_figure, steering, output)
         figures = write_overlays(report.records, output, options.most, options.only, report.labels, more)
-    with_paths = [job for job in report.jobs if (job.path / PATHS).is_file()]
-    with_flow = [job for job in report.jobs if has_flow(job)]
-    pages = write_path_pages(with_paths[: options.most], output, options.features)
-    pages += write_explorers(with_flow[: options.most], output)
-    for what, jobs in (("feature paths", with_paths), ("flow graphs", with_flow)):
-        if len(jobs) > options.most:
-            report.notes.append(f"Pages of {what}: the first {options.most} of {len(jobs)} jobs that have one.")
-    return figures, [path.name for path in pages]
+    return figures, _write_pages(report, output, options)
+
+
+def _write_pages(report: Report, output: Path, options: Options) -> list[str]:
+    """Write paths.html of the job that holds paths, flow.html of the one that holds a flow graph, and PAGE_N.html where
+    several do; the names of the files."""
+    names = []
+    for what, stem, file, page in (
+        ("feature paths", "paths", PATHS, partial(paths_of, features=options.features)),
+        ("flow graphs", "flow", f"{FLOW}/{ABOUT}", flow_of),
+    ):
+        jobs = [job for job in report.jobs if (job.path / file).is_file()]
+        shown = jobs[: options.most]
+        for number, job in enumerate(shown):
+            names.append(f"{stem}.html" if len(shown) == 1 else f"{stem}_{number}.html")
+            write_text(output / names[-1], page(job))
+        if len(jobs) > len(shown):
+            report.notes.append(f"Pages of {what}: the first {len(shown)} of {len(jobs)} jobs that have one.")
+    return names
 
 
 def report_text(report: Report, figures: Sequence[Drawn] = (), pages: Sequence[str] = ()) -> str:
