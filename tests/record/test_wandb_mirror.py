@@ -19,6 +19,8 @@ from sae_match.matching import Permutation
 from sae_match.record import JobRecord, flat_config, layer_rows
 from sae_match.record.labels import BUILT_IN_LABELS
 from sae_match.record.pairs import read_pairs, tidy_pairs
+from sae_match.store import Store
+from sae_match.tracking import Tracking, TrackingMode
 from sae_match.tracking.wandb_mirror import WandbMirror, checked_tags, open_mirror
 from tests.wandb_reader import inspect
 
@@ -41,14 +43,13 @@ def log_job(record: JobRecord, config: dict[str, Any], pairs: pd.DataFrame, cach
     record.write_metrics({**SUMMARY, "not_measured": None})
     Permutation(torch.arange(3), 3, PROVENANCE).save(record.permutation_path(11, 12))
     Figure().savefig(record.figure_path("overview"))
-    with open_mirror(
+    with WandbMirror(
         record.directory, mode="offline", config=config, cache_dir=cache, group="sweep-1", tags=["demo"]
     ) as mirror:
-        assert mirror is not None
         mirror.log_curves("layer", layer_rows(pairs))
-        mirror.log_pair_table(tidy_pairs(pairs))
+        mirror.log_table("pairs", tidy_pairs(pairs))
         mirror.log_comparison(SUMMARY)
-        mirror.log_examples(EXAMPLES)
+        mirror.log_table("example_pairs", EXAMPLES)
         mirror.log_labels(BUILT_IN_LABELS.only(pairs["metric"], pairs["variant"]))
         mirror.log_histograms({"mse/11_to_12": np.arange(128.0)})
         mirror.log_figures([record.figure_path("overview")])
@@ -228,7 +229,7 @@ def test_no_account_is_the_users_to_mend(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb, "login", lambda **_: False)
-    mirror = open_mirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
+    mirror = WandbMirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
     with pytest.raises(UserError, match="tracking=wandb_offline"), mirror:
         pytest.fail("must not start")
     assert "WANDB_DATA_DIR" not in os.environ
@@ -242,18 +243,14 @@ def test_no_network_is_the_users_to_mend(
 
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "init", unreachable)
-    mirror = open_mirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
+    mirror = WandbMirror(tmp_path, mode="online", config=config, cache_dir=tmp_path)
     with pytest.raises(UserError, match=r"no such host\. Use tracking=wandb_offline"), mirror:
         pytest.fail("must not start")
 
 
-def test_an_unknown_mode_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="offline, online or none"):
-        open_mirror(tmp_path, mode="of", config=config, cache_dir=tmp_path)  # type: ignore[arg-type]
-
-
-def test_without_tracking_there_is_no_mirror(tmp_path: Path) -> None:
-    with open_mirror(tmp_path, mode="none") as mirror:
+def test_without_tracking_there_is_no_mirror(tmp_path: Path, config: dict[str, Any]) -> None:
+    store = Store(tmp_path / "cache")
+    with open_mirror(tmp_path / "job", Tracking(mode=TrackingMode.none), store, config=config) as mirror:
         assert mirror is None
     assert list(tmp_path.iterdir()) == []
 
@@ -266,9 +263,9 @@ def test_wandbs_own_variables_fill_in_what_is_left_open(
 ) -> None:
     for name, value in VARIABLES.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    given = {"project": "mine", "group": "ours", "tags": ["c"]}
+    given: dict[str, Any] = {"project": "mine", "group": "ours", "tags": ["c"]}
     for folder, options in (("open", {"name": "auto", "default_group": "sweep"}), ("given", given)):
-        with open_mirror(tmp_path / folder, mode="offline", config=config, cache_dir=tmp_path / "cache", **options):
+        with WandbMirror(tmp_path / folder, mode="offline", config=config, cache_dir=tmp_path / "cache", **options):
             pass
     keys = ("project", "entity", "run_group", "tags", "display_name", "job_type")
     runs = [inspect(tmp_path / folder)["run"][0] for folder in ("open", "given")]
@@ -276,11 +273,11 @@ def test_wandbs_own_variables_fill_in_what_is_left_open(
     assert [runs[1][key] for key in keys[:4]] == ["mine", "e", "ours", ["c"]]
 
 
-@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("mode", [TrackingMode.offline, TrackingMode.online])
 def test_wandb_that_is_disabled_writes_no_run(
-    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: Any
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: TrackingMode
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with open_mirror(tmp_path, mode=mode, config=config, cache_dir=tmp_path / "cache") as mirror:
+    with open_mirror(tmp_path / "job", Tracking(mode=mode), Store(tmp_path / "cache"), config=config) as mirror:
         assert mirror is None
     assert list(tmp_path.iterdir()) == []

@@ -160,10 +160,10 @@ def _mirror(mirror: WandbMirror, results: Results, min_count: int, full: bool) -
                 for row in rows
             ]
         mirror.log_curves(axis, rows)
-    mirror.log_pair_table(stored)
+    mirror.log_table("pairs", stored)
     mirror.log_comparison(numbers)
     if examples is not None:
-        mirror.log_examples(examples)
+        mirror.log_table("example_pairs", examples)
     mirror.log_labels(labels)
     histograms: Mapping[str, pd.Series[float]] = {
         name: features[name] for name in ("mse_W_dec", "decoder_cosine") if name in features

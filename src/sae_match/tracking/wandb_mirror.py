@@ -21,7 +21,7 @@ from sae_match.record.labels import Labels
 from sae_match.record.pairs import DISTANCE, LAYER, QUANTILE
 from sae_match.store import Store
 from sae_match.study import Study
-from sae_match.tracking import TrackingMode
+from sae_match.tracking import Tracking, TrackingMode
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,28 @@ BINS = 64
 
 
 def open_mirror(
-    directory: Path, *, mode: Literal["offline", "online", "none"], **options: Any
+    directory: Path, tracking: Tracking, store: Store, **options: Any
 ) -> AbstractContextManager[WandbMirror | None]:
-    """`WandbMirror(directory, mode=..., **options)`; None for mode "none" and where WANDB_MODE=disabled.
+    """The W&B run that a configuration asks for; None for mode "none" and where WANDB_MODE=disabled.
+
+    Args:
+        options: further ones of `WandbMirror`.
 
     Raises:
-        UserError: the mode is unknown, or an option is wrong.
+        UserError: a tag of WANDB_TAGS is too long.
     """
-    if mode == "none" or is_disabled():
+    if tracking.mode is TrackingMode.none or os.environ.get("WANDB_MODE") == "disabled":
         return nullcontext()
-    return WandbMirror(directory, mode=mode, **options)
+    return WandbMirror(
+        directory,
+        mode="online" if tracking.mode is TrackingMode.online else "offline",
+        cache_dir=store.scratch("wandb"),
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        tags=tracking.tags,
+        **options,
+    )
 
 
 def job_mirror(study: Study, store: Store, group: str | None) -> AbstractContextManager[WandbMirror | None]:
@@ -52,28 +64,17 @@ def job_mirror(study: Study, store: Store, group: str | None) -> AbstractContext
     Args:
         group: the group where the configuration names none; a sweep passes its directory's name.
     """
-    directory, tracking, layers = Path(study.paths.output_dir), study.tracking, study.layers
-    if tracking.mode is TrackingMode.none:
-        return nullcontext()
+    directory, layers = Path(study.paths.output_dir), study.layers
     names = "-".join(str(one.name) for one in (study.matching, study.folding, study.solver, study.sae, study.dataset))
     return open_mirror(
         directory,
-        mode="online" if tracking.mode is TrackingMode.online else "offline",
-        config=study.config if tracking.full else science_of(study.config),
+        study.tracking,
+        store,
+        config=study.config if study.tracking.full else science_of(study.config),
         run_id=run_id(study.config, directory if group is None else directory.parent),
-        cache_dir=store.scratch("wandb"),
-        project=tracking.project,
-        entity=tracking.entity,
-        group=tracking.group,
         default_group=group,
-        tags=tracking.tags,
         name=f"{layers.first}-{layers.last}-{names}",
     )
-
-
-def is_disabled() -> bool:
-    """Whether W&B's own variable switches it off, whatever the configuration holds."""
-    return os.environ.get("WANDB_MODE") == "disabled"
 
 
 class WandbMirror:
@@ -95,7 +96,7 @@ class WandbMirror:
         appends: keep what an earlier online run of that id has logged, for jobs that go on where they stopped.
 
     Raises:
-        UserError: a tag is too long, the mode is unknown; on entering, no run could be started.
+        UserError: a tag is too long; on entering, no run could be started.
     """
 
     def __init__(
@@ -115,9 +116,6 @@ class WandbMirror:
         run_id: str | None = None,
         appends: bool = False,
     ) -> None:
-        if mode not in ("offline", "online"):
-            raise UserError(f"tracking.mode={mode!r} is unknown; choose offline, online or none")
-
         def variable(own: str) -> str | None:  # W&B itself reads its variables once per process
             return os.environ.get(own) or None
 
@@ -215,23 +213,20 @@ class WandbMirror:
         for step in steps:
             self.run.log(step)
 
-    def log_pair_table(self, pairs: pd.DataFrame) -> None:
-        """The whole pairs.csv, as `read_pairs` gives it, as a table."""
-        self._log_table("pairs", pairs)
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """A table by name; missing cells stay empty."""
+        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
+        self.run.log({name: wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)})
 
     def log_comparison(self, numbers: Mapping[str, Any]) -> None:
         """The headline numbers as a table with the job's settings in every row: laid under those of other jobs it
         compares them."""
-        self._log_table("comparison", comparison_table(self._columns, _measured(numbers)))
-
-    def log_examples(self, examples: pd.DataFrame) -> None:
-        """Pairs of features to look at, as in example_pairs.csv."""
-        self._log_table("example_pairs", examples)
+        self.log_table("comparison", comparison_table(self._columns, _measured(numbers)))
 
     def log_labels(self, labels: Labels) -> None:
         """What the metrics are called, their units and which way is better, as a table."""
         rows = [(about.name, about.title, about.unit, about.better) for about in labels.metrics.values()]
-        self._log_table("labels", pd.DataFrame(rows, columns=["metric", "label", "unit", "better"]))
+        self.log_table("labels", pd.DataFrame(rows, columns=["metric", "label", "unit", "better"]))
 
     def log_histograms(self, histograms: Mapping[str, np.ndarray]) -> None:
         """Values in 64 bins each, by name."""
@@ -271,10 +266,6 @@ class WandbMirror:
         if wrong := [name for name, value in measured.items() if isinstance(value, (str, bool))]:
             raise TypeError(f"a summary holds numbers only, and these are none: {', '.join(wrong)}")
         self.run.summary.update(measured)
-
-    def _log_table(self, name: str, table: pd.DataFrame) -> None:
-        cells: list[Any] = table.astype(object).where(table.notna(), None).values.tolist()
-        self.run.log({name: wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)})
 
 
 _ADVICE = (

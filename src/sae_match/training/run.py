@@ -131,22 +131,15 @@ def _is_finished(output: Path, entries: Entries, layer: int, cfg: TrainConfig) -
 def _open_mirror(cfg: TrainConfig, layer: int, store: Store) -> AbstractContextManager[WandbMirror | None]:
     """The W&B run of one layer: its loss curves while it trains, its held-out report as the summary."""
     output, config = Path(cfg.paths.output_dir), {**cfg.config, "layer": layer}
-    if cfg.tracking.mode is TrackingMode.none:
-        return open_mirror(output, mode="none")
-    online = cfg.tracking.mode is TrackingMode.online
     return open_mirror(
         output,
-        mode="online" if online else "offline",
+        cfg.tracking,
+        store,
         config=config,
-        cache_dir=store.scratch("wandb"),
-        project=cfg.tracking.project,
-        entity=cfg.tracking.entity,
-        group=cfg.tracking.group,
-        tags=cfg.tracking.tags,
         job_type="train",
         # A training goes on where it stopped, so its curves do. Offline each attempt is a run of its own: of two with
         # one id `wandb sync` would keep the later one's curves only.
-        run_id=run_id(config, output) if online else None,
+        run_id=run_id(config, output) if cfg.tracking.mode is TrackingMode.online else None,
         appends=True,
         name=f"train-{cfg.model.name}-layer-{layer}-seed-{cfg.seed}",
     )
