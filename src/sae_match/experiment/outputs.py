@@ -14,7 +14,6 @@ from sae_match.evaluation.settings import Evaluation
 from sae_match.evaluation.splices import Splice
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
-from sae_match.metrics.built_in import MeanTheta, ResidualNorm
 from sae_match.metrics.description import CEILING, MATCHED, SPLICED
 from sae_match.pairs import EXACT
 from sae_match.record.contents import EXAMPLES, PAIRS, STABILITY, STEERING
@@ -42,6 +41,7 @@ from sae_match.report import (
 )
 from sae_match.report.bars import plot_controls
 from sae_match.report.controls import control_frame
+from sae_match.report.curves import NORM, THETA
 from sae_match.report.examples import read_examples
 from sae_match.report.features import pair_examples_of, plot_pair_examples, plot_stability
 from sae_match.report.flow import flow_rows, plot_flow
@@ -53,7 +53,6 @@ from sae_match.tracking.wandb_mirror import WandbMirror
 
 logger = logging.getLogger(__name__)
 
-THETA, NORM = MeanTheta().name, ResidualNorm().name
 FREE = tuple(Style(color, marker) for marker in "PX*h" for color in (SKY, GREY, PURPLE))
 """For controls and splices that have a label but no style; no built-in variant looks like these."""
 
@@ -81,7 +80,7 @@ def draw_figures(results: Results, controls: Collection[Control] = ()) -> list[P
     mse = {"matched": features["mse_W_dec"].to_numpy(), "random": results.random_mse}
     paths.append(plot_mse_histogram(mse, record.figure_path("decoder_mse")))
     if {THETA, NORM} <= measured:
-        paths.append(plot_theta(pairs, record.figure_path("theta"), theta=THETA, norm=NORM, labels=labels))
+        paths.append(plot_theta(pairs, record.figure_path("theta"), labels=labels))
     if len(distances):
         paths.append(plot_composition(distances, record.figure_path("composition"), labels=labels))
     if len(layers) < len(near):

@@ -147,14 +147,14 @@ def sparsity_rows(
     return rows.sort_values(order, kind="stable", ignore_index=True) if len(rows) else None
 
 
-def plot_sparsity(rows: pd.DataFrame, path: Path, title: str | None = None, labels: Labels = BUILT_IN_LABELS) -> Path:
+def plot_sparsity(rows: pd.DataFrame, path: Path, labels: Labels = BUILT_IN_LABELS) -> Path:
     """The main metrics of `sparsity_rows` against mean L0, one curve per splice or permutation."""
     metrics = [name for name in labels.against_controls if name in set(rows["metric"])]
 
     def draw(ax: Axes, metric: str) -> None:
         draw_sparsity(ax, rows[rows["metric"] == metric], metric, labels)
 
-    return plot_panels(path, metrics, draw, title, own_legends=True)
+    return plot_panels(path, metrics, draw, own_legends=True)
 
 
 def draw_sparsity(ax: Axes, rows: pd.DataFrame, metric: str, labels: Labels = BUILT_IN_LABELS) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ..metrics.built_in import WEIGHT_MSE
+from ..metrics.built_in import WEIGHT_MSE, DecoderNorm, MeanTheta, ResidualNorm
 from ..metrics.description import SPLICED
 from ..record.labels import BUILT_IN_LABELS, Labels
 from ..record.pairs import is_quantile, near_rows
@@ -40,6 +40,7 @@ from .canvas import (
 
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
+THETA, NORM, DECODER = (metric.about.name for metric in (MeanTheta, ResidualNorm, DecoderNorm))
 FOLDED = {
     "vanilla": VARIANTS["vanilla"]._replace(color=GREY, linestyle="--"),
     "theta": Look(BLUE, "o", "-", "folded, matched"),
@@ -131,12 +132,11 @@ def plot_layer_curves(
     metric: str,
     path: Path,
     title: str | None = None,
-    variants: Sequence[str] | None = None,
     labels: Labels = BUILT_IN_LABELS,
 ) -> Path:
-    """One metric over layer pairs, one line per variant (all of them, or those named)."""
+    """One metric over layer pairs, one line per variant."""
     with one_panel(path, title) as ax:
-        draw_layer_curves(ax, table, metric, variants, labels=labels)
+        draw_layer_curves(ax, table, metric, labels=labels)
     return path
 
 
@@ -236,31 +236,22 @@ def draw_groups(ax: Axes, table: pd.DataFrame, metrics: Sequence[str], labels: L
         ax.set_yscale("log")
 
 
-def plot_theta(
-    table: pd.DataFrame,
-    path: Path,
-    title: str | None = None,
-    theta: str = "mean_theta",
-    norm: str = "residual_norm",
-    decoder: str = "decoder_norm",
-    labels: Labels = BUILT_IN_LABELS,
-) -> Path:
-    """Mean threshold and median residual norm per layer (metrics named `theta` and `norm`), both relative to the first
-    layer: the question is whether one follows the other, which two scales on two axes can always be made to show. Where
-    there is `decoder`, beside it the change of the residual norm from layer to layer against that of the matched
-    features' folded decoder rows (the paper's Fig. 1)."""
-    pair = (table["metric"] == decoder).sum() > 1
+def plot_theta(table: pd.DataFrame, path: Path, labels: Labels = BUILT_IN_LABELS) -> Path:
+    """Mean threshold and median residual norm per layer, both relative to the first layer: the question is whether one
+    follows the other, which two scales on two axes can always be made to show. Where there are decoder norms, beside it
+    the change of the residual norm from layer to layer against that of the matched features' folded decoder rows (the
+    paper's Fig. 1)."""
+    pair = (table["metric"] == DECODER).sum() > 1
     looks = {
-        theta: Look(BLUE, "o", "-", labels.metric(theta).title),
-        norm: Look(VERMILION, "s", "--", labels.metric(norm).title),
+        THETA: Look(BLUE, "o", "-", labels.metric(THETA).title),
+        NORM: Look(VERMILION, "s", "--", labels.metric(NORM).title),
     }
     with drawing(path, (PAGE_INCHES[0], COLUMN_INCHES[1]) if pair else COLUMN_INCHES) as figure:
         axes = figure.subplots(1, 2 if pair else 1, squeeze=False)[0]
         draw_relative(axes[0], table, looks)
         if pair:
-            draw_changes(axes[1], table, norm, decoder, labels)
+            draw_changes(axes[1], table, NORM, DECODER, labels)
         legend_below(figure, axes[0])
-        axes[0].set_title(title or "")
     return path
 
 

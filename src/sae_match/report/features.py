@@ -40,7 +40,7 @@ MSE_LABEL = "decoder MSE of a pair [folded units²]"
 
 
 def plot_mse_histogram(
-    values: Mapping[str, Float[np.ndarray, " features"]], path: Path, title: str | None = None, xlabel: str = MSE_LABEL
+    values: Mapping[str, Float[np.ndarray, " features"]], path: Path, title: str | None = None
 ) -> Path:
     """Per-feature decoder MSE by variant (matched against random, say).
 
@@ -49,7 +49,7 @@ def plot_mse_histogram(
     """
     with one_panel(path, title) as ax:
         draw_histogram(ax, values)
-        ax.set_xlabel(xlabel)
+        ax.set_xlabel(MSE_LABEL)
     return path
 
 
@@ -147,7 +147,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         raise UserError(f"{path}: not a readable table with {', '.join(columns)} ({error})") from error
 
 
-def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str], count: int = EXAMPLES) -> pd.DataFrame:
+def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str]) -> pd.DataFrame:
     """Pairs evenly spaced in the ranking by decoder MSE, the lowest first, marked A, B, ... Only pairs whose two
     features both have tokens are chosen (all, where no tokens are known).
 
@@ -161,7 +161,7 @@ def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str],
     )
     known = table[(table["tokens"] != "") & (table["partner_tokens"] != "")] if tokens else table
     ranked = known.sort_values(["mse_W_dec", "feature"], kind="stable")
-    places = np.unique((np.linspace(0.02, 0.98, count) * max(len(ranked) - 1, 0)).round().astype(int))
+    places = np.unique((np.linspace(0.02, 0.98, EXAMPLES) * max(len(ranked) - 1, 0)).round().astype(int))
     chosen = ranked.iloc[places] if len(ranked) else ranked
     marks = [chr(ord("A") + i) for i in range(len(chosen))]
     return chosen.assign(mark=marks).reindex(columns=list(EXAMPLE_COLUMNS)).reset_index(drop=True)
@@ -237,14 +237,14 @@ def _fitted(text: str) -> str:
     return known if len(known) <= TOKEN_CHARACTERS else known[: TOKEN_CHARACTERS - 1] + "…"
 
 
-def plot_stability(table: pd.DataFrame, path: Path, title: str | None = None) -> Path:
+def plot_stability(table: pd.DataFrame, path: Path) -> Path:
     """Histograms of |cosine| over the features of the job's own SAEs and the other seeds, medians marked.
 
     Args:
         table: the content of stability.parquet.
     """
     edges = np.linspace(0, 1, BINS + 1)
-    with one_panel(path, title, wide=32) as ax:
+    with one_panel(path, None, wide=32) as ax:
         for column, (name, color) in COSINES.items():
             values = table[column].dropna().to_numpy()
             median = float(np.median(values))

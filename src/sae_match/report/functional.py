@@ -330,7 +330,7 @@ def _resamples(strata: npt.NDArray[np.intp], samples: int, seed: int) -> Iterato
         yield counts
 
 
-def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES, seed: int = SEED) -> Interval:
+def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES) -> Interval:
     """Spearman's rank correlation of two columns over rows of `Tests.features`, each feature once, with its 95 %
     interval (bootstrap over features); NaN where a column is constant."""
     once = rows.drop_duplicates("cluster")
@@ -344,6 +344,6 @@ def spearman(rows: pd.DataFrame, x: str, y: str, samples: int = SAMPLES, seed: i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of resamples in which a column is constant
         found = stats.bootstrap(
-            columns, rho, paired=True, vectorized=False, n_resamples=samples, method="percentile", random_state=seed
+            columns, rho, paired=True, vectorized=False, n_resamples=samples, method="percentile", random_state=SEED
         )
     return _interval(np.array([rho(*columns), *found.bootstrap_distribution]), len(once))
