@@ -220,9 +220,9 @@ class Steps:
             describe = by_contexts(judging, self.evaluator, self.saes)
         rows: list[MetricRow] = []
         samples, seed = self.study.evaluation.bootstrap_samples, self.study.seed
-        for judged in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
-            rows += judged.rows
-            self.results.record.add_judgements(judged.lines)
+        for found, lines in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
+            rows += found
+            self.results.record.add_judgements(lines)
         self.results.add(rows)
 
     def follow_features(self) -> None:
