@@ -102,13 +102,13 @@ class Inputs:
         a, b = self.stream(pair.a).key, self.stream(pair.b).key
         return {"streams": a if a == b else [a, b], "layers": pair.blocks}
 
-    def mapped(self, pair: Pair, a: SparseAutoencoder, batch_windows: int, sinks: int) -> SparseAutoencoder | None:
+    def mapped(self, pair: Pair, a: SparseAutoencoder) -> SparseAutoencoder | None:
         """A carried into B's residual stream; None where both read one."""
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
         both = residuals(fit_a, fit_b, pair.blocks)
-        return fit_stream_map(*both, self.map, batch_windows, sinks, a.device).carry(a)
+        return fit_stream_map(*both, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:
         """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""

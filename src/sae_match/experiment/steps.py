@@ -330,13 +330,10 @@ def prepare_steps(plan: Plan, store: Store, record: JobRecord) -> Steps:
     inputs = prepare(store, study, pairs.sides, d_saes, device, progress) if full else None
     evaluator = None if inputs is None else make_evaluator(store, study, pairs, inputs, plan.metrics)
     exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
-    how = study.evaluation.batch_windows, pairs.sink_positions
-    if inputs is not None:
-        how = inputs.batch_windows, inputs.sink_positions
     matcher = PairMatcher(
         store, study.matching, study.solver.on(device, progress), study.folding.name,
         excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
-        inputs=inputs, batch_windows=how[0], sink_positions=how[1], seed=study.seed,
+        inputs=inputs, seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
         null_alpha=study.evaluation.null_alpha,
