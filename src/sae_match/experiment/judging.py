@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_match.evaluation.top_activations import top_activations
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.saes import JobSaes
@@ -19,7 +18,6 @@ from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Pair, Site
 from sae_match.store import Store
-from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +92,11 @@ def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Descri
     """Descriptions from the text on which a feature is most active."""
     inputs = evaluator.inputs
 
-    def decode(tokens: Any) -> str:
-        return decode_tokens(inputs.tokenizer, tokens)
-
     def describe(site: Site, wanted: set[int]) -> dict[int, Description]:
-        top = top_activations(
-            saes.load(site), inputs.residual(site), judging.contexts,
-            evaluator.batch_windows, evaluator.sink_positions,
-        )  # fmt: skip
+        top = inputs.top_activations(saes.load(site), site, judging.contexts)
         ids, how = inputs.text.side(0).ids.tolist(), (judging.context_tokens, judging.description_chars)
         found = {
-            feature: from_contexts(ids, [inputs.text.place(*at) for at in top.places(feature)], decode, *how)
+            feature: from_contexts(ids, [inputs.text.place(*at) for at in top.places(feature)], inputs.decode, *how)
             for feature in sorted(wanted)
         }
         return {feature: description for feature, description in found.items() if description is not None}

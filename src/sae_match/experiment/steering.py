@@ -36,7 +36,6 @@ from sae_match.metrics.description import MATCHED
 from sae_match.pairs import Site
 from sae_match.report.steering import FLOW, RANDOM
 from sae_match.saes import SparseAutoencoder
-from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -144,17 +143,14 @@ def _examples(evaluator: Evaluator, sample: Sample, table: pd.DataFrame, progres
     whole = table[table["layer"].isna() & (table["kind"] == FLOW)]
     largest = whole.sort_values(["scale", "kl"], ascending=[True, False], kind="stable").groupby("scale").head(EXAMPLES)
     flows = {one.flow[0][1][0]: one for one in sample.flows}
-    model, subject = evaluator.inputs.models.of(0), sample.subject
-
-    def text(ids: Sequence[int]) -> str:
-        return decode_tokens(model.tokenizer, ids)
-
+    inputs, subject = evaluator.inputs, sample.subject
+    model, text = inputs.models.of(0), inputs.decode
     found = []
     for row in tqdm(largest.to_dict("records"), desc="continuations", disable=not progress):
         scale = float(row["scale"])
         flow, random = (sample.placed(one) for one in flows[int(row["flow"])][:2])
         layers = [layer for layer, _ in flow]
-        ids = evaluator.inputs.windows.ids[row["window"], : row["position"] + 1]
+        ids = inputs.windows.ids[row["window"], : row["position"] + 1]
         changes: Mapping[str, Mapping[int, Change]] = {
             "clean": {},
             "first layer": subject.changes(flow, scale, layers[:1]),
