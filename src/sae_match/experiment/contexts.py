@@ -36,7 +36,7 @@ def text_contexts(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int], pr
     found: dict[int, LayerContexts] = {}
     for layer in tqdm(layers, desc="contexts of features", disable=not progress):
         sae, x = saes.load(Site(layer)), inputs.residual(Site(layer))[:rows]
-        how = (evaluator.batch_windows, evaluator.sink_positions)
+        how = (inputs.batch_windows, inputs.sink_positions)
         around = contexts(sae, x, top := top_activations(sae, x, PLACES, *how), AROUND, BINS, *how)
         window, position, histogram = (t.numpy().astype(np.int32) for t in (top.window, top.position, around.histogram))
         found[layer] = LayerContexts(window, position, top.value.numpy(), around.share.numpy(), histogram)

@@ -80,17 +80,17 @@ class FunctionalTester:
     def _chosen(self, a: SparseAutoencoder, site: Site) -> Contexts:
         key = (a.content_hash, site)
         if key not in self._contexts:
-            e = self.evaluator
-            x = e.inputs.residual(site)
-            self._contexts = {key: choose_contexts(a, x, self.how, e.batch_windows, e.sink_positions)}
+            inputs = self.evaluator.inputs
+            how = self.how, inputs.batch_windows, inputs.sink_positions
+            self._contexts = {key: choose_contexts(a, inputs.residual(site), *how)}
         return self._contexts[key]
 
     def _tested(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> FunctionalPair:
-        e, layers = self.evaluator, matched.pair.blocks
-        x_a, x_b = (e.inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
+        inputs, layers = self.evaluator.inputs, matched.pair.blocks
+        x_a, x_b = (inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
         return FunctionalPair(
-            e.inputs.models.of(matched.pair.b.source), a, b, layers, x_a, x_b, e.inputs.windows.ids,
-            self.how.context_tokens, e.sink_positions, e.units, e.batch_windows,
+            inputs.models.of(matched.pair.b.source), a, b, layers, x_a, x_b, inputs.windows.ids,
+            self.how.context_tokens, inputs.sink_positions, self.evaluator.units, inputs.batch_windows,
         )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def _original(evaluator: Evaluator, site: Site, bar: tqdm) -> Tensor:
         bar.update(len(ids))
         return losses
     residual, model = evaluator.splice_residual(site), evaluator.inputs.models.of(site.source)
-    losses = original_losses(model, site.at, residual, ids, evaluator.batch_windows, bar.update)
+    losses = original_losses(model, site.at, residual, ids, evaluator.inputs.batch_windows, bar.update)
     evaluator.store.put(KIND, key, {"losses": losses})
     return losses
 
@@ -95,7 +95,7 @@ def _loss_key(evaluator: Evaluator, site: Site, splice: BoundSplice | None) -> d
     model = evaluator.inputs.models.of(site.source)
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
     dtype = str(model.hf.dtype).removeprefix("torch.")
-    batch = None if dtype == "float32" else evaluator.batch_windows
+    batch = None if dtype == "float32" else evaluator.inputs.batch_windows
     return {
         "version": LOSS_VERSION,
         "splice": None if splice is None else splice.key(),
@@ -104,7 +104,7 @@ def _loss_key(evaluator: Evaluator, site: Site, splice: BoundSplice | None) -> d
         "layer": site.at,
         "model": model.key,
         "dtype": dtype,
-        "sink_positions": evaluator.sink_positions,
+        "sink_positions": evaluator.inputs.sink_positions,
         "windows": evaluator.splice_windows.key,
     }
 

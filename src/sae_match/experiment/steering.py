@@ -97,13 +97,11 @@ def draw_flows(
     evaluator: Evaluator, saes: JobSaes, neighbors: Sequence[MatchedPair], how: Steering, seed: int
 ) -> Sample:
     """Draw flows by their first features, and a random one for each; one SAE at a time is in memory as a whole."""
-    streams, sinks = evaluator.inputs.streams[0], evaluator.sink_positions
+    inputs, streams, sinks = evaluator.inputs, evaluator.inputs.streams[0], evaluator.inputs.sink_positions
     layers = [neighbors[0].pair.layers[0], *(matched.pair.layers[1] for matched in neighbors)]
     first, seed = saes.load(Site(layers[0])), seed % MAX_SEED
     tests = FunctionalTests(features=how.flows, contexts=how.contexts, context_tokens=CONTEXT_TOKENS, seed=seed)
-    contexts = choose_contexts(
-        first, streams.layer(layers[0]), tests, evaluator.batch_windows, sinks, least=how.contexts
-    )
+    contexts = choose_contexts(first, streams.layer(layers[0]), tests, inputs.batch_windows, sinks, least=how.contexts)
     partners = [matched.permutations[MATCHED].indices.numpy() for matched in neighbors]
     flows = {i: flow for i, flow in enumerate(chains(contexts.features.tolist(), layers, partners)) if len(flow) > 1}
     logger.info(
@@ -126,9 +124,7 @@ def draw_flows(
             narrow[layer] = only_features(sae, sorted(wanted))
             kept = range(sae.width) if narrow[layer] is sae else sorted(wanted)
             place[layer] = {feature: at for at, feature in enumerate(kept)}
-    subject = Steered(
-        evaluator.inputs.models.of(0), narrow, streams.layer, evaluator.inputs.windows.ids, CONTEXT_TOKENS, sinks
-    )
+    subject = Steered(inputs.models.of(0), narrow, streams.layer, inputs.windows.ids, CONTEXT_TOKENS, sinks)
     sampled = [Sampled(flow, random[i], contexts.windows[i], int(contexts.quartile[i])) for i, flow in flows.items()]
     return Sample(sampled, subject, place)
 

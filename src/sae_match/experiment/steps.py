@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sae_match.evaluation.children import ALPHA, find_children
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
-from sae_match.evaluation.sanity import check_activity
+from sae_match.evaluation.sanity import check_activity, check_encoding
 from sae_match.experiment.contexts import text_contexts, with_contexts
 from sae_match.experiment.evaluation import (
     Evaluator,
@@ -247,10 +247,12 @@ class Steps:
     def _match_neighbors(self, pair: Pair) -> MatchedPair:
         a, b = self.saes.pair(pair)
         if self.evaluator is not None:  # before the matching, which may take hours
+            inputs = self.evaluator.inputs
             for site, sae in self._new_in(pair, a, b):
                 layers = [other.at for other in self.widths if other.source == site.source]
                 where = f"{self.study.pairs.name}, " if site.suffix else ""
-                self.results.warn([where + told for told in self.evaluator.check(site, sae, layers)])
+                warnings = check_encoding(sae, inputs.stream(site).layer, site.at, layers, inputs.sink_positions)
+                self.results.warn([where + told for told in warnings])
         matched = match_neighbors(self.matcher, pair, a, b, self.study.evaluation.matchers, self.metrics)
         if self.study.pairs.one_to_few:
             matched = self._with_children(matched, a, b)
