@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,7 @@ from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, folding_scale
 from sae_match.experiment.stability import compare_seeds
-from sae_match.matching import Matching
-from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.similarity import Comparison, DeadFeatures
-from sae_match.matching.solution import Solver
+from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
@@ -262,12 +260,8 @@ class Steps:
 
     def _with_children(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> MatchedPair:
         """A matched pair with what is known of each feature's children, which are on disk."""
-
-        def match(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
-            return cached_matching(self.store, similarity, solver, pair)
-
-        features = self.matcher.features(matched.pair, a, b)
-        found = find_children(*features.weights, self.study.evaluation.null_alpha or ALPHA, self.study.seed, match)
+        match, alpha = partial(cached_matching, self.store), self.study.evaluation.null_alpha or ALPHA
+        found = find_children(*self.matcher.features(matched.pair, a, b).weights, alpha, self.study.seed, match)
         layers, n = matched.pair.layers, found.width
         self.results.add_children(layers, found.to_frame())
         rows = [MetricRow(*layers, MATCHED, name, value, n) for name, value in found.numbers().items()]
