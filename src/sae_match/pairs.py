@@ -314,11 +314,6 @@ class JobPairs:
     distant: tuple[Pair, ...] = ()
     seeds: tuple[Pair, ...] = ()
 
-    @property
-    def sink_positions(self) -> int:
-        """Positions at each window's start that are counted for none of the models."""
-        return max(side.model.sink_positions for side in self.sides)
-
 
 def job_pairs(study: Study) -> JobPairs:
     """What a study that keeps the rules (`rules.check_config`) compares.

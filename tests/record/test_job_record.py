@@ -119,11 +119,6 @@ def test_a_state_set_inside_the_guard_stays(tmp_path: Path) -> None:
     assert status(tmp_path)["state"] == "failed"
 
 
-def test_finish_needs_a_start(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="running"):
-        JobRecord(tmp_path).finish("done")
-
-
 def test_an_unwritable_directory_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/job.*paths\.output_dir"):

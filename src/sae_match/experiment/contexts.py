@@ -19,7 +19,6 @@ from sae_match.pairs import Pair, Site
 from sae_match.record.contexts import LayerContexts, TextContexts
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.activation import ActivationKind
-from sae_match.text.tokenization import decode_tokens
 
 PLACES, AROUND, BINS = 6, 8, 16
 """Contexts per feature, tokens on either side of the one on which it is most active, bins of the histogram."""
@@ -33,11 +32,11 @@ def text_contexts(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int], pr
     """Two passes over the residual streams of each layer; 230 bytes per feature are kept."""
     inputs = evaluator.inputs
     rows = max(1, TEXT_TOKENS // inputs.windows.ids.shape[1])
-    ids, texts = token_texts(inputs.windows.ids[:rows], lambda ids: decode_tokens(inputs.tokenizer, ids))
+    ids, texts = token_texts(inputs.windows.ids[:rows], inputs.decode)
     found: dict[int, LayerContexts] = {}
     for layer in tqdm(layers, desc="contexts of features", disable=not progress):
         sae, x = saes.load(Site(layer)), inputs.residual(Site(layer))[:rows]
-        how = (evaluator.batch_windows, evaluator.sink_positions)
+        how = (inputs.batch_windows, inputs.sink_positions)
         around = contexts(sae, x, top := top_activations(sae, x, PLACES, *how), AROUND, BINS, *how)
         window, position, histogram = (t.numpy().astype(np.int32) for t in (top.window, top.position, around.histogram))
         found[layer] = LayerContexts(window, position, top.value.numpy(), around.share.numpy(), histogram)
@@ -87,14 +86,11 @@ def _contexts(evaluator: Evaluator, saes: JobSaes, site: Site, features: Sequenc
     """The contexts of some features of a dictionary, one text each."""
     inputs, sae = evaluator.inputs, saes.load(site)
     alone = only_features(sae, features)
-    top = top_activations(alone, inputs.residual(site), SHOWN, evaluator.batch_windows, evaluator.sink_positions)
-
-    def decode(tokens: Sequence[int]) -> str:
-        return decode_tokens(inputs.tokenizer, tokens)
+    top = inputs.top_activations(alone, site, SHOWN)
 
     def text(window: int, position: int) -> str:
         window, position = inputs.text.place(window, position)
-        left, token, right = context(inputs.text.side(0).ids[window].tolist(), position, decode, NEAR)
+        left, token, right = context(inputs.text.side(0).ids[window].tolist(), position, inputs.decode, NEAR)
         before, after = (" " * end.isspace() for end in (token[:1], token[-1:]))
         return " ".join(f"{left}{before}«{visible(token)}»{after}{right}".split())
 

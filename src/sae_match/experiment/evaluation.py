@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Bool
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, never_active
 from sae_match.evaluation.pair import activation_rows
-from sae_match.evaluation.sanity import check_encoding
 from sae_match.evaluation.splices import BoundSplice, Splice, SplicePair, SpliceUnits, bind_all
 from sae_match.evaluation.standard_splices import EncodeDecodePrevious, EncodePermuteDecode, LayerDrop
 from sae_match.experiment.inputs import Inputs, log_text
@@ -54,15 +53,13 @@ class Evaluator:
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     min_count: int
-    batch_windows: int
-    sink_positions: int
 
     def splice_pair(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> SplicePair:
         """What the splices of a pair are made from."""
-        fit, fit_b = self.inputs.fit(matched.pair)
+        inputs, (fit, fit_b) = self.inputs, self.inputs.fit(matched.pair)
         return SplicePair(
-            a, b, matched.permutations, self.units, matched.pair.blocks, fit, self.batch_windows, self.sink_positions,
-            fit_b,
+            a, b, matched.permutations, self.units, matched.pair.blocks, fit, inputs.batch_windows,
+            inputs.sink_positions, fit_b,
         )  # fmt: skip
 
     def bind(self, role: Role, pair: SplicePair) -> dict[str, BoundSplice]:
@@ -80,14 +77,14 @@ class Evaluator:
         self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder
     ) -> tuple[list[MetricRow], ActivationStatistics]:
         """One pass over the text of a pair, made once and then known, and every metric that follows from it."""
-        pair, layers = self.splice_pair(matched, a, b), matched.pair.layers
-        x_a, x_b = (self.inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
+        pair, inputs = self.splice_pair(matched, a, b), self.inputs
+        x_a, x_b = (inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
         request = ActivationRequest(
-            a, b, x_a, x_b, self.inputs.windows.document, pair.permutations, self.bind(matched.pair.role, pair),
-            self.batch_windows, self.sink_positions,
+            a, b, x_a, x_b, inputs.windows.document, pair.permutations, self.bind(matched.pair.role, pair),
+            inputs.batch_windows, inputs.sink_positions,
         )  # fmt: skip
-        found = activations(self.store, request, self.inputs.reads(matched.pair))
-        return activation_rows(self.metrics, found, self.bootstrap, layers, self.min_count), found
+        found = activations(self.store, request, inputs.reads(matched.pair))
+        return activation_rows(self.metrics, found, self.bootstrap, matched.pair.layers, self.min_count), found
 
     def layer_rows(self, site: Site, sae: SparseAutoencoder, active: Tensor, tokens: Tensor) -> list[MetricRow]:
         """Every metric of one dictionary and its residual stream.
@@ -96,7 +93,7 @@ class Evaluator:
             active: [documents, F] tokens on which each feature fires.
             tokens: [documents] counted tokens.
         """
-        norms = self.inputs.residual(site)[:, self.sink_positions :].norm(dim=-1)
+        norms = self.inputs.residual(site)[:, self.inputs.sink_positions :].norm(dim=-1)
         unfolded = sae.scale is not None and bool((sae.scale == 1).all())
         activity = LayerActivity(
             active=active.cpu().numpy(),
@@ -108,22 +105,11 @@ class Evaluator:
         rows = metric_rows(self.metrics, activity, self.bootstrap, (site.layer, site.layer))
         return [replace(row, variant=row.variant + site.suffix) for row in rows]
 
-    def check(self, site: Site, sae: SparseAutoencoder, layers: Collection[int]) -> list[str]:
-        """Warnings of an SAE that does not fit its layer (`check_encoding`).
-
-        Args:
-            layers: those whose residual streams there are.
-        """
-        return check_encoding(sae, self.inputs.stream(site).layer, site.at, layers, self.sink_positions)
-
     def dead(self, site: Site, sae: SparseAutoencoder) -> Bool[Tensor, " F"]:
         """Which features of a dictionary fire on no counted token of the evaluation text."""
-        key = self.inputs.stream(site).key
-        facts = {"what": "dead", "streams": key, "layer": site.at, "sinks": self.sink_positions}
-        return per_feature(
-            self.store, sae, facts,
-            lambda: never_active(sae, self.inputs.residual(site), self.batch_windows, self.sink_positions),
-        )  # fmt: skip
+        inputs, how = self.inputs, (self.inputs.batch_windows, self.inputs.sink_positions)
+        facts = {"what": "dead", "streams": inputs.stream(site).key, "layer": site.at, "sinks": inputs.sink_positions}
+        return per_feature(self.store, sae, facts, lambda: never_active(sae, inputs.residual(site), *how))
 
     def splice_residual(self, site: Site) -> Tensor:
         """resid_post that a dictionary reads on the splice windows; the memory-mapped whole where those are all."""
@@ -151,8 +137,6 @@ def make_evaluator(
         bootstrap=Bootstrap(windows.n_documents, samples, seed),
         splice_bootstrap=Bootstrap(spliced.n_documents, samples, seed),
         min_count=evaluation.min_count,
-        batch_windows=inputs.batch_windows,
-        sink_positions=inputs.sink_positions,
     )
 
 

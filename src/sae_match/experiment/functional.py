@@ -69,27 +69,28 @@ class FunctionalTester:
             logger.warning("%s: no feature fires in any context, and none is tested", matched.pair)
             return [], pd.DataFrame()
         found = _PairEffects(self, matched, self._tested(matched, a, b), contexts)
-        rows, tables = found.rows(), found.tables()
+        rows = found.rows()
+        table = pd.concat([found.table(variant) for variant in found.partners], ignore_index=True)
         logger.info(
             "%s: %d features tested; %d of %d fire on none of these tokens and cannot be",
             matched.pair, len(contexts.features), contexts.never_fires, a.width,
         )  # fmt: skip
-        return rows, tables
+        return rows, table
 
     def _chosen(self, a: SparseAutoencoder, site: Site) -> Contexts:
         key = (a.content_hash, site)
         if key not in self._contexts:
-            e = self.evaluator
-            x = e.inputs.residual(site)
-            self._contexts = {key: choose_contexts(a, x, self.how, e.batch_windows, e.sink_positions)}
+            inputs = self.evaluator.inputs
+            how = self.how, inputs.batch_windows, inputs.sink_positions
+            self._contexts = {key: choose_contexts(a, inputs.residual(site), *how)}
         return self._contexts[key]
 
     def _tested(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> FunctionalPair:
-        e, layers = self.evaluator, matched.pair.blocks
-        x_a, x_b = (e.inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
+        inputs, layers = self.evaluator.inputs, matched.pair.blocks
+        x_a, x_b = (inputs.residual(site) for site in (matched.pair.a, matched.pair.b))
         return FunctionalPair(
-            e.inputs.models.of(matched.pair.b.source), a, b, layers, x_a, x_b, e.inputs.windows.ids,
-            self.how.context_tokens, e.sink_positions, e.units, e.batch_windows,
+            inputs.models.of(matched.pair.b.source), a, b, layers, x_a, x_b, inputs.windows.ids,
+            self.how.context_tokens, inputs.sink_positions, self.evaluator.units, inputs.batch_windows,
         )  # fmt: skip
 
 
@@ -101,14 +102,13 @@ class _PairEffects:
     ) -> None:
         self.tester, self.matched, self.tested, self.contexts = tester, matched, tested, contexts
         self.tests = tester.how.tests
-        n = range(len(contexts.features))
-        with tqdm(total=len(n), desc=f"removing features, {matched.pair}", disable=not tester.progress) as bar:
-            self.removed = [self._removed(i, bar.update) for i in n]
+        n, hidden = range(len(contexts.features)), not tester.progress
+        self.removed = [self._removed(i) for i in tqdm(n, f"removing features, {matched.pair}", disable=hidden)]
         self.partners = self._all_partners()
         self.replaced: list[dict[int, tuple[Floats, Floats]]] = []
         if "substitution" in self.tests:
-            with tqdm(total=len(n), desc=f"substituting features, {matched.pair}", disable=not tester.progress) as bar:
-                self.replaced = [self._replaced(i, bar.update) for i in n]
+            bar = tqdm(n, f"substituting features, {matched.pair}", disable=hidden)
+            self.replaced = [self._replaced(i) for i in bar]
         self.correlation = self._fingerprints() if "fingerprint" in self.tests else None
 
     # -- what is computed, or known from the store -----------------------------------------------------------
@@ -129,11 +129,9 @@ class _PairEffects:
         feature, windows = int(self.contexts.features[i]), self.contexts.windows[i].tolist()
         return self._key(what, feature=feature, windows=windows, tokens=self.tested.context_tokens)
 
-    def _removed(self, i: int, tick: Callable[[int], object]) -> Payload:
+    def _removed(self, i: int) -> Payload:
         feature, windows = int(self.contexts.features[i]), self.contexts.windows[i]
-        found = self._stored(self._of_feature("deactivation", i), lambda: deactivate(self.tested, feature, windows))
-        tick(1)
-        return found
+        return self._stored(self._of_feature("deactivation", i), lambda: deactivate(self.tested, feature, windows))
 
     def _stored(self, key: dict[str, object], compute: Callable[[], Mapping[str, object]]) -> Payload:
         """What is stored under a key, or what is computed and then stored; hundreds of entries, so none is logged."""
@@ -145,7 +143,7 @@ class _PairEffects:
             assert found is not None  # it was just written
         return found
 
-    def _replaced(self, i: int, tick: Callable[[int], object]) -> dict[int, tuple[Floats, Floats]]:
+    def _replaced(self, i: int) -> dict[int, tuple[Floats, Floats]]:
         """Divergences without a partner, and with the feature in its place, [contexts] each, by partner."""
         store, key = self.tester.evaluator.store, self._of_feature("substitution", i)
         key["units"] = None if self.tested.seeds else self.tested.units.value
@@ -164,7 +162,6 @@ class _PairEffects:
             partners = sorted(known)
             ablated, substituted = (np.stack([known[j][side] for j in partners]) for side in (0, 1))
             store.put(KIND, key, {"partners": np.array(partners), "ablated": ablated, "substituted": substituted})
-        tick(1)
         return known
 
     def _fingerprints(self) -> npt.NDArray[np.float32]:
@@ -280,11 +277,8 @@ class _PairEffects:
             confidence=None if confidence is None else confidence.numpy()[contexts.features],
         )
 
-    def tables(self) -> pd.DataFrame:
-        """Rows of functional.parquet: one per variant and tested feature."""
-        return pd.concat([self._table(variant) for variant in self.partners], ignore_index=True)
-
-    def _table(self, variant: str) -> pd.DataFrame:
+    def table(self, variant: str) -> pd.DataFrame:
+        """Rows of functional.parquet: one per tested feature."""
         effects, contexts, pair = self.effects(variant), self.contexts, self.matched.pair
         n, ones = len(contexts.features), np.ones((1, len(effects.context)))
         a, b = (unit_rows(sae.W_dec.cpu()) for sae in (self.tested.a, self.tested.b))

@@ -13,7 +13,7 @@ from sae_match.metrics.description import headline_name
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Role
 from sae_match.record.labels import BUILT_IN_LABELS, Labels
-from sae_match.record.pairs import by_distance, next_layers
+from sae_match.record.pairs import by_distance
 
 SCORE = "matching_score"
 """The metric that says how far composition reaches."""
@@ -156,10 +156,8 @@ def _reach(
 def _curves(rows: Sequence[MetricRow]) -> Curves:
     """Rows by metric, variant and distance, of metrics measured beyond neighbors; the smallest distance from the
     adjacent pairs of the starts."""
-    following = next_layers((row.layer, row.layer_to, row.variant) for row in rows)
-    far = {row.metric for row in rows if row.layer_to > max(row.layer, following.get(row.layer, row.layer_to))}
-    rows = [row for row in rows if row.metric in far]
     curves: Curves = defaultdict(lambda: defaultdict(list))
-    for position, variant, distance in by_distance((row.layer, row.layer_to, row.variant) for row in rows):
+    keys = ((row.layer, row.layer_to, row.variant, row.metric) for row in rows)
+    for position, variant, distance in by_distance(keys):
         curves[rows[position].metric, variant][distance].append(rows[position])
     return curves

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.evaluation.stream_map import MapKind, fit_stream_map
+from sae_match.evaluation.top_activations import TopActivations, top_activations
 from sae_match.experiment.text import JobText, read_text
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.language_model.loading import load_tokenizer
@@ -24,6 +25,7 @@ from sae_match.saes import SparseAutoencoder
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import TokenWindows
+from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,14 @@ class Inputs:
         """resid_post that a dictionary reads."""
         return self.stream(site).layer(site.at)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens of the first side."""
+        return decode_tokens(self.tokenizer, tokens)
+
+    def top_activations(self, sae: SparseAutoencoder, site: Site, k: int) -> TopActivations:
+        """Where each feature of an SAE is most active in the residual stream of a dictionary: k windows of each."""
+        return top_activations(sae, self.residual(site), k, self.batch_windows, self.sink_positions)
+
     def fit(self, pair: Pair) -> tuple[Streams | None, Streams | None]:
         """What the similarities and splices of a pair are fitted on: A's streams, and B's where they are others."""
         if self.fit_streams is None:
@@ -102,13 +112,13 @@ class Inputs:
         a, b = self.stream(pair.a).key, self.stream(pair.b).key
         return {"streams": a if a == b else [a, b], "layers": pair.blocks}
 
-    def mapped(self, pair: Pair, a: SparseAutoencoder, batch_windows: int, sinks: int) -> SparseAutoencoder | None:
+    def mapped(self, pair: Pair, a: SparseAutoencoder) -> SparseAutoencoder | None:
         """A carried into B's residual stream; None where both read one."""
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
         both = residuals(fit_a, fit_b, pair.blocks)
-        return fit_stream_map(*both, self.map, batch_windows, sinks, a.device).carry(a)
+        return fit_stream_map(*both, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:
         """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from sae_match.evaluation.top_activations import top_activations
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.saes import JobSaes
@@ -18,7 +18,6 @@ from sae_match.judging.judge import Judgement, Judging, Outcome, Question, judge
 from sae_match.metrics.metric import MetricRow
 from sae_match.pairs import Pair, Site
 from sae_match.store import Store
-from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +36,6 @@ class JudgedSample:
     features: list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class JudgedPair:
-    """What became of one layer pair: its rows, and one line of judgements.jsonl per judged pair of features."""
-
-    rows: list[MetricRow]
-    lines: list[dict[str, Any]]
-
-
 def judge_pairs(
     store: Store,
     judging: Judging,
@@ -53,8 +44,9 @@ def judge_pairs(
     bootstrap_samples: int,
     seed: int,
     progress: bool,
-) -> Iterator[JudgedPair]:
-    """Judge a sample of every layer pair and variant, one after the other.
+) -> Iterator[tuple[list[MetricRow], list[dict[str, Any]]]]:
+    """Judge a sample of every layer pair and variant, one after the other: the rows of each, and one line of
+    judgements.jsonl per judged pair of features.
 
     Args:
         describe: where descriptions come from (`by_explanations`, `by_contexts`).
@@ -65,20 +57,21 @@ def judge_pairs(
     """
     samples = list(_samples(judging, pairs))
     described = _describe_all(describe, samples, progress)
-    questions = [Question(a, b) for sample in samples for a, b in _described(sample, described) if a and b]
-    judge = judging.start(questions, store)
-    rows: list[MetricRow] = []
+    texts = [_described(sample, described) for sample in samples]
+    judge = judging.start([Question(a, b) for each in texts for a, b in each if a and b], store)
+    outcomes: Counter[Outcome] = Counter()
     with tqdm(total=sum(len(sample.features) for sample in samples), desc="judging pairs", disable=not progress) as bar:
-        for sample in samples:
-            texts = _described(sample, described)
-            verdicts = judge_all(judge, texts)
-            lines = [_line(sample, *one) for one in zip(sample.features, texts, verdicts, strict=True)]
+        for sample, shown in zip(samples, texts, strict=True):
+            verdicts = judge_all(judge, shown)
+            outcomes.update(verdict.outcome for verdict in verdicts)
+            lines = [_line(sample, *one) for one in zip(sample.features, shown, verdicts, strict=True)]
             layers = sample.pair.layers
-            found = judge_rows(verdicts, layers, sample.variant, bootstrap_samples, seed + layers[0])
-            rows += found
             bar.update(len(sample.features))
-            yield JudgedPair(found, lines)
-    _log_outcomes(rows)
+            yield judge_rows(verdicts, layers, sample.variant, bootstrap_samples, seed + layers[0]), lines
+    # Also how many pairs have no verdict, and why.
+    failed = any(outcomes[outcome] for outcome in (Outcome.error, Outcome.refusal, Outcome.unparsable))
+    text = ", ".join(f"{outcomes[outcome]} {outcome.value}" for outcome in Outcome)
+    logger.log(logging.WARNING if failed else logging.INFO, "judged pairs: %s", text)
 
 
 def by_explanations(judging: Judging, folder: str, widths: Mapping[Site, int]) -> Describe:
@@ -99,17 +92,11 @@ def by_contexts(judging: Judging, evaluator: Evaluator, saes: JobSaes) -> Descri
     """Descriptions from the text on which a feature is most active."""
     inputs = evaluator.inputs
 
-    def decode(tokens: Any) -> str:
-        return decode_tokens(inputs.tokenizer, tokens)
-
     def describe(site: Site, wanted: set[int]) -> dict[int, Description]:
-        top = top_activations(
-            saes.load(site), inputs.residual(site), judging.contexts,
-            evaluator.batch_windows, evaluator.sink_positions,
-        )  # fmt: skip
+        top = inputs.top_activations(saes.load(site), site, judging.contexts)
         ids, how = inputs.text.side(0).ids.tolist(), (judging.context_tokens, judging.description_chars)
         found = {
-            feature: from_contexts(ids, [inputs.text.place(*at) for at in top.places(feature)], decode, *how)
+            feature: from_contexts(ids, [inputs.text.place(*at) for at in top.places(feature)], inputs.decode, *how)
             for feature in sorted(wanted)
         }
         return {feature: description for feature, description in found.items() if description is not None}
@@ -166,15 +153,3 @@ def _line(
         "text_b": None if b is None else b.text,
         "answers": [asdict(answer) for answer in verdict.answers],
     }
-
-
-def _log_outcomes(rows: list[MetricRow]) -> None:
-    """Log how many pairs have no verdict, and why."""
-    counts = {outcome: 0 for outcome in Outcome}
-    for row in rows:
-        kind, _, name = row.metric.partition("/")
-        if kind == "judge_count":
-            counts[Outcome(name)] += int(row.value)
-    failed = sum(counts[outcome] for outcome in (Outcome.error, Outcome.refusal, Outcome.unparsable))
-    text = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items())
-    logger.log(logging.WARNING if failed else logging.INFO, "judged pairs: %s", text)

@@ -50,7 +50,7 @@ def _original(evaluator: Evaluator, site: Site, bar: tqdm) -> Tensor:
         bar.update(len(ids))
         return losses
     residual, model = evaluator.splice_residual(site), evaluator.inputs.models.of(site.source)
-    losses = original_losses(model, site.at, residual, ids, evaluator.batch_windows, bar.update)
+    losses = original_losses(model, site.at, residual, ids, evaluator.inputs.batch_windows, bar.update)
     evaluator.store.put(KIND, key, {"losses": losses})
     return losses
 
@@ -61,33 +61,26 @@ def _pair_rows(
     sites, windows = (matched.pair.a, matched.pair.b), evaluator.splice_windows
     pair = evaluator.splice_pair(matched, *saes.pair(matched.pair))
     splices = evaluator.bind(matched.pair.role, pair)
-    facts = {name: _loss_key(evaluator, sites[1], splice) for name, splice in splices.items()}
-    keys = {name: content_key(key) for name, key in facts.items()}
-    losses: dict[str, Tensor] = {}
-    todo: dict[str, BoundSplice] = {}
-    for name, key in keys.items():
-        # Splices with equal keys are equal: computed once, in this job and in those that share its store.
-        found = None if key in losses or key in todo else _known(evaluator, facts[name])
-        if found is not None:
-            losses[key] = found
-        if key in losses or key in todo:
-            bar.update(len(windows.ids))
-        else:
-            todo[key] = splices[name]
+    # Splices with equal keys are equal: computed once, in this job and in those that share its store.
+    keys = {name: _loss_key(evaluator, sites[1], splice) for name, splice in splices.items()}
+    hashes = {name: content_key(key) for name, key in keys.items()}
+    facts = {hashes[name]: key for name, key in keys.items()}
+    losses = {one: found for one, key in facts.items() if (found := _known(evaluator, key)) is not None}
+    todo = {hashes[name]: splice for name, splice in splices.items() if hashes[name] not in losses}
+    bar.update(len(windows.ids) * (len(splices) - len(todo)))
     if todo:
         residuals = evaluator.splice_residual(sites[0]), evaluator.splice_residual(sites[1])
         computed = splice_losses(
             evaluator.inputs.models.of(sites[1].source), sites[1].at, (pair.a, pair.b), residuals, windows.ids, todo,
             pair.batch_windows, pair.sink_positions, bar.update,
         )  # fmt: skip
-        stored = {keys[name]: facts[name] for name in facts}
-        for key, values in computed.items():
-            evaluator.store.put(KIND, stored[key], {"losses": values})
+        for one, values in computed.items():
+            evaluator.store.put(KIND, facts[one], {"losses": values})
         losses |= computed
     logger.info("%s: token losses of %d splices, %d of them computed", matched.pair, len(splices), len(todo))
     rows: list[MetricRow] = []
-    for name, key in keys.items():
-        spliced = SplicedLosses(losses[key].numpy(), original.numpy(), windows.document.numpy(), pair.sink_positions)
+    for name, one in hashes.items():
+        spliced = SplicedLosses(losses[one].numpy(), original.numpy(), windows.document.numpy(), pair.sink_positions)
         rows += metric_rows(evaluator.metrics, spliced, evaluator.splice_bootstrap, matched.pair.layers, name)
     return rows
 
@@ -102,7 +95,7 @@ def _loss_key(evaluator: Evaluator, site: Site, splice: BoundSplice | None) -> d
     model = evaluator.inputs.models.of(site.source)
     # In half precision even the batch changes the last bits, and delta loss is a difference of two such losses.
     dtype = str(model.hf.dtype).removeprefix("torch.")
-    batch = None if dtype == "float32" else evaluator.batch_windows
+    batch = None if dtype == "float32" else evaluator.inputs.batch_windows
     return {
         "version": LOSS_VERSION,
         "splice": None if splice is None else splice.key(),
@@ -111,7 +104,7 @@ def _loss_key(evaluator: Evaluator, site: Site, splice: BoundSplice | None) -> d
         "layer": site.at,
         "model": model.key,
         "dtype": dtype,
-        "sink_positions": evaluator.sink_positions,
+        "sink_positions": evaluator.inputs.sink_positions,
         "windows": evaluator.splice_windows.key,
     }
 

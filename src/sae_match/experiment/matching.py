@@ -60,8 +60,6 @@ class PairMatcher:
     folding: FoldingKind
     excluded: Excluded = lambda site, sae: None
     inputs: Inputs | None = None
-    batch_windows: int = 8
-    sink_positions: int = 1
     seed: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
     keep: Callable[[Pair, Permutation], None] = lambda pair, permutation: None
@@ -70,14 +68,14 @@ class PairMatcher:
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
         excluded = self.excluded(pair.a, a), self.excluded(pair.b, b)
-        features = FeaturePair(
-            a, b, self.folding, excluded, pair.blocks, None, self.batch_windows, self.sink_positions, self.seed
-        )
-        if self.inputs is None:
+        features = FeaturePair(a, b, self.folding, excluded, pair.blocks, seed=self.seed)
+        if (inputs := self.inputs) is None:
             return features
-        fit, fit_b = self.inputs.fit(pair)
-        mapped = self.inputs.mapped(pair, a, self.batch_windows, self.sink_positions)
-        return replace(features, fit=fit, fit_b=fit_b, mapped=mapped)
+        fit, fit_b = inputs.fit(pair)
+        return replace(
+            features, fit=fit, fit_b=fit_b, mapped=inputs.mapped(pair, a),
+            batch_windows=inputs.batch_windows, sink_positions=inputs.sink_positions,
+        )  # fmt: skip
 
     def match(self, pair: Pair, features: FeaturePair) -> Matching:
         """The job's own matching of a pair, from the store where it is known."""

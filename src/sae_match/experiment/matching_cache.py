@@ -7,9 +7,6 @@ it: its seconds are those of the first time.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 
 from sae_match.entries import Payload
@@ -74,43 +71,23 @@ def _decode(payload: Payload, a: SparseAutoencoder, b: SparseAutoencoder, solver
     """The stored matching.
 
     Raises:
-        ValueError, KeyError, TypeError, UserError: it is not one of these SAEs by this solver.
+        ValueError, KeyError, TypeError, AttributeError, UserError: it is not one of these SAEs by this solver.
     """
     indices, provenance = payload["indices"], payload["provenance"]
-    check_indices(indices, payload["width_b"], a.width, b.width)
+    if indices.shape != (a.width,) or payload["width_b"] != b.width:
+        raise ValueError(f"it is not for {a.width} and {b.width} features")
     confidence = payload["confidence"]
-    if not isinstance(confidence, np.ndarray) or confidence.shape != (a.width,):
+    if confidence.shape != (a.width,):
         raise ValueError(f"its confidence is not that of {a.width} features")
     if (provenance["sae_a"], provenance["sae_b"], provenance["solver"]) != (a.content_hash, b.content_hash, solver):
         raise ValueError("it is for other SAEs or from another solver")
     return Matching(
         Permutation(torch.from_numpy(indices), b.width, provenance, payload["many_to_one"]),
-        objective=finite(payload["objective"]),
-        lower_bound=None if payload["lower_bound"] is None else finite(payload["lower_bound"]),
-        gap=None if payload["gap"] is None else finite(payload["gap"]),
-        tolerance=finite(payload["tolerance"]),
-        seconds=finite(payload["seconds"]),
+        objective=float(payload["objective"]),
+        lower_bound=payload["lower_bound"],
+        gap=payload["gap"],
+        tolerance=float(payload["tolerance"]),
+        seconds=float(payload["seconds"]),
         statistics=dict(payload["statistics"]),
         confidence=torch.from_numpy(confidence),
     )
-
-
-def check_indices(indices: object, width_b: object, n_a: int, n_b: int) -> None:
-    """Refuse stored indices that are not for these widths.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if not isinstance(indices, np.ndarray) or indices.shape != (n_a,) or width_b != n_b:
-        raise ValueError(f"it is not for {n_a} and {n_b} features")
-
-
-def finite(value: object) -> float:
-    """A stored number.
-
-    Raises:
-        ValueError: it is none, or not finite.
-    """
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no finite number")
-    return float(value)

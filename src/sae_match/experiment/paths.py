@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from sae_match.evaluation.top_activations import TopActivations, top_activations
+from sae_match.evaluation.top_activations import TopActivations
 from sae_match.experiment.evaluation import Evaluator
 from sae_match.experiment.saes import JobSaes
 from sae_match.judging.descriptions import visible
 from sae_match.pairs import Site
-from sae_match.text.tokenization import decode_tokens
 
 STEP_COLUMNS = ("mse_W_dec", "decoder_cosine", "matching_score")
 """Columns of the feature table that describe a step of a path: how close the feature is to the one before it."""
@@ -61,13 +60,12 @@ def top_tokens_table(evaluator: Evaluator, saes: JobSaes, layers: Iterable[int],
     def text(window: int, position: int) -> str:
         token = int(inputs.windows.ids[window, position])
         if token not in texts:
-            texts[token] = visible(decode_tokens(inputs.tokenizer, [token]))
+            texts[token] = visible(inputs.decode([token]))
         return texts[token]
 
     parts: list[pd.DataFrame] = []
     for layer in tqdm(layers, desc="top tokens", disable=not progress):
-        x, how = inputs.residual(Site(layer)), (evaluator.batch_windows, evaluator.sink_positions)
-        top = top_activations(saes.load(Site(layer)), x, WINDOWS, *how)
+        top = inputs.top_activations(saes.load(Site(layer)), Site(layer), WINDOWS)
         rows = pd.DataFrame(_tokens(top, text), columns=["feature", "token"]).assign(layer=layer)
         # Layer by layer: millions of rows as Python tuples would take gigabytes at the width of Gemma Scope.
         parts.append(rows[["layer", "feature", "token"]].astype({"layer": "int32", "feature": "int32", "token": "str"}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from sae_match.content import content_key
 from sae_match.errors import UserError
+from sae_match.files import read_json_object
 from sae_match.hub import content_hash
 from sae_match.judging.descriptions import explanation_files
 from sae_match.keys import Keyed
@@ -74,7 +74,7 @@ def decide(study: Study, sweep: Path | None = None) -> Decision:
     done = _finished(records, key)
     if done is not None and study.rerun is not Rerun.all:
         logger.info("done already, with the same configuration and inputs: %s (rerun=all runs it again)", done)
-        return Decision(Action.skip, study.at(done), done, _metrics(done) or {})
+        return Decision(Action.skip, study.at(done), done, read_json_object(done / METRICS) or {})
     running = None if sweep is None else _running(records, science)
     if running is not None:
         return Decision(Action.report, study, running)
@@ -98,7 +98,8 @@ def _finished(records: list[tuple[Path, Status]], key: str | None) -> Path | Non
     """The finished, readable record with this key."""
     for directory, status in records:
         if key is not None and status.state == "done" and status.key == key:
-            if _metrics(directory) is not None and all((directory / name).is_file() for name in (PAIRS, FEATURES)):
+            tables = all((directory / name).is_file() for name in (PAIRS, FEATURES))
+            if tables and read_json_object(directory / METRICS) is not None:
                 return directory
             logger.warning("%s is marked as done, but its results are missing or damaged; it is run again", directory)
     return None
@@ -133,14 +134,6 @@ def _place(own: Path, sweep: Path | None, science: str) -> Path:
     beside = own.with_name(f"{own.name}-{science[:8]}")
     logger.info("%s holds another job of this sweep directory; this one's record goes to %s", own, beside)
     return beside
-
-
-def _metrics(directory: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((directory / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def job_key(study: Study) -> str | None:

@@ -36,7 +36,6 @@ from sae_match.metrics.description import MATCHED
 from sae_match.pairs import Site
 from sae_match.report.steering import FLOW, RANDOM
 from sae_match.saes import SparseAutoencoder
-from sae_match.text.tokenization import decode_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +97,11 @@ def draw_flows(
     evaluator: Evaluator, saes: JobSaes, neighbors: Sequence[MatchedPair], how: Steering, seed: int
 ) -> Sample:
     """Draw flows by their first features, and a random one for each; one SAE at a time is in memory as a whole."""
-    streams, sinks = evaluator.inputs.streams[0], evaluator.sink_positions
+    inputs, streams, sinks = evaluator.inputs, evaluator.inputs.streams[0], evaluator.inputs.sink_positions
     layers = [neighbors[0].pair.layers[0], *(matched.pair.layers[1] for matched in neighbors)]
     first, seed = saes.load(Site(layers[0])), seed % MAX_SEED
     tests = FunctionalTests(features=how.flows, contexts=how.contexts, context_tokens=CONTEXT_TOKENS, seed=seed)
-    contexts = choose_contexts(
-        first, streams.layer(layers[0]), tests, evaluator.batch_windows, sinks, least=how.contexts
-    )
+    contexts = choose_contexts(first, streams.layer(layers[0]), tests, inputs.batch_windows, sinks, least=how.contexts)
     partners = [matched.permutations[MATCHED].indices.numpy() for matched in neighbors]
     flows = {i: flow for i, flow in enumerate(chains(contexts.features.tolist(), layers, partners)) if len(flow) > 1}
     logger.info(
@@ -127,9 +124,7 @@ def draw_flows(
             narrow[layer] = only_features(sae, sorted(wanted))
             kept = range(sae.width) if narrow[layer] is sae else sorted(wanted)
             place[layer] = {feature: at for at, feature in enumerate(kept)}
-    subject = Steered(
-        evaluator.inputs.models.of(0), narrow, streams.layer, evaluator.inputs.windows.ids, CONTEXT_TOKENS, sinks
-    )
+    subject = Steered(inputs.models.of(0), narrow, streams.layer, inputs.windows.ids, CONTEXT_TOKENS, sinks)
     sampled = [Sampled(flow, random[i], contexts.windows[i], int(contexts.quartile[i])) for i, flow in flows.items()]
     return Sample(sampled, subject, place)
 
@@ -144,17 +139,14 @@ def _examples(evaluator: Evaluator, sample: Sample, table: pd.DataFrame, progres
     whole = table[table["layer"].isna() & (table["kind"] == FLOW)]
     largest = whole.sort_values(["scale", "kl"], ascending=[True, False], kind="stable").groupby("scale").head(EXAMPLES)
     flows = {one.flow[0][1][0]: one for one in sample.flows}
-    model, subject = evaluator.inputs.models.of(0), sample.subject
-
-    def text(ids: Sequence[int]) -> str:
-        return decode_tokens(model.tokenizer, ids)
-
+    inputs, subject = evaluator.inputs, sample.subject
+    model, text = inputs.models.of(0), inputs.decode
     found = []
     for row in tqdm(largest.to_dict("records"), desc="continuations", disable=not progress):
         scale = float(row["scale"])
         flow, random = (sample.placed(one) for one in flows[int(row["flow"])][:2])
         layers = [layer for layer, _ in flow]
-        ids = evaluator.inputs.windows.ids[row["window"], : row["position"] + 1]
+        ids = inputs.windows.ids[row["window"], : row["position"] + 1]
         changes: Mapping[str, Mapping[int, Change]] = {
             "clean": {},
             "first layer": subject.changes(flow, scale, layers[:1]),

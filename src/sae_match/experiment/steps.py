@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from sae_match.evaluation.children import ALPHA, find_children
 from sae_match.evaluation.differences import ceiling_gap_rows, difference_rows
 from sae_match.evaluation.pair import add_activations
-from sae_match.evaluation.sanity import check_activity
+from sae_match.evaluation.sanity import check_activity, check_encoding
 from sae_match.experiment.contexts import text_contexts, with_contexts
 from sae_match.experiment.evaluation import (
     Evaluator,
@@ -33,10 +34,7 @@ from sae_match.experiment.outputs import looks, matcher_labels
 from sae_match.experiment.paths import path_table, top_tokens_table
 from sae_match.experiment.saes import JobSaes, check_saes, folding_scale
 from sae_match.experiment.stability import compare_seeds
-from sae_match.matching import Matching
-from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.similarity import Comparison, DeadFeatures
-from sae_match.matching.solution import Solver
+from sae_match.matching.similarity import DeadFeatures
 from sae_match.metrics.description import MATCHED
 from sae_match.metrics.metric import Metric, MetricRow
 from sae_match.metrics.registry import described
@@ -220,9 +218,9 @@ class Steps:
             describe = by_contexts(judging, self.evaluator, self.saes)
         rows: list[MetricRow] = []
         samples, seed = self.study.evaluation.bootstrap_samples, self.study.seed
-        for judged in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
-            rows += judged.rows
-            self.results.record.add_judgements(judged.lines)
+        for found, lines in judge_pairs(self.store, judging, describe, pairs, samples, seed, self.progress):
+            rows += found
+            self.results.record.add_judgements(lines)
         self.results.add(rows)
 
     def follow_features(self) -> None:
@@ -247,10 +245,12 @@ class Steps:
     def _match_neighbors(self, pair: Pair) -> MatchedPair:
         a, b = self.saes.pair(pair)
         if self.evaluator is not None:  # before the matching, which may take hours
+            inputs = self.evaluator.inputs
             for site, sae in self._new_in(pair, a, b):
                 layers = [other.at for other in self.widths if other.source == site.source]
                 where = f"{self.study.pairs.name}, " if site.suffix else ""
-                self.results.warn([where + told for told in self.evaluator.check(site, sae, layers)])
+                warnings = check_encoding(sae, inputs.stream(site).layer, site.at, layers, inputs.sink_positions)
+                self.results.warn([where + told for told in warnings])
         matched = match_neighbors(self.matcher, pair, a, b, self.study.evaluation.matchers, self.metrics)
         if self.study.pairs.one_to_few:
             matched = self._with_children(matched, a, b)
@@ -260,12 +260,8 @@ class Steps:
 
     def _with_children(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> MatchedPair:
         """A matched pair with what is known of each feature's children, which are on disk."""
-
-        def match(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
-            return cached_matching(self.store, similarity, solver, pair)
-
-        features = self.matcher.features(matched.pair, a, b)
-        found = find_children(*features.weights, self.study.evaluation.null_alpha or ALPHA, self.study.seed, match)
+        match, alpha = partial(cached_matching, self.store), self.study.evaluation.null_alpha or ALPHA
+        found = find_children(*self.matcher.features(matched.pair, a, b).weights, alpha, self.study.seed, match)
         layers, n = matched.pair.layers, found.width
         self.results.add_children(layers, found.to_frame())
         rows = [MetricRow(*layers, MATCHED, name, value, n) for name, value in found.numbers().items()]
@@ -330,13 +326,10 @@ def prepare_steps(plan: Plan, store: Store, record: JobRecord) -> Steps:
     inputs = prepare(store, study, pairs.sides, d_saes, device, progress) if full else None
     evaluator = None if inputs is None else make_evaluator(store, study, pairs, inputs, plan.metrics)
     exclude = evaluator is not None and study.matching.dead_features is DeadFeatures.exclude
-    how = study.evaluation.batch_windows, pairs.sink_positions
-    if inputs is not None:
-        how = inputs.batch_windows, inputs.sink_positions
     matcher = PairMatcher(
         store, study.matching, study.solver.on(device, progress), study.folding.name,
         excluded=evaluator.dead if evaluator is not None and exclude else lambda site, sae: None,
-        inputs=inputs, batch_windows=how[0], sink_positions=how[1], seed=study.seed,
+        inputs=inputs, seed=study.seed,
         provenance={"sae": study.sae.name, "folding_scale": study.folding.scale.value},
         keep=lambda pair, permutation: permutation.save(record.permutation_path(*pair.layers)),
         null_alpha=study.evaluation.null_alpha,

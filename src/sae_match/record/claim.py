@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import UserError
-from ..files import try_lock
+from ..files import read_json_object, try_lock
 from . import slurm
 
 CLAIM = ".claim"
@@ -119,15 +119,7 @@ def newest_claim(directory: Path) -> Claim | None:
 def _claims(directory: Path) -> list[Claim]:
     """The claims in a directory, the oldest first."""
     paths = [path for path in directory.glob(f"{CLAIM}.*") if re.fullmatch(r"\.\d{1,9}", path.suffix)]
-    return sorted((Claim(path, _holder(path)) for path in paths), key=lambda claim: claim.number)
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return sorted((Claim(path, read_json_object(path) or {}) for path in paths), key=lambda claim: claim.number)
 
 
 def claim(directory: Path) -> Claim | None:
@@ -147,7 +139,7 @@ def claim(directory: Path) -> Claim | None:
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        return Claim(path, _holder(path))
+        return Claim(path, read_json_object(path) or {})
     holder = {**this_process(), "token": uuid.uuid4().hex}
     try:
         try_lock(file, shared=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import yaml
 
 from ..errors import UserError
+from ..files import read_json_object
 from .documents import DOCUMENTS
 from .labels import LABELS
 from .state import STATUS
@@ -39,12 +39,8 @@ _CONFIG_KEYS = {"matching", "folding", "solver", "sae", "layers", "paths"}
 
 def holds_record(directory: Path) -> bool:
     """Whether a readable status.json or config.yaml in the directory is one that a job wrote."""
-    try:
-        status = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-        if isinstance(status, dict) and {"state", "process"} <= status.keys():
-            return True
-    except (OSError, ValueError):
-        pass
+    if {"state", "process"} <= (read_json_object(directory / STATUS) or {}).keys():
+        return True
     try:
         config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

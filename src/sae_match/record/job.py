@@ -163,26 +163,14 @@ class JobRecord:
         )
 
     def finish(self, state: State, error: BaseException | None = None) -> None:
-        """Write the job's final state, its duration, and the error's type and message if there is one.
-
-        Raises:
-            RuntimeError: the job was never marked as running.
-        """
-        if not self._status:
-            raise RuntimeError("JobRecord.finish called before running()")
+        """Write the job's final state, its duration, and the error's type and message if there is one."""
         described = None if error is None else {"type": type(error).__name__, "message": str(error)}
         seconds = round(time.monotonic() - self._clock, 3)
         ended = {"state": state, "error": described, "ended": _now(), "seconds": seconds, "key": self.key}
         self._write_status(self._status | ended)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Add what a reader of the results must know to status.json.
-
-        Raises:
-            RuntimeError: the job was never marked as running.
-        """
-        if not self._status:
-            raise RuntimeError("JobRecord.warn called before running()")
+        """Add what a reader of the results must know to status.json, inside `guard`."""
         self._write_status(self._status | {"warnings": [*self._status["warnings"], *warnings]})
 
     def _write_status(self, status: dict[str, Any]) -> None:
@@ -213,16 +201,11 @@ class JobRecord:
 
     def _record_failure(self, error: BaseException) -> None:
         try:
-            self.write_traceback(error)
+            write_text(self._file(TRACEBACK), "".join(traceback.format_exception(error)))
             self.finish("killed" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed", error)
-        except (OSError, RuntimeError):
+        except OSError:
             # The job's own error is the one worth raising; a full disk must not hide it.
             log.exception("could not record the failure in %s", self.directory)
-
-    def write_traceback(self, error: BaseException | None = None) -> None:
-        """Write error.log: the traceback of `error`, or of the exception being handled."""
-        text = traceback.format_exc() if error is None else "".join(traceback.format_exception(error))
-        write_text(self._file(TRACEBACK), text)
 
     # -- results -----------------------------------------------------------------------------------------
 

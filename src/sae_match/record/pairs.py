@@ -142,28 +142,23 @@ def next_layers(keys: Iterable[tuple[int, int, str]]) -> dict[int, int]:
     return found
 
 
-def by_distance(keys: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str, int]]:
-    """Position, variant and distance of each row of a start, that is a layer from which something was composed.
+def by_distance(keys: Iterable[tuple[int, int, str, str]]) -> Iterator[tuple[int, str, int]]:
+    """Position, variant and distance of each row of a start, that is a layer from which something was composed, and of
+    a metric that is measured beyond neighbors.
 
     Of neighbors these are the rows under the one or two names that they have at a distance.
 
     Args:
-        keys: layer, layer_to and variant of every row.
+        keys: layer, layer_to, variant and metric of every row.
     """
     rows = list(keys)
-    following = next_layers(rows)
-    starts = {layer for layer, layer_to, _ in rows if layer_to > max(layer, following.get(layer, layer_to))}
-    for position, (layer, layer_to, variant) in enumerate(rows):
-        if layer in starts and layer_to > layer:
+    following = next_layers((layer, layer_to, variant) for layer, layer_to, variant, _ in rows)
+    far = [(layer, metric) for layer, to, _, metric in rows if to > max(layer, following.get(layer, to))]
+    starts, metrics = {layer for layer, _ in far}, {metric for _, metric in far}
+    for position, (layer, layer_to, variant, metric) in enumerate(rows):
+        if layer in starts and layer_to > layer and metric in metrics:
             for name in _AS_DISTANT.get(variant, ()) if layer_to == following[layer] else (variant,):
                 yield position, name, layer_to - layer
-
-
-def is_far(pairs: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows are those of layers further apart than neighbors."""
-    keys = zip(pairs["layer"].tolist(), pairs["layer_to"].tolist(), pairs["variant"].tolist(), strict=True)
-    following = pairs["layer"].map(next_layers(keys)).fillna(pairs["layer_to"])
-    return (pairs["layer_to"] > following) & (pairs["layer_to"] > pairs["layer"])
 
 
 def distance_rows(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -172,10 +167,9 @@ def distance_rows(pairs: pd.DataFrame) -> pd.DataFrame:
 
     The smallest distance comes from the adjacent pairs of those layers from which something was composed.
     """
-    table = pairs[pairs["metric"].isin(set(pairs.loc[is_far(pairs), "metric"]))]
-    keys = zip(table["layer"].tolist(), table["layer_to"].tolist(), table["variant"].tolist(), strict=True)
-    places = list(by_distance(keys))
-    rows = table.iloc[[position for position, _, _ in places]].assign(
+    keys = (pairs[name].tolist() for name in ("layer", "layer_to", "variant", "metric"))
+    places = list(by_distance(zip(*keys, strict=True)))
+    rows = pairs.iloc[[position for position, _, _ in places]].assign(
         variant=[name for _, name, _ in places], distance=[distance for _, _, distance in places]
     )
     return rows.sort_values(["metric", "variant", "layer", "distance"], kind="stable", ignore_index=True)

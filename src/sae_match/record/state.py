@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_json_object
 from . import slurm
 from .claim import newest_claim, owns
 
@@ -49,10 +49,10 @@ class Status:
 
 def read_status(directory: Path) -> Status | None:
     """The status of the record in a directory; None where there is none that can be read."""
+    content = read_json_object(directory / STATUS)
     try:
-        content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-        return interpret(content, directory) if isinstance(content, dict) else None
-    except (OSError, ValueError, KeyError):
+        return None if content is None else interpret(content, directory)
+    except (OSError, KeyError):
         return None
 
 
