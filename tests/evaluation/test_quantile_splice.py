@@ -47,7 +47,7 @@ def test_half_of_the_pairs_by_hand(units: SpliceUnits, residuals: torch.Tensor) 
     """Feature by feature in plain Python, with folded SAEs for theta units, as the paper has it."""
     a, b = random_sae(width=6, seed=3), random_sae(width=6, seed=4)
     permutation = match(a, b).permutation
-    mse = weight_distances(a, b, permutation).W_dec.tolist()
+    mse = weight_distances(a, b, permutation).mse["W_dec"].tolist()
     low = sorted(range(6), key=lambda i: mse[i])[:3]
     (splice,) = quantile_splices(a, b, permutation, units, [0.5]).values()
     f_a = a.encode(residuals)

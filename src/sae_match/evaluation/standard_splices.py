@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
@@ -152,8 +153,8 @@ def carried_features(
     Raises:
         UserError: a q outside 0..1, or SAEs that cannot be folded.
     """
-    mse = weight_distances(a, b, permutation).W_dec.cpu()
-    order = permutation.matched[torch.argsort(mse, stable=True)]
+    mse = weight_distances(a, b, permutation).mse["W_dec"]
+    order = permutation.matched[np.argsort(mse, kind="stable")]
     carried: dict[float, Tensor] = {}
     for q in quantiles:
         if not 0 <= q <= 1:
