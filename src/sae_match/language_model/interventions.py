@@ -20,9 +20,8 @@ from sae_match.language_model.forward_pass import (
     logits_of,
     recording,
     residual_of,
-    resumed_after,
 )
-from sae_match.language_model.model import LanguageModel, execution_device
+from sae_match.language_model.model import LanguageModel
 
 Change = Callable[[Float[Tensor, "B T d"]], Float[Tensor, "B T d"]]
 """From the residual stream after a block, as it is by then, to what takes its place."""
@@ -47,7 +46,7 @@ def resid_post_from(
     model.check_layers([layer, target])
     found: dict[int, Tensor] = {}
     with (
-        _resumed(model, layer, residual),
+        model.resumed(layer, residual),
         recording(model.blocks, [target], found.__setitem__),
         suppress(StopForward),
     ):
@@ -178,8 +177,8 @@ def loss_gradients(
         streams[layer].retain_grad()
 
     with torch.enable_grad():
-        leaf = _own(model, lowest, residual).detach().requires_grad_()
-        with _resumed(model, lowest, leaf), hooked(model.blocks, layers[1:], retain):
+        leaf = residual.detach().requires_grad_()
+        with model.resumed(lowest, leaf), hooked(model.blocks, layers[1:], retain):
             output = model.decoder(input_ids=ids.to(model.device), use_cache=False)
         states = output["last_hidden_state"]
         states.backward(_gradient_of_states(model, type(output), states.detach(), ids, sink_positions))
@@ -246,19 +245,9 @@ def _final_states(
     """The decoder's output class, and its states after the final norm."""
     kind, states = ModelOutput, list[Tensor]()
     for part, part_ids in zip(residual.split(batch), ids.split(batch), strict=True):
-        with _resumed(model, layer, part):
+        with model.resumed(layer, part):
             output = model.decoder(input_ids=part_ids.to(model.device), use_cache=False)
         kind = type(output)
         model.require_finite(output["last_hidden_state"], "the hidden state before the LM head")
         states.append(output["last_hidden_state"])
     return kind, torch.cat(states)
-
-
-def _own(model: LanguageModel, layer: int, residual: Tensor) -> Tensor:
-    return residual.to(execution_device(model.blocks[layer]), model.hf.dtype)
-
-
-@contextmanager
-def _resumed(model: LanguageModel, layer: int, residual: Tensor) -> Iterator[None]:
-    with resumed_after(model.blocks, layer, _own(model, layer, residual), model.as_output):
-        yield
