@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sae_match import SparseAutoencoder, UserError, match
 from sae_match.evaluation.correlation import ActivationCorrelation
-from sae_match.evaluation.nulls import above_null, null_rows, null_threshold, random_rotation, rotated
+from sae_match.evaluation.nulls import above_null, exceeded_by, null_rows, random_rotation, rotated
 from sae_match.evaluation.stability import AbsoluteDecoderCosine
-from sae_match.matching import Matching, Permutation, make_solver
+from sae_match.matching import make_solver
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.match import match_features
 from sae_match.matching.similarity import Comparison, WeightDistance
@@ -22,14 +23,10 @@ WEIGHTS = WeightDistance(metric="both")
 EXACT = make_solver("certified")
 
 
-def given(confidence: list[float]) -> Matching:
-    """A matching with these confidences."""
-    return Matching(Permutation.identity(len(confidence)), 0.0, None, None, 0.0, 0.0, {}, torch.tensor(confidence))
-
-
 def asked(similarity: Comparison, solver: Solver, pair: FeaturePair, alpha: float) -> tuple[float, float]:
     """The null's threshold, and the share of features above it."""
-    threshold = null_threshold(similarity, solver, pair, alpha)
+    null = match_features(similarity, solver, replace(pair, b=rotated(pair.b, seed=0)))
+    threshold = exceeded_by(null.confidence, alpha)
     return threshold, above_null(match_features(similarity, solver, pair).confidence, threshold)
 
 
@@ -70,8 +67,7 @@ def test_rotations_are_spread_evenly() -> None:
 def test_the_threshold_is_exceeded_by_at_most_that_share(
     confidence: list[float], alpha: float, threshold: float
 ) -> None:
-    pair = FeaturePair(random_sae(width=4), random_sae(width=4, seed=1))
-    found = null_threshold(WEIGHTS, EXACT, pair, alpha, match=lambda *_: given(confidence))
+    found = exceeded_by(torch.tensor(confidence), alpha)
     assert found == pytest.approx(threshold)
     assert above_null(torch.tensor(confidence), found) <= alpha
 
@@ -106,21 +102,6 @@ def test_unrelated_features_are_above_as_often_as_alpha_says() -> None:
     _, above = asked(AbsoluteDecoderCosine(), EXACT, FeaturePair(a, b), alpha)
     # Both the threshold and the count vary.
     assert abs(above - alpha) < 4 * math.sqrt(2 * alpha * (1 - alpha) / n)
-
-
-def test_excluded_features_stay_excluded() -> None:
-    gone = torch.arange(24) < 4
-    seen: list[FeaturePair] = []
-
-    def matching(similarity: Comparison, solver: Solver, pair: FeaturePair) -> Matching:
-        seen.append(pair)
-        return match_features(similarity, solver, pair)
-
-    pair = FeaturePair(random_sae(), random_sae(seed=1), excluded=(None, gone))
-    null_threshold(WEIGHTS, EXACT, pair, 0.05, seed=3, match=matching)
-    (turned,) = seen
-    assert turned.excluded == pair.excluded and turned.a is pair.a
-    assert turned.b.content_hash == rotated(pair.b, 3).content_hash
 
 
 class Streams:

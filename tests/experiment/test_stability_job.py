@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from sae_match import SparseAutoencoder, UserError, stability
-from sae_match.evaluation.nulls import above_null, null_threshold
+from sae_match.evaluation.nulls import above_null, exceeded_by, rotated
 from sae_match.experiment import Result, matching_cache, run
 from sae_match.experiment.rerun import job_key
 from sae_match.matching import Matching, make_solver
@@ -174,7 +175,8 @@ def test_a_job_says_what_is_above_the_null(
     a, b = (load_native(random_saes / f"layer_0{layer}.safetensors") for layer in (1, 2))
     pair = FeaturePair(a, b, layers=(1, 2), seed=study.seed)
     decoder, exact = WeightDistance(metric="decoder"), make_solver("certified")
-    threshold = null_threshold(decoder, exact, pair, 0.1, study.seed)
+    null = match_features(decoder, exact, replace(pair, b=rotated(b, study.seed)))
+    threshold = exceeded_by(null.confidence, 0.1)
     share = above_null(match_features(decoder, exact, pair).confidence, threshold)
     rows = pairs[(pairs.layer == 1) & (pairs.layer_to == 2) & (pairs.variant == "matched")].set_index("metric").value
     assert (rows["null_threshold"], rows["above_null"]) == (pytest.approx(threshold), pytest.approx(share))

@@ -169,18 +169,17 @@ def test_weight_distances_by_hand() -> None:
             threshold=torch.full((2,), theta),
         )
 
-    distances = weight_distances(sae(2.0, 1.0), sae(2.0, 2.0), Permutation.identity(2))
-    assert distances.W_enc.tolist() == [0.5, 0.5]  # 2 -> folded 2 and 1
-    assert distances.b_enc.tolist() == [0.0, 1.0]  # -2 and -1
-    assert distances.W_dec.tolist() == [0.5, 0.5]  # 1 and 2
-    assert distances.decoder_cosine.tolist() == [1.0, 1.0]
-    pair = distances.matched()
+    pair = weight_distances(sae(2.0, 1.0), sae(2.0, 2.0), Permutation.identity(2))
+    assert pair.mse["W_enc"].tolist() == [0.5, 0.5]  # 2 -> folded 2 and 1
+    assert pair.mse["b_enc"].tolist() == [0.0, 1.0]  # -2 and -1
+    assert pair.mse["W_dec"].tolist() == [0.5, 0.5]  # 1 and 2
+    assert pair.decoder_cosine.tolist() == [1.0, 1.0]
     assert [WeightMSE(group=group).value(pair) for group in ("W_enc", "b_enc", "W_dec")] == [0.5, 0.5, 0.5]
     assert (DecoderCosine().value(pair), SimilarDecoders().value(pair)) == (1.0, 1.0)
     assert [side.tolist() for side in pair.parameters("b_enc")] == [[[0.0], [-2.0]], [[0.0], [-1.0]]]
     assert [side.tolist() for side in pair.parameters("W_dec")] == [[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]]
     assert [side.tolist() for side in pair.parameters("W_enc")] == [[[2.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]]
-    nothing = weight_distances(sae(1.0, 1.0), sae(1.0, 1.0), Permutation(torch.tensor([-1, -1]), 2)).matched()
+    nothing = weight_distances(sae(1.0, 1.0), sae(1.0, 1.0), Permutation(torch.tensor([-1, -1]), 2))
     assert all(np.isnan(metric.value(nothing)) for metric in (WeightMSE(group="W_dec"), SimilarDecoders()))
 
 

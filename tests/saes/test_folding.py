@@ -178,4 +178,4 @@ def test_topk_saes_match_by_their_scaled_copies() -> None:
     b = with_scale(a.replace(**moved, scale=None), "decoder_norm")
     matching = match(a, b)
     assert torch.equal(order[matching.permutation.indices], torch.arange(24))
-    assert weight_distances(a, b, matching.permutation).W_dec.mean() < 1e-12
+    assert weight_distances(a, b, matching.permutation).mse["W_dec"].mean() < 1e-12

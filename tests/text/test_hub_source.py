@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 from datasets import Dataset
+from huggingface_hub import HfApi
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
 from sae_match.text.source import Document
-from sae_match.text.sources import hub
 from sae_match.text.sources.hub import MIN_POOL, POOL_FACTOR, HubText
 
 FILES = "hf://datasets/owner/name@refs%2Fpr%2F18/data/*.parquet"
@@ -33,8 +34,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
                 raise answer
             return Dataset.from_dict(answer).to_iterable_dataset()
 
-        monkeypatch.setattr(hub, "_load_dataset", lambda: load_dataset)
-        monkeypatch.setattr(hub, "_commit", lambda *_: "c0ffee")
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
         return calls
 
     return install

@@ -70,7 +70,13 @@ def fit_linear_map(
         UserError: residuals of different shapes, no tokens after the sink positions, or no variance.
     """
     found = moments(x_a, x_b, batch_windows, sink_positions, device)
-    weight, ridge = _solve(found.covariance, found.cross)
+    values = torch.linalg.eigvalsh(found.covariance)
+    smallest, largest = float(values[0]), float(values[-1])
+    if not largest > 0:
+        raise UserError("the residual stream does not vary over the text that the linear map is fitted on")
+    ridge = 0.0 if smallest * CONDITION > largest else largest / CONDITION
+    regular = found.covariance + ridge * torch.eye(len(values), dtype=values.dtype, device=values.device)
+    weight = torch.linalg.solve(regular, found.cross)
     bias = found.mean_b - found.mean_a @ weight
     return LinearMap(weight.float(), bias.float(), ridge, found.tokens)
 
@@ -110,19 +116,6 @@ def moments(
         mean_a + origin[0], mean_b + origin[1],
         squares / n - torch.outer(mean_a, mean_a), products / n - torch.outer(mean_a, mean_b), n,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def _solve(
-    covariance: Float[Tensor, "d_a d_a"], cross: Float[Tensor, "d_a d_b"]
-) -> tuple[Float[Tensor, "d_a d_b"], float]:
-    values = torch.linalg.eigvalsh(covariance)
-    largest = float(values[-1])
-    if not largest > 0:
-        raise UserError("the residual stream does not vary over the text that the linear map is fitted on")
-    ridge = 0.0 if float(values[0]) * CONDITION > largest else largest / CONDITION
-    regular = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.solve(regular, cross), ridge
 
 
 @option

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from sae_match.matching import Matching
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.match import match_features
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.solution import Solver
 from sae_match.metrics.metric import MetricRow
@@ -46,33 +44,6 @@ def random_rotation(d: int, seed: int) -> Float[Tensor, "d d"]:
     gaussian = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     q, r = torch.linalg.qr(gaussian)
     return (q * r.diagonal().sign()).to(torch.float32)
-
-
-def null_threshold(
-    similarity: Comparison,
-    solver: Solver,
-    pair: FeaturePair,
-    alpha: float,
-    seed: int = 0,
-    match: MatchFeatures = match_features,
-) -> float:
-    """The lowest confidence that at most a share `alpha` of A's features exceed when B is rotated.
-
-    A is matched to the rotated B by the same similarity and solver; excluded features stay excluded.
-
-    Args:
-        alpha: in (0, 1).
-        seed: of the rotation.
-        match: matches a pair by a similarity and a solver.
-
-    Returns:
-        In the units of `Matching.confidence`; minus infinity where no more than that share gets a partner at all.
-
-    Raises:
-        UserError: from similarity or solver.
-    """
-    null = match(similarity, solver, replace(pair, b=rotated(pair.b, seed)))
-    return exceeded_by(null.confidence, alpha)
 
 
 def exceeded_by(confidence: Float[Tensor, " F_a"], alpha: float) -> float:

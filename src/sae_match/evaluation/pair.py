@@ -18,9 +18,9 @@ from sae_match.evaluation.standard_splices import STANDARD
 from sae_match.matching import Permutation
 from sae_match.metrics.bootstrap import Bootstrap
 from sae_match.metrics.description import MATCHED
-from sae_match.metrics.metric import Metric, MetricRow, metric_rows
+from sae_match.metrics.metric import MatchedWeights, Metric, MetricRow, metric_rows
 from sae_match.metrics.registry import BUILT_IN
-from sae_match.metrics.weight_distance import WeightDistances, weight_distances, weight_distances_of
+from sae_match.metrics.weight_distance import weight_distances, weight_distances_of
 from sae_match.saes import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -120,14 +120,14 @@ def evaluate_pair(
 
 def weight_rows(
     metrics: Mapping[str, Metric],
-    distances: Mapping[str, WeightDistances],
+    distances: Mapping[str, MatchedWeights],
     layers: tuple[int, int],
 ) -> list[MetricRow]:
     """Every metric of the weights that each variant matches; exact, so that nothing is resampled."""
     rows: list[MetricRow] = []
     bootstrap = Bootstrap(1, samples=1)
     for variant, found in distances.items():
-        rows += metric_rows(metrics, found.matched(), bootstrap, layers, variant)
+        rows += metric_rows(metrics, found, bootstrap, layers, variant)
     return rows
 
 
@@ -154,7 +154,7 @@ def feature_table(
     permutation: Permutation,
     statistics: ActivationStatistics | None = None,
     *,
-    distances: WeightDistances | None = None,
+    distances: MatchedWeights | None = None,
 ) -> pd.DataFrame:
     """One row per matched feature: its partner, and how alike the two are.
 
@@ -178,15 +178,13 @@ def feature_table(
     partners = permutation.indices[rows]
     found = weight_distances(a, b, permutation) if distances is None else distances
     columns = {
-        "feature": rows,
-        "partner": partners,
-        "mse_W_enc": found.W_enc,
-        "mse_b_enc": found.b_enc,
-        "mse_W_dec": found.W_dec,
+        "feature": rows.numpy(),
+        "partner": partners.numpy(),
+        **{f"mse_{group}": mse for group, mse in found.mse.items()},
         "decoder_cosine": found.decoder_cosine,
-        "theta_ratio": b.theta.cpu()[partners] / a.theta.cpu()[rows],
+        "theta_ratio": (b.theta.cpu()[partners] / a.theta.cpu()[rows]).numpy(),
     }
-    table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    table = pd.DataFrame(columns)
     return table if statistics is None else add_activations(table, statistics)
 
 

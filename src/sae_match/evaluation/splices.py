@@ -67,11 +67,6 @@ class SplicePair:
     sink_positions: int = 1
     fit_b: Streams | None = None
 
-    @property
-    def fit_key(self) -> object:
-        """What `fit_residuals` depends on beside the layers."""
-        return streams_key(self.fit, self.fit_b)
-
     def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
         """Residual streams of either side on the text on which a splice may be fitted.
 
@@ -96,7 +91,7 @@ class SplicePair:
             "layers": list(self.layers),
             "permutations": {name: tensor_digest(found.indices) for name, found in self.permutations.items()},
             "units": self.units.value,
-            "fit": self.fit_key,
+            "fit": streams_key(self.fit, self.fit_b),
             "batch_windows": self.batch_windows,
             "sink_positions": self.sink_positions,
         }
@@ -107,21 +102,18 @@ class BoundSplice:
     """A splice of one pair of layers.
 
     Attributes:
-        facts: what it is, and all that its value depends on beside the model, the text and the block it replaces.
+        key: what it is, and all that its value depends on beside the model, the text and the block it replaces; equal
+            for two splices only if they give the same residuals.
     """
 
     reconstruct: Reconstruct
-    facts: Callable[[], dict[str, object]]
+    key: Callable[[], dict[str, object]]
     label: str
     style: Style | None = None
 
     def __call__(self, activations: PairActivations) -> Float[Tensor, "*batch d"]:
         """The residual that replaces x_b."""
         return self.reconstruct(activations)
-
-    def key(self) -> dict[str, object]:
-        """Plain data that is equal for two splices only if they give the same residuals."""
-        return self.facts()
 
 
 @option

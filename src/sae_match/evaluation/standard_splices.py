@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Self
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -150,48 +151,41 @@ def carried_features(
     not below itself).
 
     Raises:
-        UserError: a q outside 0..1, or SAEs that cannot be folded.
+        UserError: SAEs that cannot be folded.
     """
-    mse = weight_distances(a, b, permutation).W_dec.cpu()
-    order = permutation.matched[torch.argsort(mse, stable=True)]
+    mse = weight_distances(a, b, permutation).mse["W_dec"]
+    order = permutation.matched[np.argsort(mse, kind="stable")]
     carried: dict[float, Tensor] = {}
     for q in quantiles:
-        if not 0 <= q <= 1:
-            raise UserError(f"quantile {q}: must be in 0..1")
-        mask = torch.zeros(a.width, dtype=torch.bool)
-        mask[order[: round(q * len(order))]] = True
-        carried[q] = mask
+        carried[q] = torch.zeros(a.width, dtype=torch.bool)
+        carried[q][order[: round(q * len(order))]] = True
     return carried
 
 
-@dataclass(frozen=True)
-class CarriedShare:
-    """Eq. 6: Dec_B(P (m * f_a)) + ((1 - m) * f_a) @ W_dec_A, with B's bias only.
+def carried_share(
+    a: SparseAutoencoder,
+    b: SparseAutoencoder,
+    permutation: Permutation,
+    carried: Bool[Tensor, " F_a"],
+    units: SpliceUnits,
+) -> Reconstruct:
+    """Eq. 6: Dec_B(P (m * f_a)) + ((1 - m) * f_a) @ W_dec_A, with B's bias only: Eq. 5 of some features, and the rest.
 
     Features that have no partner stay on A's decoder, whatever q.
 
-    Attributes:
+    Args:
         carried: m, which features of A are carried to B's decoder; each has a partner.
         units: as in Eq. 5; features that stay need none, since activation and decoder are of one layer.
     """
+    permuted = permuted_splice(a, b, permutation, units)
 
-    a: SparseAutoencoder
-    b: SparseAutoencoder
-    permutation: Permutation
-    carried: Bool[Tensor, " F_a"]
-    units: SpliceUnits
-
-    def __call__(self, pair: PairActivations) -> Float[Tensor, "*batch d"]:
-        """The residual that replaces x_b."""
-        f_a = pair.f_a
-        carried = self.carried.to(f_a.device)
+    def splice(pair: PairActivations) -> Tensor:
+        m = carried.to(pair.f_a.device)
         # Masks, not 0/1 products: an infinite activation times 0 would be NaN.
-        moved, kept = f_a.masked_fill(~carried, 0.0), f_a.masked_fill(carried, 0.0)
-        if self.units is SpliceUnits.theta:
-            moved = self.permutation.apply(moved / self.a.theta) * self.b.theta
-        else:
-            moved = self.permutation.apply(moved)
-        return self.b.decode(moved) + torch.matmul(kept.to(torch.float32), self.a.W_dec)
+        moved, kept = pair.f_a.masked_fill(~m, 0.0), pair.f_a.masked_fill(m, 0.0)
+        return permuted(replace(pair, f_a=moved)) + torch.matmul(kept.to(torch.float32), a.W_dec)
+
+    return splice
 
 
 @option
@@ -230,7 +224,7 @@ class Quantiles(Splice):
             # Which pairs are carried follows from folded weights, whatever travels along them.
             return {"q": q, **permuted_facts(pair, permutation), "saes": [sae_facts(pair.a), sae_facts(pair.b)]}
 
-        reconstruct = CarriedShare(pair.a, pair.b, permutation, carried, pair.units)
+        reconstruct = carried_share(pair.a, pair.b, permutation, carried, pair.units)
         label = f"{self.label} {q:g}"
         return self.bound(pair, reconstruct, reads=reads, label=label, leave_out=("quantiles",))
 

@@ -10,6 +10,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -141,7 +142,7 @@ def match_neighbors(
         "%s: objective %.6g, %s, %.2f s", pair, matching.objective,
         "no bound" if matching.gap is None else f"gap {matching.gap:.1e}", matching.seconds,
     )  # fmt: skip
-    planted = planted_identity(compared[IDENTITY].decoder_cosine, compared[ANY_RANDOM].decoder_cosine)
+    planted = planted_identity(*(torch.from_numpy(compared[name].decoder_cosine) for name in (IDENTITY, ANY_RANDOM)))
     return MatchedPair(
         pair,
         permutations,
@@ -150,7 +151,7 @@ def match_neighbors(
         + weight_rows(metrics, distances, pair.layers),
         confidences(found),
         feature_table(a, b, matching.permutation, distances=distances[MATCHED]),
-        compared[ANY_RANDOM].W_dec.cpu().numpy(),
+        compared[ANY_RANDOM].mse["W_dec"],
         () if planted is None else (f"{pair}: {planted}",),
     )
 

@@ -7,7 +7,7 @@ passed through. Every change to a model lives in a context manager that undoes i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -69,6 +69,22 @@ def residual_of(output: Any) -> Tensor:
 
 
 @contextmanager
+def hooked(blocks: nn.ModuleList, layers: Collection[int], see: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Inside the block, `see(layer, output)` is called with what each of these blocks returns.
+
+    What it returns, if not None, goes on in that place.
+    """
+
+    def hook_of(layer: int) -> Callable[..., Any]:
+        return lambda _block, _args, output: see(layer, output)
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(blocks[layer].register_forward_hook(hook_of(layer)).remove)
+        yield
+
+
+@contextmanager
 def recording(
     blocks: nn.ModuleList, layers: Sequence[int], consume: Callable[[int, Float[Tensor, "B T d"]], object]
 ) -> Iterator[None]:
@@ -77,17 +93,12 @@ def recording(
     The end comes as `StopForward`, which the caller catches around its forward pass.
     """
 
-    def record(layer: int) -> Any:
-        def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            consume(layer, residual_of(output))
-            if layer == max(layers):
-                raise StopForward
+    def record(layer: int, output: Any) -> None:
+        consume(layer, residual_of(output))
+        if layer == max(layers):
+            raise StopForward
 
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in set(layers):
-            hooks.callback(blocks[layer].register_forward_hook(record(layer)).remove)
+    with hooked(blocks, set(layers), record):
         yield
 
 
@@ -141,16 +152,12 @@ def output_maker(decoder: nn.Module, blocks: nn.ModuleList, device: torch.device
     """
     outputs: list[Any] = []
 
-    def keep(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def keep(_layer: int, output: Any) -> None:
         outputs.append(output)
         raise StopForward
 
-    hook = blocks[0].register_forward_hook(keep)
-    try:
-        with suppress(StopForward):
-            decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        hook.remove()
+    with hooked(blocks, [0], keep), suppress(StopForward):
+        decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     (found,) = outputs
     if not isinstance(found, (tuple, list)):
         return lambda residual: residual

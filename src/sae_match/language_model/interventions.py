@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
 from sae_match.language_model.forward_pass import (
     CHUNK_ELEMENTS,
     StopForward,
+    hooked,
     logits_of,
     recording,
     residual_of,
-    resumed_after,
 )
-from sae_match.language_model.model import LanguageModel, execution_device
+from sae_match.language_model.model import LanguageModel
 
 Change = Callable[[Float[Tensor, "B T d"]], Float[Tensor, "B T d"]]
 """From the residual stream after a block, as it is by then, to what takes its place."""
@@ -46,7 +46,7 @@ def resid_post_from(
     model.check_layers([layer, target])
     found: dict[int, Tensor] = {}
     with (
-        _resumed(model, layer, residual),
+        model.resumed(layer, residual),
         recording(model.blocks, [target], found.__setitem__),
         suppress(StopForward),
     ):
@@ -146,15 +146,7 @@ def changing(model: LanguageModel, changes: Mapping[int, Change]) -> Iterator[No
     """Inside the block, what the changes make of the residual streams after their blocks goes on through the model."""
     as_output = model.as_output  # found by a pass of its own, before the hooks are there
 
-    def hook_of(change: Change) -> Callable[..., Any]:
-        def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            return as_output(change(residual_of(output)))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer, change in changes.items():
-            hooks.callback(model.blocks[layer].register_forward_hook(hook_of(change)).remove)
+    with hooked(model.blocks, changes, lambda layer, output: as_output(changes[layer](residual_of(output)))):
         yield
 
 
@@ -179,9 +171,14 @@ def loss_gradients(
     """
     model.check_layers(layers)
     lowest, streams = layers[0], dict[int, Tensor]()
+
+    def retain(layer: int, output: Any) -> None:
+        streams[layer] = residual_of(output)
+        streams[layer].retain_grad()
+
     with torch.enable_grad():
-        leaf = _own(model, lowest, residual).detach().requires_grad_()
-        with _resumed(model, lowest, leaf), _retaining(model.blocks, layers[1:], streams.__setitem__):
+        leaf = residual.detach().requires_grad_()
+        with model.resumed(lowest, leaf), hooked(model.blocks, layers[1:], retain):
             output = model.decoder(input_ids=ids.to(model.device), use_cache=False)
         states = output["last_hidden_state"]
         states.backward(_gradient_of_states(model, type(output), states.detach(), ids, sink_positions))
@@ -248,37 +245,9 @@ def _final_states(
     """The decoder's output class, and its states after the final norm."""
     kind, states = ModelOutput, list[Tensor]()
     for part, part_ids in zip(residual.split(batch), ids.split(batch), strict=True):
-        with _resumed(model, layer, part):
+        with model.resumed(layer, part):
             output = model.decoder(input_ids=part_ids.to(model.device), use_cache=False)
         kind = type(output)
         model.require_finite(output["last_hidden_state"], "the hidden state before the LM head")
         states.append(output["last_hidden_state"])
     return kind, torch.cat(states)
-
-
-def _own(model: LanguageModel, layer: int, residual: Tensor) -> Tensor:
-    return residual.to(execution_device(model.blocks[layer]), model.hf.dtype)
-
-
-@contextmanager
-def _resumed(model: LanguageModel, layer: int, residual: Tensor) -> Iterator[None]:
-    with resumed_after(model.blocks, layer, _own(model, layer, residual), model.as_output):
-        yield
-
-
-@contextmanager
-def _retaining(blocks: nn.ModuleList, layers: Sequence[int], keep: Callable[[int, Tensor], object]) -> Iterator[None]:
-    """Hands over the outputs of blocks as they arise, with gradients that stay."""
-
-    def hook_of(layer: int) -> Callable[..., None]:
-        def hook(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            residual = residual_of(output)
-            residual.retain_grad()
-            keep(layer, residual)
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.callback(blocks[layer].register_forward_hook(hook_of(layer)).remove)
-        yield

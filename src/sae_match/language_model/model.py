@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -202,10 +202,14 @@ class LanguageModel:
         """
         self.check_layers([layer])
         ids = self._loss_ids(ids)
-        own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
-        with resumed_after(self.blocks, layer, own, self.as_output):
+        with self.resumed(layer, residual):
             output = self.decoder(input_ids=ids, use_cache=False)
         return next_token_losses(self.hf, self.decoder, output, ids)
+
+    def resumed(self, layer: int, residual: Float[Tensor, "B T d"]) -> AbstractContextManager[None]:
+        """Inside the block, forward passes take `residual`, in the model's dtype, as the output of block `layer`."""
+        own = residual.to(execution_device(self.blocks[layer]), self.hf.dtype)
+        return resumed_after(self.blocks, layer, own, self.as_output)
 
     @cached_property
     def as_output(self) -> Callable[[Tensor], Any]:

@@ -91,9 +91,9 @@ class Matching:
             return {"feature": feature, "partner": None}
         alone = torch.full_like(found.indices, UNMATCHED)
         alone[feature] = partner
-        distances = weight_distances(a, b, replace(found, indices=alone))
-        values = {name: float(getattr(distances, name)) for name in ("decoder_cosine", "W_enc", "b_enc", "W_dec")}
-        return {"feature": feature, "partner": partner, **values}
+        alike = weight_distances(a, b, replace(found, indices=alone))
+        mse = {group: float(values[0]) for group, values in alike.mse.items()}
+        return {"feature": feature, "partner": partner, "decoder_cosine": float(alike.decoder_cosine[0]), **mse}
 
     def __repr__(self) -> str:
         gap = "no bound" if self.gap is None else f"gap {self.gap:.1e}"

@@ -15,6 +15,7 @@ from sae_match.metrics.metric import (
     LossMetric,
     MatchedWeights,
     Measured,
+    Metric,
     PairCounts,
     ReconstructionMetric,
     SplicedLosses,
@@ -271,3 +272,25 @@ class ResidualNorm(LayerMetric):
         """The median over tokens."""
         middle = (layer.residual_norm.size - 1) // 2
         return Measured(float(np.partition(layer.residual_norm, middle, axis=None)[middle]), layer.residual_norm.size)
+
+
+MEASURED: tuple[Metric, ...] = (
+    MatchingScore(),
+    MatchingScorePerFeature(),
+    MatchingIoU(),
+    WeightMSE(group="W_dec"),
+    WeightMSE(group="W_enc"),
+    WeightMSE(group="b_enc"),
+    DecoderCosine(),
+    SimilarDecoders(),
+    ExplainedVariance(),
+    R2(),
+    Unexplained(),
+    DeltaLoss(),
+    L0(),
+    DeadFeatures(),
+    MeanTheta(),
+    DecoderNorm(),
+    ResidualNorm(),
+)
+"""In the order of a table's columns."""

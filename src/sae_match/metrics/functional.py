@@ -300,21 +300,14 @@ class FunctionalShare(FunctionalMetric):
 
     def statistic(self, effects: PartnerEffects) -> Statistic | None:
         """Mean over the tested features."""
-        if effects.clean is None if self.share == "deactivation_silent" else self._rank(effects) is None:
-            return None
-        return mean_over_features(effects, self._values(effects))
-
-    def _rank(self, effects: PartnerEffects) -> Int[np.ndarray, " n"] | None:
-        return effects.fingerprint_rank if self.share == "fingerprint_mrr" else effects.rank
-
-    def _values(self, effects: PartnerEffects) -> npt.NDArray[np.generic]:
         if self.share == "deactivation_silent":
-            return effects.silent
-        rank = self._rank(effects)
-        assert rank is not None  # its test was run
+            return None if effects.clean is None else mean_over_features(effects, effects.silent)
+        rank = effects.fingerprint_rank if self.share == "fingerprint_mrr" else effects.rank
+        if rank is None:
+            return None
         if self.share == "deactivation_top1":
-            return np.asarray(rank == 1)
-        return np.where(rank > 0, 1 / np.maximum(rank, 1), 0.0)
+            return mean_over_features(effects, rank == 1)
+        return mean_over_features(effects, np.where(rank > 0, 1 / np.maximum(rank, 1), 0.0))
 
 
 FUNCTIONAL: tuple[FunctionalMetric, ...] = (

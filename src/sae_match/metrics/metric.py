@@ -78,7 +78,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True)
 class MatchedWeights:
-    """Parameters of M matched pairs, in folded units; arrays are float32 on the CPU.
+    """Parameters of M matched pairs, in folded units, float32; the cosines float64.
 
     Attributes:
         mse: by group (`W_enc`, `b_enc`, `W_dec`) the mean squared difference of each pair's parameters, [M].

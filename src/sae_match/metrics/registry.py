@@ -6,50 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 from sae_match.errors import UserError
-from sae_match.metrics.built_in import (
-    L0,
-    R2,
-    DeadFeatures,
-    DecoderCosine,
-    DecoderNorm,
-    DeltaLoss,
-    ExplainedVariance,
-    MatchingIoU,
-    MatchingScore,
-    MatchingScorePerFeature,
-    MeanTheta,
-    ResidualNorm,
-    SimilarDecoders,
-    Unexplained,
-    WeightMSE,
-)
+from sae_match.metrics.built_in import MEASURED
 from sae_match.metrics.description import CEILING, DIFFERENCE, TO_CEILING, Description
 from sae_match.metrics.functional import FUNCTIONAL
 from sae_match.metrics.metric import Metric
 
-BUILT_IN: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        MatchingScore(),
-        MatchingScorePerFeature(),
-        MatchingIoU(),
-        WeightMSE(group="W_dec"),
-        WeightMSE(group="W_enc"),
-        WeightMSE(group="b_enc"),
-        DecoderCosine(),
-        SimilarDecoders(),
-        ExplainedVariance(),
-        R2(),
-        Unexplained(),
-        DeltaLoss(),
-        L0(),
-        DeadFeatures(),
-        MeanTheta(),
-        DecoderNorm(),
-        ResidualNorm(),
-        *FUNCTIONAL,
-    )
-}
+BUILT_IN: Mapping[str, Metric] = {metric.name: metric for metric in (*MEASURED, *FUNCTIONAL)}
 """In the order of a table's columns."""
 
 REPORTED = (

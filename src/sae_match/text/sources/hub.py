@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
+from huggingface_hub import HfApi
 from pydantic import Field, field_validator, model_validator
 
 from sae_match.errors import UserError
@@ -173,14 +174,15 @@ class HubText(TextSource):
 
     def _stream(self, facts: dict[str, str]) -> IterableDataset:
         """Open the stream at one commit; where the repository is still a loading script, `fallback_files`."""
-        load = _load_dataset()
+        from datasets import load_dataset  # slow to import, and wanted only when the cache is cold
+
         if not self._names_urls:
-            facts["commit"] = _commit(self.repo_id, self.revision)
+            facts["commit"] = str(HfApi().dataset_info(self.repo_id, revision=self.revision).sha)
             options = {"split": self.split, "revision": facts["commit"], "streaming": True}
             if self.data_files:
                 options["data_files"] = facts["files"] = self.data_files
             try:
-                return load(self.repo_id, self.config_name, **options)
+                return load_dataset(self.repo_id, self.config_name, **options)
             except RuntimeError as error:
                 if "script" not in str(error).lower() or not self.fallback_files or self.revision:
                     raise
@@ -189,7 +191,7 @@ class HubText(TextSource):
                     "(dataset.fallback_files)", self.repo_id, facts["commit"], self.fallback_files,
                 )  # fmt: skip
         facts["files"] = str(self.data_files if self._names_urls else self.fallback_files)
-        return load("parquet", data_files=facts["files"], split=self.split, streaming=True)
+        return load_dataset("parquet", data_files=facts["files"], split=self.split, streaming=True)
 
     def _explanation(self, error: Exception) -> str:
         revision = self.revision or "main"
@@ -202,17 +204,3 @@ class HubText(TextSource):
                 "own conversion, where there is one), or dataset.data_files to its parquet files."
             )
         return f"The hub dataset {name} cannot be read.\n{reason[:600]}\n{advice}"
-
-
-def _commit(repo_id: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().dataset_info(repo_id, revision=revision).sha)
-
-
-def _load_dataset() -> Any:
-    try:
-        from datasets import load_dataset  # slow to import, and wanted only when the cache is cold
-    except ImportError as error:
-        raise UserError("dataset=hub needs the datasets library: `pip install datasets`.") from error
-    return load_dataset
