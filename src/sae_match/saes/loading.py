@@ -132,7 +132,7 @@ def _load_published(
         name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
     )
     at = saes.sae(layer).block if layer is None else layer
-    return saes.read(saes.locate(at), at)
+    return saes.read(saes.place([saes.fetch(name, at) for name in saes.files(at)]), at)
 
 
 @dataclass(frozen=True)
