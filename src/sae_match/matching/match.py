@@ -20,10 +20,10 @@ from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.planted import planted_between
-from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem
 from sae_match.matching.similarity import Comparison, weights_problem
 from sae_match.matching.solution import Solver
-from sae_match.options import what_is_wrong
+from sae_match.options import parse, what_is_wrong
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 from sae_match.saes.live import as_sae

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from sae_match.assignment.grid import row_norms
 from sae_match.assignment.points import pair_costs
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
-from sae_match.options import option
+from sae_match.options import option, parse
 from sae_match.saes import SparseAutoencoder, fold
 from sae_match.saes.folding import FoldingKind
 
@@ -31,7 +31,6 @@ class Metric(StrEnum):
     encoder = "encoder"
 
 
-E = TypeVar("E", Metric, FoldingKind)
 NAMED = 3
 """Features of each side that a message names."""
 
@@ -225,18 +224,6 @@ def check_same_stream(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
     """
     if a.d_model != b.d_model:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
-
-
-def parse(kind: type[E], value: E | str, name: str) -> E:
-    """A value of an enumeration.
-
-    Raises:
-        UserError: it is none; the message lists them.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        raise UserError(f"{name}={value}: must be one of {', '.join(m.value for m in kind)}") from None
 
 
 def norms(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
