@@ -151,7 +151,10 @@ class SimilarityProblem:
             raise UserError(f"nothing to match: {self.shape[0]} and {self.shape[1]} features are left on the two sides")
         low, high = (float(end) for end in torch.aminmax(self.matrix))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(f"similarities lie between {low:g} and {high:g}, but must be finite numbers")
+            raise UserError(
+                f"similarities lie between {low:g} and {high:g}, but must be finite numbers: check the activations "
+                "that they were computed from"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
