@@ -243,15 +243,8 @@ def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
 
 
 def unit_rows64(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-    """Rows of unit norm in float64; zero rows stay zero."""
-    rows = rows.to(torch.float64)
-    # First by the largest entry: squares of very small or large numbers would leave the range.
-    rows = rows / _without_zeros(rows.abs().amax(dim=1, keepdim=True))
-    return rows / _without_zeros(rows.norm(dim=1, keepdim=True))
-
-
-def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
-    return torch.where(norms == 0, 1.0, norms)
+    """Rows of unit norm in float64, which holds the squares of all float32 numbers; zero rows stay zero."""
+    return torch.nn.functional.normalize(rows.to(torch.float64), dim=1, eps=1e-300)
 
 
 def describe_outliers(problem: MatchingProblem) -> str | None:
