@@ -70,7 +70,9 @@ class MatchingProblem:
     features_b: Int[Tensor, " F_b"] | None = None
 
     def part(self, kept_a: Int[Tensor, " K_a"], kept_b: Int[Tensor, " K_b"]) -> MatchingProblem:
-        """The problem of matching only these features of a whole problem."""
+        """The problem of matching only these features of a whole problem; itself where they are all."""
+        if (len(kept_a), len(kept_b)) == self.shape:
+            return self
         return replace(
             self, left=self.left[kept_a], right=self.right[kept_b], features_a=kept_a, features_b=kept_b
         )  # fmt: skip
