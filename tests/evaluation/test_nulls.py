@@ -24,7 +24,7 @@ EXACT = make_solver("certified")
 
 def given(confidence: list[float]) -> Matching:
     """A matching with these confidences."""
-    return Matching(Permutation.identity(len(confidence)), 0.0, None, None, 0.0, 0.0, {}, torch.tensor(confidence))
+    return Matching(Permutation.identity(len(confidence)), 0.0, seconds=0.0, confidence=torch.tensor(confidence))
 
 
 def asked(similarity: Comparison, solver: Solver, pair: FeaturePair, alpha: float) -> tuple[float, float]:

@@ -87,7 +87,6 @@ def _decode(payload: Payload, a: SparseAutoencoder, b: SparseAutoencoder, solver
         Permutation(torch.from_numpy(indices), b.width, provenance, payload["many_to_one"]),
         objective=finite(payload["objective"]),
         lower_bound=None if payload["lower_bound"] is None else finite(payload["lower_bound"]),
-        gap=None if payload["gap"] is None else finite(payload["gap"]),
         tolerance=finite(payload["tolerance"]),
         seconds=finite(payload["seconds"]),
         statistics=dict(payload["statistics"]),
