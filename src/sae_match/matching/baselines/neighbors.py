@@ -160,7 +160,8 @@ def nearest_columns(
     # Rounding of the squared norms and of the exact costs themselves.
     rounding = 4.0 * (left.shape[1] + 8) * 2.0**-53
     right_norm = np.sqrt(right_square)
-    values, accurate = np.empty(m), True
+    values: Any = np.empty(m)  # the selection is declared for float32, and compiled for either
+    accurate = True
     for i in range(low, high):
         per_norm = 2.0 * error * np.sqrt(left_square[i])
         for j in range(m):
