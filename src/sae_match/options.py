@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from sae_match.errors import UserError
+
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -32,3 +36,15 @@ def arguments(value: object) -> dict[str, Any]:
 def what_is_wrong(error: ValidationError) -> str:
     """The arguments that an option refused, and why, on one line."""
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+
+
+def parse(kind: type[E], value: E | str, name: str) -> E:
+    """A value of an enumeration.
+
+    Raises:
+        UserError: it is none; the message lists them.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{name}={value}: must be one of {', '.join(kind)}") from None

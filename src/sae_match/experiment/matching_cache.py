@@ -85,7 +85,6 @@ def _decode(payload: Payload, a: SparseAutoencoder, b: SparseAutoencoder, solver
         Permutation(torch.from_numpy(indices), b.width, provenance, payload["many_to_one"]),
         objective=float(payload["objective"]),
         lower_bound=payload["lower_bound"],
-        gap=payload["gap"],
         tolerance=float(payload["tolerance"]),
         seconds=float(payload["seconds"]),
         statistics=dict(payload["statistics"]),

@@ -20,9 +20,9 @@ from sae_match.flows.events import EVENTS, Step, step
 from sae_match.flows.graph import EDGE_TYPES, EVENT_COLUMNS, NODE_TYPES, Flow
 from sae_match.flows.partners import BLOCK_ROWS, best_partners, measured_in
 from sae_match.matching.feature_pair import FeaturePair, Streams
-from sae_match.matching.problem import parse
 from sae_match.matching.similarity import Comparison
 from sae_match.matching.weight_similarities import DecoderCosine
+from sae_match.options import parse
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 from sae_match.saes.live import as_sae

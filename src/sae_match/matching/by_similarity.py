@@ -8,7 +8,6 @@ of factors would be computed, and nothing of its size is made beside it: rows ar
 from __future__ import annotations
 
 import logging
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from sae_match.assignment.workspace import lists_bytes, most_slots
 from sae_match.errors import UserError
 from sae_match.files import GIB
 from sae_match.matching.permutation import Permutation
+from sae_match.matching.problem import SimilarityProblem
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,10 @@ def match_by_similarity(
         UserError: another type, an empty side, NaN or infinity.
     """
     n_a, n_b = similarity.shape
-    rows = checked(similarity)
+    if similarity.dtype != torch.float32:
+        raise UserError(f"similarities are float32, got {similarity.dtype}: convert them first")
+    SimilarityProblem(similarity).check()
+    rows = similarity.detach().cpu()
     matrix = (rows if n_a <= n_b else rows.T).contiguous().numpy()
     n, m = matrix.shape
     # The matrix exists already: of what is available it takes nothing more.
@@ -78,23 +81,3 @@ def match_by_similarity(
     if deficit is None:  # no matching can have more than every row's largest similarity
         deficit = float(matrix.max(axis=1).sum(dtype=np.float64)) - total
     return SimilarityMatching(Permutation.of_narrower(solution.partner, n_a, n_b), total / n, deficit / n)
-
-
-def checked(similarity: Float[Tensor, "F_a F_b"]) -> Float[Tensor, "F_a F_b"]:
-    """Similarities on the CPU; a copy only where they are elsewhere.
-
-    Raises:
-        UserError: another type than float32, an empty side, NaN or infinity.
-    """
-    if similarity.dtype != torch.float32:
-        raise UserError(f"similarities are float32, got {similarity.dtype}: convert them first")
-    if similarity.numel() == 0:
-        raise UserError(f"nothing to match: {' and '.join(map(str, similarity.shape))} features on the two sides")
-    values = similarity.detach().cpu()
-    low, high = (float(end) for end in torch.aminmax(values))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(
-            f"similarities lie between {low:g} and {high:g}, but must be finite numbers: check the activations that "
-            "they were computed from"
-        )
-    return values

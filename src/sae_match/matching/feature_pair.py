@@ -89,7 +89,11 @@ class FeaturePair:
 
     def to_fold(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
         """Both SAEs of `weights` with threshold 1 for excluded features, which need none to be folded by."""
-        a, b = (_excluded_of_one(s, mask) for s, mask in zip(self.weights, self.excluded, strict=True))
+        a, b = (
+            sae if mask is None or sae.foldable
+            else sae.replace(threshold=sae.threshold.masked_fill(mask.to(sae.device), 1.0))
+            for sae, mask in zip(self.weights, self.excluded, strict=True)
+        )  # fmt: skip
         return a, b
 
     def facts(self) -> dict[str, object]:
@@ -102,10 +106,6 @@ class FeaturePair:
             "sink_positions": self.sink_positions,
             "seed": self.seed,
         } | ({} if self.mapped is None else {"mapped": self.mapped.content_hash})
-
-    def excluded_facts(self) -> list[str | None]:
-        """Digests of the masks of excluded features."""
-        return [None if mask is None else tensor_digest(mask) for mask in self.excluded]
 
 
 def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
@@ -136,12 +136,6 @@ def require_streams(fit: Streams | None, what: str) -> Streams:
     if fit is None:
         raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
     return fit
-
-
-def _excluded_of_one(sae: SparseAutoencoder, excluded: Tensor | None) -> SparseAutoencoder:
-    if excluded is None or sae.foldable:
-        return sae
-    return sae.replace(threshold=sae.threshold.masked_fill(excluded.to(sae.device), 1.0))
 
 
 def _kept(width: int, excluded: Tensor | None, name: str) -> Int[Tensor, " K"]:

@@ -20,10 +20,10 @@ from sae_match.keys import arguments
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.permutation import UNMATCHED, Permutation
 from sae_match.matching.planted import planted_between
-from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, parse
+from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem
 from sae_match.matching.similarity import Comparison, weights_problem
-from sae_match.matching.solution import Solver
-from sae_match.options import what_is_wrong
+from sae_match.matching.solution import Solution, Solver
+from sae_match.options import parse, what_is_wrong
 from sae_match.saes import SparseAutoencoder
 from sae_match.saes.folding import FoldingKind
 from sae_match.saes.live import as_sae
@@ -44,30 +44,18 @@ SOLVERS: Mapping[str, str] = {
 imported on first use: numba and scipy take a second."""
 
 
-@dataclass(frozen=True)
-class Matching:
-    """A permutation with its cost and, from the exact solvers, its proof.
+@dataclass(frozen=True, kw_only=True)
+class Matching(Solution):
+    """A solution between the features of two whole SAEs, in the units in which they were matched: `permutation` with
+    its provenance, and `objective`, `lower_bound`, `gap`, `tolerance` and `statistics` as the solver gave them.
 
     Attributes:
-        permutation: feature i of A -> feature of B, with provenance.
-        objective: sum of squared distances of the matched pairs, in the units in which they were matched, and of
-            rejections' costs.
-        lower_bound: no one-to-one matching costs less (up to `tolerance`); None from a baseline, which claims none.
-        gap: (objective - lower_bound) / objective; None where there is no bound.
-        tolerance: absolute rounding uncertainty of the bound.
         seconds: wall time of building and solving the problem.
-        statistics: what the solver did: seconds per phase, counts, peak memory.
         confidence: [F_a] by what the matcher itself orders its pairs, larger = surer: the similarity of the pair, or
             minus its squared distance; NaN where a feature has no partner.
     """
 
-    permutation: Permutation
-    objective: float
-    lower_bound: float | None
-    gap: float | None
-    tolerance: float
     seconds: float
-    statistics: dict[str, float] = field(default_factory=dict)
     confidence: Float[Tensor, " F_a"] = field(default_factory=lambda: torch.zeros(0))
 
     def pair(self, feature: int, a: SparseAutoencoder, b: SparseAutoencoder) -> dict[str, float | int | None]:
@@ -268,15 +256,9 @@ def _matched(
         mean = 1 - solution.objective / 2 / len(solution.permutation.matched)
         statistics = {**statistics, "mean_similarity": mean}
     return Matching(
-        permutation=replace(whole, provenance=provenance),
-        objective=solution.objective,
-        lower_bound=solution.lower_bound,
-        gap=solution.gap,
-        tolerance=solution.tolerance,
-        seconds=seconds,
-        statistics=statistics,
-        confidence=confidence,
-    )
+        replace(whole, provenance=provenance), solution.objective, solution.lower_bound, solution.tolerance, statistics,
+        seconds=seconds, confidence=confidence,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

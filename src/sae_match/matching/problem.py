@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from sae_match.assignment.grid import row_norms
 from sae_match.assignment.points import pair_costs
 from sae_match.errors import UserError
 from sae_match.matching.permutation import Permutation
-from sae_match.options import option
+from sae_match.options import option, parse
 from sae_match.saes import SparseAutoencoder, fold
 from sae_match.saes.folding import FoldingKind
 
@@ -31,7 +31,6 @@ class Metric(StrEnum):
     encoder = "encoder"
 
 
-E = TypeVar("E", Metric, FoldingKind)
 NAMED = 3
 """Features of each side that a message names."""
 
@@ -71,7 +70,9 @@ class MatchingProblem:
     features_b: Int[Tensor, " F_b"] | None = None
 
     def part(self, kept_a: Int[Tensor, " K_a"], kept_b: Int[Tensor, " K_b"]) -> MatchingProblem:
-        """The problem of matching only these features of a whole problem."""
+        """The problem of matching only these features of a whole problem; itself where they are all."""
+        if (len(kept_a), len(kept_b)) == self.shape:
+            return self
         return replace(
             self, left=self.left[kept_a], right=self.right[kept_b], features_a=kept_a, features_b=kept_b
         )  # fmt: skip
@@ -152,7 +153,10 @@ class SimilarityProblem:
             raise UserError(f"nothing to match: {self.shape[0]} and {self.shape[1]} features are left on the two sides")
         low, high = (float(end) for end in torch.aminmax(self.matrix))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(f"similarities lie between {low:g} and {high:g}, but must be finite numbers")
+            raise UserError(
+                f"similarities lie between {low:g} and {high:g}, but must be finite numbers: check the activations "
+                "that they were computed from"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -227,18 +231,6 @@ def check_same_stream(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
         raise UserError(f"cannot match SAEs over different residual streams: d_model {a.d_model} and {b.d_model}")
 
 
-def parse(kind: type[E], value: E | str, name: str) -> E:
-    """A value of an enumeration.
-
-    Raises:
-        UserError: it is none; the message lists them.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        raise UserError(f"{name}={value}: must be one of {', '.join(m.value for m in kind)}") from None
-
-
 def norms(rows: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
     """Euclidean norms of float32 rows, in float64."""
     return torch.from_numpy(row_norms(rows.contiguous().numpy(), torch.get_num_threads()))
@@ -253,15 +245,8 @@ def unit_rows(rows: Float[Tensor, "F D"]) -> Float[Tensor, "F D"]:
 
 
 def unit_rows64(rows: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-    """Rows of unit norm in float64; zero rows stay zero."""
-    rows = rows.to(torch.float64)
-    # First by the largest entry: squares of very small or large numbers would leave the range.
-    rows = rows / _without_zeros(rows.abs().amax(dim=1, keepdim=True))
-    return rows / _without_zeros(rows.norm(dim=1, keepdim=True))
-
-
-def _without_zeros(norms: Float[Tensor, "F 1"]) -> Float[Tensor, "F 1"]:
-    return torch.where(norms == 0, 1.0, norms)
+    """Rows of unit norm in float64, which holds the squares of all float32 numbers; zero rows stay zero."""
+    return torch.nn.functional.normalize(rows.to(torch.float64), dim=1, eps=1e-300)
 
 
 def describe_outliers(problem: MatchingProblem) -> str | None:

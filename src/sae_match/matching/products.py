@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from enum import StrEnum
 
 import numpy as np
@@ -208,10 +208,4 @@ def cpu_rounds() -> bool:
 
 def seconds(product: Product) -> float:
     """The least of a few times that the whole product takes, with its way to the CPU."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        product.multiply(slice(None))
-        return time.perf_counter() - started
-
-    return min(once() for _ in range(REPEATS))
+    return min(timeit.repeat(lambda: product.multiply(slice(None)), repeat=REPEATS, number=1))

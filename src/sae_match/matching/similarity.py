@@ -7,12 +7,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_match.errors import UserError
-from sae_match.keys import Keyed
+from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching.feature_pair import FeaturePair, sae_facts
 from sae_match.matching.problem import GroupWeights, MatchingProblem, Metric, SimilarityProblem, matching_problem
 from sae_match.matching.solution import Solver, refuse_above
@@ -80,8 +80,8 @@ class Comparison(Keyed, ABC):
 
     def pair_key(self, pair: FeaturePair) -> dict[str, object]:
         """Plain data that is equal for two matchings only if they solve the same problem."""
-        own = self.facts(("name", "dead_features"))
-        return {**own, "reads": self.reads(pair), "excluded": pair.excluded_facts()}
+        excluded = [None if mask is None else tensor_digest(mask) for mask in pair.excluded]
+        return {**self.facts(("name", "dead_features")), "reads": self.reads(pair), "excluded": excluded}
 
     def files(self, layer: int) -> list[Path]:
         """What it reads of a layer beside SAEs and text: a job looks for it before long work, and is another job
@@ -96,13 +96,14 @@ class Comparison(Keyed, ABC):
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The least peak memory of matching SAEs of these widths."""
 
-    @abstractmethod
     def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
         """Refuse SAEs that cannot be matched in memory; nothing is allocated.
 
         Raises:
             UserError: they need more.
         """
+        needed = self.required_bytes(solver, n_a, n_b, d_model)
+        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), ADVICE)
 
 
 @option
@@ -122,11 +123,6 @@ class Similarity(Comparison):
     def required_bytes(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> int:
         """The matrix of similarities and its assignment."""
         return solver.similarity_bytes(n_a, n_b)
-
-    def check_memory(self, solver: Solver, n_a: int, n_b: int, d_model: int) -> None:
-        """As the matrix needs it."""
-        needed = solver.similarity_bytes(n_a, n_b)
-        refuse_above(solver.memory_limit_gib, needed, self.name, (n_a, n_b), ADVICE)
 
 
 class RowDistance(Comparison):
@@ -200,9 +196,4 @@ def weights_problem(pair: FeaturePair, **how: Any) -> MatchingProblem:
     Args:
         how: its keyword arguments but `folding`, which is the pair's.
     """
-    return kept_part(matching_problem(*pair.to_fold(), folding=pair.folding, **how), pair.kept())
-
-
-def kept_part(whole: MatchingProblem, kept: tuple[Int[Tensor, " K_a"], Int[Tensor, " K_b"]]) -> MatchingProblem:
-    """The problem of the features that are matched."""
-    return whole if tuple(map(len, kept)) == whole.shape else whole.part(*kept)
+    return matching_problem(*pair.to_fold(), folding=pair.folding, **how).part(*pair.kept())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_match.matching.feature_pair import FeaturePair
 from sae_match.matching.problem import MatchingProblem, check_same_stream, unit_rows
-from sae_match.matching.similarity import RowDistance, Similarity, kept_part, weights_read
+from sae_match.matching.similarity import RowDistance, Similarity, weights_read
 from sae_match.options import option
 from sae_match.saes import fold
 from sae_match.saes.folding import FoldingKind
@@ -29,7 +29,7 @@ class DecoderCosine(RowDistance):
         """Decoder rows of unit norm."""
         check_same_stream(*pair.weights)
         left, right = (unit_rows(sae.W_dec.cpu()) for sae in pair.weights)
-        return kept_part(MatchingProblem(left, right, self.rejection_cost, self.n_pairs), pair.kept())
+        return MatchingProblem(left, right, self.rejection_cost, self.n_pairs).part(*pair.kept())
 
     def reads(self, pair: FeaturePair) -> dict[str, object]:
         """The SAEs."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
+from sae_match.options import parse
 
 
 class ActivationKind(StrEnum):
@@ -216,8 +217,7 @@ class Convention:
     stored_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.activation not in tuple(ActivationKind):
-            raise UserError(f"activation={self.activation}: must be one of {', '.join(ActivationKind)}")
+        parse(ActivationKind, self.activation, "activation")
         named = isinstance(self.normalization, str)
         if self.normalization not in NORMALIZATIONS if named else not float(self.normalization) > 0:
             raise UserError(

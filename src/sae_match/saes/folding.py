@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_match.arrays import Array, windows_of
 from sae_match.errors import UserError
-from sae_match.options import option
+from sae_match.options import option, parse
 from sae_match.saes.activation import ActivationKind
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder, first_indices
 
@@ -111,10 +111,7 @@ def with_scale(sae: SparseAutoencoder, choice: FoldingScale | str, *, optional: 
     Raises:
         UserError: unknown or measured choice, or nothing there to be the scale.
     """
-    try:
-        choice = FoldingScale(choice)
-    except ValueError:
-        raise UserError(f"folding.scale={choice}: must be one of {', '.join(FoldingScale)}") from None
+    choice = parse(FoldingScale, choice, "folding.scale")
     if choice in MEASURED_SCALES:
         raise UserError(f"folding.scale={choice.value}: is measured on activations; use measure_scale")
     if optional and not sae.foldable:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sae_match.errors import UserError
+from sae_match.options import parse
 from sae_match.saes.activation import ActivationKind, Convention
 from sae_match.saes.formats import dictionary_learning, saelens, sparsify
-from sae_match.saes.site import Site, parse_site
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 PROBES = 32
@@ -52,7 +53,7 @@ def as_sae(sae: object, layer: int | None = None, site: Site | str | None = None
             something else than its class says.
     """
     if isinstance(sae, SparseAutoencoder):
-        return sae if site is None else sae.replace(site=parse_site(site))
+        return sae if site is None else sae.replace(site=parse(Site, site, "site"))
     for read in (_sae_lens, _sparsify, _dictionary_learning):
         if (found := read(sae)) is not None:
             return _built(sae, found, layer, site)
@@ -76,7 +77,7 @@ def _built(sae: object, found: _Found, layer: int | None, site: Site | str | Non
         at, stated = Site.resid_post, layer
     if None not in (layer, stated) and layer != stated:
         raise UserError(f"{source}: asked for layer {layer}, but it is of layer {stated} ({found.site.value})")
-    if site is not None and at not in (Site.unknown, parse_site(site)):
+    if site is not None and at not in (Site.unknown, parse(Site, site, "site")):
         raise UserError(f"{source}: site={site}, but it reads {at.value}")
     ours = SparseAutoencoder.from_state_dict(
         found.state, found.convention, site=at if site is None else site, source=source

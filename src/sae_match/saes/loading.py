@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sae_match.errors import UserError
-from sae_match.options import what_is_wrong
+from sae_match.options import parse, what_is_wrong
 from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
@@ -23,7 +23,7 @@ from sae_match.saes.formats.saelens import Saelens
 from sae_match.saes.formats.sparsify import Sparsify
 from sae_match.saes.formats.state_dict import StateDict
 from sae_match.saes.formats.temporal import Temporal
-from sae_match.saes.site import Site, parse_site
+from sae_match.saes.site import Site
 from sae_match.saes.sparse_autoencoder import SparseAutoencoder
 
 FORMATS: tuple[type[SaeFormat], ...] = (
@@ -107,7 +107,7 @@ def load_sae(
     file = local_root(fill(name, layer, "path") if layer is not None and "{" in name else name)
     if not file.exists() and file.suffix in (".safetensors", ".npz", ".pt"):
         raise UserError(f"SAE file not found: {file}")
-    place = None if site is None else parse_site(site)
+    place = None if site is None else parse(Site, site, "site")
     if isinstance(dialect, SaeFormat):
         return (dialect if place is None else replace(dialect, site=place)).read(file, layer)
     kind = detect_format(file) if dialect is None else format_named(dialect) if isinstance(dialect, str) else dialect
@@ -127,12 +127,12 @@ def _load_published(
         raise UserError(f"load_sae: release={release}, id={id}, dialect={dialect}: a release goes with an id, alone")
     if layer is None and "{" in id:
         raise UserError(f"load_sae(release={release!r}, id={id!r}): of which layer? Say layer=13, or a full id")
-    place = None if site is None else parse_site(site)
+    place = None if site is None else parse(Site, site, "site")
     saes = Release(
         name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
     )
     at = saes.sae(layer).block if layer is None else layer
-    return saes.read(saes.locate(at), at)
+    return saes.read(saes.place([saes.fetch(name, at) for name in saes.files(at)]), at)
 
 
 @dataclass(frozen=True)

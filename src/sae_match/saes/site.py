@@ -41,18 +41,6 @@ def site_of_hook(name: object) -> tuple[Site, int | None]:
     return (Site.unknown, None) if found is None else (_SITES.get(found[2], Site.unknown), int(found[1]))
 
 
-def parse_site(site: Site | str) -> Site:
-    """A site by its name.
-
-    Raises:
-        UserError: there is no such site.
-    """
-    try:
-        return Site(site)
-    except ValueError:
-        raise UserError(f"site={site}: must be one of {', '.join(Site)}") from None
-
-
 def refuse_encoding(where: str, site: Site, obstacle: str | None) -> None:
     """Refuse an SAE whose activations on the residual stream would mean nothing.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sae_match.arrays import Array, as_tensor
 from sae_match.errors import UserError
+from sae_match.options import parse
 from sae_match.saes.activation import JUMPRELU, Activation, Convention, as_float32
-from sae_match.saes.site import Site, parse_site
+from sae_match.saes.site import Site
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 """Canonical parameter names, in storage and hashing order."""
@@ -112,7 +113,7 @@ class SparseAutoencoder:
             UserError: missing or unknown tensors, or anything that the constructor refuses.
         """
         tensors = convention.canonical(state_dict, source)
-        return cls(**tensors, activation=convention.how, site=parse_site(site), source=source)
+        return cls(**tensors, activation=convention.how, site=parse(Site, site, "site"), source=source)
 
     @classmethod
     def from_sae_lens(cls, sae: object, *, site: Site | str | None = None) -> SparseAutoencoder:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_match.assignment.compiled import njit
 from sae_match.assignment.grid import comfortable
+from sae_match.assignment.list_kernels import dot, kth_least
 from sae_match.assignment.rows import split
 from sae_match.errors import UserError
 
@@ -134,63 +135,14 @@ def _squares(rows: Float[Tensor, "n D"]) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def pair_cost(a: Any, b: Any) -> float:
-    """Squared distance of two rows, summed in float64 in one order: equal rows have equal costs on every machine.
-
-    Four sums hide the latency of the additions, which the compiler may not reorder itself.
-    """
-    s0 = s1 = s2 = s3 = 0.0
-    whole = len(a) - len(a) % 4
-    for at in range(0, whole, 4):
-        d0, d1 = np.float64(a[at]) - b[at], np.float64(a[at + 1]) - b[at + 1]
-        d2, d3 = np.float64(a[at + 2]) - b[at + 2], np.float64(a[at + 3]) - b[at + 3]
-        s0 += d0 * d0
-        s1 += d1 * d1
-        s2 += d2 * d2
-        s3 += d3 * d3
-    for at in range(whole, len(a)):
-        d0 = np.float64(a[at]) - b[at]
-        s0 += d0 * d0
-    return (s0 + s1) + (s2 + s3)
-
-
-@njit(cache=True, nogil=True)
-def smallest(values: Any, length: int, heap_values: Any, heap_at: Any) -> int:
-    """The `length` smallest of `values` that are finite, as a heap with the largest of them at 0; returns how many."""
-    held = 0
-    for at in range(len(values)):
-        value = values[at]
-        if value == np.inf or (held == length and value >= heap_values[0]):
-            continue
-        node = 0
-        if held < length:
-            node = held
-            held += 1
-            while node > 0 and heap_values[(node - 1) // 2] < value:
-                parent = (node - 1) // 2
-                heap_values[node], heap_at[node] = heap_values[parent], heap_at[parent]
-                node = parent
-        else:
-            while True:
-                child = 2 * node + 1
-                if child + 1 < held and heap_values[child + 1] > heap_values[child]:
-                    child += 1
-                if child >= held or heap_values[child] <= value:
-                    break
-                heap_values[node], heap_at[node] = heap_values[child], heap_at[child]
-                node = child
-        heap_values[node], heap_at[node] = value, at
-    return held
-
-
-@njit(cache=True, nogil=True)
 def nearest_columns(
     low: int, high: int, products: Any, left: Any, right: Any, left_square: Any, right_square: Any,
     free: Any, error: float, columns: Any, costs: Any, bound: Any,
 ) -> bool:  # fmt: skip
     """The free columns with the lowest bounds of their costs, for rows low..high of a block, in any order.
 
-    A product bounds the cost of its pair from below; the columns with the lowest bounds get their exact cost.
+    A product bounds the cost of its pair from below; the columns with the lowest bounds get their exact cost, summed in
+    float64 in one order: equal rows have equal costs on every machine.
 
     Args:
         products: [rows, m] float32 inner products.
@@ -208,24 +160,25 @@ def nearest_columns(
     # Rounding of the squared norms and of the exact costs themselves.
     rounding = 4.0 * (left.shape[1] + 8) * 2.0**-53
     right_norm = np.sqrt(right_square)
-    values, heap_values = np.empty(m), np.empty(length)
+    values: Any = np.empty(m)  # the selection is declared for float32, and compiled for either
     accurate = True
     for i in range(low, high):
-        per_norm, candidates = 2.0 * error * np.sqrt(left_square[i]), 0
+        per_norm = 2.0 * error * np.sqrt(left_square[i])
         for j in range(m):
             values[j] = np.inf
             if free[j]:
                 square = left_square[i] + right_square[j]
                 values[j] = square - 2.0 * products[i, j] - (per_norm * right_norm[j] + rounding * square)
                 accurate &= values[j] < np.inf
-                candidates += 1
-        held = smallest(values, length, heap_values, columns[i])
-        bound[i] = heap_values[0] if held < candidates else np.inf
-        for at in range(held):
-            j = columns[i, at]
-            costs[i, at] = pair_cost(left[i], right[j])
-            slack = per_norm * right_norm[j] + rounding * (left_square[i] + right_square[j])
-            accurate &= abs(values[j] + slack - costs[i, at]) <= slack
-        for at in range(held, length):
-            columns[i, at], costs[i, at] = FREE, np.inf
+        if not accurate:
+            return False  # NaN has no order
+        bound[i] = kth_least(values.copy(), length) if length < m else np.inf
+        columns[i], costs[i], at = FREE, np.inf, 0
+        for j in range(m):
+            if values[j] < bound[i]:
+                difference = left[i].astype(np.float64) - right[j]
+                columns[i, at], costs[i, at] = j, dot(difference, difference)
+                slack = per_norm * right_norm[j] + rounding * (left_square[i] + right_square[j])
+                accurate &= abs(values[j] + slack - costs[i, at]) <= slack
+                at += 1
     return accurate

@@ -109,9 +109,8 @@ class SaeFormat(ABC):
         """The canonical SAE in the file or folder that `locate` or a user names."""
 
     def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """Local path of one layer's file, or of the folder of several, downloaded where `root` is not set."""
-        (name,) = self.files(layer, span)
-        return self.fetch(name, layer)
+        """Local path that `read` takes, once all files of the layer are there: downloaded where `root` is not set."""
+        return self.place([self.fetch(name, layer) for name in self.files(layer, span)])
 
     def place(self, files: list[Path]) -> Path:
         """What `read` is given, of all files of one layer on this machine."""
@@ -218,11 +217,6 @@ class FolderFormat(SaeFormat):
             raise UserError("sae.folder is not set: name the folder of one layer, such as sae.folder='layer_{layer}'")
         folder = fill(self.folder, layer, "sae.folder").strip("/")
         return tuple(f"{folder}/{name}".lstrip("/") for name in self.FILES)
-
-    def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """The layer's folder, once all its files are there."""
-        paths = [self.fetch(name, layer) for name in self.files(layer, span)]
-        return self.place(paths)
 
     def place(self, files: list[Path]) -> Path:
         """The layer's folder."""

@@ -48,10 +48,6 @@ class CrossLayerTranscoder(SaeFormat):
         """The layer's encoder and decoder."""
         return f"W_enc_{layer}.safetensors", f"W_dec_{layer}.safetensors"
 
-    def locate(self, layer: int, span: tuple[int, ...] = ()) -> Path:
-        """The encoder's file, once the decoder's is there too."""
-        return self.place([self.fetch(name, layer) for name in self.files(layer)])
-
     def shape_at_hub(self, files: list[HubFile], d_model: int | None) -> SaeShape | None:
         """Dimensions from the encoder's file."""
         return shape_at_hub(files[0], d_model)

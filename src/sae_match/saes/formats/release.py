@@ -150,10 +150,6 @@ class Release(SaeFormat):
         path, names = self.sae(layer).path, CONVERTERS[self._published.converter][1]
         return tuple(name.format(path=path) if "{path}" in name else f"{path}/{name}" for name in names)
 
-    def locate(self, layer: int | None, span: tuple[int, ...] = ()) -> Path:
-        """What the format reads, once all files are there."""
-        return self.place([self.fetch(name, layer) for name in self.files(layer, span)])
-
     def place(self, files: list[Path]) -> Path:
         """As the format of the files has it."""
         return self._format(None).place(files)
