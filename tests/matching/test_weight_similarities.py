@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from sae_match import SparseAutoencoder, UserError, match
 from sae_match.matching.feature_pair import FeaturePair
-from sae_match.matching.similarity import Comparison
+from sae_match.matching.similarity import Comparison, Similarity
 from sae_match.matching.weight_similarities import DecoderCosine, VirtualWeights
+from sae_match.options import option
 from sae_match.saes.folding import FoldingKind
 from tests.builders import permuted, random_sae
 
@@ -91,3 +92,20 @@ def test_limits_to_the_pairs_are_for_distances() -> None:
     assert len(found.permutation.matched) == 5
     with pytest.raises(UserError, match="for squared distances"):
         match(a, b, similarity=VirtualWeights(n_pairs=5))
+
+
+@option
+class NotANumber(Similarity):
+    """One similarity is none."""
+
+    name: str = "not_a_number"
+
+    def matrix(self, pair: FeaturePair) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0], [torch.nan, 1.0]])
+
+
+@pytest.mark.parametrize("solver", (*ASSIGNMENTS, "random", "vanilla"))
+def test_a_similarity_that_is_no_number_is_refused_whatever_the_assignment(solver: str) -> None:
+    sae = random_sae(width=2)
+    with pytest.raises(UserError, match="must be finite numbers"):
+        match(sae, sae, similarity=NotANumber(), solver=solver)

@@ -233,8 +233,7 @@ def test_dictionary_learning(tmp_path: Path, kind: type[Dictionary]) -> None:
     assert_same(ours, f, theirs.decode(f))
     assert ours.site is Site.resid_post
     from_file = load_sae(folder)
-    for name, values in ours.parameters().items():
-        torch.testing.assert_close(values, from_file.parameters()[name])  # strides decide the order of sums
+    assert ours.content_hash == from_file.content_hash
     assert ours.activation == from_file.activation
 
 

@@ -226,6 +226,7 @@ def _matched(
     started: float,
 ) -> Matching:
     """Solve the problem of the features that are matched; the answer is in the numbers of the whole SAEs."""
+    problem.check()
     kept_a, kept_b = pair.kept()
     n_a, n_b = pair.a.width, pair.b.width
     warming = time.perf_counter()

@@ -165,7 +165,8 @@ def canonical_tensors(
     tensors = {}
     for name, tensor in stored.items():
         value = as_float32(source, name, tensor)
-        tensors[canonical_name(name)] = value.T if name in _TRANSPOSED else value
+        # Contiguous: strides decide the order of sums below, and one SAE must have one hash from wherever it is read.
+        tensors[canonical_name(name)] = (value.T if name in _TRANSPOSED else value).contiguous()
     W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
     b_enc, threshold = tensors.get("b_enc"), tensors.get("threshold", W_enc.new_zeros(1))
     if "log_threshold" in tensors:
