@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from sae_match.app.build import build, register_schemas
-from sae_match.files import config_directory
+from sae_match.app.build import build
 from sae_match.saes import SparseAutoencoder, save_native
 from sae_match.study import Study
 from tests.builders import identity_sae, permuted, random_sae
+from tests.compositions import composed
 from tests.tiny_setting import D_MODEL, LAYERS, build_model, build_text
 
 
@@ -57,7 +56,6 @@ def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> C
     native = ("sae=native", "sae.ceiling_filename='layer_{layer:02d}_seed_1.safetensors'")
 
     def make(saes: Path, *overrides: str, output: str = "out") -> Study:
-        register_schemas()
         chosen = {override.partition("=")[0] for override in overrides}
         places = {"model": model_directory, "dataset": text_directory}
         local = [f"{group}=local" for group in places if group not in chosen]
@@ -68,7 +66,6 @@ def configured(model_directory: Path, text_directory: Path, tmp_path: Path) -> C
             "layers.first=0", "layers.last=3", "tracking=none", "evaluation.bootstrap_samples=50", "device=cpu",
             f"paths.output_dir={tmp_path / output}", f"paths.cache_dir={tmp_path / 'cache'}", "progress=false",
         ]  # fmt: skip
-        with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return build(compose("config", [*fixed, *overrides]), Study)
+        return build(composed(*fixed, *overrides), Study)
 
     return make
