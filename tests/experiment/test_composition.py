@@ -30,6 +30,7 @@ from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import load_windows
 from tests.builders import permuted, random_sae
+from tests.experiment.conftest import StandardJob
 
 Configured = Callable[..., Study]
 FAR = [(0, 2), (0, 3), (1, 3)]
@@ -105,8 +106,10 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     assert set(zip(far.layer, far.layer_to, strict=True)) == {(1, 3)}
 
 
-def test_nothing_changes_where_nothing_is_asked(configured: Configured, random_saes: Path) -> None:
-    plain = run(configured(random_saes))
+def test_nothing_changes_where_nothing_is_asked(
+    configured: Configured, random_saes: Path, standard_job: StandardJob
+) -> None:
+    plain = standard_job.result
     far = run(configured(random_saes, "composition.max_distance=3", "composition.paths=true", output="far"))
     assert not any("composition" in name for name in plain.metrics)
     assert not (plain.directory / "paths.parquet").exists()
