@@ -250,9 +250,13 @@ def test_rules(configured: Configured, random_saes: Path, overrides: list[str], 
 
 
 @pytest.mark.figures
-def test_listed_layers_are_matched_as_layers_at_that_distance_are(configured: Configured, random_saes: Path) -> None:
+def test_listed_layers_are_matched_as_layers_at_that_distance_are(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers 0, 2 and 3: what a span finds at a distance, a list finds for consecutive members."""
-    spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
+    with monkeypatch.context() as undrawn:
+        undrawn.setattr("sae_match.experiment.job.draw_figures", lambda *_, **__: [])
+        spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
     options = ["layers.list=[0,2,3]", "composition.max_distance=3", "layers.first=${sae.first_layer}"]
     listed = run(configured(random_saes, *options, "layers.last=${sae.last_layer}", output="list"))
     compared = dict.fromkeys(("matching_score", "weight_mse/W_dec", "matching_iou"), "matched")
