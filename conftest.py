@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -25,7 +24,7 @@ from tests import shapes
 
 REPOSITORY = Path(__file__).parent
 # Before anything imports the package: its annotated shapes are checked at every call.
-install_import_hook(shapes.modules(REPOSITORY / "src"), "tests.shapes.check")
+shapes.install(REPOSITORY / "src")
 
 from tests.hub_server import hub  # noqa: E402, F401 - a fixture, from what imports the package
 

@@ -29,4 +29,5 @@ def test_arguments_and_results_are_checked() -> None:
 
 
 def test_the_package_is_checked() -> None:
-    assert hasattr(SparseAutoencoder.encode, "__wrapped__") and hasattr(Permutation.compose, "__wrapped__")
+    assert hasattr(SparseAutoencoder.encode, "__wrapped__") and hasattr(Permutation.apply, "__wrapped__")
+    assert not hasattr(Permutation.compose, "__wrapped__"), "it has no shapes"

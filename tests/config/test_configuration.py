@@ -15,39 +15,48 @@ from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_match import UserError
-from sae_match.app.build import build, register_schemas
+from sae_match.app.build import build
 from sae_match.files import config_directory
 from sae_match.matching.problem import Metric
 from sae_match.rules import check_config, check_train_config
 from sae_match.saes.folding import FoldingKind
 from sae_match.study import Study
 from sae_match.training.options import TrainConfig
+from tests import compositions
 
 PATHS = ["paths.output_dir=out", "paths.cache_dir=cache"]
 
 
 @cache
 def composed(*overrides: str) -> Study:
-    """The objects of a job; composing takes a quarter of a second, so every one is kept."""
-    register_schemas()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return build(without_hydra(compose("config", [*PATHS, *overrides])), Study)
+    """The objects of a job, of which every one is kept."""
+    return build(compositions.composed(*PATHS, *overrides), Study)
 
 
 def composed_training(*overrides: str) -> TrainConfig:
-    register_schemas()
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return build(without_hydra(compose("train", [*PATHS, *overrides])), TrainConfig)
-
-
-def without_hydra(cfg):  # type: ignore[no-untyped-def]
-    """Composition outside a job carries no `hydra` node; this only documents that."""
-    assert "hydra" not in cfg
-    return cfg
+    return build(compositions.composed(*PATHS, *overrides, name="train"), TrainConfig)
 
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (config_directory() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seed=1", "sae=native", "sae.root=x y", "matching.metric=decoder", "layers.list=[1,2]"],
+        ["layers.first=12", "experiment=flow", "evaluation/controls=[greedy]", "evaluation.controls.greedy.name=other"],
+        ["pairs=models", "pairs.map=affine", "+model.max_memory.cpu=10GiB", "++seed=2", "~model.n_layers"],
+        ["scheme=best_data_free", "matching=decoder", "matching.weights={W_enc: 2.0}"],
+        ["launcher=submitit", "hydra.launcher.partition=gpu", "seed=2"],
+    ],
+)
+def test_tests_compose_as_hydra_does(overrides: list[str]) -> None:
+    cfg = compositions.composed(*PATHS, *overrides)
+    assert "hydra" not in cfg
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        assert compose("config", [*PATHS, *overrides]) == cfg
 
 
 def test_the_default_is_the_embedded_demo() -> None:

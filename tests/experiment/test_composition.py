@@ -30,6 +30,7 @@ from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import load_windows
 from tests.builders import permuted, random_sae
+from tests.experiment.conftest import StandardJob
 
 Configured = Callable[..., Study]
 FAR = [(0, 2), (0, 3), (1, 3)]
@@ -105,8 +106,10 @@ def test_composed_numbers_are_those_of_the_library(configured: Configured, rando
     assert set(zip(far.layer, far.layer_to, strict=True)) == {(1, 3)}
 
 
-def test_nothing_changes_where_nothing_is_asked(configured: Configured, random_saes: Path) -> None:
-    plain = run(configured(random_saes))
+def test_nothing_changes_where_nothing_is_asked(
+    configured: Configured, random_saes: Path, standard_job: StandardJob
+) -> None:
+    plain = standard_job.result
     far = run(configured(random_saes, "composition.max_distance=3", "composition.paths=true", output="far"))
     assert not any("composition" in name for name in plain.metrics)
     assert not (plain.directory / "paths.parquet").exists()
@@ -247,9 +250,13 @@ def test_rules(configured: Configured, random_saes: Path, overrides: list[str], 
 
 
 @pytest.mark.figures
-def test_listed_layers_are_matched_as_layers_at_that_distance_are(configured: Configured, random_saes: Path) -> None:
+def test_listed_layers_are_matched_as_layers_at_that_distance_are(
+    configured: Configured, random_saes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers 0, 2 and 3: what a span finds at a distance, a list finds for consecutive members."""
-    spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
+    with monkeypatch.context() as undrawn:
+        undrawn.setattr("sae_match.experiment.job.draw_figures", lambda *_, **__: [])
+        spanned = run(configured(random_saes, "composition.max_distance=2", output="span"))
     options = ["layers.list=[0,2,3]", "composition.max_distance=3", "layers.first=${sae.first_layer}"]
     listed = run(configured(random_saes, *options, "layers.last=${sae.last_layer}", output="list"))
     compared = dict.fromkeys(("matching_score", "weight_mse/W_dec", "matching_iou"), "matched")

@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from sae_match import load_sae
-from sae_match.app.build import build, register_schemas
+from sae_match.app.build import build
 from sae_match.experiment import Result, run
-from sae_match.files import config_directory
 from sae_match.language_model import load_language_model
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import load_windows
 from tests.builders import scientific
+from tests.compositions import composed
 from tests.experiment.gemma import BLOCKS, BOS, OVERRIDES, TOKEN, WINDOW, Setting
 from tests.experiment.gemma import build as build_setting
 from tests.hub_server import Hub
@@ -32,10 +31,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def config(tmp_path: Path, *overrides: str) -> Study:
-    register_schemas()
     paths = [f"paths.output_dir={tmp_path / 'out'}", f"paths.cache_dir={tmp_path / 'cache'}"]
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return build(compose("config", [*OVERRIDES, *paths, *overrides]), Study)
+    return build(composed(*OVERRIDES, *paths, *overrides), Study)
 
 
 def value(result: Result, layer: int, variant: str, metric: str) -> float:

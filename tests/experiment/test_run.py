@@ -22,6 +22,7 @@ from sae_match.record.pairs import read_pairs
 from sae_match.store import Store
 from sae_match.study import Study
 from sae_match.text import load_windows
+from tests.experiment.conftest import StandardJob
 
 Configured = Callable[..., Study]
 
@@ -48,8 +49,8 @@ def test_perfect_saes_explain_everything_and_cost_nothing(configured: Configured
     assert result.metrics["l0/sae"] == pytest.approx(8.0)  # every dimension has one of its two signs
 
 
-def test_record_holds_what_was_returned(configured: Configured, random_saes: Path) -> None:
-    result = run(configured(random_saes))
+def test_record_holds_what_was_returned(standard_job: StandardJob) -> None:
+    result = standard_job.result
     assert json.loads((result.directory / "metrics.json").read_text()) == pytest.approx(result.metrics)
     stored = read_pairs(result.directory / "pairs.csv")
     assert len(stored) == len(result.pairs)
@@ -92,10 +93,8 @@ def hooked_losses(model: LanguageModel, layer: int, residual: torch.Tensor, ids:
     )
 
 
-def test_ceiling_is_the_same_layer_match_of_two_seeds(configured: Configured, random_saes: Path) -> None:
-    cfg = configured(random_saes)
-    result = run(cfg)
-    table = result.pairs
+def test_ceiling_is_the_same_layer_match_of_two_seeds(standard_job: StandardJob) -> None:
+    table = standard_job.result.pairs
     ceiling = table[table.variant == "ceiling"]
     assert set(ceiling.layer) == {1}
     assert set(ceiling.layer_to) == {1}
@@ -171,8 +170,8 @@ def test_splice_units_change_only_the_permuted_splices(configured: Configured, r
     }  # fmt: skip
 
 
-def test_intervals_enclose_their_values(configured: Configured, random_saes: Path) -> None:
-    table = run(configured(random_saes)).pairs.dropna(subset=["low"])
+def test_intervals_enclose_their_values(standard_job: StandardJob) -> None:
+    table = standard_job.result.pairs.dropna(subset=["low"])
     assert len(table) > 30
     assert (table.low <= table.high).all()
     per_feature = table.metric == "matching_score_per_feature"  # a biased statistic: its interval may miss it
@@ -227,9 +226,8 @@ def test_bad_input_fails_before_matching_and_is_recorded(
     assert message in status["error"]["message"]
 
 
-def test_the_library_face_gives_the_jobs_numbers(configured: Configured, random_saes: Path) -> None:
-    cfg = configured(random_saes)
-    result = run(cfg)
+def test_the_library_face_gives_the_jobs_numbers(standard_job: StandardJob) -> None:
+    cfg, random_saes, result = standard_job
     model = load_language_model(cfg.model, "cpu", Store(cfg.paths.cache_dir))
     windows = load_windows(cfg.dataset, model.tokenizer, Store(cfg.paths.cache_dir), cfg.model.bos)
     x = model.resid_post(windows.ids, [0, 1])

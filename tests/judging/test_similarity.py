@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sae_match import UserError, match
-from sae_match.app.build import build, register_schemas
+from sae_match.app.build import build
 from sae_match.experiment import run
 from sae_match.experiment.rerun import job_key
-from sae_match.files import config_directory
 from sae_match.judging import similarity
 from sae_match.judging.similarity import DescriptionSimilarity
 from sae_match.matching.feature_pair import FeaturePair
@@ -25,6 +23,7 @@ from sae_match.saes import save_native
 from sae_match.store import Store
 from sae_match.study import Study
 from tests.builders import random_sae
+from tests.compositions import composed
 
 WORDS = ["river", "stone", "cloud", "music", "engine", "winter", "garden", "letter"]
 
@@ -118,7 +117,6 @@ def test_a_key_holds_the_files_content(tmp_path: Path) -> None:
 
 
 def study(root: Path, *overrides: str) -> Study:
-    register_schemas()
     for layer in range(2):
         save_native(random_sae(seed=layer), root / "saes" / f"layer_{layer:02d}.safetensors")
     fixed = [
@@ -126,8 +124,7 @@ def study(root: Path, *overrides: str) -> Study:
         "tracking=none", f"judging.neuronpedia='{root}/{{layer}}-res'", "device=cpu", "progress=false",
         f"paths.output_dir={root / 'out'}", f"paths.cache_dir={root / 'cache'}",
     ]  # fmt: skip
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return build(compose("config", [*fixed, *overrides]), Study)
+    return build(composed(*fixed, *overrides), Study)
 
 
 @pytest.mark.parametrize(
