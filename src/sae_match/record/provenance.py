@@ -30,6 +30,7 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version()} | {name: _version(name) for name in RECORDED_LIBRARIES}
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -45,6 +45,7 @@ class Results:
         self._effects: list[pd.DataFrame] = []
         self._children: list[pd.DataFrame] = []
         self._lines: list[dict[str, int | str | float | None]] = []
+        self._named: set[tuple[str, str]] = set()
 
     def add(
         self, rows: Iterable[MetricRow], layers: tuple[int, int] | None = None, features: pd.DataFrame | None = None
@@ -64,7 +65,10 @@ class Results:
                 )  # fmt: skip
         self.__dict__.pop("pairs", None)
         self.record.write_pairs(self.pairs)
-        self.record.write_labels(self.known_labels)
+        named = self._named | {(row.metric, row.variant) for row in self.rows}
+        if named != self._named:
+            self._named = named
+            self.record.write_labels(self.known_labels)
         if layers is not None and features is not None:
             self._features[layers] = pd.DataFrame({"layer": layers[0], "layer_to": layers[1], **features})
             self.__dict__.pop("features", None)
