@@ -59,6 +59,7 @@ def _encode(matching: Matching) -> Payload:
         "provenance": dict(permutation.provenance),
         "objective": matching.objective,
         "lower_bound": matching.lower_bound,
+        "gap": matching.gap,
         "tolerance": matching.tolerance,
         "seconds": matching.seconds,
         "statistics": dict(matching.statistics),
