@@ -42,4 +42,7 @@ def _parsed(override: str) -> Override:
 
 def _chooses_option(word: Override) -> bool:
     """Whether Hydra reads an override before it composes, and not as a value afterwards."""
-    return (config_directory() / word.key_or_group).is_dir() and not isinstance(word.value(), dict)
+    group = word.key_or_group
+    if group == "hydra.searchpath":
+        return True
+    return (config_directory() / group).is_dir() and not isinstance(word.value(), dict)

@@ -234,9 +234,26 @@ def test_overview_leaves_out_what_was_not_measured(tmp_path: Path, table: pd.Dat
 def test_changes_from_layer_to_layer(ax: Axes, table: pd.DataFrame, tmp_path: Path) -> None:
     """theta 2, 3, 4, 5 and norms 100, 200, 300, 400: steps of +50, 33, 25 % against +100, 50, 33 %."""
     draw_changes(ax, table, "residual_norm", "mean_theta")
-    points = [tuple(float(v[0]) for v in line.get_data()) for line in ax.lines if line.get_marker() == "o"]
-    assert np.array(points) == pytest.approx(np.array([(100.0, 50.0), (50.0, 100 / 3), (100 / 3, 25.0)]))
-    assert [text.get_text() for text in ax.texts] == ["11→12", "12→13", "13→14"]
+    (points,) = [np.column_stack(line.get_data()) for line in ax.lines if line.get_marker() == "o"]
+    assert points == pytest.approx(np.array([(100.0, 50.0), (50.0, 100 / 3), (100 / 3, 25.0)]))
+    assert {text.get_text() for text in ax.texts} == {"11→12", "12→13", "13→14"}
+
+
+def test_of_many_changes_those_far_from_the_others_are_named(ax: Axes) -> None:
+    """Steps of 1 to 20 %, and one of 300 %."""
+    values = np.cumprod([1.0, *(1 + 0.01 * np.arange(1, 21)), 4.0])
+    rows = [(layer, layer, "sae", name, v, v, v, 1) for name in ("a", "b") for layer, v in enumerate(values)]
+    draw_changes(
+        ax,
+        pd.DataFrame(rows, columns=["layer", "layer_to", "variant", "metric", "value", "low", "high", "n"]),
+        "a",
+        "b",
+    )
+    named = [text.get_text() for text in ax.texts]
+    assert len(named) == 8 and named[0] == "20→21"
+
+
+def test_changes_stand_beside_the_curves_where_there_are_decoder_norms(table: pd.DataFrame, tmp_path: Path) -> None:
     norms = table[table["metric"] == "mean_theta"].assign(metric="decoder_norm")
     both = plot_theta(pd.concat([table, norms]), tmp_path / "both.png")
     with Image.open(both) as two, Image.open(plot_theta(table, tmp_path / "one.png")) as one:

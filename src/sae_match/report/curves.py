@@ -38,6 +38,8 @@ from .canvas import (
     styles,
 )
 
+NAMED = 8
+"""Steps of a scatter plot that have their layers beside them: more would lie on each other."""
 MAX_TICK_CHARACTERS = 42
 """What fits side by side under axes of one column's width; more pairs are labelled with a stride."""
 THETA, NORM, DECODER = (metric.about.name for metric in (MeanTheta, ResidualNorm, DecoderNorm))
@@ -270,14 +272,19 @@ def draw_relative(ax: Axes, table: pd.DataFrame, metrics: Mapping[str, Look]) ->
 
 
 def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str, labels: Labels = BUILT_IN_LABELS) -> None:
-    """How two per-layer quantities change from each layer to the next, in per cent: a point per step, named."""
+    """How two per-layer quantities change from each layer to the next, in per cent: a point per step. The `NAMED` steps
+    farthest from the others are named, in units of the standard deviation on either axis."""
     values = [rows_of(table, metric).set_index("layer")["value"].sort_index() for metric in (x, y)]
-    before = dict(pairwise(values[0].index))
-    steps = [value.pct_change().dropna() for value in values]
-    for previous, layer in ((before_it, at) for before_it, at in before.items() if at in steps[0] and at in steps[1]):
-        point = 100 * steps[0][layer], 100 * steps[1][layer]
-        ax.plot(*point, "o", color=BLUE)
-        ax.annotate(f"{previous}→{layer}", point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    before = {layer: previous for previous, layer in pairwise(values[0].index)}
+    steps = pd.concat([100 * value.pct_change() for value in values], axis=1, keys=[x, y]).dropna()
+    steps = steps[steps.index.isin(before)]
+    spread = steps.std().fillna(0).replace(0, 1)
+    far = (((steps - steps.median()) / spread) ** 2).sum(axis=1).nlargest(NAMED).index
+    ax.plot(steps[x], steps[y], "o", color=BLUE)
+    for layer in far:
+        ax.annotate(
+            f"{before[layer]}→{layer}", steps.loc[layer], xytext=(4, 3), textcoords="offset points", fontsize=7
+        )
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)
