@@ -87,6 +87,7 @@ def test_a_feature_reappears_in_a_share_of_the_other_seeds() -> None:
     assert found.reappearing(0).tolist() == [1.0, 0.5, 0.0]
     assert found.reappearing(1).tolist() == [0.5, 0.0, 1.0]
     assert found.reappearing(2).tolist() == [1.0, 0.0, 0.0]
+    assert repr(found).split()[:4] == ["a", "b", "variant", "pw_mcc"]
     assert list(found.to_frame()[["a", "b"]].drop_duplicates().itertuples(index=False, name=None)) == [
         (0, 1), (0, 2), (1, 2),
     ]  # fmt: skip

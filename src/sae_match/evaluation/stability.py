@@ -135,6 +135,10 @@ class Stability:
             )
         return pd.DataFrame(rows)
 
+    def __repr__(self) -> str:
+        """The table of pairs."""
+        return self.to_frame().to_string(index=False)
+
     def reappearing(self, sae: int = 0) -> Float[Tensor, " F"]:
         """For every feature of one SAE: share of the other SAEs in which its partner's |cosine| is above the threshold.
 
