@@ -282,9 +282,7 @@ def draw_changes(ax: Axes, table: pd.DataFrame, x: str, y: str, labels: Labels =
     far = (((steps - steps.median()) / spread) ** 2).sum(axis=1).nlargest(NAMED).index
     ax.plot(steps[x], steps[y], "o", color=BLUE)
     for layer in far:
-        ax.annotate(
-            f"{before[layer]}→{layer}", steps.loc[layer], xytext=(4, 3), textcoords="offset points", fontsize=7
-        )
+        ax.annotate(f"{before[layer]}→{layer}", steps.loc[layer], xytext=(4, 3), textcoords="offset points", fontsize=7)
     for line in (ax.axhline, ax.axvline):
         line(0.0, color=GREY, linewidth=0.8, linestyle=":")
     ax.margins(0.15)
