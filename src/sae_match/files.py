@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from sae_match.errors import UserError
 
 GIB = 2**30
@@ -106,6 +108,25 @@ def write_json(path: Path, value: Any) -> None:
         TypeError: a value is not a JSON type.
     """
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Reads a file of data; what is wrong with its content is an error that names it.
+
+    Args:
+        what: the file should be, without article.
+
+    Raises:
+        UserError: it is missing, larger than 1 GiB (JSON: 4 MiB), damaged, or without what is looked up in it.
+    """
+    try:
+        if path.stat().st_size > (most := 4 * 2**20 if path.suffix == ".json" else GIB):
+            raise ValueError(f"larger than {most} bytes")
+        yield
+    except (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable {what} ({type(error).__name__}: {reason})") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:

@@ -211,7 +211,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
         "layer": 3, "name": a.source, "content_hash": a.content_hash, "width": 30, "neuronpedia": None,
     }  # fmt: skip
     (tmp_path / "flow" / "edges.parquet").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="not a flow"):
+    with pytest.raises(UserError, match=r"edges\.parquet: not a readable table with layer"):
         Flow.load(tmp_path)
     (tmp_path / "flow" / "edges.parquet").unlink()
     with pytest.raises(UserError, match=r"edges.parquet is missing"):

@@ -68,7 +68,7 @@ def test_damaged_files_are_refused(tmp_path: Path, indices: torch.Tensor, about:
     with pytest.raises(UserError):
         load_permutations(tmp_path)
     (tmp_path / PERMUTATIONS).write_bytes(b"no safetensors")
-    with pytest.raises(UserError, match="no permutations of a span"):
+    with pytest.raises(UserError, match="not a readable file of permutations"):
         load_permutations(tmp_path)
 
 

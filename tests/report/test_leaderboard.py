@@ -239,7 +239,7 @@ def test_jobs_without_functional_tests(tmp_path: Path, sweep: Path) -> None:
         ("functional.parquet", b"PAR1"),
         ("matchers.json", b'{"matched": {"label": "x"}}'),
         ("matchers.json", b'["matched"]'),
-        ("matchers.json", json.dumps({"matched": {"label": "x" * 2**20}}).encode()),
+        ("matchers.json", json.dumps({"matched": {"label": "x" * 2**22}}).encode()),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes) -> None:

@@ -172,3 +172,31 @@ def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert "--output" in printed and "Exit code" in printed
+
+
+@pytest.mark.parametrize(
+    ("files", "damaged"),
+    [
+        ({"flow/events.csv": b"layer,layer_to\n1,2\n"}, "flow/events.csv"),
+        ({"flow/events.csv": b""}, "flow/events.csv"),
+        ({"steering.parquet": b"PAR1 cut off"}, "steering.parquet"),
+        ({"top_tokens.parquet": b"", "features.parquet": b"PAR1 cut off"}, "features.parquet"),
+        ({"judgements.jsonl": b'{"variant": "matched"', "features.parquet": None}, "judgements.jsonl"),
+        ({"judgements.jsonl": b'{"layer": 3}', "features.parquet": None}, "judgements.jsonl"),
+        ({"top_tokens.parquet": b"PAR1 cut off", "features.parquet": None}, "top_tokens.parquet"),
+        ({"example_pairs.csv": b""}, "example_pairs.csv"),
+    ],
+)
+def test_a_damaged_table_is_named(
+    sweep: Path, capsys: pytest.CaptureFixture[str], files: dict[str, bytes | None], damaged: str
+) -> None:
+    (sweep / "0" / "flow").mkdir()
+    for name, content in files.items():
+        if content is None:
+            pair = {"layer": [3], "feature": [0], "layer_to": [4], "partner": [0], "mse_W_dec": [0.1]}
+            pd.DataFrame(pair).to_parquet(sweep / "0" / name)
+        else:
+            (sweep / "0" / name).write_bytes(content)
+    assert main([str(sweep)]) == 2
+    captured = capsys.readouterr()
+    assert f"{sweep / '0' / damaged}: not a readable" in captured.err and "Traceback" not in captured.err

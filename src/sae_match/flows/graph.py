@@ -11,13 +11,11 @@ from typing import Any
 import pandas as pd
 
 from sae_match.errors import UserError
-from sae_match.files import atomic_path, write_json
+from sae_match.files import atomic_path, reading, write_json
 from sae_match.flows.events import EVENTS
 
 NODES, EDGES, EVENT_TABLE, ABOUT = "nodes.parquet", "edges.parquet", "events.csv", "flow.json"
 FILES = (NODES, EDGES, EVENT_TABLE, ABOUT)
-MAX_BYTES = 2**30
-"""Of a file that is read: 26 layers of 16,384 features take some 30 MB."""
 NODE_TYPES = {"layer": "int32", "feature": "int32", "firing_rate": "float32", **dict.fromkeys(EVENTS, "bool")}
 EDGE_TYPES = {
     "layer": "int32", "feature": "int32", "layer_to": "int32", "feature_to": "int32", "similarity": "float32",
@@ -107,15 +105,12 @@ class Flow:
         for name in FILES:
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: {name} is missing; a flow is a folder with {', '.join(FILES)}")
-            if (folder / name).stat().st_size > MAX_BYTES:
-                raise UserError(f"{folder / name}: larger than {MAX_BYTES} bytes")
-        try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            nodes, edges = (
-                pd.read_parquet(folder / name, columns=list(types)).astype(types)
-                for name, types in ((NODES, NODE_TYPES), (EDGES, EDGE_TYPES))
-            )
+        with reading(folder / ABOUT, "description of a flow"):
+            about = dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        tables = []
+        for name, types in ((NODES, NODE_TYPES), (EDGES, EDGE_TYPES)):
+            with reading(folder / name, f"table with {', '.join(types)}"):
+                tables.append(pd.read_parquet(folder / name, columns=list(types)).astype(types))
+        with reading(folder / EVENT_TABLE, "table of events"):
             events = pd.read_csv(folder / EVENT_TABLE)[list(EVENT_COLUMNS)]
-            return cls(nodes, edges, events, dict(about))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{folder}: not a flow ({' '.join(str(error).split())})") from error
+        return cls(tables[0], tables[1], events, about)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_match.errors import UserError
-from sae_match.files import atomic_path
+from sae_match.files import atomic_path, reading
 from sae_match.matching.permutation import Permutation
 from sae_match.saes import SparseAutoencoder
 
 PERMUTATIONS = "permutations.safetensors"
-MAX_BYTES = 2**30
 
 Layers = tuple[int, int]
 
@@ -56,9 +55,7 @@ def load_permutations(
             other SAEs than those that were matched.
     """
     path = _locate(source, revision)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
+    with reading(path, "file of permutations"):
         with safe_open(path, framework="pt") as file:
             described: dict[str, Any] = json.loads((file.metadata() or {})["permutations"])
             found = {name: _read(file.get_tensor(name), about) for name, about in described.items()}
@@ -73,8 +70,6 @@ def load_permutations(
                 if known.setdefault(layer, sae) != sae:
                     raise ValueError(f"{name} joins another SAE of layer {layer} than the others")
             permutations[ends] = one
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: no permutations of a span ({type(error).__name__}: {error})") from error
     for layer, own in (saes or {}).items():
         if layer in known and known[layer][0] != own.content_hash:
             raise UserError(

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sae_match.files import atomic_path
-
-from ..errors import UserError
+from sae_match.files import atomic_path, reading
 
 CONTEXTS = "contexts.safetensors"
 
@@ -66,7 +64,7 @@ def read_contexts(path: Path) -> TextContexts:
     Raises:
         UserError: it is damaged, or its arrays do not fit each other.
     """
-    try:
+    with reading(path, "file of contexts"):
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             texts = json.loads(file.metadata()["texts"])
@@ -79,8 +77,6 @@ def read_contexts(path: Path) -> TextContexts:
                 _check(index, -1, size)
             if of.value.shape != of.window.shape or of.share.shape[:2] != of.window.shape or arrays:
                 raise ValueError("arrays of different sizes")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable file of contexts ({error})") from error
     return TextContexts(layers, ids, [str(text) for text in texts])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import UserError
+from ..files import reading
 from ..record.contents import EXAMPLES
 from .records import Record
 from .tables import ABSENT, Cell, Table, format_value, relative
@@ -61,12 +61,10 @@ def read_examples(path: Path) -> pd.DataFrame:
     Raises:
         UserError: it is damaged, or lacks a column.
     """
-    try:
+    with reading(path, f"table with {', '.join(COLUMNS)}"):
         # A token may be "NA" or "null".
         missing = {name: [""] for name in NUMBERS}
         return pd.read_csv(path, keep_default_na=False, na_values=missing)[list(COLUMNS)]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable table with {', '.join(COLUMNS)} ({error})") from error
 
 
 def examples_frame(records: Sequence[Record]) -> pd.DataFrame:

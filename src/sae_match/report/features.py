@@ -15,7 +15,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
-from ..errors import UserError
+from ..files import reading
 from ..judging.descriptions import CONTEXTS
 from ..record.contents import FEATURES, JUDGEMENTS, TOP_TOKENS
 from ..style import BLUE, GREEN, GREY, ORANGE, VERMILION
@@ -36,6 +36,7 @@ EXAMPLE_COLUMNS = (
 COSINES = {"cosine": ("other seeds", BLUE), "cosine_rotated": ("rotated", GREY), "cosine_random": ("random", ORANGE)}
 """Column of stability.parquet -> its name in the legend, and color."""
 BINS = 50
+_PAIR_TYPES = {**dict.fromkeys(["layer", "feature", "layer_to", "partner"], int), "mse_W_dec": float}
 MSE_LABEL = "decoder MSE of a pair [folded units²]"
 
 
@@ -100,7 +101,8 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
     described = (directory / TOP_TOKENS).is_file() or (directory / JUDGEMENTS).is_file()
     if not described or not (directory / FEATURES).is_file():
         return None
-    features = pd.read_parquet(directory / FEATURES)
+    with reading(directory / FEATURES, "table of features"):
+        features = pd.read_parquet(directory / FEATURES).astype(_PAIR_TYPES)
     if features["layer"].nunique() != 1:
         return None
     judged = _judged_neighbors(directory / JUDGEMENTS, int(features["layer_to"].iloc[0]))
@@ -111,8 +113,11 @@ def pair_examples_of(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame] | Non
 
 def _judged_neighbors(path: Path, layer_to: int) -> list[dict[str, Any]]:
     """The lines of judgements.jsonl on matched neighbors, of which this is the second layer."""
-    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
-    return [e for e in entries if e["variant"] == "matched" and e["layer_to"] == layer_to]
+    if not path.is_file():
+        return []
+    with reading(path, "list of judgements"):
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [e for e in entries if e["variant"] == "matched" and e["layer_to"] == layer_to]
 
 
 def _explanations(judged: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
@@ -141,10 +146,8 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     Raises:
         UserError: it is damaged, or lacks a column.
     """
-    try:
+    with reading(path, f"table with {', '.join(columns)}"):
         return pd.read_parquet(path, columns=columns)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table with {', '.join(columns)} ({error})") from error
 
 
 def pair_examples(features: pd.DataFrame, tokens: Mapping[tuple[int, int], str]) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..files import reading
+from ..flows.graph import EVENT_COLUMNS
 from ..record.contents import FLOW_EVENTS
 from ..record.labels import BUILT_IN_LABELS, Labels
 from .canvas import plot_panels
@@ -43,13 +45,16 @@ def plot_flow(
 
 
 def flow_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Events by layer of every job that has a flow graph, as in events.csv, with the job's name."""
-    tables = [
-        pd.read_csv(job.path / FLOW_EVENTS).assign(job=job.name)
-        for record in records
-        for job in record.sources
-        if job.state == "done" and (job.path / FLOW_EVENTS).is_file()
-    ]
+    """Events by layer of every job that has a flow graph, as in events.csv, with the job's name.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    tables = []
+    for job in (source for record in records for source in record.sources):
+        if job.state == "done" and (path := job.path / FLOW_EVENTS).is_file():
+            with reading(path, "table of events"):
+                tables.append(pd.read_csv(path)[list(EVENT_COLUMNS)].assign(job=job.name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

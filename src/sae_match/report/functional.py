@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from ..errors import UserError
+from ..files import reading
 from ..metrics.bootstrap import MIN_DOCUMENTS, Floats, wilson
 from ..metrics.description import CEILING, MATCHED, SPLICED
 from ..metrics.functional import quality_area
@@ -45,7 +45,6 @@ PAIR_METRICS = (
     "coverage", "matching_score", "delta_loss", "solver_seconds", "objective", "mean_similarity", "matched_pairs",
 )  # fmt: skip
 """What is read from pairs.csv."""
-MAX_BYTES = 2**20
 _PAIR = ["layer", "layer_to"]
 _REQUIRED = [*_PAIR, "role", "variant", "feature", "partner", "quartile"]
 _MEASURED = [
@@ -133,14 +132,10 @@ def similarity_of(parts: Mapping[str, str]) -> str:
 def _read_matchers(job: Record) -> dict[str, dict[str, str]]:
     """The matchers that the job describes; its own one as `matched`, whatever the pair."""
     path = job.path / MATCHERS
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
+    with reading(path, "description of the matchers"):
         content = json.loads(path.read_text(encoding="utf-8"))
         keys = ("label", "similarity", "folding", "assignment")
         found = {name: {key: str(entry[key]) for key in keys} for name, entry in content.items()}
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a readable description of the matchers ({error})") from error
     return {MATCHED if name in OWN else name: entry for name, entry in reversed(found.items())}
 
 
@@ -148,15 +143,13 @@ def _read_features(job: Record) -> pd.DataFrame:
     """The job's table with the terms of the ratios. A feature without partner, or whose partner is silent, counts 0,
     but has no substitution; one without contexts, and all where a test was not run, are missing."""
     path = job.path / FUNCTIONAL
-    try:
+    with reading(path, "table of functional tests"):
         table = pd.read_parquet(path)
         columns = [name for name in (*_REQUIRED, *_MEASURED) if name in (*_REQUIRED, *table.columns)]
         numbers = dict.fromkeys([name for name in _MEASURED if name != "silent"], "float64")
         table = table[columns].reindex(columns=[*_REQUIRED, *_MEASURED]).astype(numbers)
         partner = table["partner"] >= 0
         silent = table["silent"].astype("boolean").fillna(False).astype(bool)
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table of functional tests ({error})") from error
     tested = table["contexts"] != 0
 
     def counted(values: pd.Series[Any], test: str) -> pd.Series[Any]:

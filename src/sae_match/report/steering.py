@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..errors import UserError
+from ..files import reading
 from ..metrics.bootstrap import Bootstrap, Estimate
 from ..record.contents import STEERING, STEERING_EXAMPLES
 from ..style import BLUE, GREY
@@ -38,7 +38,6 @@ COLUMNS = {
     "other features": ("others", True),
 }
 """Of the table: the number, and whether it is that of the first layer alone."""
-MAX_BYTES = 4 * 2**20
 NOTE = (
     "Features scaled by a factor (0 = removed) at one layer, or at all layers of a flow: the chain of matched features "
     "from one in the span's first layer. Random flows have at each layer another feature, about as active in the same "
@@ -123,10 +122,8 @@ def steering_frame(jobs: Sequence[Record]) -> pd.DataFrame:
     found = []
     for job in jobs:
         if job.state == "done" and (path := job.path / STEERING).is_file():
-            try:
+            with reading(path, "table of interventions"):
                 found.append(effects_rows(job.name, pd.read_parquet(path)))
-            except (KeyError, OSError, ValueError) as error:
-                raise UserError(f"{path}: not a table of interventions ({' '.join(str(error).split())})") from None
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -158,16 +155,12 @@ def steering_examples(jobs: Sequence[Record]) -> Table:
     header = ["job", "scale", "features", "KL", "text", "clean", "first layer", "all layers", "random flow, all layers"]
     for job in jobs:
         if job.state == "done" and (path := job.path / STEERING_EXAMPLES).is_file():
-            try:
-                if path.stat().st_size > MAX_BYTES:
-                    raise ValueError(f"more than {MAX_BYTES} bytes")
+            with reading(path, "list of continuations"):
                 for one in json.loads(path.read_text(encoding="utf-8")):
                     numbers = [Cell(f"{one['scale']:g}", one["scale"]), Cell(one["features"])]
                     numbers.append(Cell(format_value(one["kl"]), one["kl"]))
                     texts = [one["prompt"], *(one["continuations"][name] for name in header[5:])]
                     rows.append([Cell(job.name), *numbers, *(Cell(text, kind="context") for text in texts)])
-            except (KeyError, OSError, TypeError, ValueError) as error:
-                raise UserError(f"{path}: not a list of continuations ({' '.join(str(error).split())})") from None
     return Table(header, rows, ["scale", "KL"], ["job", "scale"], EXAMPLES_NOTE)
 
 
