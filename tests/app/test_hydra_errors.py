@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_match.app.errors import did_you_mean
+from sae_match.app.errors import did_you_mean, not_by_name
 from tests.command import run_command
 
 
@@ -47,6 +47,11 @@ def test_what_to_type_instead(tmp_path: Path, override: str, message: str) -> No
     done = run_command(override, "evaluation=weights_only", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1] == f"error: {message}"
+
+
+def test_texts_to_train_on_are_options() -> None:
+    said = "datasets=mine: takes texts of any name, each an option of the group: +dataset@datasets.NAME=mine"
+    assert not_by_name("datasets", "mine") == said
 
 
 def test_the_quoted_form_is_the_right_one(tmp_path: Path) -> None:

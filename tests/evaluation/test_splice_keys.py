@@ -32,8 +32,8 @@ PAIR = SplicePair(
     B,
     {"matched": MATCHED, "vanilla": Permutation.identity(24)},
     SpliceUnits.theta,
-    (4, 5),
-    SimpleNamespace(key="text", layer=lambda layer: torch.zeros(2, 3, 8)),
+    layers=(4, 5),
+    fit=SimpleNamespace(key="text", layer=lambda layer: torch.zeros(2, 3, 8)),
 )
 SCALE = torch.full((24,), 0.7)
 OTHERS = {
@@ -122,7 +122,7 @@ def test_two_of_one_name_are_refused() -> None:
 
 def test_a_fitted_splice_needs_text() -> None:
     with pytest.raises(UserError, match="fitted = True"):
-        LinearMapSplice().bind(replace(PAIR, fit=None))
+        LinearMapSplice().fitted_map(replace(PAIR, fit=None))
 
 
 @pytest.mark.parametrize("kind", ["controls", "splices"])

@@ -59,8 +59,8 @@ class TrainSchema:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     model: Any = MISSING
     tracking: Any = MISSING
-    datasets: Any = MISSING
-    held_out: Any = MISSING
+    datasets: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
     layers: Layers = MISSING
     paths: Paths = MISSING
     seed: int = 0

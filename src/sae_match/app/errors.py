@@ -114,6 +114,8 @@ def not_by_name(key: str, value: str) -> str | None:
         return f"{key}={value}: the options of a group are chosen with a slash: 'evaluation/controls=[{names}]'"
     if key in ("evaluation.splices", "metrics"):
         return f"{key}={value}: takes entries of any name, added with a plus: +{key}.NAME._target_=my_package.MyClass"
+    if key in ("datasets", "held_out"):
+        return f"{key}={value}: takes texts of any name, each an option of the group: +dataset@{key}.NAME={value}"
     return None
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sae_match.errors import UserError
 from sae_match.evaluation.splices import BoundSplice, PairActivations, Splice, SplicePair
-from sae_match.matching.feature_pair import streams_key
 from sae_match.options import option
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ class LinearMapSplice(Splice):
     def bind(self, pair: SplicePair) -> dict[str, BoundSplice]:
         """Fitted when it is first called, which it may never be: what it gives may be known. Not kept beyond the pair:
         for a whole span, the maps would outgrow the SAEs."""
-        fitted, fit = cache(lambda: self.fitted_map(pair)), streams_key(pair.fit_streams, pair.fit_b)
+        fitted, fit = cache(lambda: self.fitted_map(pair)), pair.streams_key()
 
         def mapped(activations: PairActivations) -> Tensor:
             return fitted()(activations)

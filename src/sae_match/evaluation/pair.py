@@ -107,7 +107,7 @@ def evaluate_pair(
     bootstrap = how.bootstrap or Bootstrap(int(document.max()) + 1)
     x_b, *_ = windows_of(x_b, how.sink_positions, how.batch_windows)
     x_a, sinks, batch = windows_of(x_a, how.sink_positions, how.batch_windows)
-    pair = SplicePair(a, b, named, parse_units(how.units), layers, batch_windows=batch, sink_positions=sinks)
+    pair = SplicePair(a, b, named, parse_units(how.units), layers=layers, batch_windows=batch, sink_positions=sinks)
     splices = bind_all(how.splices, pair)
     statistics = compute_activations(ActivationRequest(a, b, x_a, x_b, document, named, splices, batch, sinks))
     for sae, layer in ((a, layers[0]), (b, layers[1])):

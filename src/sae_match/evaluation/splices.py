@@ -14,9 +14,8 @@ from torch import Tensor
 from sae_match.errors import UserError
 from sae_match.keys import Keyed, tensor_digest
 from sae_match.matching import Permutation
-from sae_match.matching.feature_pair import Streams, require_streams, residuals, sae_facts, streams_key
+from sae_match.matching.feature_pair import SAEPair, sae_facts
 from sae_match.options import option
-from sae_match.saes import SparseAutoencoder
 from sae_match.style import Style
 
 
@@ -43,46 +42,16 @@ Reconstruct = Callable[[PairActivations], Float[Tensor, "*batch d"]]
 
 
 @dataclass(frozen=True)
-class SplicePair:
+class SplicePair(SAEPair):
     """What a splice may be made from.
 
     Attributes:
-        a, b: SAEs of layers t and t+1.
         permutations: matchings A -> B by variant (`matched`, `random`, ...).
         units: units in which activations travel along a permutation, `theta` or `raw`.
-        layers: t and t+1.
-        fit: residual streams of text that is not evaluated; None where none was prepared.
-        fit_b: those of B where it reads another model's; None = as A.
-        batch_windows: windows read at a time.
-        sink_positions: positions at each window's start that are never replaced, counted or fitted on.
     """
 
-    a: SparseAutoencoder
-    b: SparseAutoencoder
     permutations: Mapping[str, Permutation]
     units: SpliceUnits = SpliceUnits.theta
-    layers: tuple[int, int] = (0, 1)
-    fit: Streams | None = None
-    batch_windows: int = 8
-    sink_positions: int = 1
-    fit_b: Streams | None = None
-
-    def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
-        """Residual streams of either side on the text on which a splice may be fitted.
-
-        Raises:
-            UserError: none was prepared.
-        """
-        return residuals(self.fit_streams, self.fit_b, self.layers)
-
-    @property
-    def fit_streams(self) -> Streams:
-        """Residual streams of the text on which a splice may be fitted.
-
-        Raises:
-            UserError: none was prepared.
-        """
-        return require_streams(self.fit, "splice")
 
     def facts(self) -> dict[str, object]:
         """Everything that a splice of this pair could depend on."""
@@ -91,7 +60,7 @@ class SplicePair:
             "layers": list(self.layers),
             "permutations": {name: tensor_digest(found.indices) for name, found in self.permutations.items()},
             "units": self.units.value,
-            "fit": streams_key(self.fit, self.fit_b),
+            "fit": self.streams_key(),
             "batch_windows": self.batch_windows,
             "sink_positions": self.sink_positions,
         }

@@ -58,8 +58,8 @@ class Evaluator:
         """What the splices of a pair are made from."""
         inputs, (fit, fit_b) = self.inputs, self.inputs.fit(matched.pair)
         return SplicePair(
-            a, b, matched.permutations, self.units, matched.pair.blocks, fit, inputs.batch_windows,
-            inputs.sink_positions, fit_b,
+            a, b, matched.permutations, self.units, layers=matched.pair.blocks, fit=fit, fit_b=fit_b,
+            batch_windows=inputs.batch_windows, sink_positions=inputs.sink_positions,
         )  # fmt: skip
 
     def bind(self, role: Role, pair: SplicePair) -> dict[str, BoundSplice]:

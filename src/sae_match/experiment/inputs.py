@@ -17,7 +17,7 @@ from sae_match.experiment.text import JobText, read_text
 from sae_match.language_model import LanguageModel, ResidualStreams, capture, load_language_model
 from sae_match.language_model.loading import load_tokenizer
 from sae_match.language_model.sources import ModelSource
-from sae_match.matching.feature_pair import Streams, residuals
+from sae_match.matching.feature_pair import Streams
 from sae_match.metrics.bootstrap import MIN_DOCUMENTS
 from sae_match.pairs import Pair, Site, captured_layers, span
 from sae_match.plan.checks import check_same_stream
@@ -117,8 +117,8 @@ class Inputs:
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
-        both = residuals(fit_a, fit_b, pair.blocks)
-        return fit_stream_map(*both, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
+        x_a, x_b = fit_a.layer(pair.blocks[0]), (fit_b or fit_a).layer(pair.blocks[1])
+        return fit_stream_map(x_a, x_b, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:
         """text.json: which documents and windows were evaluated, and under `fit` those that controls were fitted on."""

@@ -69,7 +69,7 @@ class PairMatcher:
     def features(self, pair: Pair, a: SparseAutoencoder, b: SparseAutoencoder) -> FeaturePair:
         """Two SAEs as similarities see them."""
         excluded = self.excluded(pair.a, a), self.excluded(pair.b, b)
-        features = FeaturePair(a, b, self.folding, excluded, pair.blocks, seed=self.seed)
+        features = FeaturePair(a, b, self.folding, excluded, layers=pair.blocks, seed=self.seed)
         if (inputs := self.inputs) is None:
             return features
         fit, fit_b = inputs.fit(pair)

@@ -165,8 +165,8 @@ class _Finder:
 
     def add_pair(self, a: _Compared, b: _Compared, role: str) -> None:
         pair = FeaturePair(
-            a.sae, b.sae, self.folding, (a.silent, b.silent), (a.layer, b.layer), self.fit,
-            self.batch_windows, self.sink_positions, self.seed,
+            a.sae, b.sae, self.folding, (a.silent, b.silent), seed=self.seed, layers=(a.layer, b.layer), fit=self.fit,
+            batch_windows=self.batch_windows, sink_positions=self.sink_positions,
         )  # fmt: skip
         nulls = [
             best_partners(self.similarity, replace(pair, b=rotated(b.sae, seed)), self.block_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import torch
@@ -27,55 +27,69 @@ class Streams(Protocol):
 
 
 @dataclass(frozen=True)
-class FeaturePair:
-    """Two SAEs whose features are matched.
+class SAEPair:
+    """Two SAEs, and the text on which something of the two may be fitted.
 
     Attributes:
         a, b: SAEs of layers t and t+1.
-        folding: whether parameters are folded before they are compared (Eq. 4).
-        excluded: features of either side that stay unmatched; None = none.
         layers: t and t+1.
         fit: residual streams of text that is not evaluated; None where none was prepared.
         fit_b: those of B where it reads another model's; None = as A.
-        mapped: A carried into B's residual stream, where that is another model's: what weights are compared of.
         batch_windows: windows read at a time.
-        sink_positions: positions at each window's start that are never counted.
-        seed: seed of what is drawn.
+        sink_positions: positions at each window's start that are never counted, fitted on or replaced.
     """
 
     a: SparseAutoencoder
     b: SparseAutoencoder
-    folding: FoldingKind = FoldingKind.theta
-    excluded: tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None] = (None, None)
+    _: KW_ONLY
     layers: tuple[int, int] = (0, 1)
     fit: Streams | None = None
+    fit_b: Streams | None = None
     batch_windows: int = 8
     sink_positions: int = 1
-    seed: int = 0
-    fit_b: Streams | None = None
+
+    def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
+        """Residual streams of either side on the text of `fit_streams`."""
+        fit = self.fit_streams
+        return fit.layer(self.layers[0]), (fit if self.fit_b is None else self.fit_b).layer(self.layers[1])
+
+    @property
+    def fit_streams(self) -> Streams:
+        """Residual streams of the text on which a similarity or a splice may be fitted.
+
+        Raises:
+            UserError: none was prepared.
+        """
+        if self.fit is None:
+            raise UserError("what is fitted on text was given none: set `fitted = True` in its class")
+        return self.fit
+
+    def streams_key(self) -> object:
+        """Which residual streams something may be fitted on, as plain data."""
+        keys = [streams.key for streams in (self.fit, self.fit_b) if streams is not None]
+        return keys if len(keys) > 1 else next(iter(keys), None)
+
+
+@dataclass(frozen=True)
+class FeaturePair(SAEPair):
+    """Two SAEs whose features are matched.
+
+    Attributes:
+        folding: whether parameters are folded before they are compared (Eq. 4).
+        excluded: features of either side that stay unmatched; None = none.
+        mapped: A carried into B's residual stream, where that is another model's: what weights are compared of.
+        seed: seed of what is drawn.
+    """
+
+    folding: FoldingKind = FoldingKind.theta
+    excluded: tuple[Bool[Tensor, " F_a"] | None, Bool[Tensor, " F_b"] | None] = (None, None)
     mapped: SparseAutoencoder | None = None
+    seed: int = 0
 
     @property
     def weights(self) -> tuple[SparseAutoencoder, SparseAutoencoder]:
         """The SAEs whose weights are compared, in one residual stream."""
         return (self.a if self.mapped is None else self.mapped), self.b
-
-    def fit_residuals(self) -> tuple[Float[Tensor, "windows tokens d_a"], Float[Tensor, "windows tokens d_b"]]:
-        """Residual streams of either side on the text on which a similarity may be fitted.
-
-        Raises:
-            UserError: none was prepared.
-        """
-        return residuals(self.fit_streams, self.fit_b, self.layers)
-
-    @property
-    def fit_streams(self) -> Streams:
-        """Residual streams of the text on which a similarity may be fitted.
-
-        Raises:
-            UserError: none was prepared.
-        """
-        return require_streams(self.fit, "similarity")
 
     def kept(self) -> tuple[Int[Tensor, " K_a"], Int[Tensor, " K_b"]]:
         """Features of either side that are matched, ascending.
@@ -102,7 +116,7 @@ class FeaturePair:
             "layers": list(self.layers),
             "saes": [sae_facts(sae) for sae in (self.a, self.b)],
             "folding": self.folding.value,
-            "streams": streams_key(self.fit, self.fit_b),
+            "streams": self.streams_key(),
             "sink_positions": self.sink_positions,
             "seed": self.seed,
         } | ({} if self.mapped is None else {"mapped": self.mapped.content_hash})
@@ -111,31 +125,6 @@ class FeaturePair:
 def sae_facts(sae: SparseAutoencoder) -> dict[str, object]:
     """Content of an SAE, and its folding scale where that is not its threshold."""
     return {"content": sae.content_hash, "scale": None if sae.scale is None else tensor_digest(sae.scale)}
-
-
-def residuals(fit: Streams, fit_b: Streams | None, layers: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Residual streams of either side of a pair, [windows, tokens, d] each.
-
-    Args:
-        fit_b: those of B where it reads another model's.
-    """
-    return fit.layer(layers[0]), (fit if fit_b is None else fit_b).layer(layers[1])
-
-
-def streams_key(fit: Streams | None, fit_b: Streams | None) -> object:
-    """Which residual streams something may be fitted on, as plain data."""
-    return None if fit is None else fit.key if fit_b is None else [fit.key, fit_b.key]
-
-
-def require_streams(fit: Streams | None, what: str) -> Streams:
-    """The text that something is fitted on.
-
-    Raises:
-        UserError: none was prepared.
-    """
-    if fit is None:
-        raise UserError(f"this {what} is fitted on text, and none was prepared: set `fitted = True` in its class")
-    return fit
 
 
 def _kept(width: int, excluded: Tensor | None, name: str) -> Int[Tensor, " K"]:

@@ -169,7 +169,9 @@ def match(
     if layers is None and similarity is not None and similarity.by_layer:
         raise UserError(f"{similarity.name} knows features by their layer: say which, as layers=(t, t + 1)")
     excluded = [None if mask is None else as_tensor(mask) for mask in (exclude_a, exclude_b)]
-    pair = FeaturePair(a, b, parse(FoldingKind, folding, "folding"), (excluded[0], excluded[1]), layers or (0, 1))
+    pair = FeaturePair(
+        a, b, parse(FoldingKind, folding, "folding"), (excluded[0], excluded[1]), layers=layers or (0, 1)
+    )
     if similarity is None:
         problem = weights_problem(
             pair, metric=metric, include_bias=include_bias, weights=weights,
