@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare two SAEs of one layer (files, folders, embedded/NAME) or the records of two jobs, and "
         "print a small table. Two SAEs are matched; activations or a model add matching_score, explained_variance, l0.",
         epilog="Exit code: 0; 1 if a number is out of its bounds or, of two records, worse than before (on shared "
-        "documents: the 95 %% interval of the difference excludes 0); 2 for wrong arguments or input.",
+        "documents: the 95 % interval of the difference excludes 0); 2 for wrong arguments or input.",
     )
     add = parser.add_argument
     add("before", help="an SAE, or the directory of a job")

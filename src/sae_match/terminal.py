@@ -40,9 +40,9 @@ def wants_bars(progress: bool | None) -> bool:
 
 
 def quiet_libraries(progress: bool | None) -> None:
-    """Where no bars are wanted, configure the hub's client and `datasets` to draw none; before they are imported."""
+    """Where no bars are wanted, have libraries draw none; before they are imported."""
     if not wants_bars(progress):
-        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
             os.environ.setdefault(name, "1")
 
 

@@ -139,7 +139,9 @@ def test_a_job_with_every_matcher(configured: Callable[..., Study], random_saes:
         assert name == similarity + folding + ("" if solver == "certified" else f"_{solver}")
         assert solver == "certified" or matcher.label.endswith(f", {solver}")
         assert (matcher.folding is None) == (similarity in ("decoder_cosine", "correlation", "semantic_transport"))
-    found = run(study).pairs
+    results = run(study)
+    assert any("delta losses have no intervals: 1 documents" in warning for warning in results.warnings)
+    found = results.pairs
     table = (
         found[found.layer_to == 1]
         .drop_duplicates(["variant", "metric"])

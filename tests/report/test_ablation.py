@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,15 @@ def test_ranks_know_which_way_is_better() -> None:
     assert ranks(MSE) == [2, 2, 4, 1]  # the same value, the same rank
     names = (*NAMES, "explained_variance/layer_drop", "delta_loss_difference/random")
     assert [BUILT_IN_LABELS.of_number(name).better for name in names] == ["higher", "lower", "lower", "higher", "lower"]
+
+
+def test_jobs_over_other_layers_are_not_ranked_against_each_other() -> None:
+    layers = [{"first": 3, "last": 6}] * 2 + [{"first": 0, "last": 29}] * 2
+    records = [replace(one, config={**one.config, "layers": span}) for one, span in zip(design(), layers, strict=True)]
+    found = rankings(records)
+    assert found[SCORE].ranks == {0: 1, 1: 2, 2: 1, 3: 2} and "over the same layers" in ranking_note(found)
+    assert rankings(records[1:])[SCORE].ranks == {1: 1, 2: 2}
+    assert "same layers" not in ranking_note(rankings(records[2:]))
 
 
 def test_a_row_per_combination_with_value_interval_and_rank() -> None:

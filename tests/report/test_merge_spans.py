@@ -93,6 +93,13 @@ def test_the_same_pair_with_the_same_values_counts_once(tmp_path: Path) -> None:
     assert record.metrics["matching_score"] == pytest.approx(0.3)
 
 
+def test_a_span_within_another_stays_apart(tmp_path: Path) -> None:
+    part(tmp_path / "0", 11, 14, [0.1, 0.2, 0.6])
+    part(tmp_path / "1", 12, 14, [0.2, 0.6])
+    records, notes = merged(tmp_path)
+    assert [record.name for record in records] == ["0", "1"] and notes == []
+
+
 def test_repetitions_of_one_span_stay_apart(tmp_path: Path) -> None:
     part(tmp_path / "0", 11, 12, [0.1])
     part(tmp_path / "1", 11, 12, [0.1])

@@ -17,7 +17,7 @@ from sae_match.evaluation.standard_splices import EncodeDecodePrevious, EncodePe
 from sae_match.experiment.inputs import Inputs, log_text
 from sae_match.experiment.matching import MatchedPair
 from sae_match.experiment.passes import activations, per_feature
-from sae_match.metrics.bootstrap import Bootstrap, DocumentSums
+from sae_match.metrics.bootstrap import MIN_DOCUMENTS, Bootstrap, DocumentSums
 from sae_match.metrics.description import CEILING, TO_CEILING
 from sae_match.metrics.metric import LayerActivity, LossMetric, Metric, MetricRow, metric_rows
 from sae_match.pairs import JobPairs, Role, Site
@@ -53,6 +53,17 @@ class Evaluator:
     bootstrap: Bootstrap
     splice_bootstrap: Bootstrap
     min_count: int
+
+    def notes(self) -> list[str]:
+        """What a reader of the record must know of the text."""
+        counts = {"metrics": self.inputs.text.counted.n_documents}
+        if self.inputs.text.rows is None:
+            counts["delta losses"] = self.splice_windows.n_documents
+        return self.inputs.notes() + [
+            f"{what} have no intervals: {count} documents, and intervals over documents need at least {MIN_DOCUMENTS}"
+            for what, count in counts.items()
+            if count < MIN_DOCUMENTS
+        ]
 
     def splice_pair(self, matched: MatchedPair, a: SparseAutoencoder, b: SparseAutoencoder) -> SplicePair:
         """What the splices of a pair are made from."""

@@ -18,7 +18,6 @@ from sae_match.language_model import LanguageModel, ResidualStreams, capture, lo
 from sae_match.language_model.loading import load_tokenizer
 from sae_match.language_model.sources import ModelSource
 from sae_match.matching.feature_pair import Streams
-from sae_match.metrics.bootstrap import MIN_DOCUMENTS
 from sae_match.pairs import Pair, Site, captured_layers, span
 from sae_match.plan.checks import check_same_stream
 from sae_match.saes import SparseAutoencoder
@@ -184,13 +183,7 @@ def prepare(
 
 
 def log_text(text: JobText, spliced: TokenWindows) -> None:
-    """Log how much is evaluated, and that there are no intervals where documents are too few."""
+    """Log how much is evaluated."""
     windows, losses = text.counted, text.rows is None
     told = f"; token losses on {spliced.n_windows} of them" if losses else ", one per position that is compared"
     logger.info("%d windows of %d documents%s", windows.n_windows, windows.n_documents, told)
-    for what, count in (("metrics", windows.n_documents), ("delta losses", spliced.n_documents))[: 1 + losses]:
-        if count < MIN_DOCUMENTS:
-            logger.warning(
-                "%s have no intervals: %d documents, and intervals over documents need at least %d",
-                what, count, MIN_DOCUMENTS,
-            )  # fmt: skip

@@ -79,7 +79,7 @@ class Steps:
     def run(self) -> Results:
         """All steps."""
         self.results.warn(list(self.study.pairs.notes(self.study)))
-        self.results.warn([] if self.evaluator is None else self.evaluator.inputs.notes())
+        self.results.warn([] if self.evaluator is None else self.evaluator.notes())
         if self.study.evaluation.stability_seeds is not None:
             self.compare_seeds()
         neighbors = self.match_neighbors()

@@ -24,7 +24,7 @@ def render(plan: Plan) -> str:
             ("Reads and downloads", _reads(plan)),
             ("Memory at the peak of each step", _memory(plan)),
             ("Disk", (f"{need.what}: {_size(need.bytes)} in {need.path} ({need.key})" for need in plan.disk)),
-            ("Time, as far as it can be counted", _time(steps)),
+            ("Time, as far as it can be counted, with nothing in the cache", _time(steps)),
             *([("What it asks Slurm for", _slurm(plan, plan.asked, steps))] if plan.asked is not None else []),
         ):
             lines += ["", f"== {title} ==", *part]

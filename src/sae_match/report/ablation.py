@@ -35,18 +35,32 @@ def resample(records: Sequence[Record], names: Sequence[str], labels: Labels = B
 
 
 class Ranking(NamedTuple):
-    """Ranks of one metric, 1 for the best, by the record's place; and whether ties are those of paired intervals."""
+    """Ranks of one metric, 1 for the best, by the record's place; whether ties are those of paired intervals; and
+    whether there are jobs over other layers, among which they do not count."""
 
     ranks: dict[int, int]
     paired: bool
+    several: bool = False
 
 
 def rank(records: Sequence[Record], name: str, resampled: Resampled, labels: Labels = BUILT_IN_LABELS) -> Ranking:
     """1 + the number of jobs that are better, where better means: the 95 % interval of the paired difference excludes
     0. Without paired differences between all of the jobs: 1 + the number of jobs with a better value. No ranks where
-    the documents are too few for an interval."""
-    values = {place: value for place, record in enumerate(records) if (value := record.number(name)) is not None}
+    the documents are too few for an interval. Jobs are compared with those over the same layers only: others are
+    easier or harder, whatever the method."""
+    spans: dict[str, dict[int, float]] = {}
+    for place, record in enumerate(records):
+        if (value := record.number(name)) is not None:
+            spans.setdefault(repr(record.config.get("layers")), {})[place] = value
     sign = -1.0 if labels.of_number(name).better == "lower" else 1.0
+    found = [_rank(records, name, values, sign, resampled) for values in spans.values() if len(values) > 1]
+    ranks = {place: number for one in found for place, number in one.ranks.items()}
+    return Ranking(ranks, all(one.paired for one in found), len(spans) > 1)
+
+
+def _rank(
+    records: Sequence[Record], name: str, values: Mapping[int, float], sign: float, resampled: Resampled
+) -> Ranking:
     known = [mean for place in values if (mean := resampled[records[place].path].get(name)) is not None]
     paired = len(known) == len(values) > 1 and len({mean.over for mean in known}) == 1
     if paired:
@@ -81,6 +95,8 @@ def ranking_note(rankings: Mapping[str, Ranking]) -> str:
         )
     if plain:
         text += f" Ranks of {', '.join(plain)}: of the plain values, without paired differences between all jobs."
+    if any(ranking.several for ranking in rankings.values()):
+        text += " Ranks are among the jobs over the same layers."
     if none:
         text += (
             f" No ranks of {', '.join(none)}: fewer than {MIN_DOCUMENTS} documents give no interval, so no difference "

@@ -42,8 +42,9 @@ class _ConflictError(Exception):
 def merge_spans(records: Sequence[Record]) -> Merged:
     """Merge finished jobs that split one span of layers; every other record stays as it is, in its place.
 
-    Jobs over the same span are repetitions and stay apart, as do jobs that hold the same pair with different values
-    (a note names them). Jobs of the group that did not finish stay records of their own.
+    Jobs over the same span are repetitions and stay apart, as do a job whose span lies within another's and jobs that
+    hold the same pair with different values (a note names them). Jobs of the group that did not finish stay records of
+    their own.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
@@ -54,7 +55,9 @@ def merge_spans(records: Sequence[Record]) -> Merged:
             groups[json.dumps(science, sort_keys=True, default=str)].append(index)
     merged: dict[int, Record | None] = {}
     notes: list[str] = []
-    for indices in groups.values():
+    for group in groups.values():
+        spans = {index: _span(records[index]) for index in group}
+        indices = [index for index in group if not any(_within(spans[index], other) for other in spans.values())]
         parts = sorted((records[index] for index in indices), key=_span)
         if len(parts) > 1 and len({_span(part) for part in parts}) == len(parts):
             try:
@@ -70,6 +73,11 @@ def merge_spans(records: Sequence[Record]) -> Merged:
 def _span(record: Record) -> tuple[Any, Any]:
     """First and last layer."""
     return record.flat.get("layers.first"), record.flat.get("layers.last")
+
+
+def _within(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the other span holds more than this one, and all of it."""
+    return span != other and other[0] <= span[0] and span[1] <= other[1]
 
 
 def _merge(parts: Sequence[Record]) -> tuple[Record, str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sae_match.errors import UserError
 from sae_match.options import parse, what_is_wrong
-from sae_match.saes.formats.base import FolderFormat, SaeFormat, SaeHeader, fill, inside_only, local_root
+from sae_match.saes.formats.base import UNKNOWN_LAST, FolderFormat, SaeFormat, SaeHeader, fill, inside_only, local_root
 from sae_match.saes.formats.cross_layer import CrossLayerTranscoder
 from sae_match.saes.formats.dictionary_learning import DictionaryLearning
 from sae_match.saes.formats.gemma_scope import GemmaScope
@@ -129,7 +129,12 @@ def _load_published(
         raise UserError(f"load_sae(release={release!r}, id={id!r}): of which layer? Say layer=13, or a full id")
     place = None if site is None else parse(Site, site, "site")
     saes = Release(
-        name=release, release=release, id=id, root=None if root is None else str(root), site=place, last_layer=1000
+        name=release,
+        release=release,
+        id=id,
+        root=None if root is None else str(root),
+        site=place,
+        last_layer=UNKNOWN_LAST,
     )
     at = saes.sae(layer).block if layer is None else layer
     return saes.read(saes.place([saes.fetch(name, at) for name in saes.files(at)]), at)

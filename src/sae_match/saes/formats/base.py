@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN_LAST = 1000
+"""`last_layer` of formats that do not say how many layers there are."""
 UNIT_NORM_TOLERANCE = 0.01
 """bf16 rows of unit norm stay within this."""
 _PLACEHOLDER = re.compile(r"\{(layer|next)(?::(0?\dd))?\}")
@@ -85,7 +87,7 @@ class SaeFormat(ABC):
     first_layer: int = 0
     """First layer for which SAEs exist."""
     last_layer: int
-    """Last layer for which SAEs exist."""
+    """Last layer for which SAEs exist; 1000 = not known, so that a job must name its layers."""
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -126,6 +128,11 @@ class SaeFormat(ABC):
         Args:
             layers: all layers of the job, ascending.
         """
+        if layers[-1] == self.last_layer == UNKNOWN_LAST:
+            raise UserError(
+                f"nothing says which layers the SAEs {self.name} have: name those of the job, "
+                "layers.first=.. layers.last=.., or layers.pair=.. for one pair"
+            )
         if not self.first_layer <= layers[0] <= layers[-1] <= self.last_layer:
             raise UserError(
                 f"layers.first={layers[0]}, layers.last={layers[-1]}: the SAEs {self.name} cover layers "

@@ -44,7 +44,7 @@ class Native(SaeFormat):
     default_l0: int | None = None
     """The L0 that `filename` was trained for; l0 of null or of this number reads it."""
     default_layers: tuple[int, int] | None = None
-    """First and last layer of a job that names none; null = all that there are."""
+    """First and last layer of a job that names none; null = first_layer to last_layer."""
     ceiling_filename: str | None = None
     """File name of a second seed; where it exists the two are matched, as a reference."""
 
