@@ -49,14 +49,15 @@ def test_every_job_of_a_sweep_prints_its_plan(tmp_path: Path, saes: Path) -> Non
     arguments = weights_only(saes, "dry_run=true", "matching=decoder,encoder")
     done = run_in(tmp_path, "-m", *arguments)
     assert done.code == 0, done.err
-    assert done.out.count("== Configuration ==") == done.out.count("Problems: none") == 2
-    assert "metric: decoder" in done.out and "metric: encoder" in done.out
+    assert done.out.count("== Jobs: ") == done.out.count("Problems: none") == 2
+    assert "matching decoder, folding" in done.out and "matching encoder, folding" in done.out
+    assert "== Configuration ==" not in done.out  # the overrides of each job are there
     assert names(tmp_path) == before
 
     arguments[3] = "layers.last=7,2"  # layer 3 has no file
     done = run_in(tmp_path, "-m", *arguments[:5], "dry_run=true")
     assert done.code == 2
-    assert done.out.count("== Configuration ==") == 2 and done.out.count("Problems: none") == 1
+    assert done.out.count("== Problems: ") == 2 and done.out.count("Problems: none") == 1
     assert names(tmp_path) == before
 
 
@@ -85,4 +86,4 @@ def test_a_sweep_that_goes_on_in_its_own_directory_is_planned_there(tmp_path: Pa
     before = names(tmp_path)
     done = run_in(tmp_path, *sweep, *weights_only(saes, "matching=encoder", "dry_run=true"))
     assert done.code == 0, done.out + done.err
-    assert "output_dir: sweep/0-" in done.out and names(tmp_path) == before
+    assert " in sweep/0-" in done.out and names(tmp_path) == before

@@ -148,8 +148,9 @@ def test_shapes_of_safetensors_come_from_their_headers(
     hub.stop()
     again = planned(config(tmp_path, *changes)).saes
     assert again is not None and again.shapes == plan.saes.shapes
-    problems = planned(config(tmp_path, *changes, "sae.site=mlp_out")).problems
-    assert sum("sae.site=mlp_out, but the file reads resid_post" in line for line in problems) == 4  # nothing is asked
+    (problem,) = planned(config(tmp_path, *changes, "sae.site=mlp_out")).problems  # nothing is asked
+    assert "sae.site=mlp_out, but the file reads resid_post" in problem
+    assert problem.endswith(" (4 layers are refused in this way)")
 
 
 def test_weights_only_asks_for_no_model(published: Hub, tmp_path: Path) -> None:

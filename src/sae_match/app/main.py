@@ -133,7 +133,7 @@ def show_plan(config: Study, *, in_sweep: bool = False) -> None:
     with collect_errors(plan.problems):
         check_place(Path(config.paths.output_dir), science_hash(config.config))
     try:
-        print(render(plan), flush=True)
+        print(render(plan, configuration=not in_sweep), flush=True)
     except BrokenPipeError:
         sys.exit(EXIT_UNREAD)  # an exit is no error, of which Hydra would write a line
     if plan.problems:

@@ -70,10 +70,11 @@ def _read_shapes(
 ) -> dict[int, SaeShape]:  # fmt: skip
     """Shapes of the layers whose headers are on this machine, and what these say against them."""
     shapes: dict[int, SaeShape] = {}
+    unread: list[str] = []
     refused: list[str] = []
     first = None
     for layer in span(study):
-        with collect_errors(problems):
+        with collect_errors(unread):
             header = header_of(layer)
             if header is None:
                 continue
@@ -81,9 +82,9 @@ def _read_shapes(
             first = first or header
             with collect_errors(refused):
                 checks.check_header(study, layer, header, first)
-    if refused:  # as a rule the same for every layer, so only the first is shown
-        more = f" ({len(refused)} layers are refused in this way)" if len(refused) > 1 else ""
-        problems.append(refused[0] + more)
+    for found in (unread, refused):  # as a rule the same for every layer, so only the first is shown
+        if found:
+            problems.append(found[0] + (f" ({len(found)} layers are refused in this way)" if len(found) > 1 else ""))
     return shapes
 
 

@@ -14,9 +14,11 @@ from sae_match.plan.machine import Duration, durations
 from sae_match.plan.plan import NO_MODEL_NEEDED, Plan, PlannedSide, total_size
 
 
-def render(plan: Plan) -> str:
+def render(plan: Plan, *, configuration: bool = True) -> str:
     """The whole plan: configuration, jobs, downloads, memory, disk, time, problems."""
-    lines = ["== Configuration ==", yaml.safe_dump(plan.study.config, sort_keys=False, allow_unicode=True).rstrip()]
+    lines: list[str] = []
+    if configuration:
+        lines = ["== Configuration ==", yaml.safe_dump(plan.study.config, sort_keys=False, allow_unicode=True).rstrip()]
     if plan.machine is not None:
         steps = _steps(plan)
         for title, part in (
