@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("several paths and no --output: nothing was written", file=sys.stderr)
         else:
             print(write_report(records, output, options), end="")
-            print(f"written to {output}", file=sys.stderr)
+            print(f"written to {output}; to look at it, open {output / 'report.html'}", file=sys.stderr)
     except UserError as error:
         print(f"sae-match-report: {error}", file=sys.stderr)
         return 2
