@@ -1,6 +1,8 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""The exceptions that stand for a mistake the user can mend."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -9,3 +11,11 @@ class UserError(Exception):
     The message says what is wrong, where, and how to mend it. The command line prints it without a
     traceback and exits with a non-zero code; library callers catch it like any other exception.
     """
+
+
+class DamagedFileError(UserError):
+    """A data file that cannot be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path

@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from sae_match.errors import UserError
+from sae_match.errors import DamagedFileError, UserError
 
 GIB = 2**30
 LOCK_FILE = "in_use.lock"
@@ -118,7 +118,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         what: the file should be, without article.
 
     Raises:
-        UserError: it is missing, larger than 1 GiB (JSON: 4 MiB), damaged, or without what is looked up in it.
+        DamagedFileError: it is missing, larger than 1 GiB (JSON: 4 MiB), damaged, or without what is looked up in it.
     """
     try:
         if path.stat().st_size > (most := 4 * 2**20 if path.suffix == ".json" else GIB):
@@ -126,7 +126,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, OSError, SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable {what} ({type(error).__name__}: {reason})") from error
+        raise DamagedFileError(path, f"not a readable {what} ({type(error).__name__}: {reason})") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:

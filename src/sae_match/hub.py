@@ -3,6 +3,7 @@ questions about files that are not fetched."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def content_hash(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    real = path.resolve()
+    real = Path(os.path.realpath(path))
     return real.name if real.parent.name == "blobs" else known_sha256(real)
 
 

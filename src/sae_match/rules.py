@@ -14,7 +14,7 @@ from sae_match.study import span_of
 
 if TYPE_CHECKING:  # train_app checks its configuration before it waits for torch
     from sae_match.language_model.sources import ModelSource
-    from sae_match.study import Layers, Study
+    from sae_match.study import Layers, Paths, Study
     from sae_match.text.source import TextSource
     from sae_match.training.options import TrainConfig
 
@@ -42,7 +42,13 @@ def check_values(config: Any) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    rules: list[Callable[[Any], Iterator[str]]] = [_span, _covered, _seed, _composition]
+    rules: list[Callable[[Any], Iterator[str]]] = [
+        _span,
+        _covered,
+        _seed,
+        _composition,
+        lambda study: _place(study.paths),
+    ]
     if config.evaluation.level == "full":
         rules += [_site, _stated_sizes, _capture, lambda study: _depth(study.model, study.layers)]
     found: list[str] = []
@@ -68,7 +74,11 @@ def job_problems(study: Study) -> Iterator[str]:
     for number, side in enumerate(sides):
         yield from (problem if number == 0 else f"pairs={study.pairs.name}: {problem}" for problem in _saes(side))
     yield from study.pairs.problems(study)
+    yield from _place(study.paths)
     yield from _seed(study)
+    for name, metric in study.metrics.items():
+        if isinstance(metric, (str, int, float, list, dict, type(None))):
+            yield f"metrics.{name}={metric!r}: takes a class, +metrics.{name}._target_=my_package.MyClass"
     yield from _limits(study)
     yield from _needs_text(study)
     yield from _comparisons(study)
@@ -91,6 +101,7 @@ def training_problems(cfg: TrainConfig) -> Iterator[str]:
     """Every broken rule of a `sae-match-train` run."""
     yield from _layers(cfg.layers, least=1)
     yield from _depth(cfg.model, cfg.layers)
+    yield from _place(cfg.paths)
     for group, texts in (("datasets", cfg.datasets), ("held_out", cfg.held_out)):
         for name, text in texts.items():
             yield from _window(text, f"{group}.{name}", cfg.model.sink_positions)
@@ -116,6 +127,8 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.pair={layers.pair} is short for first and last on the command line; set those two here"
     if layers.first < 0:
         yield f"layers.first={layers.first}: must be 0 or more (0-based blocks)"
+    if layers.list is not None and not layers.list:
+        yield "layers.list=[]: names no layer; null for a span"
     if layers.list and (layers.list != sorted(set(layers.list)) or {layers.first, layers.last} - {*layers.list}):
         yield f"layers.list={layers.list}: must be ascending, each layer once"
     if len(span_of(layers)) < least:
@@ -123,9 +136,14 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
 
+def _place(paths: Paths) -> Iterator[str]:
+    if not paths.output_dir:
+        yield "paths.output_dir is empty (a variable that is not set?): name a folder"
+
+
 def _seed(study: Study) -> Iterator[str]:
-    if study.seed < 0:
-        yield f"seed={study.seed}: must be 0 or more"
+    if not 0 <= study.seed < 2**63:
+        yield f"seed={study.seed}: must be 0 or more, and below 2^63"
 
 
 def _span(study: Study) -> Iterator[str]:

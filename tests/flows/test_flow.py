@@ -214,7 +214,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"edges\.parquet: not a readable table with layer"):
         Flow.load(tmp_path)
     (tmp_path / "flow" / "edges.parquet").unlink()
-    with pytest.raises(UserError, match=r"edges.parquet is missing"):
+    with pytest.raises(UserError, match=r"edges.parquet: is missing"):
         Flow.load(tmp_path / "flow")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_match import UserError, match
 from sae_match.matching import MatchingProblem
 from sae_match.matching.certified import CertifiedSolver
+from tests.builders import random_sae
 from tests.matching.problems import KINDS, Floats, distances, optimum, problem_of
 
 kinds = st.sampled_from(KINDS)
@@ -91,3 +95,11 @@ def test_the_planted_features_are_found_and_the_new_ones_rejected() -> None:
     right = torch.cat([new_b, shared + 0.05 * torch.randn(80, 32, generator=g)])
     solution = CertifiedSolver().solve(MatchingProblem(left, right, rejection_cost=8.0))
     assert solution.permutation.indices.tolist() == [30 + i for i in range(80)] + [-1] * 20
+
+
+@pytest.mark.parametrize(
+    "limit", [{"rejection_cost": math.inf}, {"rejection_cost": "3"}, {"n_pairs": 1.5}, {"n_pairs": True}]
+)
+def test_limits_that_are_none(limit: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(limit))}="):
+        match(random_sae(seed=1), random_sae(seed=2), **limit)

@@ -18,6 +18,7 @@ from sae_match.record.configuration import COLUMN_PATHS
 from sae_match.report.cli import main
 from sae_match.tracking.workspace import make_view
 from tests.record.wandb_server import run_python, wandb_server
+from tests.report.conftest import job_table
 
 
 def section_of(*varied: str) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def test_the_command_saves_the_view(tmp_path: Path) -> None:
         record.write_config(yaml.safe_dump({"folding": {"name": folding}, "matching": {"metric": "both"}}))
         with record.guard():
             record.write_metrics({"matching_score": 0.5})
+            record.write_pairs(job_table())
     with wandb_server() as server:
         command = ["-m", "sae_match.report.cli", "--wandb-workspace", "tester/mine"]
         done = run_python(server, tmp_path, *command, str(tmp_path / "sweep"), "--no-figures")

@@ -78,7 +78,9 @@ def test_per_layer_figures_see_only_neighbors(composed: pd.DataFrame, table: pd.
 def test_reports_of_one_and_of_several_jobs(tmp_path: Path, composed: pd.DataFrame, table: pd.DataFrame) -> None:
     for name, pairs in (("0", composed), ("1", table), ("2", composed)):
         record = JobRecord(tmp_path / "jobs" / name)
+        record.write_config("seed: 0\n")
         with record.guard():
+            record.write_metrics({})
             record.write_pairs(pairs)
     one = write_overlays(find_records([tmp_path / "jobs" / "0"]), tmp_path / "one")
     assert {"composition.png", "quantiles.png"} <= {figure.path.name for figure in one}
@@ -89,7 +91,9 @@ def test_reports_of_one_and_of_several_jobs(tmp_path: Path, composed: pd.DataFra
 
 def test_only_the_figures_asked_for(tmp_path: Path, composed: pd.DataFrame) -> None:
     record = JobRecord(tmp_path / "job")
+    record.write_config("seed: 0\n")
     with record.guard():
+        record.write_metrics({})
         record.write_pairs(composed)
     records = find_records([tmp_path / "job"])
     names = [

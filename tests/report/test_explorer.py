@@ -22,6 +22,7 @@ from sae_match.report import explorer
 from sae_match.report.cli import main
 from sae_match.report.explorer import explorer_page, packed, page_data, short
 from sae_match.report.pages import NEURONPEDIA
+from tests.report.conftest import job_table
 from tests.report.planted_flow import EDGE_ROWS, HAPPENED, HOSTILE, TEXTS, planted_contexts, planted_flow, write_flow
 from tests.report.test_path_page import Parsed
 
@@ -136,6 +137,8 @@ def test_the_command_writes_the_page(tmp_path: Path) -> None:
     record.write_config(yaml.safe_dump({"sae": {"name": "gemma"}}))
     with record.guard():
         write_flow(record.directory / "flow")
+        record.write_metrics({})
+        record.write_pairs(job_table())
     assert main([str(record.directory), "--output", str(tmp_path / "report")]) == 0
     page = Parsed((tmp_path / "report" / "flow.html").read_text(encoding="utf-8"))
     assert json.loads(page.inside["script"][1])["layers"] == [11, 12, 13]

@@ -89,6 +89,7 @@ def test_of_many_jobs_on_few_pairs_each_has_a_row_of_dots(ax: Axes, tmp_path: Pa
         record = JobRecord(tmp_path / "jobs" / str(n))
         record.write_config(f"folding: {{name: f{n}}}\n")
         with record.guard():
+            record.write_metrics({})
             record.write_pairs(job_table(n / 100))
     (figure,) = write_overlays(find_records([tmp_path / "jobs"]), tmp_path / "out", only=["matching_score"])
     stored = pd.read_csv(figure.path.with_suffix(".csv"), dtype={"job": str})
@@ -175,7 +176,7 @@ def test_explanations_take_the_place_of_tokens(tmp_path: Path) -> None:
 @pytest.mark.figures
 def test_the_figure_and_its_examples_are_written(tmp_path: Path) -> None:
     root = pair_record(tmp_path / "jobs")
-    (root / "status.json").write_text(json.dumps({"state": "done"}), encoding="utf-8")
+    (root / "status.json").write_text(json.dumps({"state": "running"}), encoding="utf-8")
     (figure,) = write_pair_figures(find_records([tmp_path / "jobs"]), tmp_path)
     assert (figure.name, figure.stat().st_size > 10_000) == ("pairs.png", True)
     assert pd.read_csv(tmp_path / "pairs.csv")["mark"].tolist() == list("ABCDEFGH")

@@ -20,6 +20,7 @@ from sae_match.record.contents import PATHS
 from sae_match.report.cli import main
 from sae_match.report.features import top_tokens
 from sae_match.report.pages import neuronpedia_link, path_page
+from tests.report.conftest import job_table
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u2028'\""
 
@@ -154,6 +155,8 @@ def test_the_report_writes_a_page_per_record_with_paths(tmp_path: Path, capsys: 
         record = JobRecord(tmp_path / "jobs" / name)
         record.write_config(yaml.safe_dump({"sae": {"name": f"sae_{name}"}, "seed": 0}))
         with record.guard():
+            record.write_metrics({})
+            record.write_pairs(job_table())
             if has_paths:
                 record.write_table(PATHS, paths_of())
                 pd.DataFrame({"layer": [10], "feature": [0], "token": ["word"]}).to_parquet(

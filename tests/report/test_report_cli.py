@@ -197,6 +197,21 @@ def test_a_damaged_table_is_named(
             pd.DataFrame(pair).to_parquet(sweep / "0" / name)
         else:
             (sweep / "0" / name).write_bytes(content)
-    assert main([str(sweep)]) == 2
+    assert main([str(sweep)]) == 1
     captured = capsys.readouterr()
-    assert f"{sweep / '0' / damaged}: not a readable" in captured.err and "Traceback" not in captured.err
+    assert f"{sweep / '0' / damaged}: not a readable" in captured.out and "4 of 6" not in captured.out
+    rows = {line.split("|")[1].strip(): line for line in captured.out.splitlines() if line.startswith("| ")}
+    assert "unreadable" in rows["0"] and "done" in rows["1"]
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "pairs.csv", "config.yaml"])
+def test_a_done_record_without_a_file_is_not_done(sweep: Path, file: str) -> None:
+    (sweep / "1" / file).unlink()
+    record = read_record(sweep / "1")
+    assert record.state == "unreadable" and f"{file} is missing" in (record.error or "")
+
+
+def test_a_table_that_is_cut_off_is_not_read(sweep: Path) -> None:
+    content = (sweep / "1" / "pairs.csv").read_bytes()
+    (sweep / "1" / "pairs.csv").write_bytes(content[: len(content) * 2 // 3])
+    assert "pairs.csv" in (read_record(sweep / "1").error or "")

@@ -63,6 +63,18 @@ def test_native_int8_keeps_the_norm_of_every_row(tmp_path: Path) -> None:
         assert bool(((got - given).abs() <= given.abs().amax(1, keepdim=True) / 127).all())
 
 
+def test_a_file_of_another_layer_is_refused(tmp_path: Path) -> None:
+    save_native(random_sae(), tmp_path / "layer_13.safetensors", metadata={"layer": "14"})
+    saes = Native(name="mine", root=str(tmp_path), last_layer=20)
+    with pytest.raises(UserError, match="asked for layer 13, but the file is of layer 14"):
+        saes.read(saes.locate(13), 13)
+
+
+def test_saes_of_no_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither sae.root nor sae.repo_id is set"):
+        Native(name="mine", last_layer=20).locate(13)
+
+
 def test_native_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not found"):
         load_sae(tmp_path / "absent.safetensors")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_match.errors import UserError
 from sae_match.training.module import SparsityController, learning_rate_factor
+from sae_match.training.options import TrainingConfig
 
 
 def test_controller_step_by_hand() -> None:
@@ -39,3 +42,9 @@ def test_learning_rate_warms_up_holds_and_decays() -> None:
 
 def test_learning_rate_without_warm_up_or_decay_is_constant() -> None:
     assert {learning_rate_factor(step, 50, 0, 0.0) for step in range(50)} == {1.0}
+
+
+@pytest.mark.parametrize("wrong", [{"beta1": 2.0}, {"topk_steps": -1}, {"lr": math.inf}, {"controller_gain": math.nan}])
+def test_recipes_that_cannot_work(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"training\.{next(iter(wrong))}="):
+        TrainingConfig(**wrong)

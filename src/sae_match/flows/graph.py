@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_match.errors import UserError
+from sae_match.errors import DamagedFileError, UserError
 from sae_match.files import atomic_path, reading, write_json
 from sae_match.flows.events import EVENTS
 
@@ -104,7 +104,7 @@ class Flow:
             folder = folder / "flow"
         for name in FILES:
             if not (folder / name).is_file():
-                raise UserError(f"{folder}: {name} is missing; a flow is a folder with {', '.join(FILES)}")
+                raise DamagedFileError(folder / name, f"is missing; a flow is a folder with {', '.join(FILES)}")
         with reading(folder / ABOUT, "description of a flow"):
             about = dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
         tables = []

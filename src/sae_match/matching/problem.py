@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Annotated
 
 import torch
@@ -81,8 +82,8 @@ class MatchingProblem:
         """Refuse what no solver can answer.
 
         Raises:
-            UserError: NaN or infinity, an empty side, a negative rejection cost, more pairs than there are features,
-                or both limits at once.
+            UserError: NaN or infinity, an empty side, a rejection cost that is no finite number >= 0, more pairs than
+                there are features, or both limits at once.
         """
         n_a, n_b = self.shape
         if min(n_a, n_b) == 0:
@@ -91,9 +92,11 @@ class MatchingProblem:
             raise UserError("the matching problem holds NaN or infinity; check the SAEs' parameters")
         if self.rejection_cost is not None and self.n_pairs is not None:
             raise UserError("rejection_cost and n_pairs both limit the pairs: give one of them")
-        if self.rejection_cost is not None and not self.rejection_cost >= 0:
-            raise UserError(f"rejection_cost={self.rejection_cost}: must be a number >= 0")
-        if self.n_pairs is not None and not 1 <= self.n_pairs <= min(n_a, n_b):
+        cost = self.rejection_cost
+        if cost is not None and not (isinstance(cost, Real) and 0 <= cost < math.inf):
+            raise UserError(f"rejection_cost={cost}: must be a finite number >= 0, or None")
+        whole = isinstance(self.n_pairs, Integral) and not isinstance(self.n_pairs, bool)
+        if self.n_pairs is not None and not (whole and 1 <= self.n_pairs <= min(n_a, n_b)):
             raise UserError(f"n_pairs={self.n_pairs}: must be in 1..{min(n_a, n_b)}, the narrower side's features")
 
     def check_complete(self, solver: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -113,8 +113,8 @@ class Estimate:
     """
 
     value: float
-    replicates: Floats
-    sums: DocumentSums | None = None
+    replicates: Floats = field(repr=False)
+    sums: DocumentSums | None = field(default=None, repr=False)
     trials: float | None = None
 
     @property

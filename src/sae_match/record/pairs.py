@@ -64,11 +64,14 @@ def read_pairs(path: Path) -> pd.DataFrame:
     """Read what `write_pairs` wrote.
 
     Raises:
-        ValueError: the file does not keep the contract.
+        ValueError: the file does not keep the contract, or is cut off.
     """
     # Numbers as text first: how exactly read_csv parses them by itself depends on pandas' version.
     text = dict.fromkeys(_NUMBER_COLUMNS, "str")
-    return tidy_pairs(pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""]))
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    if list(table.columns) != list(PAIR_COLUMNS) or not path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"not a whole table with the columns {', '.join(PAIR_COLUMNS)}")
+    return tidy_pairs(table)
 
 
 def layer_rows(pairs: pd.DataFrame) -> list[dict[str, Any]]:

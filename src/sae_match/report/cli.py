@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import DamagedFileError, UserError
 from ..terminal import quiet_when_unread
 from .canvas import VECTOR_FORMATS
 from .figures import MAX_CURVES
-from .records import BAD_STATES, comparison_keys, find_records
+from .records import BAD_STATES, comparison_keys, find_records, set_aside
 from .report import Options, make_report, report_text, write_report
 
 
@@ -47,11 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if not paths:
             return 0
+        text = None
+        while text is None:
+            try:
+                text = write_report(records, output, options) if output else report_text(make_report(records, options))
+            except DamagedFileError as damaged:  # the others are reported
+                records = set_aside(records, damaged)
+        print(text, end="")
         if output is None:
-            print(report_text(make_report(records, options)), end="")
             print("several paths and no --output: nothing was written", file=sys.stderr)
         else:
-            print(write_report(records, output, options), end="")
             print(f"written to {output}; to look at it, open {output / 'report.html'}", file=sys.stderr)
     except UserError as error:
         print(f"sae-match-report: {error}", file=sys.stderr)

@@ -86,7 +86,8 @@ def draw_histogram(ax: Axes, values: Mapping[str, Float[np.ndarray, " features"]
 def write_pair_figures(records: Sequence[Record], directory: Path) -> list[Path]:
     """`pairs.png` and `pairs.csv` (the examples) of every record of a single layer pair with top tokens or judgements;
     `pairs_N` where there are several. Returns the figures."""
-    found = [shown for record in records if (shown := pair_examples_of(record.path)) is not None]
+    readable = [record.path for record in records if record.state != "unreadable"]
+    found = [shown for path in readable if (shown := pair_examples_of(path)) is not None]
     written = []
     for number, (features, examples) in enumerate(found):
         path = directory / ("pairs.png" if len(found) == 1 else f"pairs_{number}.png")

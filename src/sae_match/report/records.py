@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ..errors import UserError
+from ..errors import DamagedFileError, UserError
 from ..record.configuration import FACTOR_PATHS, RUNTIME_KEYS, factors_of, flatten
 from ..record.contents import CONFIG, METRICS, PAIRS
 from ..record.labels import BUILT_IN_LABELS, LABELS, Labels, read_labels
@@ -98,6 +98,10 @@ def read_record(path: Path, name: str | None = None) -> Record:
     try:
         status = _read(path / STATUS, _mapping)
         now = interpret(status, path, probe=False)
+        labels = read_labels(path / LABELS)
+        for file in (CONFIG, METRICS, PAIRS) if now.state == "done" else ():
+            if not (path / file).is_file():
+                raise ValueError(f"{file} is missing: run the job again, with rerun=all")
         return Record(
             name=name,
             path=path,
@@ -108,10 +112,23 @@ def read_record(path: Path, name: str | None = None) -> Record:
             metrics=_read(path / METRICS, _mapping, {}),
             warnings=tuple(str(warning) for warning in status.get("warnings") or ()),
             pairs=_read(path / PAIRS, read_pairs),
-            labels=read_labels(path / LABELS),
+            labels=labels,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Record(name=name, path=path, state="unreadable", error=f"{type(error).__name__}: {error}")
+
+
+def set_aside(records: Sequence[Record], damaged: DamagedFileError) -> list[Record]:
+    """The records, that to which a damaged file belongs as unreadable.
+
+    Raises:
+        DamagedFileError: it belongs to none of them.
+    """
+    theirs = [damaged.path.is_relative_to(record.path) and record.state != "unreadable" for record in records]
+    if not any(theirs):
+        raise damaged
+    aside = [replace(record, state="unreadable", error=str(damaged)) for record in records]
+    return [other if its else record for record, other, its in zip(records, aside, theirs, strict=True)]
 
 
 def _read(path: Path, read: Callable[[Path], Any], absent: Any = None) -> Any:

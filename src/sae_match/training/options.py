@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,13 @@ class TrainingConfig:
     """Steps between logged points."""
 
     def __post_init__(self) -> None:
-        least = {"width": 1, "batch_tokens": 1, "tokens": self.batch_tokens, "lr_log_threshold": 0, "decay_fraction": 0,
+        floats = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        rules = [(name, math.isfinite(value), "a finite number") for name, value in floats.items()]
+        least = {"topk_steps": 0, "warmup_steps": 0, "dead_tokens": 0, "aux_coefficient": 0, "controller_gain": 0,
+                 "width": 1, "batch_tokens": 1, "tokens": self.batch_tokens, "lr_log_threshold": 0, "decay_fraction": 0,
                  "checkpoint_seconds": 1, "log_every_steps": 1}  # fmt: skip
-        rules = [(name, getattr(self, name) >= bound, f"at least {bound}") for name, bound in least.items()]
+        rules += [(name, getattr(self, name) >= bound, f"at least {bound}") for name, bound in least.items()]
+        rules += [(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1") for name in ("beta1", "beta2")]
         for name in ("target_l0", "lr", "bandwidth", "clip_norm_factor"):
             rules.append((name, getattr(self, name) > 0, "above 0"))
         rules.append(("target_l0", self.target_l0 <= self.width, "at most the width"))

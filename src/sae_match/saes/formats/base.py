@@ -164,9 +164,9 @@ class SaeFormat(ABC):
         """The hub repository that is read where `root` is not set."""
         from sae_match.hub_errors import Repository  # the hub's client is loaded where the hub is asked
 
-        return Repository(
-            self.repo_id or "", self.revision, "sae", "point sae.root at a local copy in the hub's layout"
-        )
+        if not self.repo_id:
+            raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
+        return Repository(self.repo_id, self.revision, "sae", "point sae.root at a local copy in the hub's layout")
 
     def fetch(self, name: str, layer: int | None) -> Path:
         """Local path of one file of a layer, downloaded (and its checksum checked) where `root` is not set.
@@ -177,8 +177,6 @@ class SaeFormat(ABC):
         inside_only(name)
         if self.root is not None:
             return _local_file(local_root(self.root), name, layer)
-        if self.repo_id is None:
-            raise UserError("neither sae.root nor sae.repo_id is set: name a directory or a hub repository")
         from sae_match.hub import download
 
         return download(self.repository, name)

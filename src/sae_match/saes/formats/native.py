@@ -96,13 +96,16 @@ class Native(SaeFormat):
         return super().locate(layer, span)
 
     def read_header(self, path: Path, layer: int | None) -> SaeHeader:
-        """Dimensions from the file's header, site from its metadata (resid_post where they say nothing)."""
+        """Dimensions from the file's header, site (resid_post where nothing is said) and layer from its metadata."""
         shapes = safetensors_shapes(path)
         d_model, width = matrix_shape(path, shapes, "W_enc")
         activation, site, match_only = _facts(path)
         unscaled = "scale" not in shapes and activation.kind in (ActivationKind.topk, ActivationKind.relu)
         obstacle = match_only or activation.obstacle
-        return SaeHeader(d_model, width, site, obstacle=obstacle, foldable=False if unscaled else None)
+        stated = read_metadata(path).get("layer", "")
+        return SaeHeader(
+            d_model, width, site, int(stated) if stated.isdigit() else None, obstacle, False if unscaled else None
+        )
 
     def read(self, path: Path, layer: int | None) -> SparseAutoencoder:
         """Read one safetensors file."""
