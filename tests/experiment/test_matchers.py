@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,9 +140,10 @@ def test_a_job_with_every_matcher(configured: Callable[..., Study], random_saes:
         assert name == similarity + folding + ("" if solver == "certified" else f"_{solver}")
         assert solver == "certified" or matcher.label.endswith(f", {solver}")
         assert (matcher.folding is None) == (similarity in ("decoder_cosine", "correlation", "semantic_transport"))
-    results = run(study)
-    assert any("delta losses have no intervals: 1 documents" in warning for warning in results.warnings)
-    found = results.pairs
+    result = run(study)
+    status = json.loads((result.directory / "status.json").read_text(encoding="utf-8"))
+    assert any("delta losses have no intervals: 1 documents" in warning for warning in status["warnings"])
+    found = result.pairs
     table = (
         found[found.layer_to == 1]
         .drop_duplicates(["variant", "metric"])

@@ -101,8 +101,8 @@ def partial_costs(cost: Tensor) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"rejection_cost": -1.0}, "rejection_cost=-1.0: must be a number >= 0"),
-        ({"rejection_cost": float("nan")}, "must be a number >= 0"),
+        ({"rejection_cost": -1.0}, "rejection_cost=-1.0: must be a finite number >= 0"),
+        ({"rejection_cost": float("nan")}, "must be a finite number >= 0"),
         ({"n_pairs": 25}, r"n_pairs=25: must be in 1\.\.24"),
         ({"n_pairs": 0}, r"n_pairs=0: must be in 1\.\.24"),
         ({"n_pairs": 3, "rejection_cost": 1.0}, "give one of them"),

@@ -12,9 +12,11 @@ import pytest
 
 from sae_match.errors import UserError
 from sae_match.record import slurm
+from sae_match.record.pairs import write_pairs
 from sae_match.sweep import notes
 from sae_match.sweep.table import jobs_of, render, table
 from tests.command import run_command
+from tests.report.conftest import job_table
 
 launcher = pytest.importorskip("sae_match.sweep.slurm", reason="needs the extra [slurm]")
 
@@ -45,6 +47,9 @@ def record(sweep: Path, number: int, state: str) -> None:
     if state == "killed":
         content["error"] = {"type": "Terminated", "message": "received SIGTERM"}
     (sweep / str(number) / "status.json").write_text(json.dumps(content))
+    (sweep / str(number) / "config.yaml").write_text("{}")
+    (sweep / str(number) / "metrics.json").write_text("{}")
+    write_pairs(sweep / str(number) / "pairs.csv", job_table())
     notes.note_job(sweep, number, PLANNED[number], sweep / str(number), "run")
 
 
