@@ -72,6 +72,16 @@ def test_any_batch_size_gives_the_same_numbers(batch: int) -> None:
             assert one.estimate.interval == pytest.approx(other.estimate.interval, rel=1e-6)
 
 
+def test_documents_are_those_that_windows_have() -> None:
+    a, b, x = random_sae(seed=1), random_sae(seed=2), torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(3))
+    permutation = Permutation.identity(24)
+    found = [evaluate_pair(a, b, permutation, x, x, torch.tensor(ids)) for ids in ([0, 0, 1, 2], [0, 0, 7, 70])]
+    assert [{row.n for row in one.rows if row.metric == "matching_score"} for one in found] == [{3}, {3}]
+    assert values(found[0]) == pytest.approx(values(found[1]), nan_ok=True)
+    with pytest.raises(UserError, match="from 0"):
+        evaluate_pair(a, b, permutation, x, x, torch.tensor([-1, 0, 1, 2]))
+
+
 def test_splices_by_definition() -> None:
     a, b = random_sae(seed=1), random_sae(seed=2)
     permutation = match(a, b).permutation

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from sae_match.arrays import Array, as_tensor, windows_of
+from sae_match.errors import UserError
 from sae_match.evaluation.activations import ActivationRequest, ActivationStatistics, compute_activations
 from sae_match.evaluation.sanity import check_encoding
 from sae_match.evaluation.splices import Splice, SplicePair, SpliceUnits, bind_all, parse_units
@@ -103,13 +104,17 @@ def evaluate_pair(
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations
     if document is None:
         document = torch.arange(len(x_a)) if x_a.ndim != 2 else torch.zeros(len(x_a), dtype=torch.int64)
-    document = as_tensor(document)
-    bootstrap = how.bootstrap or Bootstrap(int(document.max()) + 1)
+    number = as_tensor(document)
+    if number.is_floating_point() or not len(number) or int(number.min()) < 0:
+        raise UserError(f"document numbers the windows' documents, from 0: {number.dtype} {tuple(number.shape)}")
+    if how.bootstrap is None:  # numbers that no window has are no documents
+        number = torch.unique(number, return_inverse=True)[1]
+    bootstrap = how.bootstrap or Bootstrap(int(number.max()) + 1)
     x_b, *_ = windows_of(x_b, how.sink_positions, how.batch_windows)
     x_a, sinks, batch = windows_of(x_a, how.sink_positions, how.batch_windows)
     pair = SplicePair(a, b, named, parse_units(how.units), layers=layers, batch_windows=batch, sink_positions=sinks)
     splices = bind_all(how.splices, pair)
-    statistics = compute_activations(ActivationRequest(a, b, x_a, x_b, document, named, splices, batch, sinks))
+    statistics = compute_activations(ActivationRequest(a, b, x_a, x_b, number, named, splices, batch, sinks))
     for sae, layer in ((a, layers[0]), (b, layers[1])):
         for told in check_encoding(sae, {layers[0]: x_a, layers[1]: x_b}.__getitem__, layer, layers, sinks):
             warnings.warn(told, UserWarning, stacklevel=2)
