@@ -14,7 +14,7 @@ from sae_match.study import span_of
 
 if TYPE_CHECKING:  # train_app checks its configuration before it waits for torch
     from sae_match.language_model.sources import ModelSource
-    from sae_match.study import Layers, Paths, Study
+    from sae_match.study import Layers, Study
     from sae_match.text.source import TextSource
     from sae_match.training.options import TrainConfig
 
@@ -42,13 +42,7 @@ def check_values(config: Any) -> None:
     Raises:
         UserError: every broken rule, one per line.
     """
-    rules: list[Callable[[Any], Iterator[str]]] = [
-        _span,
-        _covered,
-        _seed,
-        _composition,
-        lambda study: _place(study.paths),
-    ]
+    rules: list[Callable[[Any], Iterator[str]]] = [_span, _covered, _seed, _composition, _place]
     if config.evaluation.level == "full":
         rules += [_site, _stated_sizes, _capture, lambda study: _depth(study.model, study.layers)]
     found: list[str] = []
@@ -74,10 +68,12 @@ def job_problems(study: Study) -> Iterator[str]:
     for number, side in enumerate(sides):
         yield from (problem if number == 0 else f"pairs={study.pairs.name}: {problem}" for problem in _saes(side))
     yield from study.pairs.problems(study)
-    yield from _place(study.paths)
+    yield from _place(study)
     yield from _seed(study)
+    from sae_match.metrics.metric import Metric
+
     for name, metric in study.metrics.items():
-        if isinstance(metric, (str, int, float, list, dict, type(None))):
+        if not isinstance(metric, Metric):
             yield f"metrics.{name}={metric!r}: takes a class, +metrics.{name}._target_=my_package.MyClass"
     yield from _limits(study)
     yield from _needs_text(study)
@@ -101,7 +97,7 @@ def training_problems(cfg: TrainConfig) -> Iterator[str]:
     """Every broken rule of a `sae-match-train` run."""
     yield from _layers(cfg.layers, least=1)
     yield from _depth(cfg.model, cfg.layers)
-    yield from _place(cfg.paths)
+    yield from _place(cfg)
     for group, texts in (("datasets", cfg.datasets), ("held_out", cfg.held_out)):
         for name, text in texts.items():
             yield from _window(text, f"{group}.{name}", cfg.model.sink_positions)
@@ -136,8 +132,8 @@ def _layers(layers: Layers, least: int) -> Iterator[str]:
         yield f"layers.first={layers.first}, layers.last={layers.last}: {what}"
 
 
-def _place(paths: Paths) -> Iterator[str]:
-    if not paths.output_dir:
+def _place(job: Study | TrainConfig) -> Iterator[str]:
+    if not job.paths.output_dir:
         yield "paths.output_dir is empty (a variable that is not set?): name a folder"
 
 

@@ -49,6 +49,9 @@ def test_jobs_over_other_layers_are_not_ranked_against_each_other() -> None:
     assert found[SCORE].ranks == {0: 1, 1: 2, 2: 1, 3: 2} and "over the same layers" in ranking_note(found)
     assert rankings(records[1:])[SCORE].ranks == {1: 1, 2: 2}
     assert "same layers" not in ranking_note(rankings(records[2:]))
+    alone = rankings(records[1:3])
+    assert alone[SCORE].ranks == {} and "fewer than" not in ranking_note(alone)
+    assert "plain values" not in ranking_note(alone)
 
 
 def test_a_row_per_combination_with_value_interval_and_rank() -> None:

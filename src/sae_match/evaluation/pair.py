@@ -98,7 +98,8 @@ def evaluate_pair(
         settings: `PairSettings()` if None.
 
     Raises:
-        UserError: shapes that do not fit together, unknown units, or a splice that cannot be made of this pair.
+        UserError: shapes that do not fit together, numbers of documents below 0, unknown units, or a splice that
+            cannot be made of this pair.
     """
     how = settings or PairSettings()
     named = {"matched": permutations} if isinstance(permutations, Permutation) else permutations

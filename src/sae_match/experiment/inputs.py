@@ -116,7 +116,7 @@ class Inputs:
         fit_a, fit_b = self.fit(pair)
         if self.map is MapKind.none or fit_a is None:
             return None
-        x_a, x_b = fit_a.layer(pair.blocks[0]), (fit_b or fit_a).layer(pair.blocks[1])
+        x_a, x_b = fit_a.layer(pair.blocks[0]), (fit_a if fit_b is None else fit_b).layer(pair.blocks[1])
         return fit_stream_map(x_a, x_b, self.map, self.batch_windows, self.sink_positions, a.device).carry(a)
 
     def facts(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def rank(records: Sequence[Record], name: str, resampled: Resampled, labels: Lab
     sign = -1.0 if labels.of_number(name).better == "lower" else 1.0
     found = [_rank(records, name, values, sign, resampled) for values in spans.values() if len(values) > 1]
     ranks = {place: number for one in found for place, number in one.ranks.items()}
-    return Ranking(ranks, all(one.paired for one in found), len(spans) > 1)
+    return Ranking(ranks, bool(found) and all(one.paired for one in found), len(spans) > 1)
 
 
 def _rank(
@@ -86,7 +86,7 @@ def ranking_note(rankings: Mapping[str, Ranking]) -> str:
     """How the ranks were made."""
     none = [name for name, ranking in rankings.items() if ranking.paired and not ranking.ranks]
     paired = [name for name, ranking in rankings.items() if ranking.paired and name not in none]
-    plain = [name for name, ranking in rankings.items() if not ranking.paired]
+    plain = [name for name, ranking in rankings.items() if ranking.ranks and not ranking.paired]
     text = "#1 is the best; ↓ marks numbers of which the lower is better."
     if paired:
         text += (

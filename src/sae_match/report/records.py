@@ -127,8 +127,10 @@ def set_aside(records: Sequence[Record], damaged: DamagedFileError) -> list[Reco
     theirs = [damaged.path.is_relative_to(record.path) and record.state != "unreadable" for record in records]
     if not any(theirs):
         raise damaged
-    aside = [replace(record, state="unreadable", error=str(damaged)) for record in records]
-    return [other if its else record for record, other, its in zip(records, aside, theirs, strict=True)]
+    return [
+        replace(record, state="unreadable", error=str(damaged)) if its else record
+        for record, its in zip(records, theirs, strict=True)
+    ]
 
 
 def _read(path: Path, read: Callable[[Path], Any], absent: Any = None) -> Any:

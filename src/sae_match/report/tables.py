@@ -222,6 +222,13 @@ def comparison_frame(records: Sequence[Record]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(rows), numbers.reindex(columns=metrics)], axis=1)
 
 
+def _place(row: Mapping[Any, Any], name: str) -> str:
+    """A job's rank, or why it has none; nothing where no other job is over its layers."""
+    if not pd.isna(rank := row[f"{name}_rank"]):
+        return f"#{rank}"
+    return "(no interval)" if pd.isna(row[f"{name}_low"]) else ""
+
+
 def ablation_table(
     records: Sequence[Record], frame: pd.DataFrame, metrics: Sequence[str], labels: Labels, folder: Path, note: str = ""
 ) -> Table:
@@ -229,8 +236,7 @@ def ablation_table(
     keys = comparison_keys(records)
     rows = []
     for record, row in zip(records, frame.to_dict("records"), strict=True):
-        places = ["(no interval)" if pd.isna(row[f"{name}_rank"]) else f"#{row[f'{name}_rank']}" for name in metrics]
-        numbers = [_number(record, name, folder, place) for name, place in zip(metrics, places, strict=True)]
+        numbers = [_number(record, name, folder, _place(row, name)) for name in metrics]
         rows.append([*_settings(record, keys), *numbers, _job(record, folder)])
     titles = [titled(name, labels) for name in metrics]
     return Table([*keys, *titles, "job"], rows, titles, keys, note)
